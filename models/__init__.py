@@ -1,0 +1,121 @@
+"""Architectures, one family a file.
+
+A file of this folder registers its variants::
+
+    @register(input_shape=(3, 224, 224), classifier="fc")
+    def resnet18(num_classes: int = 1000, in_channels: int = 3) -> nn.Module:
+        \"\"\"ResNet-18 (He et al. 2015, table 1).\"\"\"
+
+``names()`` reads the files' text and imports nothing, so that listing is instant; ``get(name)`` imports the one family it
+needs.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_FOLDER = Path(__file__).parent
+_REGISTRY: dict[str, Spec] = {}
+
+
+class ModelError(ValueError):
+    """A request for a model that cannot be met: an unknown name, or a file that does not hold what was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What the pipeline has to know about an architecture; it stands beside the architecture's own code."""
+
+    name: str
+    build: Callable[..., nn.Module]
+    """``build(num_classes=…, in_channels=…)`` returns a freshly initialised network with inputs [N, C, H, W]."""
+    input_shape: tuple[int, int, int]
+    """Channels, height and width the architecture was published with."""
+    num_classes: int = 1000
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Per-channel mean of the training images, in units of 0 to 1."""
+    std: tuple[float, ...] = IMAGENET_STD
+    classifier: str
+    """Dotted name of the last layer, whose output channels are the classes and are never pruned."""
+    summary: str = ""
+    cannot: Mapping[str, str] = field(default_factory=dict)
+    """Stages or targets this architecture cannot go through, each with the reason."""
+    small: Mapping[str, Any] = field(default_factory=dict)
+    """Extra keyword arguments of ``build`` that give a reduced network with the same kinds of layers, for tests."""
+    small_input: tuple[int, int, int] | None = None
+    """Input shape for the reduced network; None: the published one."""
+
+
+def register(
+    *,
+    input_shape: tuple[int, int, int],
+    classifier: str,
+    num_classes: int = 1000,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    cannot: Mapping[str, str] | None = None,
+    small: Mapping[str, Any] | None = None,
+    small_input: tuple[int, int, int] | None = None,
+) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Enter the decorated ``build`` function under its own name; its docstring's first line is the summary."""
+
+    def enter(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        _REGISTRY[build.__name__] = Spec(
+            name=build.__name__,
+            build=build,
+            input_shape=input_shape,
+            num_classes=num_classes,
+            mean=mean,
+            std=std,
+            classifier=classifier,
+            summary=(build.__doc__ or "").strip().split("\n")[0],
+            cannot=dict(cannot or {}),
+            small=dict(small or {}),
+            small_input=small_input,
+        )
+        return build
+
+    return enter
+
+
+@cache
+def _index() -> dict[str, tuple[str, str]]:
+    """Name -> (family file's stem, summary), read from the files' text."""
+    found = {}
+    for path in sorted(_FOLDER.glob("[!_]*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and any(_is_register(d) for d in node.decorator_list):
+                found[node.name] = (path.stem, (ast.get_docstring(node) or "").split("\n")[0])
+    return found
+
+
+def _is_register(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "register"
+
+
+def names() -> dict[str, str]:
+    """Every registered name with its one-line summary, in the files' order; imports no family and no torch."""
+    return {name: summary for name, (_, summary) in _index().items()}
+
+
+def get(name: str) -> Spec:
+    """The spec registered under ``name``; raises ModelError with the choices and the nearest spelling."""
+    if name not in _index():
+        near = difflib.get_close_matches(name, _index(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ModelError(f"unknown model {name!r}.{hint} Choices: {', '.join(_index())}; or path/to/net.py:function")
+    importlib.import_module(f"{__name__}.{_index()[name][0]}")
+    return _REGISTRY[name]

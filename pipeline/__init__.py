@@ -1,0 +1,1 @@
+"""The deployment pipeline: compress, quantize, export, and prove that the file still works."""

@@ -1,0 +1,35 @@
+"""What can go wrong, as one tree.
+
+::
+
+    EdgewiseError
+    ├── RequestError (also a ValueError)   the request is wrong; nothing was run            exit status 2
+    ├── StageError                         a step could not do what it was asked to         exit status 1
+    ├── LoweringError                      a target could not write or run its file         exit status 1
+    └── StoreError                         a kept result could not be written or read       exit status 1
+
+    calib_data.DataError, models.ModelError, targets.TargetError: ValueErrors of the leaves      exit status 2
+    targets.MissingBackend: an ImportError; its message holds the install line                   exit status 3
+
+Every message says what was wanted, what was found and what to do.
+"""
+
+
+class EdgewiseError(Exception):
+    """Root of the pipeline's own errors."""
+
+
+class RequestError(EdgewiseError, ValueError):
+    """The request cannot be met as it stands; found before anything was run."""
+
+
+class StageError(EdgewiseError):
+    """A step could not do what it was asked to do."""
+
+
+class LoweringError(EdgewiseError):
+    """A target could not write its file, or its runtime could not run it."""
+
+
+class StoreError(EdgewiseError):
+    """A kept result could not be written or read."""

@@ -1,0 +1,129 @@
+"""Deployment targets: one file (or small folder) each, named as the target, its pip extra and its nox session.
+
+A target's module defines ``TARGET = Target(...)`` and imports its backend only inside the functions that need it, so
+that ``names()`` imports nothing and ``get(name)`` can say which package is missing.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+    from torchao.quantization.pt2e.quantizer import Quantizer
+
+_FOLDER = Path(__file__).parent
+
+
+class TargetError(ValueError):
+    """A request that names no target, or a file that the target cannot read."""
+
+
+class MissingBackend(ImportError):
+    """The target's backend is not installed; the message holds the line that installs it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A quantization grid: the integers a tensor may take. Two targets that accept one grid share one QAT run.
+
+    Weights: symmetric, per output channel, ``weight_bits`` wide, zero point 0. Activations: 8 bits per tensor.
+    """
+
+    weight_bits: int = 8
+    """8: −127 … 127. 7: −63 … 63, which keeps 16-bit accumulators of u8×s8 kernels from saturating."""
+    symmetric_activations: bool = False
+    """True: zero point 0. False: affine (asymmetric), −128 … 127."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A written file and what is known of it without running it."""
+
+    target: str
+    path: Path
+    precision: Literal["float32", "float16", "int8"]
+    undelegated: tuple[str, ...] = ()
+    """Operators that the target's accelerated backend left outside, one entry per occurrence."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Target-specific, JSON-serialisable: opset, operator counts, fused convolutions, ..."""
+
+
+class Runner(Protocol):
+    """A loaded file. Call it with normalised float images."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """float32 [N, C, H, W] -> float32 logits [N, classes]; runs one image at a time when the file's batch is 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A vendor model's prediction, never a measurement."""
+
+    cycles: int
+    sram_bytes: int
+    flash_bytes: int
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A runtime that a network is deployed to."""
+
+    name: str
+    summary: str
+    suffix: str
+    """Of the written file or package, with the dot."""
+    extra: str
+    """The pip extra that installs the backend."""
+    needs: tuple[str, ...]
+    """Importable modules the backend consists of; checked without importing them."""
+    grids: tuple[Grid, ...]
+    """The grids this runtime executes exactly, the widest first."""
+    quantizer: Callable[[Grid], Quantizer]
+    export: Callable[[ExportedProgram, Path], Artifact]
+    """Lower a program captured at batch 1 (float, or quantized with quantize/dequantize nodes) and write the file."""
+    load: Callable[[Path, int], Runner] | None
+    """``load(path, threads)`` in the real runtime; None: it does not exist on this host."""
+    reference: Callable[[Path], Runner] | None = None
+    """Evaluates the written file's own instructions; for files whose runtime does not exist on this host."""
+    estimate: Callable[[Path], Estimate] | None = None
+
+
+def _module_files() -> dict[str, Path]:
+    files = {path.stem: path for path in _FOLDER.glob("[!_]*.py")}
+    files |= {path.parent.name: path for path in _FOLDER.glob("[!_]*/__init__.py")}
+    return dict(sorted(files.items()))
+
+
+def names() -> dict[str, str]:
+    """Target name -> first line of its docstring; imports no backend."""
+    return {
+        name: (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+        for name, path in _module_files().items()
+    }
+
+
+def get(name: str) -> Target:
+    """The target called ``name``. Raises TargetError for an unknown name, MissingBackend where a package is missing."""
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise TargetError(f"unknown target {name!r}.{hint} Choices: {', '.join(known)}")
+    target: Target = importlib.import_module(f"{__name__}.{name}").TARGET
+    missing = [module for module in target.needs if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingBackend(
+            f"target {name!r} needs {', '.join(missing)}, which is not installed. "
+            f'Install it with: python -m pip install -e ".[{target.extra}]"'
+        )
+    return target
