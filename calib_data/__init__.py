@@ -1,9 +1,9 @@
 """Data sets for training, calibration and evaluation: one reader a file.
 
-``load("digits")``, ``load("cifar10:DIR")``, ``load("idx:DIR")``, ``load("imagefolder:DIR")``, ``load("arrays:FILE.npz")``.
-A reader is a module of this folder with a docstring and ``read(path: str, seed: int) -> Data`` (``path`` is the text
-after the colon, empty for a set that needs none). Images are bytes, as a camera gives them; normalisation belongs to the
-model's spec.
+``load("digits")``, ``load("cifar10:DIR")``, ``load("idx:DIR")``, ``load("imagefolder:DIR")`` and
+``load("arrays:FILE.npz")``. A reader is a module of this folder with a docstring and
+``read(path: str, seed: int) -> Data`` (``path`` is the text after the colon, empty for a set that needs none). Images
+are bytes, as a camera gives them; normalisation belongs to the model's spec.
 """
 
 from __future__ import annotations

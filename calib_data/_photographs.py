@@ -1,0 +1,101 @@
+"""One photograph: its header checked, and later decoded, turned upright, resized and cut to a square."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import DataError
+from ._parts import Bytes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What follows the ``?``."""
+
+    size: int = 224
+    """Side of the square that is cut out, pixels."""
+    resize: int = 0
+    """Length of the shorter side before the cut, pixels; 0: as ``size``."""
+    flip: int = 1
+    """1 where a mirrored image keeps its label."""
+
+    @property
+    def shorter_side(self) -> int:
+        """Pixels of the shorter side after resizing."""
+        return self.resize or self.size
+
+
+@contextlib.contextmanager
+def mute_metadata() -> Iterator[None]:
+    """Mute Pillow's warnings of odd metadata, which change no pixel; raise its warning of an absurdly large image."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def checked_sha256(path: Path) -> str:
+    """The file's SHA-256; raises DataError if its header is not that of an image of at most 8 bits a channel."""
+    from PIL import Image
+
+    try:
+        with path.open("rb") as stream, mute_metadata():
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            stream.seek(0)
+            with Image.open(stream) as image:
+                mode = image.mode
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: an image is wanted, found: {error}; replace or remove it") from error
+    if mode.startswith(("I", "F")):
+        raise DataError(f"{path}: an image of 8 bits a channel is wanted, found mode {mode}; convert it")
+    return sha256
+
+
+def decode(path: Path, options: Options) -> Bytes:
+    """The image as uint8 [3, size, size]; raises DataError, naming the file, if it does not decode."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            # By way of RGBA, because Pillow warns of a palette's transparency on the direct way.
+            opaque = image.convert("RGBA") if "transparency" in image.info else image
+            return np.asarray(_cut(opaque.convert("RGB"), options)).transpose(2, 0, 1)
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        IndexError,
+        Image.DecompressionBombWarning,
+        Image.DecompressionBombError,
+    ) as error:
+        raise DataError(f"{path}: an image that decodes is wanted, found: {error}; replace or remove it") from error
+
+
+def _cut(image: Image, options: Options) -> Image:
+    """The centre of the resized image; only that square is resized, since a panorama's whole could be gigabytes."""
+    from PIL.Image import Resampling
+
+    left, right = _span(image.width, min(image.size), options)
+    top, bottom = _span(image.height, min(image.size), options)
+    return image.resize((options.size, options.size), Resampling.BILINEAR, box=(left, top, right, bottom))
+
+
+def _span(side: int, shorter: int, options: Options) -> tuple[float, float]:
+    """Where the cut begins and ends on a side, in pixels of the image as it came."""
+    resized = max(options.size, round(side * options.shorter_side / shorter))
+    start = (resized - options.size) // 2
+    return start * side / resized, (start + options.size) * side / resized

@@ -1,0 +1,62 @@
+"""Seeded, stratified splits: which images are held out of a set that does not say so itself.
+
+Only the raw 64-bit stream of PCG64 is used, which numpy keeps the same on every platform and in every version (NEP 19);
+its shuffles and choices may change between versions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import DataError
+
+Int64s = NDArray[np.int64]
+
+TEST, CALIB = 0, 1
+"""The streams of random numbers, one a purpose, so that the two splits of one set are independent."""
+
+_MOST_CALIB = 1000
+
+
+def calib_count(images: int) -> int:
+    """How many of so many training images are held out for calibration: a tenth, at least 1, at most 1,000."""
+    return max(1, min(_MOST_CALIB, images // 10))
+
+
+def hold_out(labels: Int64s, count: int, seed: int, stream: int, source: str) -> tuple[Int64s, Int64s]:
+    """Indices of ``count`` images held out in proportion to their classes, and of the rest.
+
+    labels: [N]; stream: ``TEST`` or ``CALIB``; source: the file or folder to name in an error. The held-out indices are
+    shuffled, so that any beginning of them is a fair sample; the rest keep their order. At least one image of every
+    class stays in the rest. Raises DataError where that cannot be, and for a seed below 0.
+    """
+    if seed < 0:
+        raise DataError(f"a seed of 0 or more is wanted, {seed} was found; give another")
+    present, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    if count > len(labels) - len(present):
+        raise DataError(
+            f"{source}: {count} images are to be held out and one of each class kept, wanted at least "
+            f"{count + len(present)} images, found {len(labels)} of {len(present)} classes; add images"
+        )
+    shuffled = _shuffled(len(labels), seed, stream)
+    taken = np.zeros(len(labels), dtype=bool)
+    for position, quota in enumerate(_quotas(sizes.astype(np.int64), count)):
+        taken[shuffled[group[shuffled] == position][:quota]] = True
+    return shuffled[taken[shuffled]], np.flatnonzero(~taken).astype(np.int64)
+
+
+def _shuffled(count: int, seed: int, stream: int) -> Int64s:
+    keys = np.random.PCG64(np.random.SeedSequence([seed, stream])).random_raw(count)
+    return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def _quotas(sizes: Int64s, count: int) -> Int64s:
+    """Largest-remainder shares of ``count``, each below its class's size; ties go to the lower class."""
+    total = int(sizes.sum())
+    quotas = np.minimum(sizes * count // total, sizes - 1)
+    order = np.argsort(-(sizes * count % total), kind="stable")
+    while (left := count - int(quotas.sum())) > 0:
+        open_classes = order[quotas[order] < sizes[order] - 1]
+        quotas[open_classes[:left]] += 1
+    return quotas
