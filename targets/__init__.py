@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
+import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from torchao.quantization.pt2e.quantizer import Quantizer
 
 _FOLDER = Path(__file__).parent
+
+COMMON_OPERATORS = frozenset({"conv", "linear", "relu", "add", "mul", "cat", "pool", "mean", "reshape"})
+"""Operator patterns that every int8 runtime here has."""
 
 
 class TargetError(ValueError):
@@ -42,6 +48,46 @@ class Grid:
     """8: −127 … 127. 7: −63 … 63, which keeps 16-bit accumulators of u8×s8 kernels from saturating."""
     symmetric_activations: bool = False
     """True: zero point 0. False: affine (asymmetric), −128 … 127."""
+    operators: frozenset[str] = COMMON_OPERATORS
+    """Operator patterns that run in int8; the rest stays float."""
+
+    def meet(self, other: Grid) -> Grid:
+        """The widest grid inside both: what is trained on it, both represent exactly."""
+        return Grid(
+            weight_bits=min(self.weight_bits, other.weight_bits),
+            symmetric_activations=self.symmetric_activations or other.symmetric_activations,
+            operators=self.operators & other.operators,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return {
+            "weight_bits": self.weight_bits,
+            "symmetric_activations": self.symmetric_activations,
+            "operators": sorted(self.operators),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Grid:
+        """The grid that ``to_json`` described."""
+        return cls(
+            weight_bits=fields["weight_bits"],
+            symmetric_activations=fields["symmetric_activations"],
+            operators=frozenset(fields["operators"]),
+        )
+
+
+def common_grid(targets: Iterable[Target]) -> Grid | None:
+    """The widest grid on which one training run serves all of ``targets``; None where they have none in common.
+
+    Each target lists the grids it executes exactly; a narrower grid with the same kind of activations lies inside.
+    """
+    best: Grid | None = None
+    for choice in itertools.product(*(target.grids for target in targets)):
+        met = functools.reduce(Grid.meet, choice)
+        if met.operators and (best is None or met.weight_bits > best.weight_bits):
+            best = met
+    return best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +134,8 @@ class Target:
     """Importable modules the backend consists of; checked without importing them."""
     grids: tuple[Grid, ...]
     """The grids this runtime executes exactly, the widest first."""
-    quantizer: Callable[[Grid], Quantizer]
+    quantizer: Callable[..., Quantizer]
+    """``quantizer(grid, qat=bool)``."""
     export: Callable[[ExportedProgram, Path], Artifact]
     """Lower a program captured at batch 1 (float, or quantized with quantize/dequantize nodes) and write the file."""
     load: Callable[[Path, int], Runner] | None
@@ -127,3 +174,20 @@ def get(name: str) -> Target:
             f'Install it with: python -m pip install -e ".[{target.extra}]"'
         )
     return target
+
+
+def packages(target: Target) -> tuple[str, ...]:
+    """The distributions that the target's modules come from, as their versions are looked up."""
+    installed = importlib.metadata.packages_distributions()
+    return tuple(sorted({name for module in target.needs for name in installed.get(module.split(".")[0], [module])}))
+
+
+def versions(distributions: Iterable[str]) -> dict[str, str | None]:
+    """Installed version of each distribution, None where it is not installed; imports none of them."""
+    found: dict[str, str | None] = {}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found

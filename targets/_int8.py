@@ -1,0 +1,426 @@
+"""The one int8 quantizer: a table of operator patterns over torchao's pt2e interface.
+
+A quantized network is described by *places*: a tensor where it is produced (a graph node) or where one operator reads
+it (an edge). Every pattern says which places exist, and which must have the same scale; each group of places gets one
+observer. Grouping is done here, not by torchao's implicit sharing, whose order of unions can end in a cycle.
+
+Scheme: weights symmetric per output channel (zero point 0), activations int8 per tensor, biases float in the graph (a
+target rounds them to int32 with scale s_x·s_w). Jacob et al. 2018 (arXiv 1712.05877), section 2.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.fake_quantize import FakeQuantize, FusedMovingAvgObsFakeQuantize
+from torchao.quantization.pt2e.observer import (
+    HistogramObserver,
+    MovingAverageMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
+from torchao.quantization.pt2e.quantizer import (
+    EdgeOrNode,
+    FixedQParamsQuantizationSpec,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    QuantizationSpecBase,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+from targets import Grid, TargetError
+
+WEIGHT_SCALE_FLOOR = 2.0**-14
+"""Smallest weight scale: float16's smallest normal number, as some runtimes keep scales; biases then fit int32."""
+ACTIVATION_SCALE_FLOOR = 2.0**-12
+
+_aten = torch.ops.aten
+
+
+class PerChannelWeightFakeQuantize(FakeQuantize):
+    """Rounds weights to the grid of their present magnitude: scale = max|w| / quant_max for each output channel.
+
+    The stock fused operator divides negative weights by quant_max + 1 in training and by quant_max at conversion, and
+    its moving average lags behind the weights; here training and conversion see the same scale at every step.
+    """
+
+    def forward(self, X: Tensor) -> Tensor:  # noqa: N803 - the name torchao's callers may pass
+        """Weights of any shape -> the same shape, rounded; the gradient passes straight through."""
+        axes = [axis for axis in range(X.dim()) if axis != self.ch_axis]
+        magnitude = X.detach().abs().float().amax(axes) if axes else X.detach().abs().float()
+        scale = (magnitude / self.quant_max).clamp_min(self.activation_post_process.eps)
+        if self.scale.shape != scale.shape:
+            self.scale.resize_(scale.shape)
+            self.zero_point.resize_(scale.shape).zero_()
+        self.scale.copy_(scale)
+        if self.fake_quant_enabled[0] == 0:
+            return X
+        return torch.fake_quantize_per_channel_affine(
+            X, self.scale, self.zero_point, self.ch_axis, self.quant_min, self.quant_max
+        )
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point [channels] of the last forward."""
+        return self.scale, self.zero_point
+
+
+class ActivationFakeQuantize(FusedMovingAvgObsFakeQuantize):
+    """torchao's fused moving-average fake quantizer, converted with exactly the scale it trained with."""
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the last forward, not a second computation from the ranges."""
+        return self.scale, self.zero_point
+
+
+@dataclass
+class _Plan:
+    """The places of one graph, grouped: places in one group get one observer."""
+
+    places: dict[EdgeOrNode, QuantizationSpecBase] = field(default_factory=dict)
+    weights: dict[tuple[Node, Node], int] = field(default_factory=dict)
+    transparent: dict[Node, EdgeOrNode] = field(default_factory=dict)
+    """Operators that change no value at inference (dropout) -> the place of their input."""
+    inside: set[Node] = field(default_factory=set)
+    """Nodes whose output stays within a fused pattern."""
+    claimed: set[Node] = field(default_factory=set)
+    parent: dict[EdgeOrNode, EdgeOrNode] = field(default_factory=dict)
+
+    def root(self, place: EdgeOrNode) -> EdgeOrNode:
+        while (above := self.parent.get(place, place)) != place:
+            place = above
+        return place
+
+    def tie(self, first: EdgeOrNode, second: EdgeOrNode) -> None:
+        self.parent[self.root(second)] = self.root(first)
+
+
+Annotator = Callable[["Int8Quantizer", _Plan, Node], None]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One row of the table: the operators of a name, and how their tensors are quantized."""
+
+    operator: str
+    """The name that ``Int8Quantizer.operators`` switches on."""
+    overloads: tuple[object, ...]
+    annotate: Annotator
+
+
+@dataclass(frozen=True)
+class Int8Quantizer(Quantizer):
+    """Annotates a captured graph for ``prepare_pt2e`` (``qat=False``) or ``prepare_qat_pt2e`` (``qat=True``).
+
+    The graph is that of ``torch.export.export(model, (x,)).module(check_guards=False)`` with batch norms already folded
+    into the convolutions. After training, run one batch before ``convert_pt2e`` if weights were replaced (averaged,
+    loaded): weight scales are those of the last forward.
+    """
+
+    grid: Grid = field(default_factory=Grid)
+    operators: frozenset[str] | None = None
+    """Patterns to quantize, in place of the grid's own set."""
+    qat: bool = False
+    float_nodes: frozenset[str] = frozenset()
+    """Names of graph nodes to leave in floating point."""
+
+    def __post_init__(self) -> None:
+        known = {pattern.operator for pattern in PATTERNS}
+        if unknown := self.switched_on - known:
+            raise TargetError(f"no int8 pattern called {sorted(unknown)}; choices: {', '.join(sorted(known))}")
+        if self.grid.weight_bits not in range(2, 9):
+            raise TargetError(f"weight_bits must be 2 to 8, found {self.grid.weight_bits}")
+
+    @property
+    def switched_on(self) -> frozenset[str]:
+        """Names of the patterns in use."""
+        return self.grid.operators if self.operators is None else self.operators
+
+    @cached_property
+    def activation(self) -> QuantizationSpec:
+        """int8 per tensor, −128 … 127 (affine) or −127 … 127 with zero point 0."""
+        symmetric = self.grid.symmetric_activations
+        observer = ActivationFakeQuantize if self.qat else HistogramObserver
+        arguments = {"observer": MovingAverageMinMaxObserver} if self.qat else {}
+        return QuantizationSpec(
+            dtype=torch.int8,
+            quant_min=-127 if symmetric else -128,
+            quant_max=127,
+            qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
+            observer_or_fake_quant_ctr=observer.with_args(eps=ACTIVATION_SCALE_FLOOR, **arguments),
+        )
+
+    def weight(self, channel_axis: int) -> QuantizationSpec:
+        """Symmetric, one scale for each index of ``channel_axis``, in the grid's bits."""
+        limit = 2 ** (self.grid.weight_bits - 1) - 1
+        observer = PerChannelWeightFakeQuantize if self.qat else PerChannelMinMaxObserver
+        arguments = {"observer": PerChannelMinMaxObserver} if self.qat else {}
+        return QuantizationSpec(
+            dtype=torch.int8,
+            quant_min=-limit,
+            quant_max=limit,
+            qscheme=torch.per_channel_symmetric,
+            ch_axis=channel_axis,
+            observer_or_fake_quant_ctr=observer.with_args(eps=WEIGHT_SCALE_FLOOR, **arguments),
+        )
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Attach a quantization annotation to every node of a pattern that is switched on."""
+        _refuse_batch_norm(model)
+        table = {target: row for row in PATTERNS if row.operator in self.switched_on for target in row.overloads}
+        plan = _Plan()
+        for node in model.graph.nodes:
+            row = table.get(node.target)
+            if row is not None and node not in plan.claimed and node.name not in self.float_nodes:
+                row.annotate(self, plan, node)
+        self._write(model, plan)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Raises TargetError for a graph that still holds a batch norm."""
+        _refuse_batch_norm(model)
+
+    def _write(self, model: GraphModule, plan: _Plan) -> None:
+        """The first place of a group, in torchao's own order, holds the specification; the others refer to it."""
+        specs = {plan.root(place): spec for place, spec in plan.places.items() if spec is not self.activation}
+        leaders: dict[EdgeOrNode, EdgeOrNode] = {}
+
+        def spec(place: EdgeOrNode) -> QuantizationSpecBase:
+            root = plan.root(place)
+            leader = leaders.setdefault(root, place)
+            return specs.get(root, self.activation) if leader == place else SharedQuantizationSpec(leader)
+
+        for node in model.graph.nodes:
+            inputs: dict[Node, QuantizationSpecBase | None] = {}
+            for source in node.all_input_nodes:
+                if (source, node) in plan.weights:
+                    inputs[source] = self.weight(plan.weights[source, node])
+                elif (source, node) in plan.places:
+                    inputs[source] = spec((source, node))
+            output = spec(node) if node in plan.places else None
+            if inputs or output is not None:
+                node.meta["quantization_annotation"] = QuantizationAnnotation(
+                    input_qspec_map=inputs, output_qspec=output, allow_implicit_sharing=False, _annotated=True
+                )
+
+    def _read(self, plan: _Plan, source: Node, node: Node) -> EdgeOrNode:
+        """The place at which ``node`` reads ``source``: the tensor's own one where it has one."""
+        if source in plan.transparent:
+            return plan.transparent[source]
+        edge = (source, node)
+        plan.places.setdefault(edge, self.activation)
+        for place in (source, *((source, user) for user in source.users)):
+            if place in plan.places and place != edge:
+                plan.tie(place, edge)
+                break
+        return edge
+
+    def _produce(self, plan: _Plan, node: Node, spec: QuantizationSpecBase | None = None) -> None:
+        """``node``'s output is quantized; behind an activation function that follows alone, if there is one."""
+        last = node
+        user = next(iter(node.users), None)
+        if spec is None and len(node.users) == 1 and user is not None and user.target in _CLIPS:
+            plan.inside.add(node)
+            plan.claimed.add(user)
+            last = user
+        plan.places[last] = spec or self.activation
+
+
+def _refuse_batch_norm(model: GraphModule) -> None:
+    found = [node.name for node in model.graph.nodes if "batch_norm" in str(node.target)]
+    if found:
+        raise TargetError(
+            f"batch norms must be folded into their convolutions before quantization; found {', '.join(found)}. "
+            "Fold the model first"
+        )
+
+
+def _is_float(value: object) -> bool:
+    tensor = value.meta.get("val") if isinstance(value, Node) else None
+    return isinstance(tensor, Tensor) and tensor.dtype.is_floating_point
+
+
+def _quantized(plan: _Plan, source: object) -> bool:
+    return source in plan.places or source in plan.transparent
+
+
+def _weighted(input_index: int, weight_index: int, channel_axis: int) -> Annotator:
+    """Convolution or linear: activation at one argument, weight at another, activation out."""
+
+    def annotate(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+        source, weight = node.args[input_index], node.args[weight_index]
+        if isinstance(source, Node) and isinstance(weight, Node):
+            quantizer._read(plan, source, node)
+            plan.weights[weight, node] = channel_axis
+            quantizer._produce(plan, node)
+
+    return annotate
+
+
+def _transposed(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """Transposed convolution: output channels lie on axis 1; with groups they are not an axis, so it stays float."""
+    groups = node.args[6] if len(node.args) > 6 else 1
+    if groups == 1:
+        _weighted(0, 1, 1)(quantizer, plan, node)
+
+
+def _elementwise(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """Every tensor argument and the output have scales of their own; with a number as an argument it stays float."""
+    if all(_is_float(argument) for argument in node.args[:2]):
+        for source in dict.fromkeys(node.args[:2]):
+            assert isinstance(source, Node)
+            quantizer._read(plan, source, node)
+        quantizer._produce(plan, node)
+
+
+def _unary(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """First argument and output, each with its own scale."""
+    if _is_float(source := node.args[0]):
+        assert isinstance(source, Node)
+        quantizer._read(plan, source, node)
+        quantizer._produce(plan, node)
+
+
+def _attention(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """Query, key and value, and the output; the scores inside stay float."""
+    for source in dict.fromkeys(node.args[:3]):
+        assert isinstance(source, Node)
+        quantizer._read(plan, source, node)
+    quantizer._produce(plan, node)
+
+
+def _unit_interval(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """Output in [0, 1): fixed scale 1/256, so that nothing has to be learned."""
+    if _is_float(source := node.args[0]):
+        assert isinstance(source, Node)
+        quantizer._read(plan, source, node)
+        spec = FixedQParamsQuantizationSpec(
+            dtype=torch.int8,
+            scale=1 / 256,
+            zero_point=-128,
+            quant_min=-128,
+            quant_max=127,
+            qscheme=torch.per_tensor_affine,
+        )
+        quantizer._produce(plan, node, spec)
+
+
+def _same_scale(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """Moves, selects or averages numbers: the output has its input's scale; a float input stays float."""
+    source = node.args[0]
+    if isinstance(source, Node) and _quantized(plan, source) and _is_float(node):
+        place = quantizer._read(plan, source, node)
+        plan.places[node] = quantizer.activation
+        plan.tie(place, node)
+
+
+def _spatial_mean(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """Mean over height and width of [N, C, H, W]; other means stay float."""
+    source, axes = node.args[0], node.args[1] if len(node.args) > 1 else None
+    image = isinstance(source, Node) and source.meta["val"].dim() == 4
+    if image and isinstance(axes, list | tuple) and sorted(int(axis) % 4 for axis in axes) == [2, 3]:
+        _same_scale(quantizer, plan, node)
+
+
+def _zero_padding(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """Constant padding with zero, which every grid here holds exactly."""
+    mode = node.args[2] if len(node.args) > 2 else "constant"
+    value = node.args[3] if len(node.args) > 3 else 0
+    if mode in ("constant", 0) and not value:
+        _same_scale(quantizer, plan, node)
+
+
+def _joined(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """Concatenation: all inputs and the output share a scale; an input with a fixed scale is quantized again for it."""
+    sources = [source for source in node.all_input_nodes if _is_float(source)]
+    if not any(_quantized(plan, source) for source in sources):
+        return
+    plan.places[node] = quantizer.activation
+    for source in sources:
+        edge: EdgeOrNode = (source, node)
+        produced = plan.places.get(source)
+        if produced is not None and plan.root(source) in _fixed_roots(plan):
+            plan.places[edge] = quantizer.activation
+        else:
+            edge = quantizer._read(plan, source, node)
+        plan.tie(edge, node)
+
+
+def _fixed_roots(plan: _Plan) -> set[EdgeOrNode]:
+    return {plan.root(place) for place, spec in plan.places.items() if isinstance(spec, FixedQParamsQuantizationSpec)}
+
+
+def _split(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """Chunk or split: each part has the scale of the whole."""
+    source = node.args[0]
+    if isinstance(source, Node) and _quantized(plan, source):
+        place = quantizer._read(plan, source, node)
+        for part in node.users:
+            if part.target is operator.getitem:
+                plan.places[part] = quantizer.activation
+                plan.tie(place, part)
+
+
+def _see_through(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """Dropout: its input is quantized, its readers take it as it comes, since it is gone at inference."""
+    source = node.args[0]
+    if isinstance(source, Node) and _quantized(plan, source):
+        plan.transparent[node] = quantizer._read(plan, source, node)
+
+
+_CLIPS: frozenset[object] = frozenset(
+    {
+        _aten.relu.default,
+        _aten.relu_.default,
+        _aten.relu6.default,
+        _aten.relu6_.default,
+        _aten.hardtanh.default,
+        _aten.hardtanh_.default,
+        _aten.clamp.default,
+        _aten.clamp_.default,
+    }
+)
+"""Activation functions that are a clipping of the range, and cost nothing behind an int8 operator."""
+
+
+def _overloads(names: Iterable[str]) -> tuple[object, ...]:
+    """Every overload of the named ATen operators, those in place too."""
+    packets = [getattr(_aten, form) for name in names for form in (name, f"{name}_") if hasattr(_aten, form)]
+    return tuple(getattr(packet, overload) for packet in packets for overload in packet.overloads())
+
+
+PATTERNS = (
+    Pattern(
+        "conv", (_aten.conv1d.default, _aten.conv2d.default, *_overloads(["conv1d", "conv2d"])), _weighted(0, 1, 0)
+    ),
+    Pattern("conv_transpose", _overloads(["conv_transpose1d", "conv_transpose2d"]), _transposed),
+    Pattern("linear", (_aten.linear.default,), _weighted(0, 1, 0)),
+    Pattern("linear", (_aten.addmm.default,), _weighted(1, 2, 1)),
+    Pattern("add", (_aten.add.Tensor, _aten.add_.Tensor), _elementwise),
+    Pattern("mul", (_aten.mul.Tensor, _aten.mul_.Tensor), _elementwise),
+    Pattern("cat", (_aten.cat.default, _aten.concat.default), _joined),
+    Pattern("relu", tuple(_CLIPS), _same_scale),
+    Pattern("pool", _overloads(["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"]), _same_scale),
+    Pattern("mean", (_aten.mean.dim,), _spatial_mean),
+    Pattern("reshape", _overloads(["flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous"]), _same_scale),
+    Pattern("reshape", _overloads(["permute", "transpose", "slice", "clone"]), _same_scale),
+    Pattern("reshape", _overloads(["channel_shuffle", "pixel_shuffle", "pixel_unshuffle"]), _same_scale),
+    Pattern("reshape", _overloads(["pad", "constant_pad_nd"]), _zero_padding),
+    Pattern("reshape", _overloads(["chunk", "split", "split_with_sizes"]), _split),
+    Pattern("reshape", _overloads(["dropout", "dropout2d", "feature_dropout"]), _see_through),
+    Pattern("silu", _overloads(["silu"]), _unary),
+    Pattern("hardswish", _overloads(["hardswish"]), _unary),
+    Pattern("hardsigmoid", _overloads(["hardsigmoid"]), _unary),
+    Pattern("gelu", _overloads(["gelu"]), _unary),
+    Pattern("layer_norm", (_aten.layer_norm.default,), _unary),
+    Pattern("sigmoid", _overloads(["sigmoid"]), _unit_interval),
+    Pattern("softmax", _overloads(["softmax"]), _unit_interval),
+    Pattern("matmul", _overloads(["matmul", "bmm"]), _elementwise),
+    Pattern("attention", (_aten.scaled_dot_product_attention.default,), _attention),
+)
+"""The table. Order does not matter: no operator stands in two rows."""

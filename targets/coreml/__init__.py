@@ -1,0 +1,71 @@
+"""Core ML packages (ML Program, iOS 17, float16 or W8A8) for Apple devices; evaluated by a reference off macOS."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from targets import Artifact, Grid, Runner, Target
+from targets._quiet import quiet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+    from torchao.quantization.pt2e.quantizer import Quantizer
+
+
+def _quantizer(grid: Grid, qat: bool = False) -> Quantizer:
+    with quiet("torchao", "torch.utils._pytree"):
+        from targets._int8 import Int8Quantizer
+    return Int8Quantizer(grid, qat=qat)
+
+
+def _export(program: ExportedProgram, path: Path) -> Artifact:
+    from ._lowering import export
+
+    return export(program, path)
+
+
+def _reference(path: Path) -> Runner:
+    """Raises TargetError for a package that is not whole, and for operators the evaluation does not know."""
+    from ._mil import Reference, read
+
+    return Reference(read(path))
+
+
+class _Device:
+    """Core ML itself, which exists on macOS only and takes one image at a time."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        """``threads`` is Core ML's own affair: it offers no such setting."""
+        import coremltools
+
+        self._model = coremltools.models.MLModel(str(path))
+        description = self._model.get_spec().description
+        self._input, self._output = description.input[0].name, description.output[0].name
+
+    def __call__(self, images: Tensor) -> Tensor:
+        import torch
+
+        answers = [self._model.predict({self._input: image[None].numpy()})[self._output] for image in images]
+        return torch.cat([torch.as_tensor(answer, dtype=torch.float32).reshape(1, -1) for answer in answers])
+
+
+TARGET = Target(
+    name="coreml",
+    summary="Core ML ML Program (.mlpackage) for iOS 17 and later, float16 or W8A8 int8",
+    suffix=".mlpackage",
+    extra="coreml",
+    needs=("coremltools",),
+    grids=(
+        Grid(),
+        Grid(weight_bits=7),
+        Grid(symmetric_activations=True),
+        Grid(weight_bits=7, symmetric_activations=True),
+    ),
+    quantizer=_quantizer,
+    export=_export,
+    load=_Device if sys.platform == "darwin" else None,
+    reference=_reference,
+)

@@ -1,0 +1,41 @@
+"""Importing and running coremltools without its version notices and progress bars."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+from targets._quiet import quiet
+
+# On import coremltools says that it was tested with older torch and scikit-learn versions and that its macOS bindings
+# are absent elsewhere; torchao and torch's pytree, which it imports, add notices about optional kernels.
+_LOGGERS = ("coremltools", "torchao", "torch.utils._pytree")
+_MESSAGES = (r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
+_PROGRESS = (
+    ("coremltools.converters.mil.frontend.torch.ops", "_tqdm"),
+    ("coremltools.converters.mil.mil.passes.pass_pipeline", "tqdm"),
+)
+
+
+def _without_bar(items: Iterable[Any], desc: str | None = None, unit: str | None = None) -> Iterable[Any]:
+    return items
+
+
+def load(module: str = "coremltools") -> ModuleType:
+    """Import a module of coremltools (about ten seconds for the first), silently."""
+    with quiet(*_LOGGERS):
+        return importlib.import_module(module)
+
+
+@contextmanager
+def converting() -> Iterator[ModuleType]:
+    """``with converting() as coremltools:`` conversions inside draw no bars and repeat no version notices."""
+    coremltools = load()
+    with quiet(*_LOGGERS, messages=_MESSAGES), ExitStack() as stack:
+        for module, name in _PROGRESS:
+            stack.enter_context(patch.object(importlib.import_module(module), name, _without_bar))
+        yield coremltools

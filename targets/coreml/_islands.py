@@ -1,0 +1,57 @@
+"""Which operators of an int8 file compute on values that are not int8's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ._mil import Name, Operation, Program
+
+_MOVES = frozenset({
+    "concat", "depth_to_space", "expand_dims", "identity", "pad", "pixel_shuffle", "pixel_unshuffle", "reshape",
+    "slice_by_index", "slice_by_size", "space_to_depth", "split", "squeeze", "tile", "transpose",
+    "upsample_nearest_neighbor",
+})  # fmt: skip
+_ACTIVATIONS = frozenset({
+    "clamped_relu", "clip", "elu", "gelu", "leaky_relu", "prelu", "relu", "relu6", "sigmoid", "sigmoid_hard", "silu",
+    "softplus", "tanh",
+})  # fmt: skip
+_PLUMBING = frozenset({"cast", "quantize", "dequantize"})
+
+
+def float_islands(program: Program) -> list[Operation]:
+    """Operators that compute on values which no dequantize operator gave, in the program's order.
+
+    Moving values about keeps them int8; an activation counts with the operator before it, into which it is fused.
+    """
+    makers = {result.name: operation for operation in program.operations for result in operation.results}
+    return [
+        operation
+        for operation in program.operations
+        if operation.type not in _MOVES | _PLUMBING
+        and not operation.type.startswith("constexpr_")
+        and not all(_from_int8(name, makers, operation.type in _ACTIVATIONS) for name in _operands(operation))
+    ]
+
+
+def _operands(operation: Operation) -> list[str]:
+    """The values an operation reads, less constants; a weight that is a constant tensor is named ``""``."""
+    flat = [item for key, value in operation.arguments.items() for item in _each(key, value)]
+    return [item.of if isinstance(item, Name) else "" for item in flat]
+
+
+def _each(key: str, value: object) -> tuple[object, ...]:
+    if isinstance(value, tuple):
+        return value
+    return (value,) if isinstance(value, Name) or key == "weight" else ()
+
+
+def _from_int8(name: str, makers: Mapping[str, Operation], fused: bool) -> bool:
+    """Whether a dequantize operator gave the value; for an activation (``fused``), or an operator fed by one did."""
+    maker = makers.get(name)
+    if maker is None:
+        return False
+    if maker.type == "dequantize" or maker.type.startswith("constexpr_"):
+        return True
+    if maker.type in _MOVES or (fused and maker.type not in _PLUMBING):
+        return all(_from_int8(operand, makers, False) for operand in _operands(maker))
+    return False

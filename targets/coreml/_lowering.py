@@ -1,0 +1,105 @@
+"""From an exported program to a Core ML package.
+
+float16 throughout: it is Core ML's own default and the only float type the Neural Engine computes in; a float32 program
+keeps a device to its CPU and GPU. Input and output are float32, so that a caller need not convert. An int8 file is the
+same float16 program with iOS 17's quantize and dequantize operators around each layer, which Core ML executes in int8
+where the device can. Scales and biases are float16 there (11 significant bits).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from targets import Artifact, TargetError
+from targets._program import for_inference
+
+from . import _mil, _package
+from ._coremltools import converting
+from ._islands import float_islands
+from ._mil import Operation, Program
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+OUTPUT = "logits"
+"""The output's name in every package written here."""
+
+
+def export(program: ExportedProgram, path: Path) -> Artifact:
+    """Write ``program`` (batch 1; float, or quantized with quantize/dequantize nodes) as an ML Program for iOS 17.
+
+    Raises TargetError for a program captured in training mode, and for one whose scales float16 cannot hold.
+    """
+    quantized = any("quantized_decomposed" in str(node.target) for node in program.graph.nodes)
+    specification, weights = _convert(for_inference(program))
+    with _package.staged(path, specification, weights) as folder:
+        written = _mil.read(folder)
+        for operation in written.operations:
+            _check_scale(operation)
+    return Artifact(
+        target="coreml",
+        path=path,
+        precision="int8" if quantized else "float16",
+        facts=_facts(written, quantized),
+    )
+
+
+def _convert(program: ExportedProgram) -> tuple[bytes, bytes]:
+    """The specification and the weights' file, the same bytes for the same program."""
+    with converting() as coremltools:
+        model = coremltools.convert(
+            program.run_decompositions({}),
+            outputs=[coremltools.TensorType(name=OUTPUT, dtype=float)],
+            minimum_deployment_target=coremltools.target.iOS17,
+            compute_precision=coremltools.precision.FLOAT16,
+            skip_model_load=True,
+        )
+        specification = model.get_spec()
+        # The converter's own notes hold the day of conversion and the build of torch.
+        specification.description.metadata.userDefined.clear()
+        specification.mlProgram.attributes.pop("buildInfo", None)
+        weights = Path(model.weights_dir, "weight.bin")
+        content = weights.read_bytes() if weights.is_file() else b""
+        return specification.SerializeToString(deterministic=True), content
+
+
+def _check_scale(operation: Operation) -> None:
+    """Raises TargetError for a scale that became 0 or infinite in float16."""
+    scale = operation.arguments.get("scale")
+    if isinstance(scale, float):
+        usable = math.isfinite(scale) and scale > 0
+    elif isinstance(scale, Tensor):
+        usable = bool((torch.isfinite(scale) & (scale > 0)).all())
+    else:
+        return
+    if not usable:
+        raise TargetError(
+            f"{operation.type} {operation.results[0].name!r}: wanted scales within float16's range, found {scale}. "
+            "Quantize again with a larger smallest scale"
+        )
+
+
+def _facts(written: Program, quantized: bool) -> Mapping[str, Any]:
+    counts = Counter(operation.type for operation in written.operations)
+    facts: dict[str, Any] = {
+        "deployment_target": "iOS17",
+        "specification_version": written.specification_version,
+        "compute_precision": "float16",
+        "operators": dict(sorted(counts.items())),
+        "placement": "decided by Core ML when the device loads the file",
+    }
+    if quantized:
+        islands = Counter(operation.type for operation in float_islands(written))
+        facts |= {
+            "quantize_pairs": min(counts["quantize"], counts["dequantize"]),
+            "float_convolutions": islands["conv"] + islands["conv_transpose"],
+            "float_operators": dict(sorted(islands.items())),
+        }
+    return facts

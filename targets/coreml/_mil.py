@@ -1,0 +1,261 @@
+"""A written package's own instructions, evaluated in torch.
+
+The reference's arithmetic. The program's types are followed to the letter: an operator reads its operands as they were
+rounded, computes in float32, and its result is rounded to the type the file declares. A float16 result is thus rounded
+once per operator, to nearest, and overflows to infinity where float16 does; sums inside one operator (a convolution, a
+mean) are kept in float32, as hardware with wide accumulators keeps them. float16 values are carried in float32 tensors.
+An Apple device may add in another order or fuse operators, and differs by such roundings.
+
+A file takes one image. ``torch.vmap`` evaluates many at once without changing what each instruction means.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from targets import TargetError
+
+from . import _arithmetic, _arrangement, _compression, _layers, _package
+from ._coremltools import load
+from ._weights import Kind, Reader, Value, kind_of, shape_of
+
+_BATCH = 100
+"""Images evaluated at once: enough to keep the kernels busy, few enough to keep the values in memory near."""
+
+OPERATORS: Mapping[str, Callable[..., Any]] = {
+    **_arithmetic.OPERATORS,
+    **_arrangement.OPERATORS,
+    **_compression.OPERATORS,
+    **_layers.OPERATORS,
+}
+"""MIL operator type -> its evaluation. Arguments are MIL's, by name."""
+
+# Their results are values that went in, or limits written in the program's own type: nothing to round.
+_EXACT = frozenset(_arrangement.OPERATORS) | {
+    "relu",
+    "relu6",
+    "clip",
+    "max_pool",
+    "maximum",
+    "minimum",
+    "select",
+    "abs",
+}
+
+
+class UnknownOperatorError(TargetError):
+    """The file is well formed and uses operators that the reference does not know; ``types`` counts each."""
+
+    def __init__(self, path: Path, types: Mapping[str, int]) -> None:
+        self.types = dict(types)
+        named = ", ".join(f"{name} ({count})" for name, count in sorted(types.items()))
+        super().__init__(f"{path}: the reference evaluation does not know these MIL operators: {named}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A value an operator declares."""
+
+    name: str
+    kind: Kind
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One instruction: arguments are constants, or names of earlier values."""
+
+    type: str
+    arguments: Mapping[str, Value | Name | tuple[Value | Name, ...]]
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True)
+class Name:
+    """A reference to an earlier value."""
+
+    of: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """The ``main`` function of a package, constants read."""
+
+    path: Path
+    input: Result
+    output: str
+    operations: tuple[Operation, ...]
+    specification_version: int
+
+
+def read(path: Path) -> Program:
+    """Parse the package at ``path``. Raises TargetError for one that is not whole or not an ML Program of one image."""
+    package = _package.read(path)
+    model = load("coremltools.proto.Model_pb2").Model()
+    try:
+        model.ParseFromString(package.model.read_bytes())
+    except load("google.protobuf.message").DecodeError as error:
+        raise TargetError(f"{package.model}: wanted a Core ML specification, found {error}") from error
+    if model.WhichOneof("Type") != "mlProgram" or "main" not in model.mlProgram.functions:
+        raise TargetError(f"{path}: wanted an ML Program with a main function, found {model.WhichOneof('Type')}")
+    function = model.mlProgram.functions["main"]
+    block = function.block_specializations[function.opset]
+    if len(function.inputs) != 1 or len(block.outputs) != 1:
+        raise TargetError(
+            f"{path}: wanted one input and one output, found {len(function.inputs)}, {len(block.outputs)}"
+        )
+    return Program(
+        path,
+        _result(function.inputs[0]),
+        block.outputs[0],
+        tuple(_operations(block.operations, Reader(package))),
+        model.specificationVersion,
+    )
+
+
+def _result(message: Any) -> Result:
+    if message.type.WhichOneof("type") != "tensorType":
+        raise TargetError(f"value {message.name!r}: wanted a tensor, found {message.type.WhichOneof('type')}")
+    tensor_type = message.type.tensorType
+    return Result(message.name, kind_of(tensor_type), shape_of(tensor_type))
+
+
+def _operations(messages: Iterable[Any], reader: Reader) -> Iterable[Operation]:
+    """Constants are read into the arguments that use them; every other operation is kept in order."""
+    constants: dict[str, Value] = {}
+
+    def bound(binding: Any) -> Value | Name:
+        if binding.WhichOneof("binding") == "value":
+            return reader.value(binding.value)
+        return constants[binding.name] if binding.name in constants else Name(binding.name)
+
+    for message in messages:
+        attributes = {key: value for key, value in message.attributes.items() if key != "name"}
+        if message.type == "const":
+            constants[message.outputs[0].name] = reader.value(attributes["val"])
+            continue
+        arguments: dict[str, Value | Name | tuple[Value | Name, ...]] = {
+            key: reader.value(value) for key, value in attributes.items()
+        }
+        for key, argument in message.inputs.items():
+            values = tuple(bound(binding) for binding in argument.arguments)
+            arguments[key] = values if len(values) > 1 or key == "values" else values[0]
+        yield Operation(message.type, arguments, tuple(_result(output) for output in message.outputs))
+
+
+def _names(operation: Operation) -> set[str]:
+    flat = [
+        item for value in operation.arguments.values() for item in (value if isinstance(value, tuple) else (value,))
+    ]
+    return {item.of for item in flat if isinstance(item, Name)}
+
+
+def _resolved(argument: Any, values: Mapping[str, Tensor]) -> Any:
+    if isinstance(argument, tuple):
+        return [_resolved(item, values) for item in argument]
+    return values[argument.of] if isinstance(argument, Name) else argument
+
+
+def _declared(value: Tensor, result: Result, operation: Operation, rounding: bool) -> Tensor:
+    """``value`` in the type and shape the file declares for it; raises TargetError where it has another shape."""
+    fits = len(result.shape) == value.dim() and all(
+        wanted in (None, found) for wanted, found in zip(result.shape, value.shape, strict=True)
+    )
+    if not fits:
+        raise TargetError(
+            f"{operation.type} {result.name!r}: the file declares {list(result.shape)}, "
+            f"its operands give {list(value.shape)}"
+        )
+    if result.kind.torch is not torch.float16:
+        return value.to(result.kind.torch)
+    exact = operation.type in _EXACT or not rounding
+    return value if exact else value.half().float()
+
+
+def _perform(operation: Operation, values: Mapping[str, Tensor], rounding: bool) -> list[Tensor]:
+    """The declared results of one operation. Raises TargetError for arguments it cannot take."""
+    arguments = {key: _resolved(value, values) for key, value in operation.arguments.items()}
+    try:
+        given = OPERATORS[operation.type](**arguments)
+        results = given if isinstance(given, tuple) else (given,)
+        return [_declared(*pair, operation, rounding) for pair in zip(results, operation.results, strict=True)]
+    except TargetError:
+        raise
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+        name = operation.results[0].name if operation.results else ""
+        raise TargetError(f"{operation.type} {name!r} cannot be evaluated as written: {error}") from error
+
+
+class Reference:
+    """A read package, ready to run: float32 [N, C, H, W] -> float32 logits [N, classes]."""
+
+    def __init__(self, program: Program, rounding: bool = True) -> None:
+        """Evaluates what depends on no image, then one blank image. Raises UnknownOperatorError, TargetError.
+
+        ``rounding=False`` leaves every result in float32: the file's constants and structure without its arithmetic,
+        to tell a wrong file from the noise of float16.
+        """
+        unknown = Counter(step.type for step in program.operations if step.type not in OPERATORS)
+        if unknown:
+            raise UnknownOperatorError(program.path, unknown)
+        shape = program.input.shape
+        if None in shape or not shape or shape[0] != 1:
+            raise TargetError(
+                f"{program.path}: wanted a program for images of one fixed size, one at a time, found {shape}"
+            )
+        self._program = program
+        self._rounding = rounding
+        self._shape = [size or 0 for size in shape]
+        self._fixed: dict[str, Tensor] = {}
+        self._steps: list[tuple[Operation, tuple[str, ...]]] = []
+        with torch.inference_mode():
+            self._prepare()
+            self._one(torch.zeros(self._shape))
+
+    def _prepare(self) -> None:
+        """Split the operations into those of constants, done now, and the rest, each with the values it uses last."""
+        moving = []
+        for operation in self._program.operations:
+            if _names(operation) <= self._fixed.keys():
+                results = _perform(operation, self._fixed, self._rounding)
+                self._fixed |= {result.name: value for result, value in zip(operation.results, results, strict=True)}
+            else:
+                moving.append(operation)
+        later = {self._program.output}
+        for operation in reversed(moving):
+            used = _names(operation) - self._fixed.keys()
+            self._steps.append((operation, tuple(used - later)))
+            later |= used
+        self._steps.reverse()
+
+    def _one(self, image: Tensor) -> Tensor:
+        values = {**self._fixed, self._program.input.name: image}
+        for operation, last in self._steps:
+            missing = _names(operation) - values.keys()
+            if missing:
+                raise TargetError(
+                    f"{self._program.path}: {operation.type} uses {sorted(missing)}, which nothing before it gives"
+                )
+            results = _perform(operation, values, self._rounding)
+            for name in last:
+                del values[name]
+            values |= {result.name: value for result, value in zip(operation.results, results, strict=True)}
+        if self._program.output not in values:
+            raise TargetError(f"{self._program.path}: the output {self._program.output!r} is never computed")
+        return values[self._program.output].float()
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """float32 [N, C, H, W] -> float32 [N, classes], as ``targets.Runner``."""
+        if list(images.shape[1:]) != self._shape[1:] or not images.is_floating_point():
+            raise ValueError(f"wanted float images of {self._shape[1:]}, found {images.dtype} {list(images.shape[1:])}")
+        many = torch.vmap(self._one)
+        parts = [many(part.float()[:, None]).flatten(0, 1) for part in torch.split(images, _BATCH)]
+        return torch.cat(parts)

@@ -1,0 +1,383 @@
+"""ONNX Runtime on a CPU: an .onnx file whose int8 convolutions all fuse.
+
+An exported pt2e graph runs slower than float as it stands: with int8 activations ONNX Runtime fuses only part of the
+convolutions on x86. The rewrite below keeps every number and changes how it is written: activations uint8 with zero
+points 128 higher, biases int32 with scale s_x·s_w, one dequantization for each reader, and no clipping that the
+following quantization performs anyway.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from targets import Artifact, Grid, Target, TargetError
+from targets._program import for_inference
+from targets._quiet import quiet
+from targets._subsample import subsampling_as_convolution
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    import onnx_ir as ir
+    from torch import Tensor
+    from torch.export import ExportedProgram
+    from torchao.quantization.pt2e.quantizer import Quantizer
+
+OPSET = 20
+"""Per-channel quantization needs 13, and 20 has Gelu as an operator; ONNX Runtime reads it since 1.17."""
+
+EXTERNAL_ABOVE = 2**31 - 2**20
+"""Bytes of weights above which they go to a file beside the model: a protobuf message ends at 2 GiB."""
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_FLOAT_KERNELS = (*_WEIGHTED, "FusedConv", "FusedGemm", "FusedMatMul")
+_INT8_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat")
+
+
+def _quantizer(grid: Grid, qat: bool = False) -> Quantizer:
+    with quiet("torchao", "torch.utils._pytree"):
+        from targets._int8 import Int8Quantizer
+    return Int8Quantizer(grid, qat=qat)
+
+
+def export(program: ExportedProgram, path: Path) -> Artifact:
+    """Write ``program``, captured at batch 1, to ``path``; quantized when it holds quantize nodes, else float32.
+
+    The bytes depend on the program alone. Raises TargetError where a bias does not fit 32 bits.
+    """
+    model = _translate(subsampling_as_convolution(for_inference(program)))
+    int8 = any(node.op_type == "QuantizeLinear" for node in model.graph)
+    _spatial_means_to_pools(model.graph)
+    if int8:
+        _drop_implied_clips(model.graph)
+        _activations_to_uint8(model.graph)
+        _pads_in_integers(model.graph)
+        _biases_to_int32(model.graph)
+        _one_dequantization_per_reader(model.graph)
+    _save(_strip(model), path)
+    operators = _optimised_nodes(path)
+    undelegated = tuple(f"{op}:{name}" for op, name in operators if int8 and op in _FLOAT_KERNELS)
+    return Artifact(
+        target="onnx",
+        path=path,
+        precision="int8" if int8 else "float32",
+        undelegated=undelegated,
+        facts=_facts(Counter(op for op, _ in operators)),
+    )
+
+
+def _translate(program: ExportedProgram) -> ir.Model:
+    with quiet(
+        "torch.onnx._internal.exporter._registration", messages=(r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
+    ):
+        exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+    assert exported is not None
+    return exported.model
+
+
+def _facts(operators: Counter[str]) -> dict[str, Any]:
+    return {
+        "opset": OPSET,
+        "fused": sum(operators[op] for op in _INT8_KERNELS),
+        "unfused": sum(operators[op] for op in _FLOAT_KERNELS),
+        "quantize": operators["QuantizeLinear"],
+        "dequantize": operators["DequantizeLinear"],
+        "operators": dict(sorted(operators.items())),
+    }
+
+
+def _number(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+    """The constant that ``value`` holds, or None."""
+    import onnx_ir as ir
+
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def _same_number(first: ir.Value | None, second: ir.Value | None) -> bool:
+    one, other = _number(first), _number(second)
+    return one is not None and other is not None and one.dtype == other.dtype and bool((one == other).all())
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    """The initializer ``name`` holding ``array``; made where it is missing."""
+    import onnx_ir as ir
+
+    if name not in graph.initializers:
+        tensor = ir.tensor(array, name=name)
+        kind = ir.TensorType(tensor.dtype)
+        graph.register_initializer(ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor))
+    return graph.initializers[name]
+
+
+def _bypass(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove ``node``; its readers read its first input."""
+    import onnx_ir as ir
+
+    source = node.inputs[0]
+    assert source is not None
+    ir.convenience.replace_all_uses_with(node.outputs[0], source)
+    graph.remove(node, safe=True)
+
+
+def _spatial_means_to_pools(graph: ir.Graph) -> None:
+    """ReduceMean over height and width -> GlobalAveragePool, which has an int8 kernel."""
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if node.op_type != "ReduceMean" or len(node.inputs) < 2:
+            continue
+        source, axes = node.inputs[0], _number(node.inputs[1])
+        four = source is not None and source.shape is not None and len(source.shape) == 4
+        keeps = node.attributes.get_int("keepdims", 1)
+        if four and keeps and axes is not None and sorted(int(axis) % 4 for axis in axes) == [2, 3]:
+            pool = ir.node("GlobalAveragePool", [source], name=node.name)
+            ir.convenience.replace_nodes_and_values(graph, node, [node], [pool], node.outputs, pool.outputs)
+
+
+def _drop_implied_clips(graph: ir.Graph) -> None:
+    """Remove a Relu or Clip whose every reader is a quantization that saturates at the same bounds."""
+    for node in list(graph):
+        if node.op_type in ("Relu", "Clip"):
+            low, high = _bounds(node)
+            readers = [use.node for use in node.outputs[0].uses()]
+            if readers and all(_saturates(reader, low, high) for reader in readers):
+                _bypass(graph, node)
+
+
+def _bounds(node: ir.Node) -> tuple[float, float]:
+    low, high = (0.0, float("inf")) if node.op_type == "Relu" else (float("-inf"), float("inf"))
+    numbers = [_number(value) for value in node.inputs[1:3]]
+    if numbers and numbers[0] is not None:
+        low = float(numbers[0])
+    if len(numbers) > 1 and numbers[1] is not None:
+        high = float(numbers[1])
+    return low, high
+
+
+def _saturates(node: ir.Node, low: float, high: float) -> bool:
+    """Whether quantizing gives the same integers with and without clipping to [low, high] first."""
+    if node.op_type != "QuantizeLinear":
+        return False
+    scale, zero_point = (_number(value) for value in node.inputs[1:3])
+    if scale is None or zero_point is None or scale.size != 1 or zero_point.dtype.name != "int8":
+        return False
+    first, last = (-128 - int(zero_point)) * float(scale), (127 - int(zero_point)) * float(scale)
+    half = float(scale) / 2
+    return low < first + half and last - half < high
+
+
+def _activations_to_uint8(graph: ir.Graph) -> None:
+    """Zero points and integer constants of activations move up by 128: q + 128 with z + 128 is the same number."""
+    import numpy as np
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        zero_point = _number(node.inputs[2])
+        if zero_point is None or zero_point.size != 1 or zero_point.ndim or zero_point.dtype != np.int8:
+            continue
+        moved = int(zero_point) + 128
+        node.replace_input_with(2, _constant(graph, f"zero_point_{moved}", np.array(moved, np.uint8)))
+        source = node.inputs[0]
+        assert source is not None
+        if node.op_type == "QuantizeLinear":
+            node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+        elif (held := _number(source)) is not None:
+            node.replace_input_with(
+                0, _constant(graph, f"{source.name}_u8", (held.astype(np.int16) + 128).astype(np.uint8))
+            )
+
+
+def _pads_in_integers(graph: ir.Graph) -> None:
+    """dequantize, pad with zero, quantize to the same scale -> pad the integers with the zero point."""
+    for node in list(graph):
+        if node.op_type != "Pad" or (len(node.inputs) > 2 and (value := _number(node.inputs[2])) is not None and value):
+            continue
+        before = node.inputs[0].producer() if node.inputs[0] is not None else None
+        after = [use.node for use in node.outputs[0].uses()]
+        if before is None or before.op_type != "DequantizeLinear" or [n.op_type for n in after] != ["QuantizeLinear"]:
+            continue
+        quantize = after[0]
+        if all(_same_number(before.inputs[index], quantize.inputs[index]) for index in (1, 2)):
+            zero_point = before.inputs[2]
+            node.replace_input_with(0, before.inputs[0])
+            node.resize_inputs(max(len(node.inputs), 3))
+            node.replace_input_with(2, zero_point)
+            node.outputs[0].type = quantize.outputs[0].type
+            _bypass(graph, quantize)
+            if not before.outputs[0].uses():
+                graph.remove(before, safe=True)
+
+
+def _scale_of(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+    """The scale of the DequantizeLinear that made ``value``, or None."""
+    producer = None if value is None else value.producer()
+    return _number(producer.inputs[1]) if producer is not None and producer.op_type == "DequantizeLinear" else None
+
+
+def _biases_to_int32(graph: ir.Graph) -> None:
+    """Bias -> round(b / (s_x·s_w)) as int32 behind a dequantization; what the integer kernels add."""
+    import numpy as np
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
+            continue
+        bias, of_input, of_weight = _number(node.inputs[2]), _scale_of(node.inputs[0]), _scale_of(node.inputs[1])
+        if bias is None or of_input is None or of_weight is None:
+            continue
+        scale = (of_input.astype(np.float64) * of_weight.astype(np.float64)).astype(np.float32)
+        rounded = np.rint(bias.astype(np.float64) / scale)
+        if np.abs(rounded).max(initial=0) >= 2**31:
+            raise TargetError(
+                f"the bias of {node.name} does not fit 32 bits at scale {scale.min():.3g} (largest magnitude "
+                f"{np.abs(bias).max():.3g}); leave this layer in float, or prune its dead channels"
+            )
+        name = f"{node.name}_bias"
+        inputs = [
+            _constant(graph, f"{name}_q", rounded.astype(np.int32)),
+            _constant(graph, f"{name}_scale", scale),
+            _constant(graph, f"{name}_zero_point", np.zeros(scale.shape, np.int32)),
+        ]
+        dequantized = ir.node("DequantizeLinear", inputs, {"axis": 0}, name=f"{name}_dequantize")
+        dequantized.outputs[0].name = f"{name}_dequantized"
+        graph.insert_before(node, dequantized)
+        node.replace_input_with(2, dequantized.outputs[0])
+
+
+def _one_dequantization_per_reader(graph: ir.Graph) -> None:
+    """Give each reader of a dequantized tensor a DequantizeLinear of its own, as the fusion looks for."""
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if node.op_type != "DequantizeLinear":
+            continue
+        for number, use in enumerate(tuple(node.outputs[0].uses())[1:], 1):
+            attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+            copy = ir.node("DequantizeLinear", node.inputs, attributes, name=f"{node.name}_{number}_copy")
+            copy.outputs[0].name = f"{node.outputs[0].name}_{number}_copy"
+            graph.insert_after(node, copy)
+            use.node.replace_input_with(use.idx, copy.outputs[0])
+
+
+def _strip(model: ir.Model) -> onnx.ModelProto:
+    """The model without traces of the machine that wrote it (stack traces, paths), and without unused constants."""
+    import onnx_ir as ir
+
+    used = {value for node in model.graph for value in node.inputs} | set(model.graph.outputs)
+    for name, value in list(model.graph.initializers.items()):
+        if value not in used:
+            del model.graph.initializers[name]
+    for holder in (model, model.graph, *model.graph, *_values(model.graph)):
+        holder.metadata_props.clear()
+        holder.doc_string = None
+    for node in model.graph:
+        for output in node.outputs:
+            output.type = output.type if output in model.graph.outputs else None
+            output.shape = output.shape if output in model.graph.outputs else None
+    model.producer_name, model.producer_version = "edgewise", None
+    proto: onnx.ModelProto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    return proto
+
+
+def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _save(proto: onnx.ModelProto, path: Path) -> None:
+    """Write whole or not at all; the weights go to ``<name>.data`` beside the model where they exceed the limit."""
+    import onnx
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > EXTERNAL_ABOVE
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        aside, data = Path(folder) / path.name, f"{path.name}.data"
+        if large:
+            onnx.save_model(proto, aside, save_as_external_data=True, location=data)
+            (Path(folder) / data).replace(path.parent / data)
+        else:
+            aside.write_bytes(proto.SerializeToString(deterministic=True))
+        aside.replace(path)
+
+
+def optimised_operators(path: Path) -> Counter[str]:
+    """Operator -> count in the graph that ONNX Runtime really executes for the file."""
+    return Counter(op for op, _ in _optimised_nodes(path))
+
+
+def _optimised_nodes(path: Path) -> list[tuple[str, str]]:
+    """(operator, node name) of the graph after ONNX Runtime's own optimisation, in order."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "optimised.onnx"
+        _session(path, threads=1, optimised=written)
+        graph = onnx.load(written, load_external_data=False).graph
+        return [(node.op_type, node.name) for node in graph.node]
+
+
+def _session(path: Path, threads: int, optimised: Path | None = None) -> Any:
+    """An inference session on the CPU. Raises TargetError for a file that ONNX Runtime cannot read."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    unreadable = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (*unreadable, state.NotImplemented, state.RuntimeException) as error:
+        size = path.stat().st_size if path.exists() else None
+        found = "no such file" if size is None else f"{size} bytes that ONNX Runtime refuses"
+        raise TargetError(f"wanted an ONNX model at {path}, found {found} ({error}); export it again") from error
+
+
+class _Runner:
+    """Calls a session, one image at a time where the file's batch is 1."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._input = session.get_inputs()[0]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """float32 [N, C, H, W] -> float32 logits [N, classes]."""
+        batch = self._input.shape[0]
+        parts = torch.split(images.float(), batch if isinstance(batch, int) else max(len(images), 1))
+        results = [self._session.run(None, {self._input.name: part.contiguous().numpy()})[0] for part in parts]
+        return torch.cat([torch.from_numpy(result) for result in results])
+
+
+def load(path: Path, threads: int) -> _Runner:
+    """The file in ONNX Runtime on ``threads`` threads of the CPU. Raises TargetError for a file it cannot read."""
+    return _Runner(_session(path, threads))
+
+
+TARGET = Target(
+    name="onnx",
+    summary="ONNX Runtime on a CPU (x86, Arm)",
+    suffix=".onnx",
+    extra="onnx",
+    needs=("onnx", "onnxscript", "onnxruntime"),
+    # Without VNNI, x86 adds two u8×s8 products in 16 bits, saturating: 255·127·2 does not fit, 255·63·2 does.
+    grids=(Grid(weight_bits=7),),
+    quantizer=_quantizer,
+    export=export,
+    load=load,
+)
