@@ -1,0 +1,45 @@
+"""What there is to choose from, read from the files' text: no torch, no backend is imported."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import calib_data
+import models
+import targets
+
+_FOLDER = Path(__file__).parent
+_RECIPES = _FOLDER / "recipes.py"
+
+
+def listing(kind: str) -> list[dict[str, Any]]:
+    """Entries of one kind (models, data, targets, stages, recipes), each with name and summary."""
+    found = {
+        "models": models.names, "data": calib_data.names, "targets": targets.names, "stages": stage_names,
+        "recipes": recipe_names,
+    }[kind]()  # fmt: skip
+    return [{"name": name, "summary": summary} for name, summary in found.items()]
+
+
+def stage_names() -> dict[str, str]:
+    """Every dataclass of this package that is called with (model, ctx): lower-case name -> first line of its docstring."""
+    found: dict[str, str] = {}
+    for path in sorted(_FOLDER.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and _is_stage(node):
+                found[node.name.lower()] = (ast.get_docstring(node) or "").split("\n")[0]
+    return found
+
+
+def _is_stage(node: ast.ClassDef) -> bool:
+    calls = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__call__"]
+    return bool(node.decorator_list) and any([a.arg for a in call.args.args] == ["self", "model", "ctx"] for call in calls)
+
+
+def recipe_names() -> dict[str, str]:
+    """Ready recipes: name -> first line of the function's docstring; read from the text, nothing is imported."""
+    tree = ast.parse(_RECIPES.read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    return {node.name: (ast.get_docstring(node) or "").split("\n")[0] for node in functions}

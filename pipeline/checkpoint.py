@@ -1,0 +1,97 @@
+"""A network on disk: its architecture's name, the surgery that changed it, and plain tensors.
+
+``model.json`` holds the first two, ``model.safetensors`` the third. Loading builds the architecture anew, repeats the
+surgery and fills in the tensors strictly; no code and no pickle is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pipeline import architecture, quantize, surgery
+from pipeline.architecture import Base
+from pipeline.errors import StoreError
+
+_OPERATIONS: dict[str, type[Any]] = {
+    "resize": surgery.Resize,
+    "replace": surgery.Replace,
+    "prepare": quantize.Prepare,
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network and the architecture it comes from."""
+
+    base: Base
+    model: nn.Module
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write ``model.json`` and ``model.safetensors`` into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {"base": dataclasses.asdict(checkpoint.base), "surgery": _history(checkpoint.model)}
+    save_file(tensors(checkpoint.model), folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+
+
+def load(folder: Path, batch: int | None = None) -> Checkpoint:
+    """Rebuild the network written by ``save``, in evaluation mode.
+
+    ``batch`` re-captures a quantized graph at that fixed batch size. Raises StoreError when the files do not belong
+    together.
+    """
+    description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    base = Base(**description["base"])
+    model = architecture.build(base).eval()
+    for fields in description["surgery"]:
+        operation = _operation(fields)
+        if isinstance(operation, quantize.Prepare):
+            model = operation.capture(model, batch)
+        else:
+            model = surgery.apply(model, operation)
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    except RuntimeError as error:
+        raise StoreError(f"the tensors in {folder} do not fit the network rebuilt from its surgery: {error}") from error
+    return Checkpoint(base, model)
+
+
+def digest(checkpoint: Checkpoint) -> str:
+    """SHA-256 over the architecture with its code, the surgery, and every tensor's name, type, shape and bytes."""
+    description = {
+        "base": dataclasses.asdict(checkpoint.base),
+        "code": architecture.code_digest(checkpoint.base.model),
+        "surgery": _history(checkpoint.model),
+    }
+    total = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name, tensor in sorted(tensors(checkpoint.model).items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict as contiguous tensors in main memory that share no storage."""
+    return {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+
+
+def _history(model: nn.Module) -> list[dict[str, Any]]:
+    names = {kind: name for name, kind in _OPERATIONS.items()}
+    return [{"op": names[type(op)]} | dataclasses.asdict(op) for op in surgery.history(model)]
+
+
+def _operation(fields: dict[str, Any]) -> Any:
+    arguments = {key: value for key, value in fields.items() if key != "op"}
+    if fields.get("op") not in _OPERATIONS:
+        raise StoreError(f"unknown surgery {fields.get('op')!r}; known: {', '.join(_OPERATIONS)}")
+    return _OPERATIONS[fields["op"]](**arguments)

@@ -1,0 +1,140 @@
+"""Writing a network's file for a target, in a worker process that rebuilds the network from its checkpoint.
+
+A fresh process per worker proves on every run that the checkpoint is whole, keeps a backend's crash away from the run,
+and lets two targets be lowered at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import EdgewiseError, LoweringError
+from targets import Artifact
+
+RECORD = "artifact.json"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to write where."""
+
+    checkpoint: Path
+    target: str
+    folder: Path
+    """Receives the file and ``artifact.json``."""
+    stem: str
+    """The file's name without its suffix."""
+
+
+@contextlib.contextmanager
+def workers(count: int = 2) -> Iterator[Executor]:
+    """Processes that lower; each imports what it needs once. Interrupted, they are stopped and not waited for."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_quiet_worker)
+    try:
+        yield pool
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown(wait=True)
+
+
+def _quiet_worker() -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run that started us decides
+    _die_with_parent()
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this worker when the run is killed; where it cannot, the broken pipe ends it at its next result."""
+    import ctypes
+    import signal
+    import sys
+
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() == 1:
+            os._exit(1)
+
+
+def submit(pool: Executor, order: Order) -> Future[None]:
+    """Start writing; ``result()`` raises LoweringError, with the phase and the cause, when it could not be done."""
+    return pool.submit(lower, order)
+
+
+def lower(order: Order) -> None:
+    """Rebuild the checkpoint's network, capture it at batch 1, write the target's file and describe it."""
+    phase = "rebuilding the network"
+    try:
+        program = _program(order.checkpoint)
+        phase = f"writing the {order.target} file"
+        import targets
+
+        target = targets.get(order.target)
+        artifact = target.export(program, order.folder / f"{order.stem}{target.suffix}")
+    except EdgewiseError as error:
+        raise LoweringError(f"{order.target}: {phase} failed: {error}") from error
+    except Exception as error:
+        message = f"{order.target}: {phase} failed: {type(error).__name__}: {str(error)[:2000]}"
+        raise LoweringError(message) from error
+    _describe(artifact, order.folder)
+
+
+def _program(folder: Path) -> Any:
+    import torch
+
+    from pipeline import checkpoint, quantize
+
+    kept = checkpoint.load(folder, batch=1)
+    model = kept.model
+    shape = json.loads((folder / "input.json").read_text(encoding="utf-8"))["shape"]
+    if isinstance(model, torch.fx.GraphModule):
+        model = quantize.convert(model)
+    with quantize.quiet_capture():
+        return torch.export.export(model, (torch.zeros(1, *shape),))
+
+
+def _describe(artifact: Artifact, folder: Path) -> None:
+    fields = dataclasses.asdict(artifact) | {"path": artifact.path.relative_to(folder).as_posix()}
+    fields["facts"] = dict(artifact.facts)
+    (folder / RECORD).write_text(json.dumps(fields, indent=1), encoding="utf-8")
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """The artifact that ``lower`` left in ``folder``."""
+    fields = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    path = folder / fields.pop("path")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise LoweringError(f"{folder / RECORD} names a file outside its folder: {path}")
+    fields["undelegated"] = tuple(fields["undelegated"])
+    return Artifact(path=path, **fields)
+
+
+def outcome(future: Future[None], target: str) -> LoweringError | None:
+    """Wait for a file; the error if it could not be written."""
+    try:
+        future.result()
+    except LoweringError as error:
+        return error
+    except BrokenProcessPool as error:
+        failure = LoweringError(f"{target}: the process that was writing the file died (out of memory, or a backend's crash)")
+        failure.__cause__ = error
+        return failure
+    return None

@@ -1,0 +1,400 @@
+"""Which channels of which layers can only be removed together.
+
+torch-pruning's dependency graph (Fang et al. 2023, arXiv 2301.12900) finds, for every layer, the channels that follow
+from removing one of its own. Here its groups become values: a group is a list of blocks, a block the smallest set of
+channels that can go, and every member layer says which of its channels belong to which block. All indices are those of
+the network as it was traced, so that the blocks of several groups are cut in one pass, in any order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models._layers import PadShortcut
+
+if TYPE_CHECKING:
+    from torch_pruning import DependencyGraph
+
+Side = Literal["out", "in"]
+Removed = Sequence[Sequence[int]]
+"""For each group the numbers of the blocks that go."""
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+WEIGHTED = (*CONVS, nn.Linear)
+_CUTTABLE = (*WEIGHTED, *BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.PReLU, PadShortcut)
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A layer that takes part in a group with one side of its channels (a layer with one side only: "out")."""
+
+    name: str
+    module: nn.Module
+    side: Side
+    channels: Tensor
+    """int64 [blocks, channels of this side per block]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Layers whose channels are removed together, block by block."""
+
+    name: str
+    """The layer the group is called after, whose channels are counted as the group's."""
+    members: tuple[Member, ...]
+    width: int
+    """Channels of that layer."""
+    attention: str | None = None
+    """The attention module whose heads are the blocks."""
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.members[0].channels)
+
+    @property
+    def block_size(self) -> int:
+        """Channels of the naming layer per block."""
+        return self.width // self.blocks
+
+    @property
+    def consumers(self) -> tuple[Member, ...]:
+        """The members that read the channels."""
+        readers = (*WEIGHTED, PadShortcut)
+        sides = (m for m in self.members if m.side == "in" and isinstance(m.module, readers))
+        return tuple(m for m in sides if not is_multiplier(m.module))
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """The groups of a network that can be pruned, and the reason for each that cannot."""
+
+    groups: tuple[Group, ...]
+    left_alone: Mapping[str, str]
+    """Layer -> why its output channels stay."""
+
+
+def trace(model: nn.Module, example: Tensor, *, classifier: str, keep: Collection[str] = ()) -> Coupling:
+    """The coupled channels of ``model``, found by running ``example`` [N, C, H, W] in eval mode.
+
+    ``classifier`` names the layer whose output channels are the classes; ``keep`` layers whose output channels stay.
+    Leaves the model in eval mode.
+    """
+    graph = _dependency_graph(model, example)
+    names: dict[Any, str] = {module: name for name, module in model.named_modules()}
+    groups, left_alone = [], {}
+    for found in graph.get_all_groups(ignored_layers=[], root_module_types=list(WEIGHTED)):
+        reason = _reason_to_keep(found, names, classifier, keep)
+        group = None if reason else _as_group(graph, found, names, model)
+        if group is None:
+            left_alone[names[found[0].dep.target.module]] = reason or "its channels do not form blocks of one size"
+        else:
+            groups.append(group)
+    return Coupling(groups=tuple(reversed(groups)), left_alone=left_alone)
+
+
+def cut(model: nn.Module, groups: Sequence[Group], removed: Removed) -> None:
+    """Remove blocks in place from ``model``: the traced network, or a copy of it."""
+    gone: dict[str, dict[Side, set[int]]] = {}
+    for group, blocks in zip(groups, removed, strict=True):
+        for member in group.members if blocks else ():
+            gone.setdefault(member.name, {}).setdefault(member.side, set()).update(_chosen(member, blocks))
+        if group.attention is not None:
+            attention = model.get_submodule(group.attention)
+            attention.num_heads = heads_of(attention) - len(blocks)  # type: ignore[assignment]
+    for name, lost in gone.items():
+        _cut_layer(model.get_submodule(name), sorted(lost.get("out", ())), sorted(lost.get("in", ())))
+
+
+def heads_of(module: nn.Module) -> int:
+    """Number of attention heads of a module that says so in ``num_heads``; 0 for any other."""
+    heads = getattr(module, "num_heads", 0)
+    return heads if isinstance(heads, int) else 0
+
+
+def silence(model: nn.Module, groups: Sequence[Group], removed: Removed) -> None:
+    """Make every layer of ``model`` that reads the blocks ignore them, in place, without changing a shape.
+
+    ``model`` has the module names of the traced network. Its function is then that of the network without the blocks,
+    except where a layer or group norm averages over them.
+    """
+    for group, blocks in zip(groups, removed, strict=True):
+        for member in group.consumers:
+            _ignore_inputs(model.get_submodule(member.name), _chosen(member, blocks))
+
+
+def averages(groups: Sequence[Group], removed: Removed) -> bool:
+    """Whether a norm that averages over channels loses some of them."""
+    norms = (nn.LayerNorm, nn.GroupNorm)
+    touched = [group for group, blocks in zip(groups, removed, strict=True) if blocks]
+    return any(isinstance(member.module, norms) for group in touched for member in group.members)
+
+
+def channel_view(module: nn.Module, side: Side, tensor: Tensor) -> Tensor:
+    """A tensor shaped like the weight of ``module`` as [channels of the side, everything that belongs to each]."""
+    if isinstance(module, nn.Linear):
+        return tensor if side == "out" else tensor.t()
+    if not isinstance(module, CONVS):
+        return tensor.reshape(len(tensor), -1)
+    if (side == "out") != module.transposed:
+        return tensor.flatten(1)
+    grouped = tensor.reshape(module.groups, -1, *tensor.shape[1:])
+    return grouped.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def _chosen(member: Member, blocks: Sequence[int]) -> list[int]:
+    return [channel for block in blocks for channel in member.channels[block].tolist()]
+
+
+def _dependency_graph(model: nn.Module, example: Tensor) -> DependencyGraph:
+    import torch_pruning as tp
+
+    graph = tp.DependencyGraph()
+    with torch.enable_grad(), _quiet():
+        graph.build_dependency(
+            model,
+            example,
+            # Its own way of calling tries model(*example) first, which runs the first layers twice for one image.
+            forward_fn=_call,
+            customized_pruners={PadShortcut: _pad_shortcut_rules()},
+            verbose=False,
+        )
+    for module, node in graph.module2node.items():
+        if is_multiplier(module):
+            _link_multiplier(graph, node)
+    return graph
+
+
+def _call(model: nn.Module, images: Tensor) -> Tensor:
+    logits: Tensor = model(images)
+    return logits
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch_pruning\..*")
+        yield
+
+
+@cache
+def _pad_shortcut_rules() -> Any:
+    """How torch-pruning sees a padding shortcut: like a convolution, inputs and outputs independent of each other."""
+    import torch_pruning as tp
+
+    class Rules(tp.pruner.BasePruningFunc):
+        def prune_out_channels(self, layer: PadShortcut, idxs: Sequence[int]) -> PadShortcut:
+            _cut_layer(layer, idxs, [])
+            return layer
+
+        def prune_in_channels(self, layer: PadShortcut, idxs: Sequence[int]) -> PadShortcut:
+            _cut_layer(layer, [], idxs)
+            return layer
+
+        def get_out_channels(self, layer: PadShortcut) -> int:
+            return len(layer.source)
+
+        def get_in_channels(self, layer: PadShortcut) -> int:
+            return layer.in_channels
+
+    return Rules()
+
+
+def is_multiplier(module: object) -> bool:
+    """Whether it is a depthwise convolution with several filters per channel, which torch-pruning does not know."""
+    return isinstance(module, CONVS) and module.out_channels > module.groups == module.in_channels > 1
+
+
+def _link_multiplier(graph: DependencyGraph, node: Any) -> None:
+    """An input channel of a depthwise convolution with a multiplier takes all its filters along, and they take it."""
+    from torch_pruning.dependency import Dependency
+
+    rules = graph.get_pruner_of_module(node.module)
+    filters = node.module.out_channels // node.module.groups
+    into, out = rules.prune_in_channels, rules.prune_out_channels
+    for trigger, handler in ((into, out), (out, into)):
+        link = Dependency(trigger=trigger, handler=handler, source=node, target=node)
+        link.index_mapping[0] = _Repeat(filters, to_outputs=handler is out)
+        node.dependencies.append(link)
+
+
+@dataclass(frozen=True)
+class _Repeat:
+    """Index map between the inputs of a depthwise convolution and its ``filters`` times as many outputs."""
+
+    filters: int
+    to_outputs: bool
+
+    def __call__(self, indices: Sequence[Any]) -> list[Any]:
+        kind = type(indices[0])
+        pairs = {(target, index.root_idx) for index in indices for target in self._targets(index.idx)}
+        # Sorted, because the graph recognises that it has been at a layer by the equality of the lists.
+        return [kind(idx=target, root_idx=root) for target, root in sorted(pairs)]
+
+    def _targets(self, index: int) -> range:
+        if self.to_outputs:
+            return range(index * self.filters, (index + 1) * self.filters)
+        return range(index // self.filters, index // self.filters + 1)
+
+
+def _reason_to_keep(found: Any, names: Mapping[Any, str], classifier: str, keep: Collection[str]) -> str | None:
+    from torch_pruning import ops
+
+    for dep, _ in found:
+        module, name = dep.target.module, names.get(dep.target.module)
+        if dep.target.type == ops.OPTYPE.OUTPUT or (name == classifier and _side(dep) == "out"):
+            return "its channels are the network's outputs"
+        if isinstance(module, nn.Parameter):
+            return "its channels meet a free parameter"
+        if name is not None and not isinstance(module, _CUTTABLE):
+            return f"they reach {name}, a {type(module).__name__}, which cannot be cut"
+        if isinstance(module, CONVS) and 1 < module.groups == module.out_channels < module.in_channels:
+            return f"{name} has one filter per group of several channels"
+        if name in keep and _side(dep) == "out":
+            return f"{name} is kept"
+    return None
+
+
+def _side(dep: Any) -> Side:
+    # Where one function cuts both sides (norms, depthwise convolutions) it goes by the name of the outputs.
+    return "in" if dep.handler.__name__ == "prune_in_channels" else "out"
+
+
+def _as_group(graph: DependencyGraph, found: Any, names: Mapping[Any, str], model: nn.Module) -> Group | None:
+    attention = _attention_inside(found, names, model)
+    if attention is not None:
+        found = _rooted_at_reader(graph, found)
+    width = len(found[0].idxs)
+    items = [item for item in found if item.dep.target.module in names]
+    if any(root is None for item in items for root in item.root_idxs):
+        return None
+    labels = _labels(width, items, None if attention is None else heads_of(model.get_submodule(attention)))
+    tables = [_per_block(item, labels) for item in items]
+    members = tuple(
+        Member(names[item.dep.target.module], item.dep.target.module, _side(item.dep), table)
+        for item, table in zip(items, tables, strict=True)
+        if table is not None
+    )
+    if len(members) < len(items):
+        return None
+    return Group(name=members[0].name, members=members, width=width, attention=attention)
+
+
+def _attention_inside(found: Any, names: Mapping[Any, str], model: nn.Module) -> str | None:
+    """The module with ``num_heads`` whose own children are all the layers of the group, if there is one."""
+    owners = {names[dep.target.module].rpartition(".")[0] for dep, _ in found if dep.target.module in names}
+    if len(owners) != 1:
+        return None
+    owner = owners.pop()
+    return owner if heads_of(model.get_submodule(owner)) else None
+
+
+def _rooted_at_reader(graph: DependencyGraph, found: Any) -> Any:
+    """The group seen from the layer that reads the heads: one index there names its query, key and value channels."""
+    reader, indices = next((dep, indices) for dep, indices in reversed(found.items) if _side(dep) == "in")
+    return graph.get_pruning_group(reader.target.module, reader.handler, sorted(indices))
+
+
+def _labels(width: int, items: Sequence[Any], heads: int | None) -> list[int]:
+    """For each channel of the root the number of its block, 0 … blocks − 1, in order of their first channels."""
+    if heads is not None:
+        return [channel * heads // width for channel in range(width)]
+    parent = list(range(width))
+
+    def find(channel: int) -> int:
+        while parent[channel] != channel:
+            channel = parent[channel]
+        return channel
+
+    for item in items:
+        tie = _tie(item.dep.target.module, _side(item.dep))
+        first: dict[int, int] = {}
+        for index, root in zip(item.idxs, item.root_idxs, strict=True):
+            if tie is None:
+                break
+            low, high = sorted((find(first.setdefault(tie(index), root)), find(root)))
+            parent[high] = low
+    order: dict[int, int] = {}
+    return [order.setdefault(find(channel), len(order)) for channel in range(width)]
+
+
+def _tie(module: nn.Module, side: Side) -> Callable[[int], int] | None:
+    """What channels of ``module`` that must go together have in common; None: every channel goes alone."""
+    if isinstance(module, nn.GroupNorm):
+        return _position_in(module.num_channels // module.num_groups)
+    if not isinstance(module, CONVS) or module.groups == 1 or module.groups == module.out_channels:
+        return None
+    if is_multiplier(module):
+        filters = module.out_channels // module.groups
+        return (lambda channel: channel // filters) if side == "out" else None
+    return _position_in((module.out_channels if side == "out" else module.in_channels) // module.groups)
+
+
+def _position_in(group: int) -> Callable[[int], int]:
+    return lambda channel: channel % group
+
+
+def _per_block(item: Any, labels: Sequence[int]) -> Tensor | None:
+    """The member's channels as int64 [blocks, channels per block]; None where the blocks differ in size."""
+    blocks: list[list[int]] = [[] for _ in range(max(labels) + 1)]
+    for index, root in zip(item.idxs, item.root_idxs, strict=True):
+        blocks[labels[root]].append(index)
+    if len({len(block) for block in blocks}) != 1 or not blocks[0]:
+        return None
+    return torch.tensor([sorted(block) for block in blocks])
+
+
+def _cut_layer(module: nn.Module, out: Sequence[int], into: Sequence[int]) -> None:
+    """Remove output and input channels of one layer in place."""
+    if isinstance(module, PadShortcut):
+        module.select(_others(module.in_channels, into), _others(len(module.source), out))
+    elif is_multiplier(module):
+        _cut_multiplier(module, out)  # type: ignore[arg-type]
+    else:
+        _cut_by_library(module, out, into)
+
+
+def _cut_by_library(module: nn.Module, out: Sequence[int], into: Sequence[int]) -> None:
+    import torch_pruning as tp
+
+    rules = tp.DependencyGraph().get_pruner_of_module(module)
+    rules.pruning_dim = -1  # it is read by layer norms alone
+    if into:
+        rules.prune_in_channels(module, list(into))
+    if out:
+        rules.prune_out_channels(module, list(out))
+
+
+def _cut_multiplier(module: nn.Conv2d, out: Sequence[int]) -> None:
+    """Remove filters ``out`` of a depthwise convolution with a multiplier: all those of some input channels."""
+    filters = module.out_channels // module.groups
+    kept = torch.tensor(_others(module.out_channels, out), device=module.weight.device)
+    module.out_channels = len(kept)
+    module.in_channels = module.groups = len(kept) // filters
+    module.weight = nn.Parameter(module.weight.detach()[kept])
+    if module.bias is not None:
+        module.bias = nn.Parameter(module.bias.detach()[kept])
+
+
+def _others(count: int, gone: Collection[int]) -> list[int]:
+    lost = set(gone)
+    return [channel for channel in range(count) if channel not in lost]
+
+
+def _ignore_inputs(module: nn.Module, channels: Sequence[int]) -> None:
+    if isinstance(module, PadShortcut):
+        lost = set(channels)
+        module.remap(module.in_channels, [-1 if channel in lost else channel for channel in module.source])
+        return
+    weight = module.get_parameter("weight").data
+    places = torch.arange(weight.numel()).view(weight.shape)
+    weight.view(-1)[channel_view(module, "in", places)[list(channels)].flatten().to(weight.device)] = 0

@@ -1,0 +1,20 @@
+"""Keeps foreign libraries' harmless chatter out of our output: each source by name, each with the reason."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+
+def quieten() -> None:
+    """Call once, before the libraries are imported."""
+    for name in (
+        "torchao",  # CUDA kernels that a CPU build does not have
+        "torch.utils._pytree",  # a library registering an enum that torch has learnt to handle since
+        "lightning_fabric",  # announces precision and seeds, which the report tells
+        "lightning.fabric",
+        "torch.export",
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Lightning asks for more data-loading workers; it is given no loader of its own to run.
+    warnings.filterwarnings("ignore", module="lightning_fabric.*")

@@ -1,0 +1,14 @@
+"""The report of a run: report.json after every row, a table for the terminal, and one self-contained page.
+
+``Report`` is the document; ``environment`` says where it was measured, ``table`` shows it in a terminal and
+``write_html`` writes the page. Nothing here imports torch, and Plotly, Jinja2 and Rich are imported on first use.
+"""
+
+from __future__ import annotations
+
+from pipeline.report._host import environment
+from pipeline.report.document import Report, Section
+from pipeline.report.page import write_html
+from pipeline.report.terminal import table
+
+__all__ = ["Report", "Section", "environment", "table", "write_html"]

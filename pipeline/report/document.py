@@ -1,0 +1,112 @@
+"""The document behind ``report.json``: written after every row, read back by ``report DIR``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.errors import RequestError
+from pipeline.report._whole import write_whole
+from pipeline.rows import ArtifactFile, Row, decode, encode, encode_fields
+
+SCHEMA = 1
+FILE = "report.json"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """An extra part of the page. Raises ValueError unless it holds exactly one of ``html`` and ``figure``."""
+
+    title: str
+    html: str | None = None
+    """Tables, lists, paragraphs and embedded PNG images; everything else is shown as text (see ``markup``)."""
+    figure: Mapping[str, Any] | None = None
+    """A Plotly figure's JSON: ``data`` and ``layout``, as ``json.loads(figure.to_json())`` gives it."""
+
+    def __post_init__(self) -> None:
+        if (self.html is None) == (self.figure is None):
+            raise ValueError(f"section {self.title!r}: wanted exactly one of html and figure")
+
+    def to_json(self) -> dict[str, Any]:
+        """This value as plain JSON types, without the part it does not hold."""
+        return {key: value for key, value in encode_fields(self).items() if value is not None}
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Everything that is known of a run so far. Append to its lists, then ``write``."""
+
+    recipe: Mapping[str, Any]
+    """Every field of the recipe, as JSON types."""
+    environment: Mapping[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    artifacts: list[ArtifactFile] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of ``report.json``; ``sections`` appears only where there is one."""
+        document = {
+            "schema": self.schema,
+            "recipe": encode(self.recipe),
+            "environment": encode(self.environment),
+            "rows": [row.to_json() for row in self.rows],
+            "artifacts": [artifact.to_json() for artifact in self.artifacts],
+        }
+        return document | ({"sections": [section.to_json() for section in self.sections]} if self.sections else {})
+
+    @classmethod
+    def from_json(cls, value: object) -> Report:
+        """The report again. Raises ValueError that names the key that is missing, unknown or of the wrong type."""
+        if not isinstance(value, Mapping):
+            raise ValueError(f"wanted an object, found {type(value).__name__}")
+        if "schema" in value and value["schema"] != SCHEMA:
+            raise ValueError(f"wanted schema {SCHEMA}, found {value['schema']!r}; run the recipe again to renew it")
+        wanted = ("schema", "recipe", "environment", "rows", "artifacts")
+        missing = [key for key in wanted if key not in value]
+        if missing:
+            raise ValueError(f"missing key {', '.join(map(repr, missing))}")
+        for key in ("recipe", "environment"):
+            if not isinstance(value[key], Mapping):
+                raise ValueError(f"{key}: wanted an object, found {type(value[key]).__name__}")
+        return cls(
+            recipe=value["recipe"],
+            environment=value["environment"],
+            rows=_each(value["rows"], "rows", Row.from_json),
+            artifacts=_each(value["artifacts"], "artifacts", ArtifactFile.from_json),
+            sections=_each(value.get("sections", []), "sections", _section),
+        )
+
+    def write(self, folder: Path) -> Path:
+        """Write ``folder/report.json`` whole or not at all and return its path. Raises StoreError where it cannot."""
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        return write_whole(folder / FILE, text + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Report:
+        """The report kept in ``folder``. Raises RequestError, naming the file, when there is none that can be read."""
+        path = folder / FILE
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise RequestError(
+                f"cannot read {path}: {error.strerror}; give the folder that a run wrote, the one that holds {FILE}"
+            ) from error
+        except json.JSONDecodeError as error:
+            raise RequestError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from error
+        except ValueError as error:
+            raise RequestError(f"{path} is no report: {error}") from error
+
+
+def _each(value: object, where: str, read: Callable[[object, str], T]) -> list[T]:
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: wanted a list, found {type(value).__name__}")
+    return [read(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
+
+
+def _section(value: object, where: str) -> Section:
+    return decode(Section, value, where)

@@ -1,0 +1,166 @@
+"""One page that holds everything: charts, rows, reasons, artifacts, recipe, environment. It loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.report import charts, numbers
+from pipeline.report._whole import write_whole
+from pipeline.report.document import Report
+from pipeline.report.markup import sanitize
+from pipeline.report.summary import SYMBOLS, WORDS, labels, summarize, timing
+from pipeline.rows import Accuracy, Latency, Row
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+FILE = "report.html"
+_FOLDER = Path(__file__).parent
+
+
+def write_html(report: Report, folder: Path) -> Path:
+    """Write ``folder/report.html``, whole or not at all, and return its path. Raises StoreError where it cannot.
+
+    Everything that came with the report is escaped, and the page's own policy (Content-Security-Policy) lets a
+    browser run only the scripts written here and fetch nothing.
+    """
+    return write_whole(folder / FILE, render(report))
+
+
+def render(report: Report) -> str:
+    """The page as text; the same for the same report."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    loader = FileSystemLoader(_FOLDER)
+    engine = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    figures, named = _figures(report), list(zip(report.rows, labels(report.rows), strict=True))
+    scripts = [get_plotlyjs(), (_FOLDER / "report.js").read_text(encoding="utf-8")] if figures else []
+    return engine.get_template("report.html.j2").render(
+        title=_title(report),
+        facts=_facts(report),
+        summary=summarize(report),
+        symbols=SYMBOLS,
+        timing=timing(report.rows),
+        figures=figures,
+        unplotted=_unplotted(named),
+        rows=[_shown(row, name) for row, name in named],
+        undelegated=[_undelegated(row, name) for row, name in named if row.target is not None],
+        file_facts=[(name, row.facts) for row, name in named if row.facts],
+        artifacts=[(entry, numbers.size(entry.bytes)) for entry in report.artifacts],
+        sections=[_section(report, index) for index in range(len(report.sections))],
+        recipe=report.recipe,
+        environment=report.environment,
+        figure_data=_embedded(figures),
+        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
+        scripts=[Markup(script) for script in scripts],
+        script_digests=[_digest(script) for script in scripts],
+    )
+
+
+def _figures(report: Report) -> dict[str, Any]:
+    """Element id -> figure, in the order of the page."""
+    figures = {"tradeoff": charts.tradeoff(report.rows), "waterfall": charts.waterfall(report.rows)}
+    figures |= {f"section-{i}": _drawn(entry.figure) for i, entry in enumerate(report.sections) if entry.figure}
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _drawn(figure: Mapping[str, Any]) -> dict[str, Any]:
+    return {"data": figure.get("data", []), "layout": figure.get("layout", {})}
+
+
+def _embedded(figures: Mapping[str, Any]) -> Markup:
+    from markupsafe import Markup
+
+    # JSON inside a script element ends at the first "</script", whatever the quotes say.
+    return Markup(json.dumps(figures, allow_nan=False).replace("<", "\\u003c"))
+
+
+def _digest(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _title(report: Report) -> str:
+    names = [report.recipe.get(key) for key in ("name", "recipe", "model")]
+    return next((name for name in names if isinstance(name, str) and name), "Deployment report")
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    """The few fields of the recipe that say what this is about, where they are short enough to be read at a glance."""
+    found = [(key, report.recipe.get(key)) for key in ("model", "weights", "data", "targets", "seed")]
+    lists = [(key, ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value) for key, value in found]
+    return [(key, str(value)) for key, value in lists if isinstance(value, (str, int)) and 0 < len(str(value)) <= 80]
+
+
+def _unplotted(named: Sequence[tuple[Row, str]]) -> str:
+    """Which rows a chart cannot show, and why."""
+    nowhere = [name for row, name in named if row.accuracy is None]
+    untimed = [name for row, name in named if row.accuracy and row.latency is None]
+    parts = [f"{', '.join(nowhere)} (no accuracy measured)"] if nowhere else []
+    parts += [f"{', '.join(untimed)} (no latency measured, so not on the left)"] if untimed else []
+    return f"Not shown: {'; '.join(parts)}." if parts else ""
+
+
+def _section(report: Report, index: int) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    section = report.sections[index]
+    html = Markup(sanitize(section.html)) if section.html is not None else None
+    return {"title": section.title, "html": html, "figure": f"section-{index}" if section.figure else None}
+
+
+def _shown(row: Row, name: str) -> dict[str, Any]:
+    """A table row's cells: for each the main text and the smaller one below it."""
+    cells = [*_accuracy(row.accuracy, row.step == "baseline"), _agreement(row)]
+    cells += [(numbers.count(row.params), ""), (numbers.count(row.macs), ""), (numbers.size(row.bytes), "")]
+    cells += _latency(row.latency, row.step == "baseline")
+    return {
+        "label": name,
+        "kind": "" if name.startswith(row.step) else row.step,
+        "cells": cells,
+        "grade": row.verification or "",
+        "verdict": row.verdict,
+        "word": WORDS[row.verdict],
+        "reason": row.reason,
+        "seconds": numbers.significant(row.seconds),
+    }
+
+
+def _accuracy(accuracy: Accuracy | None, first: bool) -> list[tuple[str, str]]:
+    if accuracy is None:
+        return [("–", ""), ("–", "")]
+    low, high = map(numbers.percent, accuracy.ci95)
+    top1 = (numbers.percent(accuracy.top1), f"{low} to {high}, n {accuracy.n:,}")
+    if first:
+        return [top1, ("", "")]
+    change = accuracy.vs_baseline
+    low, high = map(numbers.points, change.ci95)
+    return [top1, (numbers.points(change.delta), f"{low} to {high}, p {change.p_value:.2g}")]
+
+
+def _agreement(row: Row) -> tuple[str, str]:
+    if row.agreement is None:
+        return "", ""
+    return numbers.percent(row.agreement.top1), f"logits within {row.agreement.max_abs:.2g}"
+
+
+def _latency(latency: Latency | None, first: bool) -> list[tuple[str, str]]:
+    if latency is None:
+        return [("–", ""), ("–", "")]
+    time = (numbers.significant(latency.p50_ms), f"p90 {numbers.significant(latency.p90_ms)}, {latency.on}")
+    low, high = map(numbers.ratio, latency.ci95)
+    return [time, ("" if first else numbers.ratio(latency.ratio_to_baseline), "" if first else f"{low} to {high}")]
+
+
+def _undelegated(row: Row, name: str) -> tuple[str, list[tuple[str, int]]]:
+    """The operators a file's accelerated backend left outside, each with its number of occurrences."""
+    return name, Counter(row.undelegated).most_common()

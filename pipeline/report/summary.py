@@ -1,0 +1,96 @@
+"""What a run came to, in one verdict and one sentence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+from pipeline.report import numbers
+from pipeline.report.document import Report
+from pipeline.rows import Row, Verdict
+
+SYMBOLS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "not-checked": "–"}
+WORDS: dict[Verdict, str] = {"pass": "pass", "fail": "fail", "not-checked": "not checked"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The verdict on the whole run and what to say about it."""
+
+    verdict: Verdict
+    """``fail`` where any row failed, ``not-checked`` where no row passed either, else ``pass``."""
+    title: str
+    best: str
+    """About the smallest file that passed; empty where none did."""
+
+
+def summarize(report: Report) -> Summary:
+    """The verdict, its words and the file to take, computed from the rows."""
+    counts = Counter(row.verdict for row in report.rows)
+    verdict: Verdict = "fail" if counts["fail"] else "pass" if counts["pass"] else "not-checked"
+    title = {
+        "fail": f"{counts['fail']} of {len(report.rows)} checks failed",
+        "pass": f"All {counts['pass']} checks passed"
+        if not counts["not-checked"]
+        else f"{counts['pass']} checks passed",
+        "not-checked": "Nothing was checked",
+    }[verdict]
+    if counts["not-checked"] and verdict != "not-checked":
+        title += f", {counts['not-checked']} not checked"
+    return Summary(verdict=verdict, title=title, best=_best(report.rows))
+
+
+def baseline(rows: Sequence[Row]) -> Row | None:
+    """The row everything is compared with; None before it was measured."""
+    return next((row for row in rows if row.step == "baseline"), None)
+
+
+def labels(rows: Sequence[Row]) -> list[str]:
+    """One short name a row: a step's own, a file's target and precision; numbered where a name comes back."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in map(_label, rows):
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
+
+
+def timing(rows: Sequence[Row]) -> str:
+    """How the rows' latencies were taken; empty where none has one."""
+    timed = [row.latency for row in rows if row.latency]
+    if not timed:
+        return ""
+    steps = sorted({row.latency.on for row in rows if row.latency and row.target is None})
+    batches, threads = ({str(entry) for entry in map(attrgetter(name), timed)} for name in ("batch", "threads"))
+    text = f"Time: median of one call, batch {'/'.join(sorted(batches))}, threads {'/'.join(sorted(threads))}; "
+    text += "ratio: against the baseline in the same run, below 1 is faster. "
+    return text + (f"Steps ran in {', '.join(steps)}, each file in its own runtime." if steps else "")
+
+
+def _label(row: Row) -> str:
+    if row.step != "artifact":
+        return row.label
+    return " ".join(part for part in (row.target or row.name, row.precision) if part)
+
+
+def _best(rows: Sequence[Row]) -> str:
+    passed = [row for row in rows if row.step == "artifact" and row.verdict == "pass" and row.bytes is not None]
+    if not passed:
+        return ""
+    row = min(passed, key=lambda entry: entry.bytes or 0)
+    parts = [numbers.size(row.bytes)]
+    if row.accuracy:
+        parts.append(f"top-1 {numbers.percent(row.accuracy.top1)} % ({_change(row.accuracy.vs_baseline.delta)})")
+    if row.latency:
+        parts.append(f"{numbers.ratio(row.latency.ratio_to_baseline)} the baseline's time on {row.latency.on}")
+    first = baseline(rows)
+    if first and first.bytes and row.bytes:
+        parts[0] += f" where the baseline takes {numbers.size(first.bytes)}"
+    return f"Smallest file that passed: {_label(row)}, {', '.join(parts)}."
+
+
+def _change(delta: float) -> str:
+    text = numbers.points(delta)
+    return "level with the baseline" if text == "0.00" else f"{text} points"

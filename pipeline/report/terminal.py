@@ -1,0 +1,119 @@
+"""The report in a terminal: one line a row, the reasons below."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.report import numbers
+from pipeline.report.document import Report
+from pipeline.report.summary import SYMBOLS, WORDS, labels, summarize, timing
+from pipeline.rows import Row, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table
+
+_STYLES: dict[Verdict, str] = {"pass": "green", "fail": "bold red", "not-checked": "yellow"}
+_WIDE = 98
+"""Columns from which the verdict is spelt out."""
+_ASCII = str.maketrans(
+    {"✓": "+", "✗": "x", "–": "-", "±": "~", "Δ": "d", "×": "x", "−": "-", "━": "-", "─": "-", "…": "."}
+)
+
+
+def table(report: Report, path: Path | None = None) -> RenderableType:
+    """What a terminal shows of ``report``: a Rich renderable that fits 80 columns, and any more there are.
+
+    ``path``: where the full report lies, named in the last line.
+    """
+    return _Shown(report, path)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    report: Report
+    path: Path | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        plain = options.ascii_only
+        summary = summarize(self.report)
+        yield _table(self.report.rows, options.max_width >= _WIDE, plain)
+        yield from _reasons(self.report.rows, plain)
+        yield Text(_clean(f"\n{SYMBOLS[summary.verdict]} {summary.title}.", plain), style=_STYLES[summary.verdict])
+        if summary.best:
+            yield Text(_clean(summary.best, plain))
+        if note := timing(self.report.rows):
+            yield Text(_clean(note, plain), style="dim")
+        if self.path is not None:
+            yield Text(_clean(f"Report: {self.path}", False), overflow="fold", style="bold")
+
+
+def _table(rows: Sequence[Row], wide: bool, plain: bool) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(
+        box=box.ASCII2 if plain else box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1 if wide else 0, 0, 0),
+    )
+    shown.add_column("step, file", no_wrap=True, overflow="ellipsis", min_width=10)
+    for title in ("top-1 %", "Δ pt", "params", "MACs", "bytes", "ms", "ratio"):
+        shown.add_column(_clean(title, plain), justify="right", no_wrap=True)
+    shown.add_column("grade", no_wrap=True)
+    shown.add_column("verdict" if wide else "", no_wrap=True)
+    for row, name, following in zip(rows, labels(rows), (*rows[1:], None), strict=False):
+        verdict = f"{SYMBOLS[row.verdict]} {WORDS[row.verdict]}" if wide else SYMBOLS[row.verdict]
+        last_step = following is not None and row.target is None and following.target is not None
+        cells = [Text(_clean(cell, plain)) for cell in (name, *_accuracy(row), *_cost(row), row.verification or "")]
+        shown.add_row(*cells, Text(_clean(verdict, plain), style=_STYLES[row.verdict]), end_section=last_step)
+    return shown
+
+
+def _accuracy(row: Row) -> tuple[str, str]:
+    if row.accuracy is None:
+        return "–", "–"
+    top1 = f"{numbers.percent(row.accuracy.top1)} ±{numbers.half_width(row.accuracy.ci95)}"
+    return top1, "" if row.step == "baseline" else numbers.points(row.accuracy.vs_baseline.delta)
+
+
+def _cost(row: Row) -> tuple[str, ...]:
+    counts = (
+        numbers.count(row.params),
+        numbers.count(row.macs),
+        numbers.size(row.bytes).removesuffix("B").replace(" ", ""),
+    )
+    if row.latency is None:
+        return (*counts, "–", "–")
+    return (*counts, numbers.significant(row.latency.p50_ms), numbers.ratio(row.latency.ratio_to_baseline))
+
+
+def _reasons(rows: Sequence[Row], plain: bool) -> Iterator[RenderableType]:
+    """Why each row that did not pass did not, its continuation lines indented."""
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = Table.grid(padding=(0, 1))
+    lines.add_column(no_wrap=True)
+    lines.add_column(overflow="fold")
+    for row, name in zip(rows, labels(rows), strict=True):
+        if row.verdict != "pass" and row.reason:
+            mark = Text(_clean(SYMBOLS[row.verdict], plain), style=_STYLES[row.verdict])
+            lines.add_row(mark, Text(_clean(f"{name}: {row.reason}", plain)))
+    if lines.row_count:
+        yield Text()
+        yield lines
+
+
+def _clean(text: str, plain: bool) -> str:
+    """Without control characters (a name must not steer the terminal), in ASCII signs where there are no others."""
+    text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
+    return text.translate(_ASCII) if plain else text

@@ -1,0 +1,76 @@
+"""Before a network with new layers is fine-tuned: batch norms that fit, and blocks that imitate the old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.images import normalise
+from pipeline.recipe import Context
+from pipeline.separate.moments import captured
+from pipeline.training import Augment, augment
+
+
+def reestimate(model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]) -> None:
+    """Set the named batch norms' statistics to the mean over ``batches`` (normalised images), in place.
+
+    Each batch norm passes on what it normalised with its own batch, as in training.
+    """
+    norms = [model.get_submodule(name) for name in names]
+    momenta = {}
+    for norm in norms:
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        momenta[norm] = norm.momentum
+        norm.reset_running_stats()
+        norm.momentum = None  # None: the running statistics are the plain mean over the batches
+    model.eval()
+    for norm in norms:
+        norm.train()
+    with torch.no_grad():
+        for images in batches:
+            model(images)
+    model.eval()
+    for norm, momentum in momenta.items():
+        norm.momentum = momentum
+
+
+def imitate(
+    student: nn.Module, teacher: nn.Module, points: Sequence[str], ctx: Context, *, steps: int, lr: float, batch: int
+) -> list[float]:
+    """Train ``student`` in place to answer at every point what ``teacher`` answers there; returns each step's loss.
+
+    ``points`` are modules that both networks have. The loss is the mean over the points of E(s − t)² / Var t
+    (Romero et al. 2014, FitNets, arXiv 1412.6550, with every block a hint); all points learn at once, on
+    what the student itself feeds them, so that later blocks learn to make up for the errors of earlier ones. Adam
+    (Kingma, Ba 2014, arXiv 1412.6980) with a half-cosine to 0; images are drawn and augmented from ``ctx.seed``.
+    """
+    device = torch.device(ctx.device)
+    draw = torch.Generator().manual_seed(ctx.seed)
+    optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    losses = []
+    student.train()
+    teacher.eval()
+    with captured(student, points, "output") as ours, captured(teacher, points, "output") as theirs:
+        for _ in ctx.track(range(steps), "imitating", steps):
+            chosen = torch.randint(len(ctx.data.train), (batch,), generator=draw)
+            images = augment(ctx.data.train.batch(chosen), Augment(), ctx.data.flip, draw)
+            images = normalise(images, ctx.spec).to(device)
+            with torch.no_grad():
+                teacher(images)
+            student(images)
+            loss = torch.stack([_distance(ours[point], theirs[point]) for point in points]).mean()
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+    student.eval()
+    return losses
+
+
+def _distance(found: Tensor, wanted: Tensor) -> Tensor:
+    return F.mse_loss(found, wanted) / wanted.var().clamp_min(1e-12)

@@ -1,0 +1,391 @@
+"""Training a network: one loop for baselines, fine-tuning and quantization-aware training.
+
+Lightning Fabric holds device, precision and processes. What makes a run repeatable is kept here: every epoch draws from
+generators seeded by (seed, epoch), and after every epoch the whole state is written aside and renamed, so that a killed
+training goes on from its last epoch and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from pipeline.errors import RequestError, StageError
+from pipeline.images import normalise
+from pipeline.recipe import Context, in_range
+from pipeline.store import write_whole
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes of training images that keep their labels."""
+
+    crop: int = 4
+    """Zero-pad by this many pixels and crop the original size at random (He et al. 2015, section 4.2); 0: off."""
+    flip: bool | None = None
+    """Mirror half of the images; None: where the data set says that a mirrored image keeps its label."""
+    cutout: int = 0
+    """Side of a square set to zero at a random place (DeVries and Taylor 2017, arXiv 1708.04552); 0: off."""
+
+    def __post_init__(self) -> None:
+        in_range("augment.crop", self.crop, 0, 64)
+        in_range("augment.cutout", self.cutout, 0, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a network is trained."""
+
+    epochs: int
+    lr: float
+    """Peak learning rate; falls to 0 along a half cosine (Loshchilov and Hutter 2016, arXiv 1608.03983)."""
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    """Not applied to biases and to the scales of normalisation layers."""
+    warmup: float = 0.0
+    """Epochs over which the rate rises linearly from 0."""
+    label_smoothing: float = 0.0
+    distill: float = 0.0
+    """Weight of the teacher's softened classes in the loss (Hinton et al. 2015, arXiv 1503.02531); 0: labels only."""
+    temperature: float = 4.0
+    """Of the softening."""
+    auxiliary: float = 0.3
+    """Weight of auxiliary classifiers' losses, where a network has them (Szegedy et al. 2014, section 5)."""
+    ema: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then the result; 0: off."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0: not clipped."""
+    augment: Augment = field(default_factory=Augment)
+    precision: Precision = "auto"
+    """auto: bfloat16 mixed precision where the device computes it natively, float32 elsewhere."""
+    channels_last: bool = True
+    devices: int = 1
+    """Processes, one a device; above 1 each takes its share of every batch (distributed data parallel)."""
+
+    def __post_init__(self) -> None:
+        in_range("epochs", self.epochs, 1, 1_000_000)
+        in_range("lr", self.lr, 1e-12, 100)
+        in_range("batch_size", self.batch_size, 1, 1_000_000)
+        in_range("warmup", self.warmup, 0, self.epochs)
+        in_range("label_smoothing", self.label_smoothing, 0, 0.99)
+        in_range("distill", self.distill, 0, 1)
+        in_range("temperature", self.temperature, 1e-3, 1e3)
+        in_range("ema", self.ema, 0, 0.999999)
+        in_range("devices", self.devices, 1, 1024)
+
+
+@dataclass
+class _State:
+    """All that changes while training."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: nn.Module | None
+    epoch: int = 0
+    loss: float = 0.0
+
+
+Hook = Callable[[nn.Module, int], None]
+
+
+def fit(model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None = None) -> None:
+    """Train ``model`` in place on ``ctx.data.train``; it ends in evaluation mode, in main memory.
+
+    ``before_epoch(model, epoch)`` may change what is trained. Raises StageError when the loss is no longer finite.
+    """
+    if how.distill and teacher is None:
+        raise RequestError("distillation needs a trained baseline, and there is none while the baseline is trained")
+    fabric = _fabric(how, ctx.device)
+    if how.devices == 1:
+        result = _loop(fabric, model, how, ctx, teacher, before_epoch)
+        model.load_state_dict(result)
+    else:
+        _in_processes(fabric, model, how, ctx, teacher)
+    _set_mode(model.to("cpu"), training=False)
+
+
+def resolve_precision(precision: Precision, device: str) -> str:
+    """The precision that ``auto`` stands for on this machine."""
+    if precision != "auto":
+        return precision
+    if device == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+
+
+def _fabric(how: Training, device: str) -> Any:
+    from lightning_fabric import Fabric
+
+    strategy = "auto" if how.devices == 1 else "ddp_spawn"
+    precision: Any = resolve_precision(how.precision, device)
+    with warnings.catch_warnings():
+        # Fabric hints at the cluster launcher and at precision plugins; neither concerns a run on one machine.
+        warnings.simplefilter("ignore")
+        return Fabric(accelerator=device, devices=how.devices, strategy=strategy, precision=precision)
+
+
+def _in_processes(fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None) -> None:
+    """Train in one process a device; the first writes the result, which is read back here."""
+    if isinstance(model, GraphModule):
+        raise RequestError("quantization-aware training runs on one device; set devices=1 for it")
+    quiet = Context(spec=_portable(ctx), data=ctx.data, scratch=ctx.scratch, device=ctx.device, seed=ctx.seed)
+    fabric.launch(_worker, model, how, quiet, teacher)
+    with safe_open(ctx.scratch / "result.safetensors", "pt") as file:
+        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+def _portable(ctx: Context) -> Any:
+    """The spec without its build function, which another process could not import from a user's file."""
+    import dataclasses
+
+    return dataclasses.replace(ctx.spec, build=nn.Identity, small={})
+
+
+def _worker(fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None) -> None:
+    result = _loop(fabric, model, how, ctx, teacher, None)
+    if fabric.is_global_zero:
+        write_whole(ctx.scratch / "result.safetensors", save(_plain_tensors(result)))
+    fabric.barrier()
+
+
+def _loop(
+    fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
+) -> dict[str, Tensor]:
+    state = _start(model, how)
+    _resume(state, ctx.scratch)
+    module, optimizer = fabric.setup(_place(model, how, fabric.device), state.optimizer)
+    if state.average is not None:
+        state.average.to(fabric.device)
+    if teacher is not None:
+        teacher = _place(copy.deepcopy(teacher).eval().requires_grad_(False), how, fabric.device)
+    epochs = range(state.epoch, how.epochs)
+    for epoch in ctx.track(epochs, f"training, {how.epochs} epochs", how.epochs - state.epoch):
+        if before_epoch is not None:
+            before_epoch(model, epoch)
+        _epoch(fabric, module, optimizer, state, how, ctx, teacher, epoch)
+        state.epoch = epoch + 1
+        if fabric.is_global_zero:
+            _write_state(state, ctx.scratch)
+        fabric.barrier()
+    chosen = model if state.average is None else state.average
+    return {name: tensor.detach().cpu() for name, tensor in chosen.state_dict().items()}
+
+
+def _start(model: nn.Module, how: Training) -> _State:
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": how.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer: torch.optim.Optimizer
+    if how.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=how.lr, momentum=how.momentum, nesterov=how.momentum > 0)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=how.lr)
+    average = copy.deepcopy(model).requires_grad_(False) if how.ema else None
+    return _State(model, optimizer, average)
+
+
+def _place(model: nn.Module, how: Training, device: torch.device) -> nn.Module:
+    model.to(device)
+    if how.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def _epoch(
+    fabric: Any,
+    module: nn.Module,
+    optimizer: Any,
+    state: _State,
+    how: Training,
+    ctx: Context,
+    teacher: nn.Module | None,
+    epoch: int,
+) -> None:
+    _set_mode(state.model, training=True)
+    steps = math.ceil(len(ctx.data.train) / how.batch_size)
+    losses = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_mix(ctx.seed, epoch, fabric.global_rank))  # dropout and stochastic depth
+        for step, (images, labels) in enumerate(_batches(fabric, how, ctx, epoch)):
+            for group in optimizer.param_groups:
+                group["lr"] = how.lr * rate(epoch + step / steps, how.epochs, how.warmup)
+            images, labels = images.to(fabric.device), labels.to(fabric.device)
+            loss = _loss(fabric, module, images, labels, how, teacher)
+            fabric.backward(loss)
+            if how.clip:
+                fabric.clip_gradients(module, optimizer, max_norm=how.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            _average(state, how.ema)
+            losses.append(loss.detach())
+    state.loss = float(torch.stack(losses).mean())
+    if not math.isfinite(state.loss):
+        raise StageError(f"training diverged in epoch {epoch + 1}: the loss is {state.loss}; try a smaller lr than {how.lr:g}")
+
+
+def rate(position: float, epochs: int, warmup: float) -> float:
+    """Share of the peak learning rate at ``position`` epochs: linear warm-up, then a half cosine down to 0."""
+    if position < warmup:
+        return (position + 1e-3) / (warmup + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (position - warmup) / max(epochs - warmup, 1e-9)))
+
+
+def _loss(
+    fabric: Any, module: nn.Module, images: Tensor, labels: Tensor, how: Training, teacher: nn.Module | None
+) -> Tensor:
+    if how.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    with fabric.autocast():
+        outputs = module(images)
+        wanted = teacher(images) if teacher is not None and how.distill else None
+    main, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+    loss = F.cross_entropy(main.float(), labels, label_smoothing=how.label_smoothing)
+    for extra in others:
+        if extra is not None:
+            loss = loss + how.auxiliary * F.cross_entropy(extra.float(), labels, label_smoothing=how.label_smoothing)
+    if wanted is None:
+        return loss
+    return (1 - how.distill) * loss + how.distill * distillation(main.float(), wanted.float(), how.temperature)
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² times the mean Kullback-Leibler divergence of the softened classes (Hinton et al. 2015, section 2).
+
+    Both logits [N, classes]; returns a scalar in nats times T².
+    """
+    soft = F.log_softmax(student / temperature, 1)
+    return F.kl_div(soft, F.log_softmax(teacher / temperature, 1), reduction="batchmean", log_target=True) * temperature**2
+
+
+@torch.no_grad()
+def _average(state: _State, decay: float) -> None:
+    if state.average is None:
+        return
+    for ours, theirs in zip(state.average.state_dict().values(), state.model.state_dict().values(), strict=True):
+        if ours.is_floating_point():
+            ours.lerp_(theirs.to(ours.dtype), 1 - decay)
+        else:
+            ours.copy_(theirs)
+
+
+def _batches(fabric: Any, how: Training, ctx: Context, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled, augmented, normalised batches of this process's share; the next one is made while this one is used."""
+    part = ctx.data.train
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(_mix(ctx.seed, epoch, 0)))
+    chunks = [c[fabric.global_rank :: fabric.world_size] for c in order.split(how.batch_size)]
+    # A batch norm cannot be trained on one value a channel.
+    chunks = [chunk for chunk in chunks if len(chunk) > 1] or chunks
+
+    def make(number: int) -> tuple[Tensor, Tensor]:
+        draw = torch.Generator().manual_seed(_mix(ctx.seed, epoch, 1 + number * fabric.world_size + fabric.global_rank))
+        images = augment(part.batch(chunks[number]), how.augment, ctx.data.flip, draw)
+        return normalise(images, ctx.spec), part.labels[chunks[number]]
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(make, 0)
+        for number in range(1, len(chunks) + 1):
+            ready = waiting.result()
+            if number < len(chunks):
+                waiting = pool.submit(make, number)
+            yield ready
+
+
+def augment(images: Tensor, how: Augment, flip: bool, draw: torch.Generator) -> Tensor:
+    """Randomly changed copies of uint8 images [B, C, H, W]; the same for the same generator state."""
+    count, _, height, width = images.shape
+    if how.crop:
+        padded = F.pad(images, (how.crop,) * 4)
+        top, left = torch.randint(0, 2 * how.crop + 1, (2, count), generator=draw)
+        rows = (top[:, None] + torch.arange(height))[:, None, :, None]
+        columns = (left[:, None] + torch.arange(width))[:, None, None, :]
+        images = padded[torch.arange(count)[:, None, None, None], torch.arange(images.shape[1])[:, None, None], rows, columns]
+    if flip if how.flip is None else how.flip:
+        mirrored = torch.rand(count, generator=draw) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    if how.cutout:
+        images = images * _outside_square(count, height, width, how.cutout, draw)[:, None]
+    return images
+
+
+def _outside_square(count: int, height: int, width: int, side: int, draw: torch.Generator) -> Tensor:
+    middle = torch.stack([torch.randint(0, n, (count,), generator=draw) for n in (height, width)])
+    down = (torch.arange(height) - middle[0][:, None]).abs() * 2 <= side
+    across = (torch.arange(width) - middle[1][:, None]).abs() * 2 <= side
+    return ~(down[:, :, None] & across[:, None, :])
+
+
+def _mix(seed: int, epoch: int, number: int) -> int:
+    return (seed * 1_000_003 + epoch) * 1_000_033 + number
+
+
+def _set_mode(model: nn.Module, *, training: bool) -> None:
+    # An exported graph has one behaviour, fixed when it was captured; it refuses to switch.
+    if not isinstance(model, GraphModule):
+        model.train(training)
+
+
+def _plain_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def _write_state(state: _State, folder: Path) -> None:
+    tensors = {f"model.{k}": v for k, v in state.model.state_dict().items()}
+    if state.average is not None:
+        tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
+    for index, slots in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": v for name, v in slots.items() if isinstance(v, Tensor)}
+    content = save(_plain_tensors(tensors), {"epoch": str(state.epoch), "saved": json.dumps(time.time())})
+    write_whole(folder / "epoch.safetensors", content)
+
+
+def _resume(state: _State, folder: Path) -> None:
+    """Take up the state after the last finished epoch, where there is one."""
+    path = folder / "epoch.safetensors"
+    if not path.is_file():
+        return
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state.epoch = int(file.metadata()["epoch"])
+    state.model.load_state_dict(_under("model.", tensors))
+    if state.average is not None:
+        state.average.load_state_dict(_under("average.", tensors))
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under("optimizer.", tensors).items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = tensor
+    state.optimizer.load_state_dict({"state": slots, "param_groups": state.optimizer.state_dict()["param_groups"]})
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode; its mode is put back afterwards."""
+    was = model.training
+    _set_mode(model, training=False)
+    try:
+        yield model
+    finally:
+        _set_mode(model, training=was)

@@ -1,0 +1,91 @@
+"""The verdict on a step or a written file: pure functions from what was measured and the recipe's limits.
+
+A gate passes only what the measurement proves, fails what it disproves or what exceeds the limit outright, and leaves
+undecided (``not-checked``) what too few images or too noisy a machine cannot tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.recipe import Limits
+from pipeline.rows import Accuracy, Agreement, Grade, Latency, Verdict
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One gate's answer."""
+
+    verdict: Verdict
+    reason: str
+
+
+def judge(*findings: Finding) -> Finding:
+    """The worst of several gates: a failure, else an undecided one, else a pass; with all their reasons of that kind."""
+    verdicts: tuple[Verdict, ...] = ("fail", "not-checked", "pass")
+    for verdict in verdicts:
+        reasons = [finding.reason for finding in findings if finding.verdict == verdict]
+        if reasons:
+            return Finding(verdict, "; ".join(reasons))
+    return Finding("not-checked", "no gate applies")
+
+
+def on_accuracy(accuracy: Accuracy, limits: Limits) -> Finding:
+    """Non-inferiority: the loss from the baseline, on the same images, must be proven to lie within ``max_drop``."""
+    versus = accuracy.vs_baseline
+    allowed = f"{_points(limits.max_drop)} allowed"
+    if -versus.delta > limits.max_drop:
+        return Finding("fail", f"top-1 fell by {_points(-versus.delta)} from the baseline, {allowed} (n = {accuracy.n:,})")
+    if -versus.ci95[0] > limits.max_drop:
+        return Finding(
+            "not-checked",
+            f"top-1 changed by {_signed(versus.delta)} from the baseline, {allowed}, but {accuracy.n:,} test images cannot "
+            f"exclude a fall of {_points(-versus.ci95[0])}",
+        )
+    return Finding("pass", f"top-1 changed by {_signed(versus.delta)} from the baseline, {allowed} (n = {accuracy.n:,})")
+
+
+def on_latency(latency: Latency, limits: Limits) -> Finding:
+    """The time relative to the baseline must be proven to lie within ``max_latency_ratio``."""
+    low, high = latency.ci95
+    text = (
+        f"{latency.ratio_to_baseline:.2f} of the baseline's time on {latency.on} (95 % interval {low:.2f} to {high:.2f}, "
+        f"{limits.max_latency_ratio:g} allowed)"
+    )
+    if high <= limits.max_latency_ratio:
+        return Finding("pass", text)
+    if low > limits.max_latency_ratio:
+        return Finding("fail", text)
+    return Finding("not-checked", f"{text}: the machine was too noisy to decide")
+
+
+def on_agreement(agreement: Agreement, limits: Limits) -> Finding:
+    """The file must put the test images into the classes that the PyTorch model puts them into."""
+    text = f"same class as the PyTorch model on {agreement.top1:.2%} of {agreement.n:,} images"
+    if agreement.top1 < limits.min_agreement:
+        return Finding("fail", f"{text}, {limits.min_agreement:.2%} wanted")
+    return Finding("pass", text)
+
+
+def on_coverage(undelegated: tuple[str, ...], limits: Limits) -> Finding:
+    """The backend must not leave more operators outside than allowed."""
+    count = len(undelegated)
+    text = f"{count} operators outside the backend" + (f" ({', '.join(sorted(set(undelegated)))})" if count else "")
+    if limits.max_undelegated is not None and count > limits.max_undelegated:
+        return Finding("fail", f"{text}, {limits.max_undelegated} allowed")
+    return Finding("pass", text)
+
+
+def on_grade(grade: Grade, why: str) -> Finding:
+    """A file that nothing here could evaluate is never a pass."""
+    if grade == "written":
+        return Finding("not-checked", f"written only: {why}")
+    return Finding("pass", f"verified by {grade}")
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:.2f} points"
+
+
+def _signed(fraction: float) -> str:
+    return f"{100 * fraction:+.2f} points"
