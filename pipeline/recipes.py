@@ -17,13 +17,13 @@ _DIGITS = Augment(crop=1, flip=False)
 
 def demo() -> Recipe:
     """A small residual network on handwritten digits, through every step to three runtimes, in minutes."""
-    recover = Finetune(training=Training(epochs=8, lr=0.02, batch_size=64, distill=0.7, augment=_DIGITS))
+    recover = Finetune(training=Training(epochs=20, lr=0.05, batch_size=64, distill=0.7, augment=_DIGITS))
     return Recipe(
         name="demo",
         model="tiny_resnet",
         data="digits",
-        baseline=Train(training=Training(epochs=24, lr=0.1, batch_size=64, warmup=1, augment=_DIGITS)),
-        stages=(Prune(ratio=0.3), recover, Separate(), recover, Fold()),
+        baseline=Train(training=Training(epochs=40, lr=0.1, batch_size=64, warmup=1, augment=_DIGITS)),
+        stages=(Prune(ratio=0.3), recover, Separate(max_error=0.6), recover, Fold()),
         quantize=Quantize(
             training=Training(epochs=4, lr=0.002, batch_size=64, distill=0.7, precision="32-true", augment=_DIGITS)
         ),

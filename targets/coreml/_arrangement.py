@@ -98,6 +98,12 @@ def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", constant_val: fl
     return functional.pad(x, outwards, mode=mode)
 
 
+def _crop(x: Tensor, crop_height: Sequence[int], crop_width: Sequence[int]) -> Tensor:
+    """Each pair is what to take away before and after."""
+    (top, bottom), (left, right) = crop_height, crop_width
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+
+
 def _tile(x: Tensor, reps: Sequence[int]) -> Tensor:
     return x.repeat(*reps)
 
@@ -157,6 +163,7 @@ def _identity(x: Tensor) -> Tensor:
 OPERATORS: Mapping[str, Callable[..., Result]] = {
     "band_part": _band_part,
     "concat": _concat,
+    "crop": _crop,
     "depth_to_space": _depth_to_space,
     "expand_dims": _expand_dims,
     "fill": _fill,

@@ -14,7 +14,10 @@ from targets._quiet import quiet
 # On import coremltools says that it was tested with older torch and scikit-learn versions and that its macOS bindings
 # are absent elsewhere; torchao and torch's pytree, which it imports, add notices about optional kernels.
 _LOGGERS = ("coremltools", "torchao", "torch.utils._pytree")
-_MESSAGES = (r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
+_MESSAGES = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "Function _TORCH_OPS_REGISTRY.__contains__ is deprecated",
+)
 _PROGRESS = (
     ("coremltools.converters.mil.frontend.torch.ops", "_tqdm"),
     ("coremltools.converters.mil.mil.passes.pass_pipeline", "tqdm"),

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from ._mil import Name, Operation, Program
 
 _MOVES = frozenset({
-    "concat", "depth_to_space", "expand_dims", "identity", "pad", "pixel_shuffle", "pixel_unshuffle", "reshape",
-    "slice_by_index", "slice_by_size", "space_to_depth", "split", "squeeze", "tile", "transpose",
-    "upsample_nearest_neighbor",
+    "concat", "crop", "depth_to_space", "expand_dims", "identity", "pad", "pixel_shuffle", "pixel_unshuffle",
+    "reshape", "slice_by_index", "slice_by_size", "space_to_depth", "split", "squeeze", "tile",
+    "transpose", "upsample_nearest_neighbor",
 })  # fmt: skip
 _ACTIVATIONS = frozenset({
     "clamped_relu", "clip", "elu", "gelu", "leaky_relu", "prelu", "relu", "relu6", "sigmoid", "sigmoid_hard", "silu",

@@ -38,7 +38,7 @@ def export(program: ExportedProgram, path: Path) -> Artifact:
     Raises TargetError for a program captured in training mode, and for one whose scales float16 cannot hold.
     """
     quantized = any("quantized_decomposed" in str(node.target) for node in program.graph.nodes)
-    specification, weights = _convert(for_inference(program))
+    specification, weights = _convert(program)
     with _package.staged(path, specification, weights) as folder:
         written = _mil.read(folder)
         for operation in written.operations:
@@ -55,7 +55,7 @@ def _convert(program: ExportedProgram) -> tuple[bytes, bytes]:
     """The specification and the weights' file, the same bytes for the same program."""
     with converting() as coremltools:
         model = coremltools.convert(
-            program.run_decompositions({}),
+            for_inference(program).run_decompositions({}),
             outputs=[coremltools.TensorType(name=OUTPUT, dtype=float)],
             minimum_deployment_target=coremltools.target.iOS17,
             compute_precision=coremltools.precision.FLOAT16,
