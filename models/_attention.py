@@ -17,7 +17,9 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
         qkv[:, :, part * channels : (part + 1) * channels]
         .reshape(batch, tokens, heads, size)
         .transpose(1, 2)
-        .reshape(batch * heads, tokens, size)  # products of rank 3: of rank 4 they bring expansions XNNPACK does not run
+        .reshape(
+            batch * heads, tokens, size
+        )  # products of rank 3: of rank 4 they bring expansions XNNPACK does not run
         for part in range(3)
     )
     scores = torch.bmm(query * size**-0.5, key.transpose(1, 2))

@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
     command.add_argument("--json", action="store_true", help="print one JSON document on standard output, nothing else")
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return command
@@ -93,7 +95,9 @@ def _add_run(commands: Any) -> None:
     run = _command(commands, "run", "run a recipe: compress, quantize, export, verify")
     run.add_argument("recipe", metavar="RECIPE", help="a name from 'list recipes', or path/to/recipe.py:function")
     run.add_argument("--model", metavar="M", help="a name from 'list models', or path/to/net.py:function")
-    run.add_argument("--weights", metavar="F", help="safetensors or a weights-only checkpoint; skips training a baseline")
+    run.add_argument(
+        "--weights", metavar="F", help="safetensors or a weights-only checkpoint; skips training a baseline"
+    )
     run.add_argument("--data", metavar="D", help="a data set: reader or reader:PATH, for example cifar10:DIR")
     run.add_argument("--target", action="append", metavar="T", help="write for this target; repeat for several")
     run.add_argument("--device", choices=("cpu", "cuda"), help="where to train")
@@ -175,8 +179,9 @@ def _verify(options: argparse.Namespace) -> int:
 
     quieten()
     from pipeline.recheck import recheck
+    from pipeline.watch import Watch
 
-    result = recheck(options.artifact, options.data)
+    result = recheck(options.artifact, options.data, Watch().track)
     if options.json:
         _print_json(result.to_json())
     else:

@@ -111,7 +111,7 @@ def classifier_of(model: nn.Module, spec: Spec) -> str:
     layers = [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     if not layers:
         raise RequestError(f"{spec.name} has no linear or convolutional layer to be its classifier")
-    return layers[-1]
+    return str(layers[-1])
 
 
 def code_digest(reference: str) -> str:

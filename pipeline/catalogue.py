@@ -35,7 +35,9 @@ def stage_names() -> dict[str, str]:
 
 def _is_stage(node: ast.ClassDef) -> bool:
     calls = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__call__"]
-    return bool(node.decorator_list) and any([a.arg for a in call.args.args] == ["self", "model", "ctx"] for call in calls)
+    return bool(node.decorator_list) and any(
+        [a.arg for a in call.args.args] == ["self", "model", "ctx"] for call in calls
+    )
 
 
 def recipe_names() -> dict[str, str]:

@@ -30,7 +30,9 @@ class Samples:
         return float(np.percentile(self.times, q))
 
 
-def interleave(contenders: Mapping[str, Call], *, seconds: float = 3.0, blocks: int = 30, most: int = 200) -> dict[str, Samples]:
+def interleave(
+    contenders: Mapping[str, Call], *, seconds: float = 3.0, blocks: int = 30, most: int = 200
+) -> dict[str, Samples]:
     """Time several calls against each other: in every block each is called in turn, in an order that rotates.
 
     Takes about ``seconds`` for all of them together, at least one call of each a block and at most ``most``.

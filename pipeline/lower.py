@@ -134,7 +134,9 @@ def outcome(future: Future[None], target: str) -> LoweringError | None:
     except LoweringError as error:
         return error
     except BrokenProcessPool as error:
-        failure = LoweringError(f"{target}: the process that was writing the file died (out of memory, or a backend's crash)")
+        failure = LoweringError(
+            f"{target}: the process that was writing the file died (out of memory, or a backend's crash)"
+        )
         failure.__cause__ = error
         return failure
     return None

@@ -8,7 +8,6 @@ rebuilt from the float network and the grid.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,13 +40,10 @@ class Prepare:
         quantizer = _quantizer(Grid.from_json(self.grid))
         with quiet_capture():
             prepared = prepare_qat_pt2e(export_graph(model, tuple(self.input_shape), batch), quantizer)
-        surgery.record(prepared, self) if surgery.history(prepared) else _inherit(prepared, model, self)
+        assert isinstance(prepared, GraphModule)
+        for operation in (*surgery.history(model), self):
+            surgery.record(prepared, operation)
         return prepared
-
-
-def _inherit(prepared: GraphModule, model: nn.Module, operation: Prepare) -> None:
-    for earlier in (*surgery.history(model), operation):
-        surgery.record(prepared, earlier)
 
 
 def _quantizer(grid: Grid) -> Any:
@@ -114,7 +110,7 @@ class Quantize:
 
     @torch.no_grad()
     def _calibrate(self, prepared: GraphModule, ctx: Context) -> None:
-        for index in torch.arange(min(self.calibrate, len(ctx.data.calib))).split(128):
+        for index in torch.split(torch.arange(min(self.calibrate, len(ctx.data.calib))), 128):
             prepared(normalise(ctx.data.calib.batch(index), ctx.spec))
 
     def _before_epoch(self, model: nn.Module, epoch: int) -> None:
@@ -126,8 +122,3 @@ def _freeze(model: nn.Module) -> None:
     from torchao.quantization.pt2e.fake_quantize import disable_observer
 
     model.apply(disable_observer)
-
-
-def narrow(ctx: Context, grid: Grid) -> Context:
-    """The context of a quantization on ``grid``."""
-    return dataclasses.replace(ctx, grid=grid)

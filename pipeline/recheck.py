@@ -1,21 +1,22 @@
-"""Re-checking a written file: run it again, in its runtime, over a whole test set."""
+"""Re-checking a written file: run again, in its runtime, over a whole test set, and held against its card."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import calib_data
 import targets
-from pipeline import statistics, verify
+from pipeline import card, statistics
+from pipeline.card import Card
 from pipeline.errors import RequestError
 from pipeline.images import logits
-from pipeline.recipe import Limits
+from pipeline.recipe import Track, silent
 from pipeline.report.numbers import percent
 from pipeline.rows import Accuracy, Grade, Verdict
 from pipeline.store import file_digest
+from pipeline.verify import Finding
 from targets import Runner, Target
 
 
@@ -32,15 +33,15 @@ class Recheck:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON types."""
+        """The fields as JSON types; accuracy is compared with the card's, so no baseline stands in it."""
+        accuracy = self.accuracy
+        found = None if accuracy is None else {"top1": accuracy.top1, "n": accuracy.n, "ci95": list(accuracy.ci95)}
         return {
             "artifact": str(self.path),
             "target": self.target,
             "sha256": self.sha256,
             "verification": self.grade,
-            "accuracy": None
-            if self.accuracy is None
-            else {"top1": self.accuracy.top1, "n": self.accuracy.n, "ci95": list(self.accuracy.ci95)},
+            "accuracy": found,
             "verdict": self.verdict,
             "reason": self.reason,
         }
@@ -50,51 +51,43 @@ class Recheck:
         if self.accuracy is not None:
             low, high = self.accuracy.ci95
             lines.append(
-                f"top-1 {percent(self.accuracy.top1)} on {self.accuracy.n:,} images "
+                f"top-1 {percent(self.accuracy.top1)} % on {self.accuracy.n:,} images "
                 f"(95 % interval {percent(low)} to {percent(high)})"
             )
-        return "\n".join([*lines, f"graded {self.grade}: {self.verdict}, {self.reason}"])
+        return "\n".join([*lines, f"graded {self.grade}; {self.verdict}: {self.reason}"])
 
 
-def recheck(path: Path, data_name: str) -> Recheck:
-    """Evaluate a file over the test part of a data set, and hold it against what its report says of it.
+def recheck(path: Path, data_name: str, track: Track = silent) -> Recheck:
+    """Evaluate a file over the test part of a data set, and hold it against its card.
 
-    Raises RequestError for a path that is no file of any target, or that no report beside it describes.
+    Raises RequestError for a path that is no file of a known target or has no card, and TargetError for a file that
+    its runtime cannot read.
     """
     if not path.exists():
         raise RequestError(f"there is no file {path}")
-    target = target_of(path)
-    kept = _recorded(path)
-    data = calib_data.load(data_name, kept["seed"])
-    grade, runner = _open(target, path)
+    kept = card.read(path)
+    target = targets.get(kept.target)
+    data = calib_data.load(data_name, kept.seed)
+    if data.shape != kept.input_shape:
+        raise RequestError(f"{path.name} takes images {kept.input_shape}, the data has {data.shape}")
     digest = file_digest(path)
+    grade, runner = _open(target, path)
     if runner is None:
-        why = f"{target.name} can be neither run nor evaluated on this machine"
-        return Recheck(path=path, target=target.name, sha256=digest, grade="written", accuracy=None,
-                       verdict="not-checked", reason=why)  # fmt: skip
-    answers = logits(runner, data.test, _Normalisation(tuple(kept["mean"]), tuple(kept["std"])), label=target.name)
-    correct = (answers.argmax(1) == data.test.labels).numpy()
-    accuracy = statistics.accuracy(correct, correct)
-    finding = _judge(accuracy, digest, kept)
-    return Recheck(path=path, target=target.name, sha256=digest, grade=grade, accuracy=accuracy,
-                   verdict=finding.verdict, reason=finding.reason)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Normalisation:
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def target_of(path: Path) -> Target:
-    """The target whose files end as ``path`` does; a folder named as the target decides between several."""
-    known = [name for name in targets.names() if name in path.resolve().parts[:-1]] or list(targets.names())
-    for name in reversed(known):
-        found = targets.get(name) if targets.peek(name).suffix == path.suffix else None
-        if found is not None:
-            return found
-    endings = ", ".join(sorted({targets.peek(name).suffix for name in targets.names()}))
-    raise RequestError(f"{path} is no file of a known target; wanted one that ends in {endings}")
+        finding, accuracy = Finding("not-checked", f"{target.name} cannot be run or evaluated on this machine"), None
+    else:
+        answers = logits(runner, data.test, kept, track=track, label=target.name)
+        correct = (answers.argmax(1) == data.test.labels).numpy()
+        accuracy = statistics.accuracy(correct, correct)
+        finding = judge(accuracy, digest, data.digest, kept)
+    return Recheck(
+        path=path,
+        target=target.name,
+        sha256=digest,
+        grade=grade,
+        accuracy=accuracy,
+        verdict=finding.verdict,
+        reason=finding.reason,
+    )
 
 
 def _open(target: Target, path: Path) -> tuple[Grade, Runner | None]:
@@ -105,27 +98,16 @@ def _open(target: Target, path: Path) -> tuple[Grade, Runner | None]:
     return "written", None
 
 
-def _recorded(path: Path) -> dict[str, Any]:
-    card = path.with_name(path.name + ".json")
-    try:
-        kept: dict[str, Any] = json.loads(card.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"cannot read {card}, which a run writes beside its file: {error}") from error
-    missing = [key for key in ("sha256", "seed", "mean", "std", "top1", "n") if key not in kept]
-    if missing:
-        raise RequestError(f"{card} lacks {', '.join(missing)}")
-    return kept
-
-
-def _judge(accuracy: Accuracy, digest: str, kept: dict[str, Any]) -> verify.Finding:
-    if digest != kept["sha256"]:
-        return verify.Finding("fail", f"the file is not the one that was verified: its card says sha256 {kept['sha256'][:16]}…")
-    if accuracy.n != kept["n"] or kept["top1"] is None:
-        return verify.Finding("not-checked", f"another test set than the one it was verified on ({kept['n']:,} images)")
-    allowed = Limits().max_drop
-    if kept["top1"] - accuracy.top1 > allowed:
-        return verify.Finding("fail", f"top-1 was {percent(kept['top1'])} when it was verified")
-    return verify.Finding("pass", f"top-1 was {percent(kept['top1'])} when it was verified")
-
-
-__all__ = ["Recheck", "recheck", "target_of"]
+def judge(accuracy: Accuracy, digest: str, data_digest: str, kept: Card) -> Finding:
+    """The verdict: the file must be the one that was verified, and as accurate as it was then."""
+    if digest != kept.sha256:
+        return Finding(
+            "fail",
+            f"this is not the file that was verified: its card says sha256 {kept.sha256[:16]}…, found {digest[:16]}…",
+        )
+    if kept.row.accuracy is None or data_digest != kept.data_digest:
+        return Finding("not-checked", "the card holds no accuracy on these images to compare with")
+    before = kept.row.accuracy.top1
+    if before - accuracy.top1 > kept.max_drop:
+        return Finding("fail", f"top-1 was {percent(before)} % when it was made, {percent(accuracy.top1)} % now")
+    return Finding("pass", f"the file that was verified; top-1 was {percent(before)} % when it was made")

@@ -143,9 +143,11 @@ def stage_name(stage: Stage) -> str:
 
 def describe(stage: Stage) -> dict[str, Any]:
     """A stage as JSON-serialisable values: its name and every field."""
-    if not dataclasses.is_dataclass(stage):
+    value: Any = stage
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
         raise RequestError(f"a stage must be a frozen dataclass with __call__, found {stage!r}")
-    return {"stage": stage_name(stage)} | dataclasses.asdict(stage)  # type: ignore[call-overload]
+    fields: dict[str, Any] = dataclasses.asdict(value)
+    return {"stage": stage_name(stage)} | fields
 
 
 def in_range(name: str, value: float, low: float, high: float) -> None:

@@ -72,7 +72,9 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     chosen = tuple(targets.get(name) for name in recipe.targets)
     runtime = targets.get(recipe.runtime)
     if runtime.load is None:
-        raise RequestError(f"the declared runtime {runtime.name!r} does not exist on this machine; choose another, as onnx")
+        raise RequestError(
+            f"the declared runtime {runtime.name!r} does not exist on this machine; choose another, as onnx"
+        )
     _check_device(recipe.device)
     spec = architecture.spec_of(recipe.model)
     data = calib_data.load(recipe.data, recipe.seed)
@@ -118,9 +120,9 @@ def _check_forward(network: Any, spec: Spec, data: Data) -> None:
             f"{str(error).splitlines()[0]}. Choose another --model or --data"
         ) from error
     if not isinstance(found, torch.Tensor) or tuple(found.shape) != (1, len(data.classes)):
-        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        answer = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise RequestError(
-            f"{spec.name} answers {shape} for one image; wanted logits (1, {len(data.classes)}), one for each class of "
+            f"{spec.name} answers {answer} for one image; wanted logits (1, {len(data.classes)}), one for each class of "
             f"{data.name}"
         )
 

@@ -66,7 +66,12 @@ def ratio_interval(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tu
     if np.ptp(ratios) == 0:
         return float(ratios[0]), (float(ratios[0]), float(ratios[0]))
     found = bootstrap(
-        (ratios,), np.median, confidence_level=LEVEL, n_resamples=2_000, method="percentile", rng=np.random.default_rng(0)
+        (ratios,),
+        np.median,
+        confidence_level=LEVEL,
+        n_resamples=2_000,
+        method="percentile",
+        rng=np.random.default_rng(0),
     )
     interval = found.confidence_interval
     return float(np.median(ratios)), (float(interval.low), float(interval.high))

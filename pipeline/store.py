@@ -43,11 +43,12 @@ class Store:
 
     root: Path
 
-    def keep(self, key: str, make: Callable[[Path, Path], None]) -> Entry:
+    def keep(self, key: str, make: Callable[[Path, Path], None], seconds: float | None = None) -> Entry:
         """The entry under ``key``; where there is none, ``make(folder, scratch)`` fills one.
 
         ``scratch`` belongs to the key and survives a kill. One process at a time works on a key; others wait and take
-        its result. Raises StoreError when the disk does not take it.
+        its result. ``seconds``: what the result took, where most of it was done before this call. Raises StoreError
+        when the disk does not take it.
         """
         for folder in (self.root / "scratch", self.root / "partial"):
             _make_folder(folder)
@@ -56,7 +57,7 @@ class Store:
             if found is not None:
                 return found
             with _disk_errors(self.root):
-                return self._fill(key, make)
+                return self._fill(key, make, seconds)
 
     def find(self, key: str) -> Entry | None:
         """The whole entry under ``key``, or None. A damaged one (a file changed or missing) is removed, as if never kept."""
@@ -69,14 +70,14 @@ class Store:
             return None
         return Entry(path, float(record["seconds"]), fresh=False)
 
-    def _fill(self, key: str, make: Callable[[Path, Path], None]) -> Entry:
+    def _fill(self, key: str, make: Callable[[Path, Path], None], seconds: float | None) -> Entry:
         scratch = self.root / "scratch" / key
         scratch.mkdir(exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=key[:12], dir=self.root / "partial"))
         started = time.perf_counter()
         try:
             make(partial, scratch)
-            seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started if seconds is None else seconds
             _seal(partial, seconds)
             partial.rename(self.root / key)
         finally:
@@ -84,6 +85,13 @@ class Store:
         _flush(self.root)
         shutil.rmtree(scratch, ignore_errors=True)
         return Entry(self.root / key, seconds, fresh=True)
+
+    def aside(self, key: str) -> Path:
+        """An empty folder, on the store's disk, for work on ``key`` that another process does."""
+        folder = self.root / "partial" / f"{key[:24]}-{os.getpid()}"
+        shutil.rmtree(folder, ignore_errors=True)
+        _make_folder(folder)
+        return folder
 
     def sweep(self) -> None:
         """Remove what killed runs left half-filled, if it is older than a day (a run beside this one may be at work)."""

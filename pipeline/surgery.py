@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from models import _layers
 from pipeline.errors import StageError
+
+M = TypeVar("M", bound=nn.Module)
 
 _HISTORY = "edgewise_surgery"
 
@@ -71,17 +73,20 @@ class Replace:
             setattr(model.get_submodule(owner), leaf, _construct(description))
 
 
-Operation = Resize | Replace
+class Operation(Protocol):
+    """A change of structure: a frozen dataclass of JSON values."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
-def apply(model: nn.Module, operation: Operation) -> nn.Module:
+def apply(model: nn.Module, operation: Resize | Replace) -> nn.Module:
     """A copy of ``model`` with ``operation`` done and entered in its history; new tensors hold no useful values yet."""
     changed = copy.deepcopy(model)
     operation(changed)
     return record(changed, operation)
 
 
-def record(model: nn.Module, operation: Operation) -> nn.Module:
+def record(model: M, operation: Operation) -> M:
     """Enter an operation already done on ``model`` in its history, and return the model."""
     object.__setattr__(model, _HISTORY, (*history(model), operation))
     return model

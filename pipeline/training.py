@@ -108,7 +108,9 @@ class _State:
 Hook = Callable[[nn.Module, int], None]
 
 
-def fit(model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None = None) -> None:
+def fit(
+    model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None = None
+) -> None:
     """Train ``model`` in place on ``ctx.data.train``; it ends in evaluation mode, in main memory.
 
     ``before_epoch(model, epoch)`` may change what is trained. Raises StageError when the loss is no longer finite.
@@ -240,7 +242,9 @@ def _epoch(
             losses.append(loss.detach())
     state.loss = float(torch.stack(losses).mean())
     if not math.isfinite(state.loss):
-        raise StageError(f"training diverged in epoch {epoch + 1}: the loss is {state.loss}; try a smaller lr than {how.lr:g}")
+        raise StageError(
+            f"training diverged in epoch {epoch + 1}: the loss is {state.loss}; try a smaller lr than {how.lr:g}"
+        )
 
 
 def rate(position: float, epochs: int, warmup: float) -> float:
@@ -274,7 +278,9 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     Both logits [N, classes]; returns a scalar in nats times T².
     """
     soft = F.log_softmax(student / temperature, 1)
-    return F.kl_div(soft, F.log_softmax(teacher / temperature, 1), reduction="batchmean", log_target=True) * temperature**2
+    return (
+        F.kl_div(soft, F.log_softmax(teacher / temperature, 1), reduction="batchmean", log_target=True) * temperature**2
+    )
 
 
 @torch.no_grad()
@@ -292,7 +298,7 @@ def _batches(fabric: Any, how: Training, ctx: Context, epoch: int) -> Iterator[t
     """Shuffled, augmented, normalised batches of this process's share; the next one is made while this one is used."""
     part = ctx.data.train
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(_mix(ctx.seed, epoch, 0)))
-    chunks = [c[fabric.global_rank :: fabric.world_size] for c in order.split(how.batch_size)]
+    chunks = [c[fabric.global_rank :: fabric.world_size] for c in torch.split(order, how.batch_size)]
     # A batch norm cannot be trained on one value a channel.
     chunks = [chunk for chunk in chunks if len(chunk) > 1] or chunks
 
@@ -318,7 +324,9 @@ def augment(images: Tensor, how: Augment, flip: bool, draw: torch.Generator) -> 
         top, left = torch.randint(0, 2 * how.crop + 1, (2, count), generator=draw)
         rows = (top[:, None] + torch.arange(height))[:, None, :, None]
         columns = (left[:, None] + torch.arange(width))[:, None, None, :]
-        images = padded[torch.arange(count)[:, None, None, None], torch.arange(images.shape[1])[:, None, None], rows, columns]
+        images = padded[
+            torch.arange(count)[:, None, None, None], torch.arange(images.shape[1])[:, None, None], rows, columns
+        ]
     if flip if how.flip is None else how.flip:
         mirrored = torch.rand(count, generator=draw) < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)

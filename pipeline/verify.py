@@ -35,14 +35,18 @@ def on_accuracy(accuracy: Accuracy, limits: Limits) -> Finding:
     versus = accuracy.vs_baseline
     allowed = f"{_points(limits.max_drop)} allowed"
     if -versus.delta > limits.max_drop:
-        return Finding("fail", f"top-1 fell by {_points(-versus.delta)} from the baseline, {allowed} (n = {accuracy.n:,})")
+        return Finding(
+            "fail", f"top-1 fell by {_points(-versus.delta)} from the baseline, {allowed} (n = {accuracy.n:,})"
+        )
     if -versus.ci95[0] > limits.max_drop:
         return Finding(
             "not-checked",
             f"top-1 changed by {_signed(versus.delta)} from the baseline, {allowed}, but {accuracy.n:,} test images cannot "
             f"exclude a fall of {_points(-versus.ci95[0])}",
         )
-    return Finding("pass", f"top-1 changed by {_signed(versus.delta)} from the baseline, {allowed} (n = {accuracy.n:,})")
+    return Finding(
+        "pass", f"top-1 changed by {_signed(versus.delta)} from the baseline, {allowed} (n = {accuracy.n:,})"
+    )
 
 
 def on_latency(latency: Latency, limits: Limits) -> Finding:

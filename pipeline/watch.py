@@ -31,7 +31,14 @@ class Watch:
             self.detail(description)
             yield from items
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (
             TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -54,7 +61,9 @@ class Watch:
         head = f"{label}, {row.target}" if row.target else label
         parts = [f"top-1 {percent(row.accuracy.top1)}"] if row.accuracy else []
         if row.latency:
-            parts.append(f"{row.latency.p50_ms:.3g} ms on {row.latency.on} ({row.latency.ratio_to_baseline:.2f} of baseline)")
+            parts.append(
+                f"{row.latency.p50_ms:.3g} ms on {row.latency.on} ({row.latency.ratio_to_baseline:.2f} of baseline)"
+            )
         parts.append(f"[dim]{row.seconds:.0f} s[/]")
         self.console.print(f"{_SYMBOLS[row.verdict]} {head}: {', '.join(parts)}")
         if row.verdict == "fail":

@@ -86,9 +86,8 @@ class _Plan:
     weights: dict[tuple[Node, Node], int] = field(default_factory=dict)
     transparent: dict[Node, EdgeOrNode] = field(default_factory=dict)
     """Operators that change no value at inference (dropout) -> the place of their input."""
-    inside: set[Node] = field(default_factory=set)
-    """Nodes whose output stays within a fused pattern."""
     claimed: set[Node] = field(default_factory=set)
+    """Activation functions that belong to the pattern of the operator before them."""
     parent: dict[EdgeOrNode, EdgeOrNode] = field(default_factory=dict)
 
     def root(self, place: EdgeOrNode) -> EdgeOrNode:
@@ -145,7 +144,9 @@ class Int8Quantizer(Quantizer):
     def activation(self) -> QuantizationSpec:
         """int8 per tensor, −128 … 127 (affine) or −127 … 127 with zero point 0."""
         symmetric = self.grid.symmetric_activations
-        observer = ActivationFakeQuantize if self.qat else HistogramObserver
+        # The fused operator gives a tensor of one sign an affine grid even where a symmetric one is asked for.
+        trained = FakeQuantize if symmetric else ActivationFakeQuantize
+        observer = trained if self.qat else HistogramObserver
         arguments = {"observer": MovingAverageMinMaxObserver} if self.qat else {}
         return QuantizationSpec(
             dtype=torch.int8,
@@ -225,7 +226,6 @@ class Int8Quantizer(Quantizer):
         last = node
         user = next(iter(node.users), None)
         if spec is None and len(node.users) == 1 and user is not None and user.target in _CLIPS:
-            plan.inside.add(node)
             plan.claimed.add(user)
             last = user
         plan.places[last] = spec or self.activation
@@ -395,9 +395,7 @@ def _overloads(names: Iterable[str]) -> tuple[object, ...]:
 
 
 PATTERNS = (
-    Pattern(
-        "conv", (_aten.conv1d.default, _aten.conv2d.default, *_overloads(["conv1d", "conv2d"])), _weighted(0, 1, 0)
-    ),
+    Pattern("conv", _overloads(["conv1d", "conv2d"]), _weighted(0, 1, 0)),
     Pattern("conv_transpose", _overloads(["conv_transpose1d", "conv_transpose2d"]), _transposed),
     Pattern("linear", (_aten.linear.default,), _weighted(0, 1, 0)),
     Pattern("linear", (_aten.addmm.default,), _weighted(1, 2, 1)),

@@ -19,7 +19,6 @@ import torch
 from targets import Artifact, Grid, Target, TargetError
 from targets._program import for_inference
 from targets._quiet import quiet
-from targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +50,7 @@ def export(program: ExportedProgram, path: Path) -> Artifact:
 
     The bytes depend on the program alone. Raises TargetError where a bias does not fit 32 bits.
     """
-    model = _translate(subsampling_as_convolution(for_inference(program)))
+    model = _translate(for_inference(program))
     int8 = any(node.op_type == "QuantizeLinear" for node in model.graph)
     _spatial_means_to_pools(model.graph)
     if int8:

@@ -117,8 +117,8 @@ def _shape(shape: Shape) -> str:
 def _field(layer: Layer) -> str:
     if layer.field is None:
         return ""
-    height, width = layer.field.size
-    return f"{height:.4g}" if height == width else f"{height:.4g}×{width:.4g}"
+    height, width = (f"{round(size, 1):g}" for size in layer.field.size)
+    return height if height == width else f"{height}×{width}"
 
 
 def _summary(analysis: Analysis) -> list[str]:

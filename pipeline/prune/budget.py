@@ -58,21 +58,38 @@ def cut_and_check(model: nn.Module, groups: Sequence[Group], removed: Removed, c
 
     Raises StageError where it does not, or does not run: the network mixes channels in a way that was not understood.
     """
-    ignoring = copy.deepcopy(model)
-    silence(ignoring, groups, removed)
+    before = copy.deepcopy(model)
     cut(model, groups, removed)
-    images = _noise(model, ctx, 2)
+    problem = _problem(before, model, groups, removed, ctx)
+    if problem is None:
+        return
+    culprits = []
+    for group, blocks in zip(groups, removed, strict=True):
+        alone = copy.deepcopy(before)
+        cut(alone, [group], [blocks])
+        if _problem(before, alone, [group], [blocks], ctx) is not None:
+            culprits.append(group.name)
+    where = f"; it arises at {', '.join(culprits)}: name them in keep" if culprits else ""
+    raise StageError(f"the network mixes channels in a way that pruning does not see: {problem}{where}")
+
+
+def _problem(
+    before: nn.Module, after: nn.Module, groups: Sequence[Group], removed: Removed, ctx: Context
+) -> str | None:
+    """What is wrong with ``after``, which was cut from ``before``; None if nothing."""
+    ignoring = copy.deepcopy(before)
+    silence(ignoring, groups, removed)
+    images = _noise(before, ctx, 2)
     with torch.no_grad():
         expected = ignoring(images)
         try:
-            found = model(images)
+            found = after(images)
         except RuntimeError as error:
-            raise StageError(f"the pruned network does not run: {error}; name the layers concerned in keep") from error
-    if not averages(groups, removed) and not _same(found, expected):
-        raise StageError(
-            "the pruned network computes something else than the network does without the removed channels (largest "
-            f"difference {float((found - expected).abs().max()):.3g}); it mixes channels in a way pruning does not see"
-        )
+            return f"the pruned network does not run ({error})"
+    if averages(groups, removed) or _same(found, expected):
+        return None
+    worst = float((found - expected).abs().max())
+    return f"logits differ by {worst:.3g} from those of the network with the removed channels ignored"
 
 
 def _choose(

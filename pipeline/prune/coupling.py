@@ -8,6 +8,7 @@ the network as it was traced, so that the blocks of several groups are cut in on
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,11 +93,11 @@ def trace(model: nn.Module, example: Tensor, *, classifier: str, keep: Collectio
     graph = _dependency_graph(model, example)
     names: dict[Any, str] = {module: name for name, module in model.named_modules()}
     groups, left_alone = [], {}
-    for found in graph.get_all_groups(ignored_layers=[], root_module_types=list(WEIGHTED)):
-        reason = _reason_to_keep(found, names, classifier, keep)
-        group = None if reason else _as_group(graph, found, names, model)
+    for reach in _all_reaches(graph, names):
+        reason = _reason_to_keep(reach, classifier, keep)
+        group = None if reason else _as_group(graph, reach, model)
         if group is None:
-            left_alone[names[found[0].dep.target.module]] = reason or "its channels do not form blocks of one size"
+            left_alone[reach.items[0].name] = reason or "its channels do not form blocks of one size"
         else:
             groups.append(group)
     return Coupling(groups=tuple(reversed(groups)), left_alone=left_alone)
@@ -235,122 +236,216 @@ class _Repeat:
     to_outputs: bool
 
     def __call__(self, indices: Sequence[Any]) -> list[Any]:
-        kind = type(indices[0])
-        pairs = {(target, index.root_idx) for index in indices for target in self._targets(index.idx)}
-        # Sorted, because the graph recognises that it has been at a layer by the equality of the lists.
-        return [kind(idx=target, root_idx=root) for target, root in sorted(pairs)]
-
-    def _targets(self, index: int) -> range:
-        if self.to_outputs:
-            return range(index * self.filters, (index + 1) * self.filters)
-        return range(index // self.filters, index // self.filters + 1)
+        if not self.to_outputs:
+            return [index._replace(idx=index.idx // self.filters) for index in indices]
+        return [index._replace(idx=index.idx * self.filters + k) for index in indices for k in range(self.filters)]
 
 
-def _reason_to_keep(found: Any, names: Mapping[Any, str], classifier: str, keep: Collection[str]) -> str | None:
+@dataclass(frozen=True, eq=False)
+class _Item:
+    """One side of a layer, and which of its channels go with which channel of the root."""
+
+    name: str
+    module: Any
+    handler: Any
+    pairs: Collection[tuple[int, int]]
+    """(channel here, channel of the root)."""
+
+    @property
+    def side(self) -> Side:
+        # Where one function cuts both sides (norms, depthwise convolutions) it goes by the name of the outputs.
+        return "in" if self.handler.__name__ == "prune_in_channels" else "out"
+
+
+@dataclass(frozen=True, eq=False)
+class _Reach:
+    """Everything that follows from removing channels of one layer, the root, which is the first item."""
+
+    width: int
+    """Channels of the root."""
+    items: list[_Item]
+    obstacles: list[str]
+    """What else is reached and cannot be cut, in words."""
+
+
+def _all_reaches(graph: DependencyGraph, names: Mapping[Any, str]) -> Iterator[_Reach]:
+    """One reach for every set of coupled outputs."""
+    seen: set[Any] = set()
+    for module in list(graph.module2node):
+        if isinstance(module, WEIGHTED) and module not in seen:
+            rules = graph.get_pruner_of_module(module)
+            width = rules.get_out_channels(module)
+            reach = _reach(graph, names, module, rules.prune_out_channels, width)
+            seen.update(item.module for item in reach.items if item.side == "out")
+            yield reach
+
+
+def _reach(graph: DependencyGraph, names: Mapping[Any, str], root: Any, handler: Any, width: int) -> _Reach:
+    """Follow the graph's dependencies from every channel of one side of ``root``.
+
+    The library's own walk keeps lists that grow without end where channels are shuffled; sets of pairs cannot.
+    """
+    from torch_pruning._helpers import _HybridIndex
+    from torch_pruning.dependency.index_mapping import update_index_mapping
+
+    update_index_mapping(graph)
+    start = graph.module2node[root]
+    fresh = [_HybridIndex(idx=channel, root_idx=channel) for channel in range(width)]
+    reached: dict[tuple[Any, Any], set[Any]] = {(start, handler): set(fresh)}
+    waiting = [(start, handler, fresh)]
+    while waiting:
+        node, trigger, fresh = waiting.pop()
+        for dep in node.dependencies:
+            if dep.is_triggered_by(trigger):
+                known = reached.setdefault((dep.target, dep.handler), set())
+                new = sorted(set(_mapped(dep, fresh)) - known)
+                known.update(new)
+                if new:
+                    waiting.append((dep.target, dep.handler, new))
+    named = {key: pairs for key, pairs in reached.items() if key[0].module in names and pairs}
+    items = [_Item(names[node.module], node.module, handler, pairs) for (node, handler), pairs in named.items()]
+    return _Reach(width, items, [words for node, _ in reached if (words := _obstacle(node))])
+
+
+def _mapped(dep: Any, indices: list[Any]) -> list[Any]:
+    for mapping in dep.index_mapping:
+        if mapping is not None and indices:
+            indices = mapping(indices)
+    return indices
+
+
+def _obstacle(node: Any) -> str | None:
+    """Why the channels of this node of the graph must stay, if it is no layer."""
     from torch_pruning import ops
 
-    for dep, _ in found:
-        module, name = dep.target.module, names.get(dep.target.module)
-        if dep.target.type == ops.OPTYPE.OUTPUT or (name == classifier and _side(dep) == "out"):
+    if node.type == ops.OPTYPE.OUTPUT:
+        return "its channels are the network's outputs"
+    return "its channels meet a free parameter" if isinstance(node.module, nn.Parameter) else None
+
+
+def _reason_to_keep(reach: _Reach, classifier: str, keep: Collection[str]) -> str | None:
+    for item in reach.items:
+        module, name = item.module, item.name
+        if name == classifier and item.side == "out":
             return "its channels are the network's outputs"
-        if isinstance(module, nn.Parameter):
-            return "its channels meet a free parameter"
-        if name is not None and not isinstance(module, _CUTTABLE):
+        if not isinstance(module, _CUTTABLE):
             return f"they reach {name}, a {type(module).__name__}, which cannot be cut"
         if isinstance(module, CONVS) and 1 < module.groups == module.out_channels < module.in_channels:
             return f"{name} has one filter per group of several channels"
-        if name in keep and _side(dep) == "out":
+        if name in keep and item.side == "out":
             return f"{name} is kept"
-    return None
+    if not any(item.side == "in" for item in reach.items):
+        return "its channels are the network's outputs"
+    return next(iter(reach.obstacles), None)
 
 
-def _side(dep: Any) -> Side:
-    # Where one function cuts both sides (norms, depthwise convolutions) it goes by the name of the outputs.
-    return "in" if dep.handler.__name__ == "prune_in_channels" else "out"
-
-
-def _as_group(graph: DependencyGraph, found: Any, names: Mapping[Any, str], model: nn.Module) -> Group | None:
-    attention = _attention_inside(found, names, model)
+def _as_group(graph: DependencyGraph, reach: _Reach, model: nn.Module) -> Group | None:
+    attention = _attention_inside(reach, model)
     if attention is not None:
-        found = _rooted_at_reader(graph, found)
-    width = len(found[0].idxs)
-    items = [item for item in found if item.dep.target.module in names]
-    if any(root is None for item in items for root in item.root_idxs):
-        return None
-    labels = _labels(width, items, None if attention is None else heads_of(model.get_submodule(attention)))
-    tables = [_per_block(item, labels) for item in items]
+        reach = _rooted_at_reader(graph, reach)
+    labels = _labels(reach, 0 if attention is None else heads_of(model.get_submodule(attention)))
+    tables = [_per_block(item, labels) for item in reach.items]
     members = tuple(
-        Member(names[item.dep.target.module], item.dep.target.module, _side(item.dep), table)
-        for item, table in zip(items, tables, strict=True)
+        Member(item.name, item.module, item.side, table)
+        for item, table in zip(reach.items, tables, strict=True)
         if table is not None
     )
-    if len(members) < len(items):
+    if len(members) < len(reach.items):
         return None
-    return Group(name=members[0].name, members=members, width=width, attention=attention)
+    first = members[0] if attention else _namesake(members, model)
+    return Group(name=first.name, members=members, width=first.channels.numel(), attention=attention)
 
 
-def _attention_inside(found: Any, names: Mapping[Any, str], model: nn.Module) -> str | None:
-    """The module with ``num_heads`` whose own children are all the layers of the group, if there is one."""
-    owners = {names[dep.target.module].rpartition(".")[0] for dep, _ in found if dep.target.module in names}
+def _namesake(members: Sequence[Member], model: nn.Module) -> Member:
+    """The first layer that makes the channels; a depthwise convolution, which only filters them, where it is alone."""
+    makers = [m for m in members if m.side == "out" and isinstance(m.module, WEIGHTED)]
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    return min(makers, key=lambda m: (getattr(m.module, "groups", 1) > 1, order[m.name]))
+
+
+def _attention_inside(reach: _Reach, model: nn.Module) -> str | None:
+    """The module with ``num_heads`` whose own children are all the layers of the reach, if there is one."""
+    owners = {item.name.rpartition(".")[0] for item in reach.items}
     if len(owners) != 1:
         return None
     owner = owners.pop()
     return owner if heads_of(model.get_submodule(owner)) else None
 
 
-def _rooted_at_reader(graph: DependencyGraph, found: Any) -> Any:
-    """The group seen from the layer that reads the heads: one index there names its query, key and value channels."""
-    reader, indices = next((dep, indices) for dep, indices in reversed(found.items) if _side(dep) == "in")
-    return graph.get_pruning_group(reader.target.module, reader.handler, sorted(indices))
+def _rooted_at_reader(graph: DependencyGraph, reach: _Reach) -> _Reach:
+    """The reach seen from the layer that reads the heads: one channel there names its query, key and value."""
+    reader = next(item for item in reach.items if item.side == "in")
+    width = graph.get_in_channels(reader.module)
+    names = {item.module: item.name for item in reach.items}
+    return _reach(graph, names, reader.module, reader.handler, width)
 
 
-def _labels(width: int, items: Sequence[Any], heads: int | None) -> list[int]:
+def _labels(reach: _Reach, heads: int) -> list[int]:
     """For each channel of the root the number of its block, 0 … blocks − 1, in order of their first channels."""
-    if heads is not None:
-        return [channel * heads // width for channel in range(width)]
-    parent = list(range(width))
+    if heads:
+        return [channel * heads // reach.width for channel in range(reach.width)]
+    parent = list(range(reach.width))
 
     def find(channel: int) -> int:
         while parent[channel] != channel:
-            channel = parent[channel]
+            parent[channel] = channel = parent[parent[channel]]
         return channel
 
-    for item in items:
-        tie = _tie(item.dep.target.module, _side(item.dep))
-        first: dict[int, int] = {}
-        for index, root in zip(item.idxs, item.root_idxs, strict=True):
-            if tie is None:
-                break
-            low, high = sorted((find(first.setdefault(tie(index), root)), find(root)))
+    for item in reach.items:
+        tie, first = _tie(item.module, item.side), dict[int, int]()
+        for channel, root in item.pairs:
+            low, high = sorted((find(first.setdefault(tie(channel), root)), find(root)))
             parent[high] = low
     order: dict[int, int] = {}
-    return [order.setdefault(find(channel), len(order)) for channel in range(width)]
+    return [order.setdefault(find(channel), len(order)) for channel in range(reach.width)]
 
 
-def _tie(module: nn.Module, side: Side) -> Callable[[int], int] | None:
-    """What channels of ``module`` that must go together have in common; None: every channel goes alone."""
+def _tie(module: nn.Module, side: Side) -> Callable[[int], int]:
+    """What channels of ``module`` that must go together have in common."""
     if isinstance(module, nn.GroupNorm):
         return _position_in(module.num_channels // module.num_groups)
     if not isinstance(module, CONVS) or module.groups == 1 or module.groups == module.out_channels:
-        return None
+        return _itself
     if is_multiplier(module):
-        filters = module.out_channels // module.groups
-        return (lambda channel: channel // filters) if side == "out" else None
+        return _itself  # its two sides are linked, which ties the filters of a channel
     return _position_in((module.out_channels if side == "out" else module.in_channels) // module.groups)
+
+
+def _itself(channel: int) -> int:
+    return channel
 
 
 def _position_in(group: int) -> Callable[[int], int]:
     return lambda channel: channel % group
 
 
-def _per_block(item: Any, labels: Sequence[int]) -> Tensor | None:
-    """The member's channels as int64 [blocks, channels per block]; None where the blocks differ in size."""
-    blocks: list[list[int]] = [[] for _ in range(max(labels) + 1)]
-    for index, root in zip(item.idxs, item.root_idxs, strict=True):
-        blocks[labels[root]].append(index)
+def _per_block(item: _Item, labels: Sequence[int]) -> Tensor | None:
+    """The item's channels as int64 [blocks, channels per block]; None where the blocks differ in size."""
+    blocks: list[set[int]] = [set() for _ in range(max(labels) + 1)]
+    for channel, root in item.pairs:
+        blocks[labels[root]].add(channel)
     if len({len(block) for block in blocks}) != 1 or not blocks[0]:
         return None
+    if max(map(max, blocks)) >= _channels(item.module, item.side):
+        return None  # the graph has followed a reshape that regroups channels
     return torch.tensor([sorted(block) for block in blocks])
+
+
+def _channels(module: nn.Module, side: Side) -> float:
+    """How many channels a layer has on one side; infinity where it treats any number alike."""
+    if isinstance(module, nn.Linear):
+        return module.out_features if side == "out" else module.in_features
+    if isinstance(module, PadShortcut):
+        return len(module.source) if side == "out" else module.in_channels
+    if isinstance(module, CONVS):
+        return module.out_channels if side == "out" else module.in_channels
+    if isinstance(module, BATCH_NORMS):
+        return module.num_features
+    if isinstance(module, nn.LayerNorm):
+        return module.normalized_shape[-1]
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels
+    return module.num_parameters if isinstance(module, nn.PReLU) and module.num_parameters > 1 else math.inf
 
 
 def _cut_layer(module: nn.Module, out: Sequence[int], into: Sequence[int]) -> None:

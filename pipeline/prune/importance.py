@@ -89,39 +89,39 @@ _BY_WEIGHT: Mapping[str, Callable[[Group], Tensor]] = {
 
 
 def _taylor(model: nn.Module, groups: Sequence[Group], ctx: Context, images: int) -> list[Tensor]:
-    """Squared first-order change of the loss when a block is gated off.
+    """Squared first-order change of the loss when a block is gated off, per image, then averaged.
 
-    Molchanov et al. 2019 (arXiv 1906.10771, equation 8). The gate of a block multiplies what every reader takes from it; the square is taken per image, then averaged.
+    Molchanov et al. 2019 (arXiv 1906.10771, equation 8); the gate of a block multiplies what every reader takes of it.
     """
     readers = _readers(groups)
     totals = [torch.zeros(group.blocks) for group in groups]
     seen = 0
     for batch, labels in _batches(model, ctx, images):
-        with _gates(readers, len(batch)) as gates, torch.enable_grad():
+        with _gates(readers) as gates, torch.enable_grad():
             loss = F.cross_entropy(model(batch), labels, reduction="sum")
-            slopes = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
+            slopes = torch.autograd.grad(loss, list(gates.values()))
         slope_of = dict(zip(gates, slopes, strict=True))
         for total, group in zip(totals, groups, strict=True):
-            parts = [_slope(member, slope_of[member.module]) for member in group.consumers]
-            total += torch.stack([part for part in parts if part is not None]).sum(0).square().sum(0)
+            parts = [_slope(member, slope_of[member.module], len(batch)) for member in group.consumers]
+            total += torch.stack(parts).sum(0).square().sum(0)
         seen += len(batch)
     return [total / seen for total in totals]
 
 
-def _slope(member: Member, slope: Tensor | None) -> Tensor | None:
-    """Slopes [N, channels] summed over each block: [N, blocks]."""
-    return None if slope is None else slope.cpu()[:, member.channels].sum(2)
+def _slope(member: Member, slope: Tensor, images: int) -> Tensor:
+    """Slopes [rows, channels] summed over each block: [N, blocks]. Patches of an image are rows of its own."""
+    return slope.cpu().reshape(images, -1, slope.shape[1]).sum(1)[:, member.channels].sum(2)
 
 
 @contextmanager
-def _gates(readers: Mapping[nn.Module, int], images: int) -> Iterator[dict[nn.Module, Tensor]]:
-    """Multiply the input of every reader by ones [N, channels] that record their gradient."""
+def _gates(readers: Mapping[nn.Module, int]) -> Iterator[dict[nn.Module, Tensor]]:
+    """Multiply the input of every reader by ones [rows, channels] that record their gradient."""
     gates: dict[nn.Module, Tensor] = {}
 
     def gate(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         x = inputs[0]
         if module not in gates:
-            gates[module] = torch.ones(images, readers[module], device=x.device, dtype=x.dtype, requires_grad=True)
+            gates[module] = torch.ones(len(x), readers[module], device=x.device, dtype=x.dtype, requires_grad=True)
         return x * _spread(gates[module], module, x)
 
     hooks = [module.register_forward_pre_hook(gate) for module in readers]

@@ -125,6 +125,12 @@ def _reduction(function: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Callabl
     return apply
 
 
+def _cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
+    ordered = x.flip(axis) if reverse else x
+    sums = ordered.cumsum(axis) - (ordered if exclusive else 0)
+    return sums.flip(axis) if reverse else sums
+
+
 def _product(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     for axis in axes:
         x = x.prod(axis, keepdim=True)
@@ -146,6 +152,7 @@ OPERATORS: Mapping[str, Callable[..., Tensor]] = {
     "clamped_relu": _clamped_relu,
     "clip": _clip,
     "cos": _unary(torch.cos),
+    "cumsum": _cumsum,
     "elu": _elu,
     "equal": _binary(torch.eq),
     "erf": _unary(torch.erf),

@@ -152,6 +152,19 @@ def _reverse(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     return x.flip(list(range(x.dim())) if axes is None else list(axes))
 
 
+def _topk(
+    x: Tensor,
+    k: int = 1,
+    axis: int = -1,
+    ascending: bool = False,
+    sort: bool = True,
+    return_indices: bool = True,
+    output_indices_dtype: str = "int32",
+) -> tuple[Tensor, ...]:
+    values, indices = torch.topk(x, k, axis, largest=not ascending, sorted=sort)
+    return (values, indices) if return_indices else (values,)
+
+
 def _fill(shape: Sequence[int], value: float = 0.0) -> Tensor:
     return torch.full(list(shape), value)
 
@@ -182,5 +195,6 @@ OPERATORS: Mapping[str, Callable[..., Result]] = {
     "squeeze": _squeeze,
     "stack": _stack,
     "tile": _tile,
+    "topk": _topk,
     "transpose": _transpose,
 }

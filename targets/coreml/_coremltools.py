@@ -17,6 +17,8 @@ _LOGGERS = ("coremltools", "torchao", "torch.utils._pytree")
 _MESSAGES = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "Function _TORCH_OPS_REGISTRY.__contains__ is deprecated",
+    # An open end of a clamp is written as float32's largest value, whose float16 is infinity, as meant.
+    "overflow encountered in cast",
 )
 _PROGRESS = (
     ("coremltools.converters.mil.frontend.torch.ops", "_tqdm"),

@@ -8,7 +8,6 @@ where the device can. Scales and biases are float16 there (11 significant bits).
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,12 @@ if TYPE_CHECKING:
 
 OUTPUT = "logits"
 """The output's name in every package written here."""
+
+SMALLEST_SCALE = 2.0**-17
+"""Below 2^-14 float16 keeps steps of 2^-24: from here on a scale is off by at most 2^-8, half a step at 127."""
+
+_aten = torch.ops.aten
+_MAX_POOLS = frozenset({_aten.max_pool1d.default, _aten.max_pool2d.default, _aten.max_pool3d.default})
 
 
 def export(program: ExportedProgram, path: Path) -> Artifact:
@@ -55,7 +60,7 @@ def _convert(program: ExportedProgram) -> tuple[bytes, bytes]:
     """The specification and the weights' file, the same bytes for the same program."""
     with converting() as coremltools:
         model = coremltools.convert(
-            for_inference(program).run_decompositions({}),
+            _with_strides(for_inference(program).run_decompositions({})),
             outputs=[coremltools.TensorType(name=OUTPUT, dtype=float)],
             minimum_deployment_target=coremltools.target.iOS17,
             compute_precision=coremltools.precision.FLOAT16,
@@ -70,19 +75,24 @@ def _convert(program: ExportedProgram) -> tuple[bytes, bytes]:
         return specification.SerializeToString(deterministic=True), content
 
 
+def _with_strides(program: ExportedProgram) -> ExportedProgram:
+    """Write out the stride of max pooling where the program leaves it out; coremltools 9.0 needs it there."""
+    for node in program.graph.nodes:
+        if node.target in _MAX_POOLS and len(node.args) == 2:
+            node.args = (*node.args, node.args[1])
+    return program
+
+
 def _check_scale(operation: Operation) -> None:
-    """Raises TargetError for a scale that became 0 or infinite in float16."""
+    """Raises TargetError for a scale that float16 holds too coarsely; coremltools moves such values without a word."""
     scale = operation.arguments.get("scale")
-    if isinstance(scale, float):
-        usable = math.isfinite(scale) and scale > 0
-    elif isinstance(scale, Tensor):
-        usable = bool((torch.isfinite(scale) & (scale > 0)).all())
-    else:
+    if not isinstance(scale, float | Tensor):
         return
-    if not usable:
+    scales = torch.as_tensor(scale)
+    if not bool((torch.isfinite(scales) & (scales >= SMALLEST_SCALE)).all()):
         raise TargetError(
-            f"{operation.type} {operation.results[0].name!r}: wanted scales within float16's range, found {scale}. "
-            "Quantize again with a larger smallest scale"
+            f"{operation.type} {operation.results[0].name!r}: wanted scales of at least {SMALLEST_SCALE:.2g}, within "
+            f"float16's precise range, found {float(scales.min()):.2g}. Quantize again with a larger smallest scale"
         )
 
 

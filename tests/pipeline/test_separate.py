@@ -183,7 +183,11 @@ def net() -> nn.Module:
 
 def test_choice_by_name(tmp_path: Path) -> None:
     ctx = context(tmp_path)
-    assert verdicts(Separate(layers=("2",)).plan(net(), ctx)) == {"0": "not asked for", "2": "yes", "3": "not asked for"}
+    assert verdicts(Separate(layers=("2",)).plan(net(), ctx)) == {
+        "0": "not asked for",
+        "2": "yes",
+        "3": "not asked for",
+    }
     assert verdicts(Separate(keep=("2",)).plan(net(), ctx)) == {"0": "yes", "2": "kept by request", "3": "yes"}
 
 
@@ -355,6 +359,8 @@ def test_every_registered_architecture(name: str, tmp_path: Path) -> None:
     try:
         found = stage(model, replace(ctx, spec=spec))
     except StageError as error:
-        assert not any(isinstance(m, nn.Conv2d) and m.groups == 1 and max(m.kernel_size) > 1 for m in model.modules()), error
+        assert not any(
+            isinstance(m, nn.Conv2d) and m.groups == 1 and max(m.kernel_size) > 1 for m in model.modules()
+        ), error
         return
     assert count(found, ctx.input_shape).macs < count(model, ctx.input_shape).macs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -116,7 +117,7 @@ def test_outputs_fit_better_than_kernels(stride: int, dilation: int, size: int) 
 def test_more_sweeps_never_fit_worse() -> None:
     layer, images = dense(), smooth_images(8, 4)
     errors = [fits(layer, images, 1, sweeps)[1] for sweeps in range(6)]
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(errors))
 
 
 def test_pointwise_half_is_the_least_squares_solution() -> None:

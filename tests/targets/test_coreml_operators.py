@@ -85,6 +85,8 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], set[str]]] = {
     "avg_pool, ceiling": (nn.AvgPool2d(3, 2, ceil_mode=True), (1, 2, 8, 8), {"avg_pool"}),
     "max_pool": (nn.MaxPool2d(3, 2, padding=1), (1, 2, 9, 9), {"max_pool"}),
     "max_pool, ceiling": (nn.MaxPool2d(3, 2, ceil_mode=True), (1, 2, 8, 8), {"max_pool"}),
+    "max_pool, stride left out": (Apply(lambda x: functional.max_pool2d(x, 2)), (1, 2, 8, 8), {"max_pool"}),
+    "adaptive pooling to 5": (Apply(lambda x: functional.adaptive_avg_pool2d(x, 5)), (1, 2, 6, 6), {"reduce_mean"}),
     "adaptive pooling": (nn.AdaptiveAvgPool2d(1), (1, 2, 6, 6), {"reduce_mean"}),
     "reduce_mean": (Apply(lambda x: x.mean((2, 3))), (1, 2, 6, 6), {"reduce_mean"}),
     "reduce_sum, max": (Apply(lambda x: x.sum(1) + x.amax(1)), (1, 2, 6, 6), {"reduce_sum", "reduce_max"}),
@@ -143,6 +145,13 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], set[str]]] = {
     ),
     "pixel_shuffle": (nn.PixelShuffle(2), (1, 8, 3, 3), {"pixel_shuffle"}),
     "pixel_unshuffle": (nn.PixelUnshuffle(2), (1, 2, 6, 6), set()),
+    "roll": (Apply(lambda x: x.roll(1, 2)), (1, 2, 5, 5), {"gather"}),
+    "cumsum": (Apply(lambda x: x.cumsum(2)), (1, 2, 5, 5), {"cumsum"}),
+    "topk": (Apply(lambda x: x.topk(3, 1)[0]), (1, 8, 2), {"topk"}),
+    "argmax": (Apply(lambda x: x.argmax(1).float()), (1, 8, 2), {"reduce_argmax"}),
+    "normalize": (Apply(functional.normalize), (1, 8, 2), {"reduce_l2_norm"}),
+    "instance_norm": (nn.InstanceNorm2d(3), (1, 3, 5, 5), {"instance_norm"}),
+    "clip, open below": (Apply(lambda x: x.clamp(max=0.5)), (1, 20), {"clip"}),
     "band_part": (Apply(torch.tril), (1, 2, 5, 5), {"band_part"}),
 }
 

@@ -1,0 +1,101 @@
+"""Latency of written files side by side, interleaved in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import targets
+from pipeline import card, statistics
+from pipeline.errors import RequestError
+from pipeline.latency import interleave
+from targets import Runner
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One file's time; the ratio is to the first file's in the same run."""
+
+    artifact: str
+    target: str
+    threads: int
+    batch: int
+    p50_ms: float
+    p90_ms: float
+    ratio_to_first: float
+    ci95: tuple[float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return asdict(self) | {"ci95": list(self.ci95)}
+
+
+def compare(paths: Sequence[Path], threads: int, seconds: float) -> list[Timing]:
+    """Time the files against each other at batch 1 for about ``seconds``.
+
+    Raises RequestError for files that cannot be run here or have no card.
+    """
+    if threads < 1 or seconds <= 0:
+        raise RequestError(f"wanted at least 1 thread and a positive time, found {threads} and {seconds:g} s")
+    opened = {str(path): _open(path, threads) for path in paths}
+    samples = interleave({name: partial(runner, image) for name, (_, runner, image) in opened.items()}, seconds=seconds)
+    first = samples[str(paths[0])]
+    rows = []
+    for name, (target, _, _) in opened.items():
+        mine = samples[name]
+        ratio, interval = (1.0, (1.0, 1.0)) if mine is first else statistics.ratio_interval(mine.blocks, first.blocks)
+        rows.append(
+            Timing(
+                artifact=name,
+                target=target,
+                threads=threads,
+                batch=1,
+                p50_ms=mine.percentile(50),
+                p90_ms=mine.percentile(90),
+                ratio_to_first=ratio,
+                ci95=interval,
+            )
+        )
+    return rows
+
+
+def _open(path: Path, threads: int) -> tuple[str, Runner, torch.Tensor]:
+    if not path.exists():
+        raise RequestError(f"there is no file {path}")
+    kept = card.read(path)
+    target = targets.get(kept.target)
+    if target.load is None:
+        raise RequestError(
+            f"{path}: the runtime of {target.name} does not exist on this machine, so it has no time here"
+        )
+    return target.name, target.load(path, threads), torch.zeros(1, *kept.input_shape)
+
+
+def table(timings: Sequence[Timing]) -> Table:
+    """A Rich table, the first file as the measure of the others."""
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD)
+    for title in ("file", "on", "threads", "p50 ms", "p90 ms", "ratio", "95 % interval"):
+        shown.add_column(title, justify="left" if title in ("file", "on") else "right", no_wrap=title != "file")
+    for entry in timings:
+        low, high = entry.ci95
+        shown.add_row(
+            entry.artifact,
+            entry.target,
+            str(entry.threads),
+            f"{entry.p50_ms:.3g}",
+            f"{entry.p90_ms:.3g}",
+            f"{entry.ratio_to_first:.2f}",
+            f"{low:.2f} to {high:.2f}",
+        )
+    return shown

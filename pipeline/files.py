@@ -1,0 +1,200 @@
+"""Written files: made in worker processes, kept in the store, loaded, timed, and delivered into the report's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import targets
+from pipeline import latency, lower, statistics
+from pipeline.architecture import source_digest
+from pipeline.errors import LoweringError
+from pipeline.images import normalise
+from pipeline.report import cpu_name
+from pipeline.resolve import Job
+from pipeline.rows import Grade, Latency
+from pipeline.store import Entry, Store, file_digest, key_of
+from pipeline.watch import Watch
+from targets import Artifact, Runner, Target
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network that files are written from."""
+
+    name: str
+    folder: Path
+    """Its checkpoint."""
+    digest: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A written file in the store."""
+
+    artifact: Artifact
+    digest: str
+    bytes: int
+    seconds: float
+
+
+Written = dict[tuple[str, str], File | LoweringError]
+"""(network's digest, target's name) -> its file, or why there is none."""
+
+
+@dataclass(kw_only=True)
+class Files:
+    """Writes and loads files for one run."""
+
+    job: Job
+    store: Store
+    pool: Executor
+    watch: Watch
+    _runners: dict[Path, tuple[Runner, float]] = field(default_factory=dict)
+
+    def write(self, orders: Sequence[tuple[Source, Target]]) -> Written:
+        """The files for (network, target) pairs, two at a time; those that the store holds are taken from there."""
+        results: Written = {}
+        pending = []
+        for source, target in dict.fromkeys(orders):
+            key = self._key(source, target)
+            if (entry := self.store.find(key)) is not None:
+                results[source.digest, target.name] = _file(entry)
+            else:
+                aside = self.store.aside(key)
+                order = lower.Order(source.folder, target.name, aside, self._stem(source))
+                pending.append((source, target, key, aside, lower.submit(self.pool, order), time.perf_counter()))
+        label = "writing " + ", ".join(dict.fromkeys(target.name for _, target, *_ in pending))
+        for source, target, key, aside, future, started in self.watch.track(pending, label, len(pending)):
+            failure = lower.outcome(future, target.name)
+            results[source.digest, target.name] = failure or self._keep(key, aside, time.perf_counter() - started)
+            shutil.rmtree(aside, ignore_errors=True)
+        return results
+
+    def _keep(self, key: str, aside: Path, seconds: float) -> File:
+        entry = self.store.keep(key, lambda folder, _: _move_into(aside, folder), seconds)
+        return _file(entry)
+
+    def _stem(self, source: Source) -> str:
+        return "".join(c if c.isalnum() or c in "_-" else "_" for c in f"{self.job.recipe.name}-{source.name}")
+
+    def _key(self, source: Source, target: Target) -> str:
+        return key_of(
+            kind="file",
+            model=source.digest,
+            stem=self._stem(source),
+            shape=self.job.data.shape,
+            target=target.name,
+            code=[source_digest(Path(inspect.getfile(target.export))), source_digest(_HERE / "lower.py")],
+            versions=targets.versions(("torch", "torchao", *targets.packages(target))),
+        )
+
+    def open(self, target: Target, made: File) -> tuple[Grade, Runner | None, float | None, str]:
+        """The best evaluator of a file on this host: its grade, itself, milliseconds to load it, and why there is none."""
+        if target.load is not None:
+            runner, load_ms = self._runner(target, made)
+            return "runtime", runner, load_ms, ""
+        if target.reference is not None:
+            try:
+                return "reference", target.reference(made.artifact.path), None, ""
+            except targets.TargetError as error:
+                return "written", None, None, str(error)
+        return "written", None, None, f"{target.name} has no runtime on {platform.system()} and no reference evaluator"
+
+    def _runner(self, target: Target, made: File) -> tuple[Runner, float]:
+        assert target.load is not None
+        path = made.artifact.path
+        if path not in self._runners:
+            started = time.perf_counter()
+            runner = target.load(path, self.job.recipe.threads)
+            self._runners[path] = (runner, 1000 * (time.perf_counter() - started))
+        return self._runners[path]
+
+    def latency(self, target: Target, ours: File, baseline: File) -> tuple[Latency, float]:
+        """Batch-1 latency of a file against the baseline's on the same target, and the seconds it took to measure."""
+        key = key_of(
+            kind="latency",
+            ours=ours.digest,
+            baseline=baseline.digest,
+            target=target.name,
+            threads=self.job.recipe.threads,
+            machine=machine(),
+            versions=targets.versions(targets.packages(target)),
+            code=[source_digest(_HERE / name) for name in ("latency.py", "statistics.py")],
+        )
+
+        def make(folder: Path, _: Path) -> None:
+            found = self._time(target, ours, baseline)
+            (folder / "latency.json").write_text(json.dumps(found.to_json()), encoding="utf-8")
+
+        entry = self.store.keep(key, make)
+        return Latency.from_json(json.loads((entry.path / "latency.json").read_text(encoding="utf-8"))), entry.seconds
+
+    def _time(self, target: Target, ours: File, baseline: File) -> Latency:
+        image = normalise(self.job.data.test.batch(torch.tensor([0])), self.job.spec)
+        mine, theirs = self._runner(target, ours)[0], self._runner(target, baseline)[0]
+        self.watch.detail(f"timing on {target.name}")
+        same = ours.digest == baseline.digest
+        contenders = {"ours": lambda: mine(image)} | ({} if same else {"baseline": lambda: theirs(image)})
+        found = latency.interleave(contenders)
+        ratio, interval = (1.0, (1.0, 1.0)) if same else statistics.ratio_interval(*(s.blocks for s in found.values()))
+        return Latency(
+            on=target.name,
+            batch=1,
+            threads=self.job.recipe.threads,
+            p50_ms=found["ours"].percentile(50),
+            p90_ms=found["ours"].percentile(90),
+            ratio_to_baseline=ratio,
+            ci95=interval,
+        )
+
+    def deliver(self, target: Target, made: File) -> Path:
+        """Copy a file into the report's folder, whole or not at all; returns its path relative to that folder."""
+        relative = Path("artifacts") / target.name / made.artifact.path.name
+        place = self.job.out / relative
+        aside = place.with_name(f".{place.name}.partial")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _remove(aside)
+        if made.artifact.path.is_dir():
+            shutil.copytree(made.artifact.path, aside)
+        else:
+            shutil.copy2(made.artifact.path, aside)
+        _remove(place)
+        aside.rename(place)
+        return relative
+
+
+def machine() -> str:
+    """What a measured time belongs to."""
+    return f"{platform.machine()} {cpu_name()}"
+
+
+def _file(entry: Entry) -> File:
+    artifact = lower.read_artifact(entry.path)
+    path = artifact.path
+    parts = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return File(dataclasses.replace(artifact), file_digest(path), sum(p.stat().st_size for p in parts), entry.seconds)
+
+
+def _move_into(source: Path, folder: Path) -> None:
+    for path in source.iterdir():
+        path.rename(folder / path.name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

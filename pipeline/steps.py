@@ -1,0 +1,158 @@
+"""The steps on the float network: done once, kept in the store, evaluated over the whole test set."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import targets
+from pipeline import architecture, checkpoint
+from pipeline.analyze import count
+from pipeline.architecture import source_digest
+from pipeline.checkpoint import Checkpoint
+from pipeline.files import Source, machine
+from pipeline.images import Network, logits
+from pipeline.recipe import Context, Stage, describe, stage_name
+from pipeline.resolve import Job
+from pipeline.store import Entry, Store, key_of
+from pipeline.training import resolve_precision
+from pipeline.watch import Watch
+from targets import Grid
+
+_PACKAGES = ("torch", "torchao", "torch-pruning", "lightning-fabric", "numpy")
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Model(Source):
+    """A finished step's network and how it answers."""
+
+    answers: Tensor
+    """float32 logits [N, classes] for the test images."""
+    params: int
+    macs: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Does the float steps of one run."""
+
+    job: Job
+    store: Store
+    watch: Watch
+
+    def baseline(self) -> Model:
+        """The given weights, or a network trained by the recipe's ``baseline`` stage."""
+        torch.manual_seed(self.job.recipe.seed)
+        network = architecture.build(self.job.base).eval()
+        if self.job.weights is None:
+            return self.measure("baseline", self._entry(self.job.recipe.baseline, network, None, None))
+        architecture.load_weights(network, self.job.weights)
+        key = key_of(kind="given", model=checkpoint.digest(Checkpoint(self.job.base, network)))
+        return self.measure("baseline", self.store.keep(key, lambda folder, _: self._save(network, folder)))
+
+    def stage(self, stage: Stage, model: Model, baseline: Model, grid: Grid | None = None) -> Model:
+        """The outcome of one stage on a finished step's network."""
+        return self.measure(stage_name(stage), self._entry(stage, self.load(model), baseline, grid))
+
+    def load(self, model: Model) -> nn.Module:
+        """A fresh copy of a finished step's network, rebuilt from its checkpoint."""
+        return checkpoint.load(model.folder).model
+
+    def measure(self, name: str, entry: Entry) -> Model:
+        """Evaluate a stored network over the whole test set and count what it costs."""
+        network = checkpoint.load(entry.path).model
+        digest = checkpoint.digest(Checkpoint(self.job.base, network))
+        answers, seconds = self.answers(network, digest, name)
+        totals = count(network, self.job.data.shape)
+        return Model(
+            name=name,
+            folder=entry.path,
+            digest=digest,
+            answers=answers,
+            params=totals.params,
+            macs=totals.macs,
+            seconds=entry.seconds + seconds,
+        )
+
+    def answers(self, network: Network, digest: str, label: str) -> tuple[Tensor, float]:
+        """Logits for the whole test set, kept under the digest of what gave them, and the seconds they took."""
+        key = key_of(
+            kind="answers",
+            of=digest,
+            data=self.job.data.digest,
+            spec=[self.job.spec.mean, self.job.spec.std],
+            code=source_digest(_HERE / "images.py"),
+            machine=machine(),
+            versions=targets.versions(("torch",)),
+        )
+
+        def make(folder: Path, _: Path) -> None:
+            found = logits(
+                network, self.job.data.test, self.job.spec, track=self.watch.track, label=f"{label}: testing"
+            )
+            save_file({"logits": found.contiguous()}, folder / "answers.safetensors")
+
+        entry = self.store.keep(key, make)
+        return load_file(entry.path / "answers.safetensors")["logits"], entry.seconds
+
+    def _entry(self, stage: Stage, network: nn.Module, baseline: Model | None, grid: Grid | None) -> Entry:
+        def make(folder: Path, scratch: Path) -> None:
+            self.watch.say(f"{'baseline' if baseline is None else stage_name(stage)} …")
+            torch.manual_seed(self.job.recipe.seed)
+            teacher = None if baseline is None else self.load(baseline)
+            self._save(stage(network, self._context(scratch, teacher, grid)), folder)
+
+        return self.store.keep(self._key(stage, network, baseline, grid), make)
+
+    def _context(self, scratch: Path, teacher: nn.Module | None, grid: Grid | None) -> Context:
+        recipe = self.job.recipe
+        return Context(
+            spec=self.job.spec,
+            data=self.job.data,
+            scratch=scratch,
+            device=recipe.device,
+            seed=recipe.seed,
+            threads=recipe.threads,
+            runtime=recipe.runtime,
+            baseline=teacher,
+            grid=grid,
+            track=self.watch.track,
+            note=self.watch.detail,
+        )
+
+    def _key(self, stage: Stage, network: nn.Module, baseline: Model | None, grid: Grid | None) -> str:
+        recipe, spec = self.job.recipe, self.job.spec
+        training = getattr(stage, "training", None)
+        return key_of(
+            kind="stage",
+            stage=describe(stage),
+            code=source_digest(Path(inspect.getfile(type(stage)))),
+            model=checkpoint.digest(Checkpoint(self.job.base, network)),
+            teacher=None if baseline is None else baseline.digest,
+            data=self.job.data.digest,
+            spec=[spec.mean, spec.std, spec.classifier],
+            grid=None if grid is None else grid.to_json(),
+            seed=recipe.seed,
+            device=[recipe.device, resolve_precision(training.precision, recipe.device) if training else None],
+            runtime=[recipe.runtime, recipe.threads, machine()] if getattr(stage, "times", False) else None,
+            threads=torch.get_num_threads(),
+            versions=targets.versions(_PACKAGES),
+        )
+
+    def _save(self, network: nn.Module, folder: Path) -> None:
+        checkpoint.save(Checkpoint(self.job.base, network), folder)
+        (folder / "input.json").write_text(json.dumps({"shape": list(self.job.data.shape)}), encoding="utf-8")
+
+
+def as_quantized(model: Model, float_model: Model) -> Model:
+    """A quantized step with the costs of the float network it was captured from."""
+    return dataclasses.replace(model, params=float_model.params, macs=float_model.macs)

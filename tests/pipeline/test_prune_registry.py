@@ -1,0 +1,70 @@
+"""Every architecture prunes, or says why not."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import models
+from calib_data import Data
+from pipeline import surgery
+from pipeline.analyze import count
+from pipeline.errors import RequestError
+from pipeline.prune import Prune
+from pipeline.recipe import Context
+
+DEEP = {"resnet110", "resnet152", "efficientnet_b3", "efficientnet_b4", "efficientnet_b5", "efficientnet_b6"}
+SLOW = DEEP | {
+    "efficientnet_b7",
+    "shufflenet_v2_x0_5",
+    "shufflenet_v2_x1_0",
+    "shufflenet_v2_x1_5",
+    "shufflenet_v2_x2_0",
+}
+
+
+class Blank:
+    """A part that nothing is read from."""
+
+    labels = torch.zeros(1, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return 1
+
+    def batch(self, index: Tensor) -> Tensor:
+        raise AssertionError("magnitudes need no images")
+
+
+def cases() -> list[object]:
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in models.names()]
+
+
+@pytest.mark.parametrize("name", cases())
+def test_it_prunes_and_is_rebuilt_or_says_why_not(name: str) -> None:
+    spec = models.get(name)
+    shape = spec.small_input or spec.input_shape
+    classes = tuple(map(str, range(10)))
+    data = Data(name="blank", train=Blank(), calib=Blank(), test=Blank(), classes=classes, shape=shape, digest="0")
+    ctx = Context(spec=spec, data=data, scratch=Path("unused"))
+    torch.manual_seed(0)
+    model = spec.build(num_classes=10, **spec.small).eval()
+    stage = Prune(ratio=0.5, scope="layer", round_to=1)
+    if "prune" in spec.cannot:
+        with pytest.raises(RequestError, match="cannot be pruned"):
+            stage(model, ctx)
+        return
+    state = copy.deepcopy(model.state_dict())
+    pruned = stage(model, ctx)
+    assert count(pruned, shape).macs < 0.9 * count(model, shape).macs
+    classifier = pruned.get_submodule(spec.classifier)
+    assert isinstance(classifier, (nn.Linear, nn.Conv2d)) and len(classifier.weight) == 10
+    rebuilt = surgery.apply(model, surgery.history(pruned)[-1])
+    rebuilt.load_state_dict(pruned.state_dict(), strict=True)
+    images = torch.randn(2, *shape)
+    with torch.no_grad():
+        assert torch.equal(rebuilt.eval()(images), pruned(images))
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
