@@ -135,7 +135,7 @@ def _show(report: Any, as_json: bool, page: Path) -> None:
 
     from pipeline.report import table
 
-    Console(highlight=False).print(table(report, page))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table(report, page))
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -168,7 +168,7 @@ def _analyze(options: argparse.Namespace) -> int:
         return PASSED
     from rich.console import Console
 
-    Console(highlight=False).print(analyze.table(found))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(analyze.table(found))
     if options.picture is not None:
         print(f"Picture: {options.picture}")
     return PASSED

@@ -56,6 +56,9 @@ def _quiet_worker() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run that started us decides
     _die_with_parent()
+    from pipeline.quiet import quieten
+
+    quieten()
     import torch
 
     torch.set_num_threads(1)

@@ -88,7 +88,7 @@ class Quantize:
     """Quantization-aware training (Jacob et al. 2018, arXiv 1712.05877) on the grid that ``ctx.grid`` names."""
 
     training: Training = field(
-        default_factory=lambda: Training(epochs=4, lr=0.002, distill=0.9, precision="32-true", augment=Augment())
+        default_factory=lambda: Training(epochs=4, lr=0.0001, distill=0.9, precision="32-true", augment=Augment())
     )
     observe: float = 0.5
     """Share of the epochs after which the activation ranges are frozen."""

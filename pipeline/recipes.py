@@ -40,7 +40,7 @@ def cifar_resnet20() -> Recipe:
         data="cifar10:cifar10",
         baseline=Train(training=Training(epochs=200, lr=0.1, warmup=1)),
         stages=(Prune(macs=0.8), Finetune(training=Training(epochs=4, lr=0.01, distill=0.9)), Fold()),
-        quantize=Quantize(training=Training(epochs=1, lr=0.001, distill=0.9, precision="32-true")),
+        quantize=Quantize(training=Training(epochs=1, lr=0.0001, distill=0.9, precision="32-true")),
         targets=("onnx", "xnnpack", "coreml"),
     )
 
@@ -52,5 +52,5 @@ def cifar_resnet56() -> Recipe:
         name="cifar_resnet56",
         model="resnet56",
         stages=(Prune(macs=1 / 2.57), Finetune(training=Training(epochs=100, lr=0.02, distill=0.9)), Fold()),
-        quantize=Quantize(training=Training(epochs=4, lr=0.001, distill=0.9, precision="32-true")),
+        quantize=Quantize(training=Training(epochs=4, lr=0.0001, distill=0.9, precision="32-true")),
     )

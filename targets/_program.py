@@ -8,6 +8,7 @@ import torch
 from torch.export import ExportedProgram
 
 from targets import TargetError
+from targets._quiet import quiet
 
 _aten = torch.ops.aten
 _DROPOUTS = frozenset(
@@ -22,7 +23,8 @@ def for_inference(program: ExportedProgram) -> ExportedProgram:
     """
     if not any(node.target in _DROPOUTS for node in program.graph.nodes):
         return program
-    program = copy.deepcopy(program)
+    with quiet(messages=(r"`isinstance\(treespec, LeafSpec\)` is deprecated",)):
+        program = copy.deepcopy(program)
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if node.target not in _DROPOUTS:

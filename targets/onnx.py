@@ -60,14 +60,13 @@ def export(program: ExportedProgram, path: Path) -> Artifact:
         _biases_to_int32(model.graph)
         _one_dequantization_per_reader(model.graph)
     _save(_strip(model), path)
-    operators = _optimised_nodes(path)
-    undelegated = tuple(f"{op}:{name}" for op, name in operators if int8 and op in _FLOAT_KERNELS)
+    undelegated = tuple(name for op, name in _optimised_nodes(path, layouts=False) if int8 and op in _FLOAT_KERNELS)
     return Artifact(
         target="onnx",
         path=path,
         precision="int8" if int8 else "float32",
         undelegated=undelegated,
-        facts=_facts(Counter(op for op, _ in operators)),
+        facts=_facts(optimised_operators(path)),
     )
 
 
@@ -313,21 +312,21 @@ def _save(proto: onnx.ModelProto, path: Path) -> None:
 
 def optimised_operators(path: Path) -> Counter[str]:
     """Operator -> count in the graph that ONNX Runtime really executes for the file."""
-    return Counter(op for op, _ in _optimised_nodes(path))
+    return Counter(op for op, _ in _optimised_nodes(path, layouts=True))
 
 
-def _optimised_nodes(path: Path) -> list[tuple[str, str]]:
-    """(operator, node name) of the graph after ONNX Runtime's own optimisation, in order."""
+def _optimised_nodes(path: Path, layouts: bool) -> list[tuple[str, str]]:
+    """(operator, node name) after ONNX Runtime's own optimisation; changing ``layouts`` renames the float nodes."""
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "optimised.onnx"
-        _session(path, threads=1, optimised=written)
+        _session(path, threads=1, optimised=written, layouts=layouts)
         graph = onnx.load(written, load_external_data=False).graph
         return [(node.op_type, node.name) for node in graph.node]
 
 
-def _session(path: Path, threads: int, optimised: Path | None = None) -> Any:
+def _session(path: Path, threads: int, optimised: Path | None = None, layouts: bool = True) -> Any:
     """An inference session on the CPU. Raises TargetError for a file that ONNX Runtime cannot read."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -337,6 +336,8 @@ def _session(path: Path, threads: int, optimised: Path | None = None) -> Any:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
+    if not layouts:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     unreadable = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import io
 import re
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ _FOREIGN_LOGGERS = ("torchao", "torch.utils._pytree", "executorch.backends.xnnpa
 _FOREIGN_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "This API is experimental and subject to change without notice",
+    "(read_text|open_text|read_binary) is deprecated. Use files",
+    "`torch.jit.script_method` is deprecated",
 )
 
 
@@ -124,23 +126,18 @@ _RUNTIME_LOG = re.compile(r"\[\w+\.(?:cpp|h|cc):\d+\] ")
 
 @contextmanager
 def _runtime_log() -> Iterator[list[str]]:
-    """Collects what the C++ runtime logs to file descriptor 2 within the block; other lines still appear there."""
+    """Collects what the C++ runtime logs, by way of ``sys.stderr``, within the block; other lines still appear there."""
     found: list[str] = []
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as aside:
-        stderr = os.dup(2)
-        os.dup2(aside.fileno(), 2)
-        try:
+    written = io.StringIO()
+    try:
+        with redirect_stderr(written):
             yield found
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            aside.seek(0)
-            for line in aside.read().decode(errors="replace").splitlines():
-                if _RUNTIME_LOG.match(line):
-                    found.append(_RUNTIME_LOG.sub("", line))
-                else:
-                    print(line, file=sys.stderr)
+    finally:
+        for line in written.getvalue().splitlines():
+            if _RUNTIME_LOG.match(line):
+                found.append(_RUNTIME_LOG.sub("", line))
+            else:
+                print(line, file=sys.stderr)
 
 
 def load(path: Path, threads: int) -> _Runner:

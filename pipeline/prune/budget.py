@@ -40,7 +40,7 @@ def spend(model: nn.Module, how: Prune, ctx: Context) -> str:
     Raises StageError as ``Prune`` does.
     """
     kind, wanted = how.budget
-    coupling = _couple(model, how, ctx)
+    coupling = couple(model, how, ctx)
     widths = {group.name: group.width for group in coupling.groups}
     whole = _Whole(_amount(kind, model, coupling.groups, ctx), widths)
     for step in range(1, how.steps + 1):
@@ -48,7 +48,7 @@ def spend(model: nn.Module, how: Prune, ctx: Context) -> str:
         share = 1 - (1 - wanted) * step / how.steps
         counts = _choose(model, how, ctx, coupling.groups, scores, whole, share)
         cut_and_check(model, coupling.groups, plan.weakest(scores, counts), ctx)
-        coupling = _couple(model, how, ctx)
+        coupling = couple(model, how, ctx)
     left = _amount(kind, model, coupling.groups, ctx)
     return f"{kind} {whole.amount:,.0f} -> {left:,.0f} ({left / whole.amount:.1%}, wanted {wanted:.1%})"
 
@@ -125,7 +125,8 @@ def _amount(kind: str, model: nn.Module, groups: Sequence[Group], ctx: Context) 
     return totals.macs if kind == "macs" else totals.params
 
 
-def _couple(model: nn.Module, how: Prune, ctx: Context) -> Coupling:
+def couple(model: nn.Module, how: Prune, ctx: Context) -> Coupling:
+    """The groups of ``model`` (in eval mode) that ``how`` allows to prune; raises StageError where there is none."""
     unknown = sorted(set(how.keep) - {name for name, _ in model.named_modules()})
     if unknown:
         raise StageError(f"keep names layers that the network does not have: {', '.join(unknown)}")

@@ -100,7 +100,8 @@ def trace(model: nn.Module, example: Tensor, *, classifier: str, keep: Collectio
             left_alone[reach.items[0].name] = reason or "its channels do not form blocks of one size"
         else:
             groups.append(group)
-    return Coupling(groups=tuple(reversed(groups)), left_alone=left_alone)
+    place = {name: position for position, name in enumerate(names.values())}
+    return Coupling(groups=tuple(sorted(groups, key=lambda group: place[group.name])), left_alone=left_alone)
 
 
 def cut(model: nn.Module, groups: Sequence[Group], removed: Removed) -> None:

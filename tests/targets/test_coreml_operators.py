@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional
 pytest.importorskip("coremltools")
 
 from targets import get
+from targets.coreml._coremltools import load
 from targets.coreml._mil import read
 
 TARGET = get("coreml")
@@ -154,6 +156,15 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], set[str]]] = {
     "clip, open below": (Apply(lambda x: x.clamp(max=0.5)), (1, 20), {"clip"}),
     "band_part": (Apply(torch.tril), (1, 2, 5, 5), {"band_part"}),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_out_of_the_collectors_way() -> Iterator[None]:
+    """Every conversion ends in a full collection, half its time over coremltools' own modules."""
+    load()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("name", CASES)

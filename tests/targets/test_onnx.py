@@ -186,7 +186,8 @@ def test_a_clip_narrower_than_the_grid_is_kept(tmp_path: Path, images: Tensor) -
 
 def test_a_convolution_left_in_float_is_named(tmp_path: Path, images: Tensor) -> None:
     torch.manual_seed(0)
-    graph = quantize(Mixed(), images[:4], frozenset({"conv2d_2"}))
+    # With the addition quantized, ONNX Runtime would see a rounded output and round the weights by itself.
+    graph = quantize(Mixed(), images[:4], frozenset({"conv2d_2", "add"}))
     artifact = target.export(program(graph, images[:1]), tmp_path / "net.onnx")
     assert len(artifact.undelegated) == 1 and "conv2d_2" in artifact.undelegated[0]
     assert artifact.facts["fused"] == 4 and artifact.facts["unfused"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -171,10 +172,8 @@ def test_loading_is_silent(written: Artifact, capfd: pytest.CaptureFixture[str])
 
 
 def test_other_lines_on_standard_error_pass(capfd: pytest.CaptureFixture[str]) -> None:
-    import os
-
     with target._runtime_log() as log:
-        os.write(2, b"[threadpool.cpp:66] Resetting threadpool to 1 threads.\nsomething else\n")
+        sys.stderr.write("[threadpool.cpp:66] Resetting threadpool to 1 threads.\nsomething else\n")
     assert log == ["Resetting threadpool to 1 threads."]
     assert capfd.readouterr().err == "something else\n"
 

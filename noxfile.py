@@ -1,0 +1,103 @@
+"""Every environment of the project: ``nox -s deploy`` runs the main job, ``nox -s tests`` passes the tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+
+PYTHON = "3.11"
+ALL = "onnx,xnnpack,coreml"
+
+
+def _install(session: nox.Session, extras: str) -> None:
+    # Pinned and first: an unpinned torch takes several gigabytes of CUDA packages along.
+    session.install("torch==2.13.0")
+    session.install("-e", f".[{extras}]")
+
+
+@nox.session(python=PYTHON)
+def deploy(session: nox.Session) -> None:
+    """The main job: train, prune, substitute, quantize, export to three runtimes, verify, report."""
+    _install(session, ALL)
+    session.run("python", "-m", "pipeline", "run", "demo", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def tests(session: nox.Session) -> None:
+    """The tests; more arguments go to pytest."""
+    _install(session, f"{ALL},dev")
+    session.run("python", "-m", "pytest", *(session.posargs or ["-m", "not slow"]), env={"OMP_NUM_THREADS": "2"})
+
+
+@nox.session(python=PYTHON)
+def tests_slow(session: nox.Session) -> None:
+    """The tests that take longer."""
+    _install(session, f"{ALL},dev")
+    session.run("python", "-m", "pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def lint(session: nox.Session) -> None:
+    """Ruff and the import contract."""
+    session.install("ruff==0.17.6", "import-linter>=2.16,<3")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session(python=PYTHON)
+def types(session: nox.Session) -> None:
+    """mypy, strict."""
+    _install(session, f"{ALL},dev")
+    session.run("mypy")
+
+
+def _alone(name: str) -> None:
+    """A session called as its target: ``nox -s onnx``."""
+
+    def build(session: nox.Session) -> None:
+        _install(session, name if name == "onnx" else f"onnx,{name}")
+        session.run("python", "-m", "pipeline", "run", "demo", "--target", name, "--out", f"runs/{name}", *session.posargs)
+
+    build.__doc__ = f"The main job for {name} alone, in an environment of its own."
+    nox.session(python=PYTHON, name=name)(build)
+
+
+for _name in ("onnx", "xnnpack", "coreml"):
+    _alone(_name)
+
+
+@nox.session(python=PYTHON)
+def cifar(session: nox.Session) -> None:
+    """ResNet-20 on CIFAR-10: ``nox -s cifar -- --weights FILE --data cifar10:DIR``."""
+    _install(session, ALL)
+    session.run("python", "-m", "pipeline", "run", "cifar_resnet20", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def oracle(session: nox.Session) -> None:
+    """Names, shapes and logits against torchvision's and timm's own definitions."""
+    session.install("torch==2.13.0")
+    session.install("--no-deps", "torchvision==0.28.*", "timm")
+    session.install("huggingface_hub", "pyyaml", "safetensors", "pillow", "numpy", "pytest")
+    session.run("python", "-m", "pytest", "tests/models/test_parity.py", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def bench(session: nox.Session) -> None:
+    """Times the files of the main job side by side; give files as arguments for others."""
+    _install(session, ALL)
+    files = session.posargs or sorted(str(p) for p in Path("runs").glob("*/artifacts/*/*") if _timed(p))
+    if not files:
+        session.error("there is no file to time yet; run nox -s deploy first, or name files after --")
+    session.run("python", "-m", "pipeline", "bench", *files)
+
+
+def _timed(path: Path) -> bool:
+    return path.suffix in (".onnx", ".pte") and os.access(path, os.R_OK)
