@@ -63,7 +63,9 @@ def _alone(name: str) -> None:
 
     def build(session: nox.Session) -> None:
         _install(session, name if name == "onnx" else f"onnx,{name}")
-        session.run("python", "-m", "pipeline", "run", "demo", "--target", name, "--out", f"runs/{name}", *session.posargs)
+        session.run(
+            "python", "-m", "pipeline", "run", "demo", "--target", name, "--out", f"runs/{name}", *session.posargs
+        )
 
     build.__doc__ = f"The main job for {name} alone, in an environment of its own."
     nox.session(python=PYTHON, name=name)(build)

@@ -128,18 +128,27 @@ def source_digest(path: Path) -> str:
         if current not in seen:
             text = current.read_text(encoding="utf-8")
             seen[current] = hashlib.sha256(text.encode()).hexdigest()
-            waiting += _imported(text)
+            waiting += _imported(text, current)
     return hashlib.sha256(" ".join(sorted(seen.values())).encode()).hexdigest()
 
 
-def _imported(text: str) -> list[Path]:
+def _imported(text: str, path: Path) -> list[Path]:
     names: list[str] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [path for name in names if name.split(".")[0] in _PACKAGES for path in _files_of(name)]
+        elif isinstance(node, ast.ImportFrom):
+            module = _absolute(node, path)
+            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    return [found for name in names if name.split(".")[0] in _PACKAGES for found in _files_of(name)]
+
+
+def _absolute(node: ast.ImportFrom, path: Path) -> str:
+    """The dotted module that an import statement in the file at ``path`` reads from, relative ones included."""
+    if not node.level or not path.is_relative_to(_ROOT):
+        return node.module or ""
+    package = path.relative_to(_ROOT).parts[: -node.level]
+    return ".".join([*package, *([node.module] if node.module else [])])
 
 
 def _files_of(name: str) -> list[Path]:

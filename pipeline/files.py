@@ -101,17 +101,16 @@ class Files:
             versions=targets.versions(("torch", "torchao", *targets.packages(target))),
         )
 
-    def open(self, target: Target, made: File) -> tuple[Grade, Runner | None, float | None, str]:
-        """The best evaluator of a file on this host: its grade, itself, milliseconds to load it, and why there is none."""
+    def open(self, target: Target, made: File) -> tuple[Grade, Runner | None, str]:
+        """The best evaluator of a file on this host: its grade, itself, and why there is none."""
         if target.load is not None:
-            runner, load_ms = self._runner(target, made)
-            return "runtime", runner, load_ms, ""
+            return "runtime", self._runner(target, made)[0], ""
         if target.reference is not None:
             try:
-                return "reference", target.reference(made.artifact.path), None, ""
+                return "reference", target.reference(made.artifact.path), ""
             except targets.TargetError as error:
-                return "written", None, None, str(error)
-        return "written", None, None, f"{target.name} has no runtime on {platform.system()} and no reference evaluator"
+                return "written", None, str(error)
+        return "written", None, f"{target.name} has no runtime on {platform.system()} and no reference evaluator"
 
     def _runner(self, target: Target, made: File) -> tuple[Runner, float]:
         assert target.load is not None
@@ -122,8 +121,8 @@ class Files:
             self._runners[path] = (runner, 1000 * (time.perf_counter() - started))
         return self._runners[path]
 
-    def latency(self, target: Target, ours: File, baseline: File) -> tuple[Latency, float]:
-        """Batch-1 latency of a file against the baseline's on the same target, and the seconds it took to measure."""
+    def latency(self, target: Target, ours: File, baseline: File) -> tuple[Latency, float, float]:
+        """Batch-1 latency of a file against the baseline's on the same target, milliseconds to load it, seconds taken."""
         key = key_of(
             kind="latency",
             ours=ours.digest,
@@ -137,10 +136,12 @@ class Files:
 
         def make(folder: Path, _: Path) -> None:
             found = self._time(target, ours, baseline)
-            (folder / "latency.json").write_text(json.dumps(found.to_json()), encoding="utf-8")
+            document = {"latency": found.to_json(), "load_ms": self._runner(target, ours)[1]}
+            (folder / "latency.json").write_text(json.dumps(document), encoding="utf-8")
 
         entry = self.store.keep(key, make)
-        return Latency.from_json(json.loads((entry.path / "latency.json").read_text(encoding="utf-8"))), entry.seconds
+        kept = json.loads((entry.path / "latency.json").read_text(encoding="utf-8"))
+        return Latency.from_json(kept["latency"]), float(kept["load_ms"]), entry.seconds
 
     def _time(self, target: Target, ours: File, baseline: File) -> Latency:
         image = normalise(self.job.data.test.batch(torch.tensor([0])), self.job.spec)

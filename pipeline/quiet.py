@@ -11,8 +11,6 @@ def quieten() -> None:
     for name in (
         "torchao",  # CUDA kernels that a CPU build does not have
         "torch.utils._pytree",  # a library registering an enum that torch has learnt to handle since
-        "lightning_fabric",  # announces precision and seeds, which the report tells
-        "lightning.fabric",
         "torch.export",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)

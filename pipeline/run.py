@@ -140,7 +140,7 @@ class Bench:
     def _step_row(self, model: Model, baseline: Model, findings: list[Finding]) -> None:
         runtime = self.job.runtime
         made, reference = self._need(model, runtime), self._need(baseline, runtime)
-        timing, seconds = self.files.latency(runtime, made, reference)
+        timing, load_ms, seconds = self.files.latency(runtime, made, reference)
         finding = verify.judge(*findings, *([] if model is baseline else [verify.on_latency(timing, self.limits)]))
         self._add(
             Row(
@@ -158,6 +158,7 @@ class Bench:
                 seconds=model.seconds + made.seconds + seconds,
                 name=self._label(model.name),
                 precision=made.artifact.precision,
+                load_ms=load_ms,
             )
         )
 
@@ -168,9 +169,9 @@ class Bench:
         return made
 
     def _artifact_row(self, model: Model, target: Target, made: File, reference: File | None, baseline: Model) -> None:
-        grade, runner, load_ms, why = self.files.open(target, made)
+        grade, runner, why = self.files.open(target, made)
         findings = [verify.on_grade(grade, why), verify.on_coverage(made.artifact.undelegated, self.limits)]
-        accuracy = agreement = timing = None
+        accuracy = agreement = timing = load_ms = None
         seconds = made.seconds
         if runner is not None:
             answers, took = self.steps.answers(runner, f"{grade} {target.name} {made.digest}", target.name)
@@ -182,7 +183,7 @@ class Bench:
             ]
             seconds += took
         if reference is not None:
-            timing, took = self.files.latency(target, made, reference)
+            timing, load_ms, took = self.files.latency(target, made, reference)
             findings.append(verify.on_latency(timing, self.limits))
             seconds += took
         finding = verify.judge(*findings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import logging
 import math
 import time
 import warnings
@@ -137,6 +138,9 @@ def resolve_precision(precision: Precision, device: str) -> str:
 
 def _fabric(how: Training, device: str) -> Any:
     from lightning_fabric import Fabric
+
+    for name in ("lightning_fabric", "lightning.fabric"):  # importing it turns its announcements on
+        logging.getLogger(name).setLevel(logging.WARNING)
 
     strategy = "auto" if how.devices == 1 else "ddp_spawn"
     precision: Any = resolve_precision(how.precision, device)

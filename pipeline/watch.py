@@ -49,11 +49,11 @@ class Watch:
 
     def say(self, text: str) -> None:
         """One line about what is being done."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def detail(self, text: str) -> None:
         """One line of lesser weight."""
-        self.console.print(f"  {text}", style="dim", markup=False)
+        self.console.print(f"  {text}", style="dim", markup=False, soft_wrap=True)
 
     def row(self, row: Row) -> None:
         """The outcome of a step or a file, in one line."""
@@ -65,6 +65,6 @@ class Watch:
                 f"{row.latency.p50_ms:.3g} ms on {row.latency.on} ({row.latency.ratio_to_baseline:.2f} of baseline)"
             )
         parts.append(f"[dim]{row.seconds:.0f} s[/]")
-        self.console.print(f"{_SYMBOLS[row.verdict]} {head}: {', '.join(parts)}")
+        self.console.print(f"{_SYMBOLS[row.verdict]} {head}: {', '.join(parts)}", soft_wrap=True)
         if row.verdict == "fail":
-            self.console.print(f"  {row.reason}", style="red", markup=False)
+            self.console.print(f"  {row.reason}", style="red", markup=False, soft_wrap=True)

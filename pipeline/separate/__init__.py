@@ -7,7 +7,7 @@ channel and a pointwise one after it m·(K²·Cin + Cin·Cout) (Howard et al. 20
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -23,6 +23,7 @@ from pipeline.separate.fit import Factors, Moments, kernel_fit, output_fit
 from pipeline.separate.plan import Candidate, check_names, judge, survey
 from pipeline.separate.recover import imitate, reestimate
 from pipeline.separate.substitute import bias_of, errors, fit_in_turn, replaced
+from pipeline.separate.timing import layer_times
 
 __all__ = ["Candidate", "Separate"]
 
@@ -53,9 +54,12 @@ class Separate:
     """Only these are considered; None: every dense convolution larger than one pixel."""
     keep: tuple[str, ...] = ()
     """These stay dense."""
+    measure_time: bool = False
+    """Whether each layer is timed, dense against separable, on the declared runtime, and stays dense where it would not
+    be faster. A plan that rests on a clock may come out differently when a lost step is repeated."""
     recover_steps: int = 0
     """Training steps in which every new block learns to answer as the old one did; 0: none."""
-    recover_lr: float = 1e-3
+    recover_lr: float = 3e-3
     """Their learning rate at the start."""
     recover_batch: int = 128
     """Images per step."""
@@ -110,15 +114,31 @@ class Separate:
         possible = [c.name for c in self._judged(found, None) if c.accepted]
         fitting, judging = _images(ctx.data.train, self.images, ctx), _images(ctx.data.calib, self.images, ctx)
         wrong = errors(teacher, possible, self._fit, fitting, judging, self._per_batch(fitting), ctx.seed)
-        return self._judged([replace(c, error=wrong.get(c.name)) for c in found], self.max_layers)
+        found = [replace(c, error=wrong.get(c.name)) for c in found]
+        return self._judged(self._timed(found, teacher, ctx), self.max_layers)
+
+    def _timed(self, found: list[Candidate], teacher: nn.Module, ctx: Context) -> list[Candidate]:
+        shapes = {c.name: c.input_shape for c in self._judged(found, None) if c.accepted}
+        if not (self.measure_time and shapes):
+            return found
+        fresh = self._fresh(teacher, shapes, {}, ctx)
+        times = layer_times(teacher, fresh, shapes, ctx)
+        nothing = (None, None)
+        return [
+            replace(c, dense_ms=times.get(c.name, nothing)[0], separable_ms=times.get(c.name, nothing)[1])
+            for c in found
+        ]
+
+    def _fresh(self, teacher: nn.Module, names: Iterable[str], norms: Mapping[str, str], ctx: Context) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(ctx.seed)
+            return replaced(teacher, names, self.rank, norms).eval()
 
     def _judged(self, found: Sequence[Candidate], most: int | None) -> tuple[Candidate, ...]:
         return judge(found, layers=self.layers, keep=self.keep, max_error=self.max_error, max_layers=most)
 
     def _substituted(self, teacher: nn.Module, chosen: list[str], norms: Mapping[str, str], ctx: Context) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(ctx.seed)
-            student = replaced(teacher, chosen, self.rank, norms).eval()
+        student = self._fresh(teacher, chosen, norms, ctx)
         batches = _images(ctx.data.train, self.images, ctx)
         if self.init != "fresh":
             fit_in_turn(student, teacher, chosen, norms, self._fit, batches, self._per_batch(batches), ctx.seed)

@@ -24,6 +24,8 @@ class Candidate:
     """Multiply-accumulates of the layer for one image."""
     separable_macs: int
     """The same of the separable pair that would replace it."""
+    input_shape: tuple[int, ...] = ()
+    """Of one image's input to the layer, [1, C, H, W]."""
     error: float | None = None
     """Relative error of the replaced layer's outputs on calibration images; None: not fitted."""
     dense_ms: float | None = None
@@ -51,11 +53,11 @@ class Candidate:
 def survey(model: nn.Module, images: Tensor, rank: int) -> list[Candidate]:
     """Every spatial convolution that is not depthwise, in order of execution; those that cannot be replaced carry the
     reason. ``images`` are fed to ``model``, which must be in evaluation mode."""
-    calls: dict[str, list[Tensor]] = {}
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def listen(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            calls.setdefault(name, []).append(output)
+            calls.setdefault(name, []).append((args[0], output))
 
         return hook
 
@@ -67,7 +69,7 @@ def survey(model: nn.Module, images: Tensor, rank: int) -> list[Candidate]:
     finally:
         for hook in hooks:
             hook.remove()
-    return [_candidate(name, spatial[name], outputs, rank) for name, outputs in calls.items()]
+    return [_candidate(name, spatial[name], passes, rank) for name, passes in calls.items()]
 
 
 def judge(
@@ -107,18 +109,20 @@ def _is_spatial(module: nn.Module) -> bool:
     return not (module.groups == module.in_channels and module.groups > 1)
 
 
-def _candidate(name: str, layer: nn.Module, outputs: list[Tensor], rank: int) -> Candidate:
+def _candidate(name: str, layer: nn.Module, passes: list[tuple[Tensor, Tensor]], rank: int) -> Candidate:
     assert isinstance(layer, nn.Conv2d)
     height, width = layer.kernel_size
-    pixels = outputs[0].shape[2] * outputs[0].shape[3]
+    given, output = passes[0]
+    pixels = output.shape[2] * output.shape[3]
     middle = layer.in_channels * rank
     dense = pixels * height * width * layer.in_channels * layer.out_channels // layer.groups
     return Candidate(
         name=name,
         shape=_shape(layer),
-        dense_macs=dense * len(outputs),
-        separable_macs=pixels * middle * (height * width + layer.out_channels) * len(outputs),
-        reason=_obstacle(layer, len(outputs)),
+        dense_macs=dense * len(passes),
+        separable_macs=pixels * middle * (height * width + layer.out_channels) * len(passes),
+        input_shape=(1, *given.shape[1:]),
+        reason=_obstacle(layer, len(passes)),
     )
 
 

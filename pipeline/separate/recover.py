@@ -52,7 +52,10 @@ def imitate(
     optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     losses = []
-    student.train()
+    student.eval()
+    for module in student.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()  # everything else as the teacher runs it: dropout would only add noise to what is compared
     teacher.eval()
     with captured(student, points, "output") as ours, captured(teacher, points, "output") as theirs:
         for _ in ctx.track(range(steps), "imitating", steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -56,5 +57,5 @@ def _loaded(layer: nn.Module, image: Tensor, path: Path, ctx: Context) -> Runner
     target = targets.get(ctx.runtime)
     assert target.load is not None
     with quiet_capture():
-        program = torch.export.export(layer.cpu().eval(), (image,))
+        program = torch.export.export(copy.deepcopy(layer).cpu().eval(), (image,))
     return target.load(target.export(program, path.with_suffix(target.suffix)).path, ctx.threads)

@@ -52,7 +52,16 @@ def strict():
 
 def command(folder: Path, recipe: str, out: str) -> list[str]:
     (folder / "recipe.py").write_text(RECIPE, encoding="utf-8")
-    return [sys.executable, "-m", "pipeline", "run", f"{folder / 'recipe.py'}:{recipe}", "--out", str(folder / out), "--json"]
+    return [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "run",
+        f"{folder / 'recipe.py'}:{recipe}",
+        "--out",
+        str(folder / out),
+        "--json",
+    ]
 
 
 def environment(folder: Path, store: str = "store") -> dict[str, str]:
@@ -61,7 +70,12 @@ def environment(folder: Path, store: str = "store") -> dict[str, str]:
 
 def run(folder: Path, recipe: str = "quick", out: str = "out", store: str = "store") -> tuple[int, dict[str, Any], str]:
     done = subprocess.run(
-        command(folder, recipe, out), cwd=ROOT, env=environment(folder, store), capture_output=True, text=True, check=False
+        command(folder, recipe, out),
+        cwd=ROOT,
+        env=environment(folder, store),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(done.stdout), done.stderr

@@ -1,0 +1,80 @@
+"""Layers timed one by one in the declared runtime."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import targets
+from calib_data import Data
+from models import Spec
+from models._layers import SeparableConv
+from pipeline.recipe import Context
+from pipeline.separate import Separate, timing
+from pipeline.separate.timing import layer_times
+
+
+class Images:
+    """Random bytes."""
+
+    labels = torch.zeros(8, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return 8
+
+    def batch(self, index: Tensor) -> Tensor:
+        draw = torch.Generator().manual_seed(0)
+        return torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=draw)[index]
+
+
+def context(folder: Path, notes: list[str]) -> Context:
+    part = Images()
+    data = Data(name="noise", train=part, calib=part, test=part, classes=("a",), shape=(3, 16, 16), digest="0")
+    spec = Spec(name="net", build=nn.Identity, input_shape=(3, 16, 16), mean=(0.5,), std=(0.25,), classifier="")
+    return Context(spec=spec, data=data, scratch=folder, note=notes.append)
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 96, 3, padding=1), nn.Conv2d(96, 96, 3, padding=1), nn.Conv2d(96, 96, 3, padding=1)
+    )
+
+
+def test_large_layer_gets_faster_and_equal_ones_are_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    timed = []
+    plainly = timing._timed
+
+    def counted(dense: nn.Module, separable: nn.Module, shape: tuple[int, ...], ctx: Context) -> tuple[float, float]:
+        timed.append(shape)
+        return plainly(dense, separable, shape, ctx)
+
+    monkeypatch.setattr(timing, "_timed", counted)
+    pairs = nn.Sequential(nn.Identity(), *(SeparableConv(96, 96, (3, 3), padding=(1, 1)) for _ in range(2)))
+    times = layer_times(dense(), pairs, {"1": (1, 96, 16, 16), "2": (1, 96, 16, 16)}, context(tmp_path, []))
+    assert times["1"] == times["2"] and timed == [(1, 96, 16, 16)]
+    assert 0 < times["1"][1] < times["1"][0]  # 8.2 times fewer multiply-accumulates
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_that_would_not_be_faster_stays_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr("pipeline.separate.layer_times", lambda *_: {"0": (1.0, 1.5), "1": (1.0, 0.5), "2": (1.0, 1.0)})
+    stage = Separate(measure_time=True, max_error=10, images=8, positions=256, sweeps=0)
+    found = stage(dense().eval(), context(tmp_path, notes))
+    assert [type(layer) for layer in found] == [nn.Conv2d, SeparableConv, nn.Conv2d]
+    assert "1.000 to 1.500 ms" in notes[0] and "not be faster" in notes[0]
+
+
+def test_without_a_runtime_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    notes: list[str] = []
+    absent = replace(targets.get("onnx"), load=None)
+    monkeypatch.setattr("targets.get", lambda name: absent)
+    assert layer_times(dense(), dense(), {"1": (1, 96, 16, 16)}, context(tmp_path, notes)) == {}
+    assert notes == ["onnx does not run on this host: layers are not timed"]
