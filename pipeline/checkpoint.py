@@ -60,7 +60,7 @@ def load(folder: Path, batch: int | None = None) -> Checkpoint:
         else:
             model = surgery.apply(model, operation)
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+        surgery.fill(model, load_file(folder / "model.safetensors"))
     except RuntimeError as error:
         raise StoreError(f"the tensors in {folder} do not fit the network rebuilt from its surgery: {error}") from error
     return Checkpoint(base, model)

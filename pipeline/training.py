@@ -27,6 +27,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from pipeline import surgery
 from pipeline.errors import RequestError, StageError
 from pipeline.images import normalise
 from pipeline.recipe import Context, in_range
@@ -121,7 +122,7 @@ def fit(
     fabric = _fabric(how, ctx.device)
     if how.devices == 1:
         result = _loop(fabric, model, how, ctx, teacher, before_epoch)
-        model.load_state_dict(result)
+        surgery.fill(model, result)
     else:
         _in_processes(fabric, model, how, ctx, teacher)
     _set_mode(model.to("cpu"), training=False)
@@ -157,7 +158,7 @@ def _in_processes(fabric: Any, model: nn.Module, how: Training, ctx: Context, te
     quiet = Context(spec=_portable(ctx), data=ctx.data, scratch=ctx.scratch, device=ctx.device, seed=ctx.seed)
     fabric.launch(_worker, model, how, quiet, teacher)
     with safe_open(ctx.scratch / "result.safetensors", "pt") as file:
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        surgery.fill(model, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
 def _portable(ctx: Context) -> Any:
@@ -378,9 +379,9 @@ def _resume(state: _State, folder: Path) -> None:
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state.epoch = int(file.metadata()["epoch"])
-    state.model.load_state_dict(_under("model.", tensors))
+    surgery.fill(state.model, _under("model.", tensors))
     if state.average is not None:
-        state.average.load_state_dict(_under("average.", tensors))
+        surgery.fill(state.average, _under("average.", tensors))
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under("optimizer.", tensors).items():
         index, _, slot = name.partition(".")
