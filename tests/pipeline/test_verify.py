@@ -15,9 +15,7 @@ def measured(delta: float, low: float, high: float) -> Accuracy:
 
 
 def timed(ratio: float, low: float, high: float) -> Latency:
-    return Latency(
-        on="onnx", batch=1, threads=1, p50_ms=1.0, p90_ms=1.2, ratio_to_baseline=ratio, ci95=(low, high)
-    )
+    return Latency(on="onnx", batch=1, threads=1, p50_ms=1.0, p90_ms=1.2, ratio_to_baseline=ratio, ci95=(low, high))
 
 
 @pytest.mark.parametrize(
@@ -66,9 +64,7 @@ def test_agreement_gate(share: float, verdict: Verdict) -> None:
     assert "540" in found.reason
 
 
-@pytest.mark.parametrize(
-    ("limit", "verdict"), [(None, "pass"), (3, "pass"), (2, "pass"), (1, "fail"), (0, "fail")]
-)
+@pytest.mark.parametrize(("limit", "verdict"), [(None, "pass"), (3, "pass"), (2, "pass"), (1, "fail"), (0, "fail")])
 def test_coverage_gate(limit: int | None, verdict: Verdict) -> None:
     found = on_coverage(("mean", "cat"), Limits(max_undelegated=limit))
     assert found.verdict == verdict
@@ -80,9 +76,7 @@ def test_coverage_counts_occurrences_and_names_each_once() -> None:
     assert reason.startswith("2 operators") and reason.count("mean") == 1
 
 
-@pytest.mark.parametrize(
-    ("grade", "verdict"), [("runtime", "pass"), ("reference", "pass"), ("written", "not-checked")]
-)
+@pytest.mark.parametrize(("grade", "verdict"), [("runtime", "pass"), ("reference", "pass"), ("written", "not-checked")])
 def test_grade_gate(grade: Grade, verdict: Verdict) -> None:
     assert on_grade(grade, "no device").verdict == verdict
 
