@@ -43,7 +43,7 @@ def compare(paths: Sequence[Path], threads: int, seconds: float) -> list[Timing]
 
     Raises RequestError for files that cannot be run here or have no card.
     """
-    if threads < 1 or seconds <= 0:
+    if threads < 1 or not 0 < seconds < float("inf"):
         raise RequestError(f"wanted at least 1 thread and a positive time, found {threads} and {seconds:g} s")
     opened = {str(path): _open(path, threads) for path in paths}
     samples = interleave({name: partial(runner, image) for name, (_, runner, image) in opened.items()}, seconds=seconds)

@@ -72,13 +72,12 @@ def recheck(path: Path, data_name: str, track: Track = silent) -> Recheck:
         raise RequestError(f"{path.name} takes images {kept.input_shape}, the data has {data.shape}")
     digest = file_digest(path)
     grade, runner = _open(target, path)
-    if runner is None:
-        finding, accuracy = Finding("not-checked", f"{target.name} cannot be run or evaluated on this machine"), None
-    else:
+    accuracy = None
+    if runner is not None:
         answers = logits(runner, data.test, kept, track=track, label=target.name)
         correct = (answers.argmax(1) == data.test.labels).numpy()
         accuracy = statistics.accuracy(correct, correct)
-        finding = judge(accuracy, digest, data.digest, kept)
+    finding = judge(accuracy, digest, data.digest, kept)
     return Recheck(
         path=path,
         target=target.name,
@@ -98,13 +97,18 @@ def _open(target: Target, path: Path) -> tuple[Grade, Runner | None]:
     return "written", None
 
 
-def judge(accuracy: Accuracy, digest: str, data_digest: str, kept: Card) -> Finding:
-    """The verdict: the file must be the one that was verified, and as accurate as it was then."""
+def judge(accuracy: Accuracy | None, digest: str, data_digest: str, kept: Card) -> Finding:
+    """The verdict: the file must be the one that was verified, and as accurate as it was then.
+
+    ``accuracy`` is None where nothing on this machine can run the file: then only the digest can fail it.
+    """
     if digest != kept.sha256:
         return Finding(
             "fail",
             f"this is not the file that was verified: its card says sha256 {kept.sha256[:16]}…, found {digest[:16]}…",
         )
+    if accuracy is None:
+        return Finding("not-checked", f"{kept.target} cannot be run or evaluated on this machine")
     if kept.row.accuracy is None or data_digest != kept.data_digest:
         return Finding("not-checked", "the card holds no accuracy on these images to compare with")
     before = kept.row.accuracy.top1

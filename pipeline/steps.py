@@ -143,7 +143,7 @@ class Steps:
             grid=None if grid is None else grid.to_json(),
             seed=recipe.seed,
             device=[recipe.device, resolve_precision(training.precision, recipe.device) if training else None],
-            runtime=[recipe.runtime, recipe.threads, machine()] if getattr(stage, "times", False) else None,
+            runtime=[recipe.runtime, recipe.threads, machine()] if getattr(stage, "measure_time", False) else None,
             threads=torch.get_num_threads(),
             versions=targets.versions(_PACKAGES),
         )

@@ -71,7 +71,9 @@ class Replace:
     def __call__(self, model: nn.Module) -> None:
         for name, description in self.modules.items():
             owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, _construct(description))
+            with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+                built = _construct(description)
+            setattr(model.get_submodule(owner), leaf, built)
 
 
 class Operation(Protocol):
