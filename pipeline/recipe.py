@@ -36,6 +36,10 @@ def silent(items: Iterable[Any], description: str, total: int | None = None) -> 
     yield from items
 
 
+def unheard(text: str) -> None:
+    """A note that nobody is told."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a stage may know besides the model it is given."""
@@ -55,7 +59,7 @@ class Context:
     grid: Grid | None = None
     """The quantization grid that the recipe's targets share."""
     track: Track = silent
-    note: Callable[[str], None] = field(default=lambda text: None)
+    note: Callable[[str], None] = unheard
     """Tells the person watching one line."""
 
     @property

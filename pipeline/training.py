@@ -156,7 +156,7 @@ def _in_processes(fabric: Any, model: nn.Module, how: Training, ctx: Context, te
     if isinstance(model, GraphModule):
         raise RequestError("quantization-aware training runs on one device; set devices=1 for it")
     quiet = Context(spec=_portable(ctx), data=ctx.data, scratch=ctx.scratch, device=ctx.device, seed=ctx.seed)
-    fabric.launch(_worker, model, how, quiet, teacher)
+    fabric.launch(_Work(model, how, quiet, teacher).do)
     with safe_open(ctx.scratch / "result.safetensors", "pt") as file:
         surgery.fill(model, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
@@ -168,11 +168,18 @@ def _portable(ctx: Context) -> Any:
     return dataclasses.replace(ctx.spec, build=nn.Identity, small={})
 
 
-def _worker(fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None) -> None:
-    result = _loop(fabric, model, how, ctx, teacher, None)
-    if fabric.is_global_zero:
-        write_whole(ctx.scratch / "result.safetensors", save(_plain_tensors(result)))
-    fabric.barrier()
+class _Work:
+    """What each process does; an object, since Fabric takes collections and dataclasses among arguments apart."""
+
+    def __init__(self, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None) -> None:
+        self.model, self.how, self.ctx, self.teacher = model, how, ctx, teacher
+
+    def do(self, fabric: Any) -> None:
+        """Train; the first process writes the result."""
+        result = _loop(fabric, self.model, self.how, self.ctx, self.teacher, None)
+        if fabric.is_global_zero:
+            write_whole(self.ctx.scratch / "result.safetensors", save(_plain_tensors(result)))
+        fabric.barrier()
 
 
 def _loop(

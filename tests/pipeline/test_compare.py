@@ -48,7 +48,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_ratio_is_to_the_first_file(asked: dict[str, Any], tmp_path: Path) -> None:
     first, second = compare([tmp_path / "fast.fake", tmp_path / "slow.fake"], 2, 0.3)
     assert (first.ratio_to_first, first.ci95) == (1.0, (1.0, 1.0))
-    assert second.ratio_to_first == pytest.approx(3, rel=0.3)
+    assert 1.5 < second.ratio_to_first < 6
     assert second.ci95[0] > 1
     assert first.p50_ms < second.p50_ms <= second.p90_ms
     assert asked["threads"] == [2, 2] and asked["shapes"] == {(1, 1, 8, 8)}
