@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import platform
@@ -186,7 +185,7 @@ def _file(entry: Entry) -> File:
     artifact = lower.read_artifact(entry.path)
     path = artifact.path
     parts = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return File(dataclasses.replace(artifact), file_digest(path), sum(p.stat().st_size for p in parts), entry.seconds)
+    return File(artifact, file_digest(path), sum(p.stat().st_size for p in parts), entry.seconds)
 
 
 def _move_into(source: Path, folder: Path) -> None:

@@ -123,9 +123,17 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        # mkstemp's file is for its owner alone; a result is as readable as any file the user writes.
+        Path(aside).chmod(0o666 & ~_umask())
         Path(aside).replace(path)
     finally:
         Path(aside).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def _make_folder(folder: Path) -> None:

@@ -7,7 +7,6 @@ training goes on from its last epoch and ends with the same bits.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import logging
@@ -398,14 +397,3 @@ def _resume(state: _State, folder: Path) -> None:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-@contextlib.contextmanager
-def evaluation(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode; its mode is put back afterwards."""
-    was = model.training
-    _set_mode(model, training=False)
-    try:
-        yield model
-    finally:
-        _set_mode(model, training=was)
