@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import platform
@@ -24,7 +25,7 @@ from pipeline.resolve import Job
 from pipeline.rows import Grade, Latency
 from pipeline.store import Entry, Store, file_digest, key_of
 from pipeline.watch import Watch
-from targets import Artifact, Runner, Target
+from targets import Artifact, Packaging, Runner, Target
 
 _HERE = Path(__file__).parent
 
@@ -73,7 +74,7 @@ class Files:
                 results[source.digest, target.name] = _file(entry)
             else:
                 aside = self.store.aside(key)
-                order = lower.Order(source.folder, target.name, aside, self._stem(source))
+                order = lower.Order(source.folder, target.name, aside, self._stem(source), self._packaging)
                 pending.append((source, target, key, aside, lower.submit(self.pool, order), time.perf_counter()))
         label = "writing " + ", ".join(dict.fromkeys(target.name for _, target, *_ in pending))
         for source, target, key, aside, future, started in self.watch.track(pending, label, len(pending)):
@@ -81,6 +82,10 @@ class Files:
             results[source.digest, target.name] = failure or self._keep(key, aside, time.perf_counter() - started)
             shutil.rmtree(aside, ignore_errors=True)
         return results
+
+    @property
+    def _packaging(self) -> Packaging:
+        return self.job.recipe.packaging
 
     def _keep(self, key: str, aside: Path, seconds: float) -> File:
         entry = self.store.keep(key, lambda folder, _: _move_into(aside, folder), seconds)
@@ -95,6 +100,7 @@ class Files:
             model=source.digest,
             stem=self._stem(source),
             shape=self.job.data.shape,
+            packaging=dataclasses.asdict(self._packaging),
             target=target.name,
             code=[source_digest(Path(inspect.getfile(target.export))), source_digest(_HERE / "lower.py")],
             versions=targets.versions(("torch", "torchao", *targets.packages(target))),

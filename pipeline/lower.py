@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import EdgewiseError, LoweringError
-from targets import Artifact
+from targets import USUAL, Artifact, Packaging
 
 RECORD = "artifact.json"
 
@@ -34,6 +34,7 @@ class Order:
     """Receives the file and ``artifact.json``."""
     stem: str
     """The file's name without its suffix."""
+    packaging: Packaging = USUAL
 
 
 @contextlib.contextmanager
@@ -91,7 +92,7 @@ def lower(order: Order) -> None:
         import targets
 
         target = targets.get(order.target)
-        artifact = target.export(program, order.folder / f"{order.stem}{target.suffix}")
+        artifact = target.export(program, order.folder / f"{order.stem}{target.suffix}", order.packaging)
     except EdgewiseError as error:
         raise LoweringError(f"{order.target}: {phase} failed: {error}") from error
     except Exception as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import RequestError
+from targets import USUAL, Packaging
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,6 +120,8 @@ class Recipe:
     threads: int = 1
     """Threads of every runtime while it is timed."""
     limits: Limits = field(default_factory=Limits)
+    packaging: Packaging = USUAL
+    """How the files are written: precision, image sizes, labels."""
     device: str = "cpu"
     seed: int = 0
 
@@ -136,6 +139,7 @@ class Recipe:
         fields["baseline"] = describe(self.baseline)
         fields["quantize"] = None if self.quantize is None else describe(self.quantize)
         fields["limits"] = dataclasses.asdict(self.limits)
+        fields["packaging"] = dataclasses.asdict(self.packaging)
         fields["targets"] = list(self.targets)
         return fields
 

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from targets import Precision
+
 Grade = Literal["runtime", "reference", "written"]
 """How a file was verified: in its runtime, by a reference evaluation of its instructions, or not at all."""
 Verdict = Literal["pass", "fail", "not-checked"]
-Precision = Literal["float32", "float16", "int8"]
 Interval = tuple[float, float]
 """Lower and upper end of a 95 % confidence interval."""
 

@@ -90,13 +90,44 @@ def common_grid(targets: Iterable[Target]) -> Grid | None:
     return best
 
 
+Precision = Literal["float32", "float16", "int8", "int8-weights", "palette"]
+"""What a file computes with. int8-weights and palette keep activations in float and store weights smaller."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The image sizes that a file accepts, each (height, width) in pixels; the first is the one it was captured at."""
+
+    choices: tuple[tuple[int, int], ...]
+    """The sizes one by one, for a runtime that enumerates them; with ``ranged``, the smallest and the largest."""
+    ranged: bool = False
+    """True: every size between the two of ``choices`` is accepted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaging:
+    """How a network is put into a file, beside the network itself. A target refuses what its format cannot hold."""
+
+    precision: Precision | None = None
+    """None: the program's own (int8 where it holds quantize nodes) in the target's usual float type."""
+    sizes: Sizes | None = None
+    """None: the one size the program was captured at."""
+    labels: tuple[str, ...] = ()
+    """Class names in the order of the outputs, for formats that carry them."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Written into the file where the format has a place for it."""
+
+
+USUAL = Packaging()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
     """A written file and what is known of it without running it."""
 
     target: str
     path: Path
-    precision: Literal["float32", "float16", "int8"]
+    precision: Precision
     undelegated: tuple[str, ...] = ()
     """Operators that the target's accelerated backend left outside, one entry per occurrence."""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -136,8 +167,11 @@ class Target:
     """The grids this runtime executes exactly, the widest first."""
     quantizer: Callable[..., Quantizer]
     """``quantizer(grid, qat=bool)``."""
-    export: Callable[[ExportedProgram, Path], Artifact]
-    """Lower a program captured at batch 1 (float, or quantized with quantize/dequantize nodes) and write the file."""
+    export: Callable[[ExportedProgram, Path, Packaging], Artifact]
+    """Lower a program captured at batch 1 (float, or quantized with quantize/dequantize nodes) and write the file.
+
+    Raises TargetError for a packaging that the target's format or runtime does not have.
+    """
     load: Callable[[Path, int], Runner] | None
     """``load(path, threads)`` in the real runtime; None: it does not exist on this host."""
     reference: Callable[[Path], Runner] | None = None

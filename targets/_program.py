@@ -7,13 +7,21 @@ import copy
 import torch
 from torch.export import ExportedProgram
 
-from targets import TargetError
+from targets import Packaging, TargetError
 from targets._quiet import quiet
 
 _aten = torch.ops.aten
 _DROPOUTS = frozenset(
     {_aten.dropout.default, _aten.dropout_.default, _aten.feature_dropout.default, _aten.alpha_dropout.default}
 )
+
+
+def as_captured(packaging: Packaging, target: str) -> None:
+    """Raise TargetError where a file is wanted otherwise than the program was captured, and ``target`` cannot do that."""
+    wanted = {"precision": packaging.precision, "sizes": packaging.sizes}
+    for name, value in wanted.items():
+        if value is not None:
+            raise TargetError(f"target {target!r} writes no file with {name} {value}; leave it out for this target")
 
 
 def for_inference(program: ExportedProgram) -> ExportedProgram:

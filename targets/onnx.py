@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from targets import Artifact, Grid, Target, TargetError
-from targets._program import for_inference
+from targets import USUAL, Artifact, Grid, Packaging, Target, TargetError
+from targets._program import as_captured, for_inference
 from targets._quiet import quiet
 
 if TYPE_CHECKING:
@@ -45,11 +45,12 @@ def _quantizer(grid: Grid, qat: bool = False) -> Quantizer:
     return Int8Quantizer(grid, qat=qat)
 
 
-def export(program: ExportedProgram, path: Path) -> Artifact:
+def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
     """Write ``program``, captured at batch 1, to ``path``; quantized when it holds quantize nodes, else float32.
 
     The bytes depend on the program alone. Raises TargetError where a bias does not fit 32 bits.
     """
+    as_captured(packaging, "onnx")
     model = _translate(for_inference(program))
     int8 = any(node.op_type == "QuantizeLinear" for node in model.graph)
     _spatial_means_to_pools(model.graph)

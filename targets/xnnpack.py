@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from targets import Artifact, Grid, Target, TargetError
-from targets._program import for_inference
+from targets import USUAL, Artifact, Grid, Packaging, Target, TargetError
+from targets._program import as_captured, for_inference
 from targets._quiet import quiet
 from targets._subsample import subsampling_as_convolution
 
@@ -43,8 +43,9 @@ def _quantizer(grid: Grid, qat: bool = False) -> Quantizer:
     return Int8Quantizer(grid, qat=qat)
 
 
-def export(program: ExportedProgram, path: Path) -> Artifact:
+def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
     """Lower ``program``, captured at batch 1, to XNNPACK and write the .pte file, whole or not at all."""
+    as_captured(packaging, "xnnpack")
     with quiet(*_FOREIGN_LOGGERS, messages=_FOREIGN_WARNINGS):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower

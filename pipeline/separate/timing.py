@@ -58,4 +58,5 @@ def _loaded(layer: nn.Module, image: Tensor, path: Path, ctx: Context) -> Runner
     assert target.load is not None
     with quiet_capture():
         program = torch.export.export(copy.deepcopy(layer).cpu().eval(), (image,))
-    return target.load(target.export(program, path.with_suffix(target.suffix)).path, ctx.threads)
+    written = target.export(program, path.with_suffix(target.suffix), targets.USUAL)
+    return target.load(written.path, ctx.threads)

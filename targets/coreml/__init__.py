@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets import Artifact, Grid, Runner, Target
+from targets import USUAL, Artifact, Grid, Packaging, Runner, Target
 from targets._quiet import quiet
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ def _quantizer(grid: Grid, qat: bool = False) -> Quantizer:
     return Int8Quantizer(grid, qat=qat)
 
 
-def _export(program: ExportedProgram, path: Path) -> Artifact:
+def _export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
     from ._lowering import export
 
-    return export(program, path)
+    return export(program, path, packaging)
 
 
 def _reference(path: Path) -> Runner:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from targets import Artifact, TargetError
-from targets._program import for_inference
+from targets import Artifact, Packaging, TargetError
+from targets._program import as_captured, for_inference
 
 from . import _mil, _package
 from ._coremltools import converting
@@ -37,11 +37,12 @@ _aten = torch.ops.aten
 _MAX_POOLS = frozenset({_aten.max_pool1d.default, _aten.max_pool2d.default, _aten.max_pool3d.default})
 
 
-def export(program: ExportedProgram, path: Path) -> Artifact:
+def export(program: ExportedProgram, path: Path, packaging: Packaging) -> Artifact:
     """Write ``program`` (batch 1; float, or quantized with quantize/dequantize nodes) as an ML Program for iOS 17.
 
     Raises TargetError for a program captured in training mode, and for one whose scales float16 cannot hold.
     """
+    as_captured(packaging, "coreml")
     quantized = any("quantized_decomposed" in str(node.target) for node in program.graph.nodes)
     specification, weights = _convert(program)
     with _package.staged(path, specification, weights) as folder:

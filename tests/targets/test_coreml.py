@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 pytest.importorskip("coremltools")
 
-from targets import Artifact, Grid, TargetError, get
+from targets import USUAL, Artifact, Grid, TargetError, get
 from targets._quiet import quiet
 from targets.coreml._islands import float_islands
 from targets.coreml._mil import Reference, read
@@ -80,7 +80,7 @@ def in_half(graph: GraphModule) -> GraphModule:
 
 
 def export(module: nn.Module, path: Path) -> Artifact:
-    return TARGET.export(torch.export.export(module, (images(1),)), path / "net.mlpackage")
+    return TARGET.export(torch.export.export(module, (images(1),)), path / "net.mlpackage", USUAL)
 
 
 def run(module: nn.Module, batch: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 pytest.importorskip("coremltools")
 
-from targets import get
+from targets import USUAL, get
 from targets.coreml._coremltools import load
 from targets.coreml._mil import read
 
@@ -173,7 +173,7 @@ def test_an_operator_agrees_with_pytorch(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     images = torch.randn(3, *shape[1:])
     program = torch.export.export(module.eval(), (images[:1],))
-    artifact = TARGET.export(program, tmp_path / "net.mlpackage")
+    artifact = TARGET.export(program, tmp_path / "net.mlpackage", USUAL)
     assert operators <= {operation.type for operation in read(artifact.path).operations}
     assert TARGET.reference is not None
     found = TARGET.reference(artifact.path)(images)
