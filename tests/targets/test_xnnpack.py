@@ -15,6 +15,7 @@ pytest.importorskip("executorch")
 
 from targets import Artifact, Grid, TargetError
 from targets import xnnpack as target
+from targets._executorch_runtime import runtime_log
 
 
 class Residual(nn.Module):
@@ -172,7 +173,7 @@ def test_loading_is_silent(written: Artifact, capfd: pytest.CaptureFixture[str])
 
 
 def test_other_lines_on_standard_error_pass(capfd: pytest.CaptureFixture[str]) -> None:
-    with target._runtime_log() as log:
+    with runtime_log() as log:
         sys.stderr.write("[threadpool.cpp:66] Resetting threadpool to 1 threads.\nsomething else\n")
     assert log == ["Resetting threadpool to 1 threads."]
     assert capfd.readouterr().err == "something else\n"

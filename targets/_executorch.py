@@ -1,0 +1,101 @@
+"""What every ExecuTorch target shares: lowering to a backend, counting what it took, writing the .pte file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from targets import Artifact, Grid, Precision
+from targets._quiet import quiet
+
+if TYPE_CHECKING:
+    from executorch.exir import EdgeProgramManager
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+    from torchao.quantization.pt2e.quantizer import Quantizer
+
+_IDLE = frozenset({"getitem", "executorch_call_delegate", "alloc"})
+"""Calls that move no data: they pass results along or reserve memory."""
+
+_LOGGERS = ("torchao", "torch.utils._pytree", "executorch.backends.xnnpack", "executorch.exir")
+_WARNINGS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "This API is experimental and subject to change without notice",
+    "(read_text|open_text|read_binary) is deprecated. Use files",
+    "`torch.jit.script_method` is deprecated",
+)
+
+
+def quieted(*loggers: str, messages: tuple[str, ...] = ()) -> AbstractContextManager[None]:
+    """Within the block ExecuTorch's harmless chatter is dropped, and that of further ``loggers`` and ``messages``."""
+    return quiet(*_LOGGERS, *loggers, messages=(*_WARNINGS, *messages))
+
+
+def int8_quantizer(grid: Grid, qat: bool = False) -> Quantizer:
+    """The project's quantizer on ``grid``."""
+    with quieted():
+        from targets._int8 import Int8Quantizer
+    return Int8Quantizer(grid, qat=qat)
+
+
+def lowered(program: ExportedProgram, partitioner: Any) -> EdgeProgramManager:
+    """``program`` with what ``partitioner`` claims handed to its backend."""
+    from executorch.exir import to_edge_transform_and_lower
+
+    return to_edge_transform_and_lower(program, partitioner=[partitioner])
+
+
+def coverage(edge: EdgeProgramManager) -> dict[str, Any]:
+    """What the backend took and what it left outside, operator -> count, and how many pieces it got.
+
+    More than one piece means that data crosses over in between.
+    """
+    module = edge.exported_program().graph_module
+    inside = (_calls(piece.original_module.graph_module) for piece in _pieces(module))
+    outside = {name: count for name, count in _calls(module).items() if name not in _IDLE}
+    return {
+        "delegates": _calls(module)["executorch_call_delegate"],
+        "delegated": dict(sorted(sum(inside, Counter[str]()).items())),
+        "undelegated": dict(sorted(outside.items())),
+    }
+
+
+def artifact(target: str, path: Path, precision: Precision, facts: Mapping[str, Any]) -> Artifact:
+    """A written file; ``facts`` hold ``coverage``'s and whatever else the target tells."""
+    left = Counter(facts["undelegated"])
+    return Artifact(
+        target=target, path=path, precision=precision, undelegated=tuple(sorted(left.elements())), facts=facts
+    )
+
+
+def precision(program: ExportedProgram) -> Precision:
+    """int8 where the program holds quantize nodes."""
+    quantized = any(_name(node.target) == "quantize_per_tensor" for node in program.graph.nodes)
+    return "int8" if quantized else "float32"
+
+
+def write(buffer: bytes, path: Path) -> None:
+    """Write the file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        aside = Path(folder) / path.name
+        aside.write_bytes(buffer)
+        aside.replace(path)
+
+
+def _name(target: object) -> str:
+    """``aten.relu.default`` -> ``relu``: the operator without its library and overload."""
+    parts = str(getattr(target, "__name__", target)).split(".")
+    return parts[-2] if len(parts) > 1 else parts[0]
+
+
+def _calls(module: GraphModule) -> Counter[str]:
+    return Counter(_name(node.target) for node in module.graph.nodes if node.op == "call_function")
+
+
+def _pieces(module: GraphModule) -> list[Any]:
+    return [getattr(module, str(node.target)) for node in module.graph.nodes if node.op == "get_attr"]

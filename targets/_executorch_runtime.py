@@ -1,0 +1,77 @@
+"""ExecuTorch's own runtime: loads a .pte file and runs it, whichever of its backends the file was lowered to."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from targets import TargetError
+from targets._executorch import quieted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Runner:
+    """Calls a loaded program, one batch of its own size at a time."""
+
+    def __init__(self, program: Any, buffer: bytes) -> None:
+        self._held = program, buffer  # the method points into both
+        self._method = program.load_method("forward")
+        self._batch = self._method.method_meta().input_tensor_meta(0).sizes()[0]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """float32 [N, C, H, W] -> float32 logits [N, classes]."""
+        parts = torch.split(images.float().contiguous(), self._batch)
+        return torch.cat([self._method.call([part])[0] for part in parts])
+
+
+_RUNTIME_LOG = re.compile(r"\[\w+\.(?:cpp|h|cc):\d+\] ")
+
+
+@contextmanager
+def runtime_log() -> Iterator[list[str]]:
+    """Collects what the C++ runtime logs, by way of ``sys.stderr``, within the block; other lines still appear there."""
+    found: list[str] = []
+    written = io.StringIO()
+    try:
+        with redirect_stderr(written):
+            yield found
+    finally:
+        for line in written.getvalue().splitlines():
+            if _RUNTIME_LOG.match(line):
+                found.append(_RUNTIME_LOG.sub("", line))
+            else:
+                print(line, file=sys.stderr)
+
+
+def load(path: Path, threads: int) -> _Runner:
+    """The file in ExecuTorch's own runtime on ``threads`` threads. Raises TargetError for a file it cannot read.
+
+    The runtime has one thread pool for the whole process: loading with another count resets it for every loaded file.
+    """
+    try:
+        buffer = path.read_bytes()
+    except OSError as error:
+        raise TargetError(f"wanted an ExecuTorch program at {path}, found: {error.strerror}; export it") from error
+    refusal: RuntimeError | None = None
+    with runtime_log() as log, quieted():
+        from executorch.extension.pybindings import portable_lib
+
+        if portable_lib._threadpool_get_thread_count() != threads:
+            portable_lib._unsafe_reset_threadpool(threads)
+        try:
+            return _Runner(portable_lib._load_program_from_buffer(buffer), buffer)
+        except RuntimeError as error:
+            refusal = error
+    raise TargetError(
+        f"wanted an ExecuTorch program at {path}, found {len(buffer)} bytes that its runtime refuses "
+        f"({'; '.join([str(refusal), *log])}); export it again"
+    ) from refusal
