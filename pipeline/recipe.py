@@ -41,6 +41,10 @@ def unheard(text: str) -> None:
     """A note that nobody is told."""
 
 
+def unkept(name: str, value: Any) -> None:
+    """A fact that nobody keeps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a stage may know besides the model it is given."""
@@ -62,6 +66,8 @@ class Context:
     track: Track = silent
     note: Callable[[str], None] = unheard
     """Tells the person watching one line."""
+    fact: Callable[[str, Any], None] = unkept
+    """Keeps ``value`` (JSON types) under ``name`` among the facts of the step's row, with the step's result."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -137,7 +137,7 @@ class Row:
     precision: Precision | None = None
     agreement: Agreement | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What the target tells about its file; JSON types."""
+    """What the stage tells about its work, or the target about its file; JSON types."""
     load_ms: float | None = None
     peak_bytes: int | None = None
 

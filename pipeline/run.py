@@ -158,6 +158,7 @@ class Bench:
                 seconds=model.seconds + made.seconds + seconds,
                 name=self._label(model.name),
                 precision=made.artifact.precision,
+                facts=model.facts,
                 load_ms=load_ms,
             )
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +23,7 @@ from pipeline.files import Source, machine
 from pipeline.images import Network, logits
 from pipeline.recipe import Context, Stage, describe, stage_name
 from pipeline.resolve import Job
+from pipeline.rows import encode
 from pipeline.store import Entry, Store, key_of
 from pipeline.training import resolve_precision
 from pipeline.watch import Watch
@@ -28,6 +31,7 @@ from targets import Grid
 
 _PACKAGES = ("torch", "torchao", "torch-pruning", "lightning-fabric", "numpy")
 _HERE = Path(__file__).parent
+_FACTS = "facts.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Model(Source):
     params: int
     macs: int
     seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What the stage told about its work, for the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +87,7 @@ class Steps:
             params=totals.params,
             macs=totals.macs,
             seconds=entry.seconds + seconds,
+            facts=_facts(entry.path),
         )
 
     def answers(self, network: Network, digest: str, label: str) -> tuple[Tensor, float]:
@@ -109,11 +116,15 @@ class Steps:
             self.watch.say(f"{'baseline' if baseline is None else stage_name(stage)} …")
             torch.manual_seed(self.job.recipe.seed)
             teacher = None if baseline is None else self.load(baseline)
-            self._save(stage(network, self._context(scratch, teacher, grid)), folder)
+            facts: dict[str, Any] = {}
+            self._save(stage(network, self._context(scratch, teacher, grid, facts.__setitem__)), folder)
+            (folder / _FACTS).write_text(json.dumps(encode(facts), indent=1), encoding="utf-8")
 
         return self.store.keep(self._key(stage, network, baseline, grid), make)
 
-    def _context(self, scratch: Path, teacher: nn.Module | None, grid: Grid | None) -> Context:
+    def _context(
+        self, scratch: Path, teacher: nn.Module | None, grid: Grid | None, fact: Callable[[str, Any], None]
+    ) -> Context:
         recipe = self.job.recipe
         return Context(
             spec=self.job.spec,
@@ -127,6 +138,7 @@ class Steps:
             grid=grid,
             track=self.watch.track,
             note=self.watch.detail,
+            fact=fact,
         )
 
     def _key(self, stage: Stage, network: nn.Module, baseline: Model | None, grid: Grid | None) -> str:
@@ -151,6 +163,12 @@ class Steps:
     def _save(self, network: nn.Module, folder: Path) -> None:
         checkpoint.save(Checkpoint(self.job.base, network), folder)
         (folder / "input.json").write_text(json.dumps({"shape": list(self.job.data.shape)}), encoding="utf-8")
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    path = folder / _FACTS
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def as_quantized(model: Model, float_model: Model) -> Model:
