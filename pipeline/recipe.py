@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from models import Spec
     from pipeline.finetune import Train
     from pipeline.quantize import Quantize
+    from pipeline.store import Store
     from targets import Grid
 
 
@@ -68,6 +69,10 @@ class Context:
     """Tells the person watching one line."""
     fact: Callable[[str, Any], None] = unkept
     """Keeps ``value`` (JSON types) under ``name`` among the facts of the step's row, with the step's result."""
+    store: Store | None = None
+    """Where measurements are kept for later steps and runs; None: nowhere."""
+    machine: str = ""
+    """What a time measured here belongs to, a part of such a measurement's key."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -90,6 +95,8 @@ class Limits:
     """Largest loss of top-1 accuracy (0.01 = one percentage point)."""
     max_latency_ratio: float = 1.0
     """Largest time of a compressed network over the baseline's, on the same runtime."""
+    max_step_ratio: float = 1.0
+    """Largest time of a step that changed the number of MACs over the time of the network it was given."""
     min_agreement: float = 0.99
     """Smallest share of test images to which a file gives the same class as the PyTorch model it was made from."""
     max_undelegated: int | None = None
@@ -98,6 +105,7 @@ class Limits:
     def __post_init__(self) -> None:
         in_range("max_drop", self.max_drop, 0, 1)
         in_range("max_latency_ratio", self.max_latency_ratio, 0, float("inf"))
+        in_range("max_step_ratio", self.max_step_ratio, 0, float("inf"))
         in_range("min_agreement", self.min_agreement, 0, 1)
         if self.max_undelegated is not None:
             in_range("max_undelegated", self.max_undelegated, 0, float("inf"))

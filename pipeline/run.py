@@ -6,6 +6,7 @@ under a key made of all that determines it, so that a second run computes nothin
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from pipeline.files import File, Files
 from pipeline.recipe import Limits, Stage, stage_name
 from pipeline.report import Report, environment
 from pipeline.resolve import Job
-from pipeline.rows import Accuracy, Agreement, ArtifactFile, Row
+from pipeline.rows import Accuracy, Agreement, ArtifactFile, Latency, Row
 from pipeline.steps import Model, Steps, as_quantized
 from pipeline.store import Store
 from pipeline.verify import Finding
@@ -91,6 +92,11 @@ class Bench:
             findings = [Finding("not-checked", "accuracy is judged after the fine-tuning that follows")]
         else:
             findings = [verify.on_accuracy(self._accuracy(result, baseline), self.limits)]
+        if result.macs != model.macs:
+            against = self._latency(result, model)
+            findings.append(verify.on_input(against, model.name, self.limits))
+            told = {"step": model.name, "ratio": against.ratio_to_baseline, "ci95": against.ci95}
+            result = dataclasses.replace(result, facts={**result.facts, "time_to_input": told})
         self._step_row(result, baseline, findings)
         return result
 
@@ -162,6 +168,11 @@ class Bench:
                 load_ms=load_ms,
             )
         )
+
+    def _latency(self, model: Model, other: Model) -> Latency:
+        """A step's time on the declared runtime against another step's."""
+        runtime = self.job.runtime
+        return self.files.latency(runtime, self._need(model, runtime), self._need(other, runtime))[0]
 
     def _need(self, model: Model, target: Target) -> File:
         made = self.files.write([(model, target)])[model.digest, target.name]

@@ -139,6 +139,8 @@ class Steps:
             track=self.watch.track,
             note=self.watch.detail,
             fact=fact,
+            store=self.store,
+            machine=machine(),
         )
 
     def _key(self, stage: Stage, network: nn.Module, baseline: Model | None, grid: Grid | None) -> str:

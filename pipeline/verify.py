@@ -51,14 +51,27 @@ def on_accuracy(accuracy: Accuracy, limits: Limits) -> Finding:
 
 def on_latency(latency: Latency, limits: Limits) -> Finding:
     """The time relative to the baseline must be proven to lie within ``max_latency_ratio``."""
+    return _on_ratio(latency, "the baseline's time", limits.max_latency_ratio)
+
+
+def on_input(latency: Latency, given: str, limits: Limits) -> Finding:
+    """A step that changed the work must be proven to lie within ``max_step_ratio`` of the network it was given.
+
+    ``latency`` was measured against that network, which is called ``given``.
+    """
+    finding = _on_ratio(latency, f"the time of its input, {given},", limits.max_step_ratio)
+    return Finding("fail", f"not faster: {finding.reason}") if finding.verdict == "fail" else finding
+
+
+def _on_ratio(latency: Latency, to: str, allowed: float) -> Finding:
     low, high = latency.ci95
     text = (
-        f"{latency.ratio_to_baseline:.2f} of the baseline's time on {latency.on} (95 % interval {low:.2f} to {high:.2f}, "
-        f"{limits.max_latency_ratio:g} allowed)"
+        f"{latency.ratio_to_baseline:.2f} of {to} on {latency.on} (95 % interval {low:.2f} to {high:.2f}, "
+        f"{allowed:g} allowed)"
     )
-    if high <= limits.max_latency_ratio:
+    if high <= allowed:
         return Finding("pass", text)
-    if low > limits.max_latency_ratio:
+    if low > allowed:
         return Finding("fail", text)
     return Finding("not-checked", f"{text}: the machine was too noisy to decide")
 

@@ -18,10 +18,11 @@ from calib_data import Part
 from pipeline.errors import RequestError, StageError
 from pipeline.fold import find_norms
 from pipeline.images import normalise
+from pipeline.norms import reestimate
 from pipeline.recipe import Context, in_range
 from pipeline.separate.fit import Factors, Moments, kernel_fit, output_fit
 from pipeline.separate.plan import Candidate, check_names, judge, survey
-from pipeline.separate.recover import imitate, reestimate
+from pipeline.separate.recover import imitate
 from pipeline.separate.substitute import bias_of, errors, fit_in_turn, replaced
 from pipeline.separate.timing import layer_times
 

@@ -1,8 +1,8 @@
-"""Before a network with new layers is fine-tuned: batch norms that fit, and blocks that imitate the old ones."""
+"""Before a network with new layers is fine-tuned: blocks that imitate the old ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,29 +12,6 @@ from pipeline.images import normalise
 from pipeline.recipe import Context
 from pipeline.separate.moments import captured
 from pipeline.training import Augment, augment
-
-
-def reestimate(model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]) -> None:
-    """Set the named batch norms' statistics to the mean over ``batches`` (normalised images), in place.
-
-    Each batch norm passes on what it normalised with its own batch, as in training.
-    """
-    norms = [model.get_submodule(name) for name in names]
-    momenta = {}
-    for norm in norms:
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        momenta[norm] = norm.momentum
-        norm.reset_running_stats()
-        norm.momentum = None  # None: the running statistics are the plain mean over the batches
-    model.eval()
-    for norm in norms:
-        norm.train()
-    with torch.no_grad():
-        for images in batches:
-            model(images)
-    model.eval()
-    for norm, momentum in momenta.items():
-        norm.momentum = momentum
 
 
 def imitate(

@@ -23,10 +23,11 @@ from pipeline import surgery
 from pipeline.analyze.totals import count
 from pipeline.errors import RequestError, StageError
 from pipeline.fold import Fold
+from pipeline.norms import reestimate
 from pipeline.recipe import Context
 from pipeline.separate import Candidate, Separate
 from pipeline.separate.plan import judge
-from pipeline.separate.recover import imitate, reestimate
+from pipeline.separate.recover import imitate
 
 
 class Images:

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.recipe import Limits
 from pipeline.rows import Accuracy, Agreement, Difference, Grade, Latency, Row, Verdict
-from pipeline.verify import Finding, judge, on_accuracy, on_agreement, on_coverage, on_grade, on_latency
+from pipeline.verify import Finding, judge, on_accuracy, on_agreement, on_coverage, on_grade, on_input, on_latency
 
 
 def measured(delta: float, low: float, high: float) -> Accuracy:
@@ -55,6 +55,17 @@ def test_latency_gate(low: float, high: float, verdict: Verdict) -> None:
     found = on_latency(timed((low + high) / 2, low, high), Limits(max_latency_ratio=0.8))
     assert found.verdict == verdict
     assert "onnx" in found.reason and "0.8 allowed" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.7, 0.9, "pass"), (0.99, 1.0, "pass"), (0.99, 1.01, "not-checked"), (1.01, 1.2, "fail")],
+)
+def test_gate_against_the_input_of_a_step(low: float, high: float, verdict: Verdict) -> None:
+    found = on_input(timed((low + high) / 2, low, high), "finetune", Limits(max_latency_ratio=9))
+    assert found.verdict == verdict
+    assert "its input, finetune," in found.reason and "1 allowed" in found.reason
+    assert found.reason.startswith("not faster") == (verdict == "fail")
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.98, "fail"), (0.9899, "fail"), (0.99, "pass"), (1.0, "pass")])

@@ -1,0 +1,37 @@
+"""Batch norms that fit a network again after its structure changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def batch_norms(model: nn.Module) -> list[str]:
+    """The names of the batch norms that keep running statistics, in order."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [name for name, m in model.named_modules() if isinstance(m, kind) and m.running_mean is not None]
+
+
+def reestimate(model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]) -> None:
+    """Set the named batch norms' statistics to the mean over ``batches`` (normalised images), in place.
+
+    Each batch norm passes on what it normalised with its own batch, as in training.
+    """
+    norms = [model.get_submodule(name) for name in names]
+    momenta = {}
+    for norm in norms:
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        momenta[norm] = norm.momentum
+        norm.reset_running_stats()
+        norm.momentum = None  # None: the running statistics are the plain mean over the batches
+    model.eval()
+    for norm in norms:
+        norm.train()
+    with torch.no_grad():
+        for images in batches:
+            model(images)
+    model.eval()
+    for norm, momentum in momenta.items():
+        norm.momentum = momentum
