@@ -94,14 +94,34 @@ Precision = Literal["float32", "float16", "int8", "int8-weights", "palette"]
 """What a file computes with. int8-weights and palette keep activations in float and store weights smaller."""
 
 
+SizeKind = Literal["fixed", "enumerated", "ranged"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The image sizes that a file accepts, each (height, width) in pixels; the first is the one it was captured at."""
+    """The image sizes that a file accepts, each (height, width) in pixels; the first is the one it is captured at."""
 
     choices: tuple[tuple[int, int], ...]
-    """The sizes one by one, for a runtime that enumerates them; with ``ranged``, the smallest and the largest."""
+    """The sizes one by one; with ``ranged``, sizes whose smallest and largest sides bound the range."""
     ranged: bool = False
-    """True: every size between the two of ``choices`` is accepted."""
+    """True: every height and every width between the smallest and the largest of ``choices`` is accepted."""
+
+    @property
+    def kind(self) -> SizeKind:
+        """How a runtime has to treat them: as one size, as a list, or as a range."""
+        if len(set(self.choices)) == 1:
+            return "fixed"
+        return "ranged" if self.ranged else "enumerated"
+
+    @property
+    def heights(self) -> tuple[int, int]:
+        """The smallest and the largest height."""
+        return min(h for h, _ in self.choices), max(h for h, _ in self.choices)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The smallest and the largest width."""
+        return min(w for _, w in self.choices), max(w for _, w in self.choices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +155,13 @@ class Artifact:
 
 
 class Runner(Protocol):
-    """A loaded file. Call it with normalised float images."""
+    """A loaded file. Call it with what the program it was written from takes."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float32 [N, C, H, W] -> float32 logits [N, classes]; runs one image at a time when the file's batch is 1."""
+        """Normalised float32 [N, C, H, W], or bytes uint8 [N, H, W, C] -> float32 [N, classes], what the file answers.
+
+        Runs one image at a time when the file's batch is 1.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +193,14 @@ class Target:
     export: Callable[[ExportedProgram, Path, Packaging], Artifact]
     """Lower a program captured at batch 1 (float, or quantized with quantize/dequantize nodes) and write the file.
 
-    Raises TargetError for a packaging that the target's format or runtime does not have.
+    Where ``packaging.sizes`` names several, the program was captured with height and width left open. Raises TargetError for a packaging that the target's format or runtime does not have.
     """
     load: Callable[[Path, int], Runner] | None
     """``load(path, threads)`` in the real runtime; None: it does not exist on this host."""
+    sizes: frozenset[SizeKind] = frozenset({"fixed"})
+    """Which kinds of ``Packaging.sizes`` its files can have."""
+    takes_bytes: bool = False
+    """Whether it can write a program whose input is a camera's bytes, uint8 [1, H, W, C]."""
     reference: Callable[[Path], Runner] | None = None
     """Evaluates the written file's own instructions; for files whose runtime does not exist on this host."""
     estimate: Callable[[Path], Estimate] | None = None

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch.export import ExportedProgram
 
-from targets import Packaging, TargetError
+from targets import Packaging, SizeKind, TargetError
 from targets._quiet import quiet
 
 _aten = torch.ops.aten
@@ -16,12 +16,16 @@ _DROPOUTS = frozenset(
 )
 
 
-def as_captured(packaging: Packaging, target: str) -> None:
-    """Raise TargetError where a file is wanted otherwise than the program was captured, and ``target`` cannot do that."""
-    wanted = {"precision": packaging.precision, "sizes": packaging.sizes}
-    for name, value in wanted.items():
-        if value is not None:
-            raise TargetError(f"target {target!r} writes no file with {name} {value}; leave it out for this target")
+def as_captured(packaging: Packaging, target: str, sizes: frozenset[SizeKind] = frozenset({"fixed"})) -> None:
+    """Raise TargetError where a file is wanted otherwise than ``target`` can write it; ``sizes``: the kinds it can."""
+    if packaging.precision is not None:
+        raise TargetError(
+            f"target {target!r} writes no file with precision {packaging.precision}; leave it out for this target"
+        )
+    if packaging.sizes is not None and packaging.sizes.kind not in sizes:
+        raise TargetError(
+            f"target {target!r} writes no file for {packaging.sizes.kind} image sizes, only {' or '.join(sorted(sizes))}"
+        )
 
 
 def for_inference(program: ExportedProgram) -> ExportedProgram:

@@ -360,7 +360,7 @@ class _Runner:
     def __call__(self, images: Tensor) -> Tensor:
         """float32 [N, C, H, W] -> float32 logits [N, classes]."""
         batch = self._input.shape[0]
-        parts = torch.split(images.float(), batch if isinstance(batch, int) else max(len(images), 1))
+        parts = torch.split(images, batch if isinstance(batch, int) else max(len(images), 1))
         results = [self._session.run(None, {self._input.name: part.contiguous().numpy()})[0] for part in parts]
         return torch.cat([torch.from_numpy(result) for result in results])
 
