@@ -28,8 +28,8 @@ class _Runner:
         self._batch = self._method.method_meta().input_tensor_meta(0).sizes()[0]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float32 [N, C, H, W] -> float32 logits [N, classes]."""
-        parts = torch.split(images.float().contiguous(), self._batch)
+        """As ``targets.Runner``."""
+        parts = torch.split(images.contiguous(), self._batch)
         return torch.cat([self._method.call([part])[0] for part in parts])
 
 

@@ -358,7 +358,7 @@ class _Runner:
         self._input = session.get_inputs()[0]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float32 [N, C, H, W] -> float32 logits [N, classes]."""
+        """As ``targets.Runner``."""
         batch = self._input.shape[0]
         parts = torch.split(images, batch if isinstance(batch, int) else max(len(images), 1))
         results = [self._session.run(None, {self._input.name: part.contiguous().numpy()})[0] for part in parts]
