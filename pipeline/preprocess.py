@@ -63,14 +63,18 @@ class Baked(nn.Module):
     deviation come to, in two operators instead of three.
     """
 
+    mean: Tensor
+    factor: Tensor
+
     def __init__(self, network: nn.Module, baking: Baking) -> None:
         super().__init__()
         self.network = network
         self.preprocess = baking.preprocess
-        self.register_buffer("mean", (255 * torch.tensor(baking.mean, dtype=torch.float64)).float().view(1, -1, 1, 1))
-        self.register_buffer(
-            "factor", (1 / (255 * torch.tensor(baking.std, dtype=torch.float64))).float().view(1, -1, 1, 1)
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (baking.mean, baking.std)
         )
+        self.register_buffer("mean", (255 * mean).float())
+        self.register_buffer("factor", (1 / (255 * std)).float())
 
     def forward(self, images: Tensor) -> Tensor:
         """Float32 [N, C, H, W] or uint8 [N, H, W, C] -> float32 [N, classes]."""
