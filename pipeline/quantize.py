@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from pipeline import surgery
+from pipeline import halves, surgery
 from pipeline.errors import StageError
 from pipeline.images import normalise
 from pipeline.recipe import Context, in_range
@@ -70,6 +70,7 @@ def convert(prepared: GraphModule) -> GraphModule:
 
     with quiet_capture():
         converted: GraphModule = convert_pt2e(copy.deepcopy(prepared))
+    halves.round_converted(converted)
     return converted
 
 
@@ -106,6 +107,7 @@ class Quantize:
         self._calibrate(prepared, ctx)
         fit(prepared, self.training, ctx, ctx.baseline if self.training.distill else None, self._before_epoch)
         _freeze(prepared)
+        halves.round_prepared(prepared)
         return prepared
 
     @torch.no_grad()

@@ -136,6 +136,10 @@ class Packaging:
     """Class names in the order of the outputs, for formats that carry them."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Written into the file where the format has a place for it."""
+    palette_bits: int = 6
+    """Width of a palette's indices: a weight tensor keeps 2 to this power different values."""
+    minimum: Mapping[str, str] = field(default_factory=dict)
+    """Target's name -> the oldest version that must read its file, as ``{"coreml": "iOS16"}``; others: the usual one."""
 
 
 USUAL = Packaging()

@@ -47,14 +47,15 @@ class PerChannelWeightFakeQuantize(FakeQuantize):
     """Rounds weights to the grid of their present magnitude: scale = max|w| / quant_max for each output channel.
 
     The stock fused operator divides negative weights by quant_max + 1 in training and by quant_max at conversion, and
-    its moving average lags behind the weights; here training and conversion see the same scale at every step.
+    its moving average lags behind the weights; here training and conversion see the same scale at every step, one that
+    float16 can hold.
     """
 
     def forward(self, X: Tensor) -> Tensor:  # noqa: N803 - the name torchao's callers may pass
         """Weights of any shape -> the same shape, rounded; the gradient passes straight through."""
         axes = [axis for axis in range(X.dim()) if axis != self.ch_axis]
         magnitude = X.detach().abs().float().amax(axes) if axes else X.detach().abs().float()
-        scale = (magnitude / self.quant_max).clamp_min(self.activation_post_process.eps)
+        scale = (magnitude / self.quant_max).clamp_min(self.activation_post_process.eps).half().float()
         if self.scale.shape != scale.shape:
             self.scale.resize_(scale.shape)
             self.zero_point.resize_(scale.shape).zero_()
@@ -71,7 +72,24 @@ class PerChannelWeightFakeQuantize(FakeQuantize):
 
 
 class ActivationFakeQuantize(FusedMovingAvgObsFakeQuantize):
-    """torchao's fused moving-average fake quantizer, converted with exactly the scale it trained with."""
+    """torchao's fused moving-average fake quantizer, converted with exactly the scale it trained with.
+
+    The fused operator computes scale and zero point from the ranges at every call, frozen or not; here what is frozen
+    stays, so that a scale can be set to one that every runtime holds.
+    """
+
+    def forward(self, X: Tensor) -> Tensor:  # noqa: N803 - the name torchao's callers may pass
+        """Activations of any shape -> the same shape, rounded; the gradient passes within the range."""
+        if self.observer_enabled[0] == 1 or self.fake_quant_enabled[0] == 0:
+            observed: Tensor = super().forward(X)
+            return observed
+        return torch.fake_quantize_per_tensor_affine(
+            X,
+            self.scale,
+            self.zero_point,
+            self.activation_post_process.quant_min,
+            self.activation_post_process.quant_max,
+        )
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the last forward, not a second computation from the ranges."""

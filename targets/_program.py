@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch.export import ExportedProgram
 
-from targets import Packaging, SizeKind, TargetError
+from targets import Packaging, Precision, SizeKind, TargetError
 from targets._quiet import quiet
 
 _aten = torch.ops.aten
@@ -22,10 +23,47 @@ def as_captured(packaging: Packaging, target: str, sizes: frozenset[SizeKind] = 
         raise TargetError(
             f"target {target!r} writes no file with precision {packaging.precision}; leave it out for this target"
         )
+    fitting_sizes(packaging, target, sizes)
+
+
+def fitting_sizes(packaging: Packaging, target: str, sizes: frozenset[SizeKind] = frozenset({"fixed"})) -> None:
+    """Raise TargetError for image sizes of a kind that is not among the target's ``sizes``."""
     if packaging.sizes is not None and packaging.sizes.kind not in sizes:
         raise TargetError(
             f"target {target!r} writes no file for {packaging.sizes.kind} image sizes, only {' or '.join(sorted(sizes))}"
         )
+
+
+def is_quantized(program: ExportedProgram) -> bool:
+    """Whether the program holds quantize and dequantize nodes."""
+    return any("quantized_decomposed" in str(node.target) for node in program.graph.nodes)
+
+
+def chosen_precision(
+    program: ExportedProgram, packaging: Packaging, target: str, offered: Sequence[Precision]
+) -> Precision:
+    """The precision to write; where none is asked for, int8 for a quantized program, else the first of ``offered``.
+
+    Raises TargetError for a precision that the target does not write, or that the program was not captured for.
+    """
+    quantized, wanted = is_quantized(program), packaging.precision
+    if wanted is None:
+        return "int8" if quantized else offered[0]
+    if wanted not in offered and wanted != "int8":
+        raise TargetError(f"target {target!r} writes no {wanted} file; choices: int8, {', '.join(offered)}")
+    if quantized != (wanted == "int8"):
+        found = "a quantized" if quantized else "a float"
+        step = "leave the recipe's quantize out" if quantized else "give the recipe a quantize step"
+        raise TargetError(f"target {target!r}: wanted a {wanted} file, found {found} network; {step}")
+    return wanted
+
+
+def minimum_version(packaging: Packaging, target: str, choices: Sequence[str], usual: str) -> str:
+    """The oldest version that must read the file. Raises TargetError for one that the target does not know."""
+    wanted = packaging.minimum.get(target, usual)
+    if wanted not in choices:
+        raise TargetError(f"target {target!r} writes no file for {wanted!r}; choices: {', '.join(choices)}")
+    return wanted
 
 
 def for_inference(program: ExportedProgram) -> ExportedProgram:

@@ -1,4 +1,4 @@
-"""Core ML packages (ML Program, iOS 17, float16 or W8A8) for Apple devices; evaluated by a reference off macOS."""
+"""Core ML packages (ML Program, iOS 16 to 18) for Apple devices; evaluated by a reference off macOS."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ def _export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) 
 
 def _reference(path: Path) -> Runner:
     """Raises TargetError for a package that is not whole, and for operators the evaluation does not know."""
+    from ._islands import integer_values
     from ._mil import Reference, read
 
-    return Reference(read(path))
+    program = read(path)
+    return Reference(program, unrounded=integer_values(program))
 
 
 class _Device:
@@ -54,7 +56,7 @@ class _Device:
 
 TARGET = Target(
     name="coreml",
-    summary="Core ML ML Program (.mlpackage) for iOS 17 and later, float16 or W8A8 int8",
+    summary="Core ML ML Program (.mlpackage) for iOS 16 to 18: float, W8A8 int8, int8 or palettized weights",
     suffix=".mlpackage",
     extra="coreml",
     needs=("coremltools",),

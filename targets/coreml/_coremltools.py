@@ -23,10 +23,13 @@ _MESSAGES = (
 _PROGRESS = (
     ("coremltools.converters.mil.frontend.torch.ops", "_tqdm"),
     ("coremltools.converters.mil.mil.passes.pass_pipeline", "tqdm"),
+    ("coremltools.optimize.coreml._quantization_passes", "tqdm"),
 )
 
 
-def _without_bar(items: Iterable[Any], desc: str | None = None, unit: str | None = None) -> Iterable[Any]:
+def _without_bar(
+    items: Iterable[Any], total: int | None = None, desc: str | None = None, unit: str | None = None
+) -> Iterable[Any]:
     return items
 
 

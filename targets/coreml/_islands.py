@@ -1,4 +1,4 @@
-"""Which operators of an int8 file compute on values that are not int8's."""
+"""Which operators of an int8 file compute in integers, and which on values that are not int8's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,42 @@ _ACTIVATIONS = frozenset({
     "softplus", "tanh",
 })  # fmt: skip
 _PLUMBING = frozenset({"cast", "quantize", "dequantize"})
+
+
+_INTEGER_KERNELS = _MOVES | frozenset({
+    "add", "avg_pool", "clip", "conv", "conv_transpose", "linear", "matmul", "max_pool", "mul", "reduce_mean", "relu",
+    "relu6",
+})  # fmt: skip
+
+
+def integer_values(program: Program) -> frozenset[str]:
+    """Values that an int8 kernel never stores: its dequantized operands, and its sums before they are quantized.
+
+    A kernel is what stands between dequantize and quantize operators where integers can compute it: a convolution, a
+    product, a sum, a mean, with the moves and clips around it. It adds integers in 32 bits and rounds once, at the end.
+    """
+    readers: dict[str, list[Operation]] = {}
+    for operation in program.operations:
+        for name in _operands(operation):
+            readers.setdefault(name, []).append(operation)
+    candidates, found = _from_integers(program), set[str]()
+    for operation in reversed(program.operations):
+        for result in operation.results:
+            after = readers.get(result.name, [])
+            ends = (r.type == "quantize" or found.issuperset(o.name for o in r.results) for r in after)
+            if result.name in candidates and after and all(ends):
+                found.add(result.name)
+    return frozenset(found)
+
+
+def _from_integers(program: Program) -> frozenset[str]:
+    """Values made of dequantized ones alone, by operators that integers can compute."""
+    found: set[str] = set()
+    for operation in program.operations:
+        source = operation.type == "dequantize" or operation.type.startswith("constexpr_affine")
+        if source or (operation.type in _INTEGER_KERNELS and found.issuperset(_operands(operation))):
+            found.update(result.name for result in operation.results)
+    return frozenset(found)
 
 
 def float_islands(program: Program) -> list[Operation]:

@@ -1,25 +1,29 @@
 """From an exported program to a Core ML package.
 
-float16 throughout: it is Core ML's own default and the only float type the Neural Engine computes in; a float32 program
+float16 by default: it is Core ML's own default and the only float type the Neural Engine computes in; a float32 program
 keeps a device to its CPU and GPU. Input and output are float32, so that a caller need not convert. An int8 file is the
 same float16 program with iOS 17's quantize and dequantize operators around each layer, which Core ML executes in int8
-where the device can. Scales and biases are float16 there (11 significant bits).
+where the device can. Scales and biases are float16 there (11 significant bits), as the quantized network's own are. The
+image is quantized, and the logits dequantized, in float32: a float16 image would land one step off now and then.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from targets import Artifact, Packaging, TargetError
-from targets._program import as_captured, for_inference
+from targets import Artifact, Packaging, Precision, TargetError
+from targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
 
-from . import _mil, _package
+from . import _mil, _package, _storage
 from ._coremltools import converting
 from ._islands import float_islands
 from ._mil import Operation, Program
@@ -37,43 +41,87 @@ _aten = torch.ops.aten
 _MAX_POOLS = frozenset({_aten.max_pool1d.default, _aten.max_pool2d.default, _aten.max_pool3d.default})
 
 
-def export(program: ExportedProgram, path: Path, packaging: Packaging) -> Artifact:
-    """Write ``program`` (batch 1; float, or quantized with quantize/dequantize nodes) as an ML Program for iOS 17.
+DEPLOYMENT_TARGETS = ("iOS16", "iOS17", "iOS18")
+"""The oldest systems a package can be written for; int8 activations need the second."""
 
-    Raises TargetError for a program captured in training mode, and for one whose scales float16 cannot hold.
+PRECISIONS: tuple[Precision, ...] = ("float16", "float32", "int8-weights", "palette")
+"""Of float networks, the usual one first; a quantized network gives int8."""
+
+_RESCALING = "common::distributive_quantized_binary_op_scale_normalization"
+"""coremltools' pass that gives quantized additions other scales than those the network was trained with."""
+
+
+def export(program: ExportedProgram, path: Path, packaging: Packaging) -> Artifact:
+    """Write ``program`` (batch 1; float, or quantized with quantize/dequantize nodes) as an ML Program.
+
+    Raises TargetError for a program captured in training mode, for one whose scales float16 cannot hold, and for a
+    packaging that Core ML does not have.
     """
-    as_captured(packaging, "coreml")
-    quantized = any("quantized_decomposed" in str(node.target) for node in program.graph.nodes)
-    specification, weights = _convert(program)
+    fitting_sizes(packaging, "coreml")
+    packaging = dataclasses.replace(packaging, precision=chosen_precision(program, packaging, "coreml", PRECISIONS))
+    system = _system(packaging)
+    specification, weights = _convert(program, packaging, system)
     with _package.staged(path, specification, weights) as folder:
         written = _mil.read(folder)
         for operation in written.operations:
             _check_scale(operation)
+    assert packaging.precision is not None
     return Artifact(
         target="coreml",
         path=path,
-        precision="int8" if quantized else "float16",
-        facts=_facts(written, quantized),
+        precision=packaging.precision,
+        facts=_facts(written, packaging, system),
     )
 
 
-def _convert(program: ExportedProgram) -> tuple[bytes, bytes]:
+def _system(packaging: Packaging) -> str:
+    """The deployment target. Raises TargetError for one that does not have what the packaging wants."""
+    system = minimum_version(packaging, "coreml", DEPLOYMENT_TARGETS, "iOS17")
+    if packaging.precision == "int8" and system == "iOS16":
+        raise TargetError("target 'coreml': int8 activations came with iOS17; choose it, or leave quantize out")
+    return system
+
+
+def _convert(program: ExportedProgram, packaging: Packaging, system: str) -> tuple[bytes, bytes]:
     """The specification and the weights' file, the same bytes for the same program."""
     with converting() as coremltools:
         model = coremltools.convert(
             _with_strides(for_inference(program).run_decompositions({})),
             outputs=[coremltools.TensorType(name=OUTPUT, dtype=float)],
-            minimum_deployment_target=coremltools.target.iOS17,
-            compute_precision=coremltools.precision.FLOAT16,
+            minimum_deployment_target=coremltools.target[system],
+            compute_precision=_arithmetic(coremltools, packaging.precision),
+            pass_pipeline=_passes(coremltools),
             skip_model_load=True,
         )
+        model = _storage.stored(model, packaging)
         specification = model.get_spec()
         # The converter's own notes hold the day of conversion and the build of torch.
         specification.description.metadata.userDefined.clear()
+        specification.description.metadata.userDefined.update(packaging.metadata)
         specification.mlProgram.attributes.pop("buildInfo", None)
-        weights = Path(model.weights_dir, "weight.bin")
-        content = weights.read_bytes() if weights.is_file() else b""
-        return specification.SerializeToString(deterministic=True), content
+        return specification.SerializeToString(deterministic=True), _storage.weights_of(model)
+
+
+def _passes(coremltools: ModuleType) -> Any:
+    """coremltools' own passes, but for those that change a quantized network's numbers."""
+    passes = copy.deepcopy(coremltools.PassPipeline.DEFAULT)
+    passes.remove_passes({_RESCALING})
+    return passes
+
+
+def _arithmetic(coremltools: ModuleType, precision: Precision | None) -> Any:
+    if precision == "float32":
+        return coremltools.precision.FLOAT32
+    if precision == "int8":
+        return coremltools.transform.FP16ComputePrecision(op_selector=_inside)
+    return coremltools.precision.FLOAT16
+
+
+def _inside(operation: Any) -> bool:
+    """False for the operators that quantize the image and dequantize the logits."""
+    if operation.op_type == "quantize":
+        return operation.input.op is not None
+    return operation.op_type != "dequantize" or operation.outputs[0] not in operation.enclosing_block.outputs
 
 
 def _with_strides(program: ExportedProgram) -> ExportedProgram:
@@ -97,16 +145,18 @@ def _check_scale(operation: Operation) -> None:
         )
 
 
-def _facts(written: Program, quantized: bool) -> Mapping[str, Any]:
+def _facts(written: Program, packaging: Packaging, system: str) -> Mapping[str, Any]:
     counts = Counter(operation.type for operation in written.operations)
     facts: dict[str, Any] = {
-        "deployment_target": "iOS17",
+        "deployment_target": system,
         "specification_version": written.specification_version,
-        "compute_precision": "float16",
+        "compute_precision": "float32" if packaging.precision == "float32" else "float16",
         "operators": dict(sorted(counts.items())),
         "placement": "decided by Core ML when the device loads the file",
     }
-    if quantized:
+    if packaging.precision == "palette":
+        facts["palette_bits"] = packaging.palette_bits
+    if packaging.precision == "int8":
         islands = Counter(operation.type for operation in float_islands(written))
         facts |= {
             "quantize_pairs": min(counts["quantize"], counts["dequantize"]),

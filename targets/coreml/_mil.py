@@ -4,7 +4,9 @@ The reference's arithmetic. The program's types are followed to the letter: an o
 rounded, computes in float32, and its result is rounded to the type the file declares. A float16 result is thus rounded
 once per operator, to nearest, and overflows to infinity where float16 does; sums inside one operator (a convolution, a
 mean) are kept in float32, as hardware with wide accumulators keeps them. float16 values are carried in float32 tensors.
-An Apple device may add in another order or fuse operators, and differs by such roundings.
+What stands between dequantize and quantize operators and can be computed in integers is taken as one int8 kernel, which
+rounds once, at its end (``integer_values``). An Apple device may add in another order, fuse other operators, or compute
+such a kernel in float16, and differs by such roundings.
 
 A file takes one image. ``torch.vmap`` evaluates many at once without changing what each instruction means.
 """
@@ -12,7 +14,7 @@ A file takes one image. ``torch.vmap`` evaluates many at once without changing w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,13 @@ _EXACT = frozenset(_arrangement.OPERATORS) | {
     "select",
     "abs",
 }
+
+
+class Everything:
+    """Holds every name: for an evaluation that rounds nothing, to tell a wrong file from the noise of float16."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
 
 
 class UnknownOperatorError(TargetError):
@@ -163,7 +172,7 @@ def _resolved(argument: Any, values: Mapping[str, Tensor]) -> Any:
     return values[argument.of] if isinstance(argument, Name) else argument
 
 
-def _declared(value: Tensor, result: Result, operation: Operation, rounding: bool) -> Tensor:
+def _declared(value: Tensor, result: Result, operation: Operation, stored: bool) -> Tensor:
     """``value`` in the type and shape the file declares for it; raises TargetError where it has another shape."""
     fits = len(result.shape) == value.dim() and all(
         wanted in (None, found) for wanted, found in zip(result.shape, value.shape, strict=True)
@@ -175,17 +184,18 @@ def _declared(value: Tensor, result: Result, operation: Operation, rounding: boo
         )
     if result.kind.torch is not torch.float16:
         return value.to(result.kind.torch)
-    exact = operation.type in _EXACT or not rounding
+    exact = operation.type in _EXACT or not stored
     return value if exact else value.half().float()
 
 
-def _perform(operation: Operation, values: Mapping[str, Tensor], rounding: bool) -> list[Tensor]:
-    """The declared results of one operation. Raises TargetError for arguments it cannot take."""
+def _perform(operation: Operation, values: Mapping[str, Tensor], unrounded: Container[str]) -> list[Tensor]:
+    """The declared results of one operation, rounded but for ``unrounded``. Raises TargetError for unfit arguments."""
     arguments = {key: _resolved(value, values) for key, value in operation.arguments.items()}
     try:
         given = OPERATORS[operation.type](**arguments)
         results = given if isinstance(given, tuple) else (given,)
-        return [_declared(*pair, operation, rounding) for pair in zip(results, operation.results, strict=True)]
+        pairs = zip(results, operation.results, strict=True)
+        return [_declared(value, result, operation, result.name not in unrounded) for value, result in pairs]
     except TargetError:
         raise
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
@@ -196,11 +206,10 @@ def _perform(operation: Operation, values: Mapping[str, Tensor], rounding: bool)
 class Reference:
     """A read package, ready to run: float32 [N, C, H, W] -> float32 logits [N, classes]."""
 
-    def __init__(self, program: Program, rounding: bool = True) -> None:
+    def __init__(self, program: Program, unrounded: Container[str] = frozenset()) -> None:
         """Evaluates what depends on no image, then one blank image. Raises UnknownOperatorError, TargetError.
 
-        ``rounding=False`` leaves every result in float32: the file's constants and structure without its arithmetic,
-        to tell a wrong file from the noise of float16.
+        ``unrounded``: names of values that are kept in float32 whatever type the file declares, as inside a kernel.
         """
         unknown = Counter(step.type for step in program.operations if step.type not in OPERATORS)
         if unknown:
@@ -211,7 +220,7 @@ class Reference:
                 f"{program.path}: wanted a program for images of one fixed size, one at a time, found {shape}"
             )
         self._program = program
-        self._rounding = rounding
+        self._unrounded = unrounded
         self._shape = [size or 0 for size in shape]
         self._fixed: dict[str, Tensor] = {}
         self._steps: list[tuple[Operation, tuple[str, ...]]] = []
@@ -224,7 +233,7 @@ class Reference:
         moving = []
         for operation in self._program.operations:
             if _names(operation) <= self._fixed.keys():
-                results = _perform(operation, self._fixed, self._rounding)
+                results = _perform(operation, self._fixed, self._unrounded)
                 self._fixed |= {result.name: value for result, value in zip(operation.results, results, strict=True)}
             else:
                 moving.append(operation)
@@ -243,7 +252,7 @@ class Reference:
                 raise TargetError(
                     f"{self._program.path}: {operation.type} uses {sorted(missing)}, which nothing before it gives"
                 )
-            results = _perform(operation, values, self._rounding)
+            results = _perform(operation, values, self._unrounded)
             for name in last:
                 del values[name]
             values |= {result.name: value for result, value in zip(operation.results, results, strict=True)}

@@ -98,7 +98,7 @@ def test_weights_fill_the_grid_of_each_output_channel(bits: int, limit: int, qat
     quarter = {127: 32, 63: 16}[limit]  # 31.75 and 15.75
     assert integers.flatten().tolist() == [-limit, quarter, limit, quarter]
     scales = next(value for name, value in state.items() if "_scale" in name)
-    assert torch.allclose(scales, torch.tensor([2.0, 0.5]) / limit)
+    assert torch.allclose(scales, torch.tensor([2.0, 0.5]) / limit, rtol=2.0**-11)  # as float16 holds it
 
 
 def test_a_dead_channel_keeps_a_scale_that_float16_can_hold() -> None:
