@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     if options.debug:
         return commands[options.command](options)
+    return guarded(lambda: commands[options.command](options))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """What ``work`` returns, or for an expected error one line on standard error and the exit status that tells it."""
     try:
-        return commands[options.command](options)
+        return work()
     except KeyboardInterrupt:
         _say("interrupted: finished steps are kept, and the same command goes on from there")
         return INTERRUPTED

@@ -23,7 +23,7 @@ def demo() -> Recipe:
         model="tiny_resnet",
         data="digits",
         baseline=Train(training=Training(epochs=40, lr=0.1, batch_size=64, warmup=1, augment=_DIGITS)),
-        stages=(Prune(ratio=0.3), recover, Separate(max_error=0.6), recover, Fold()),
+        stages=(Prune(ratio=0.3), recover, Separate(max_error=0.6, measure_time=False), recover, Fold()),
         quantize=Quantize(
             training=Training(epochs=4, lr=0.002, batch_size=64, distill=0.7, precision="32-true", augment=_DIGITS)
         ),
@@ -54,3 +54,27 @@ def cifar_resnet56() -> Recipe:
         stages=(Prune(macs=1 / 2.57), Finetune(training=Training(epochs=100, lr=0.02, distill=0.9)), Fold()),
         quantize=Quantize(training=Training(epochs=4, lr=0.0001, distill=0.9, precision="32-true")),
     )
+
+
+def separate_resnet20() -> Recipe:
+    """ResNet-20 on CIFAR-10 with depthwise-separable convolutions fitted to its own, distilled, then fine-tuned."""
+    recover = Training(epochs=60, lr=0.02, distill=0.9)
+    return Recipe(
+        name="separate_resnet20",
+        model="resnet20",
+        data="cifar10:cifar10",
+        baseline=Train(training=Training(epochs=200, lr=0.1, warmup=1)),
+        stages=(Separate(max_drop=0.2, recover_steps=1000), Finetune(training=recover), Fold()),
+        targets=("onnx", "xnnpack"),
+        limits=Limits(max_drop=0.011),
+    )
+
+
+def separate_resnet56() -> Recipe:
+    """ResNet-56 on CIFAR-10 with depthwise-separable convolutions fitted to its own, distilled, then fine-tuned."""
+    return dataclasses.replace(separate_resnet20(), name="separate_resnet56", model="resnet56")
+
+
+def separate_vgg16() -> Recipe:
+    """VGG-16 with batch norm on CIFAR-10, trained here, then with fitted depthwise-separable convolutions."""
+    return dataclasses.replace(separate_resnet20(), name="separate_vgg16", model="vgg16_bn_cifar")

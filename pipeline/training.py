@@ -96,13 +96,14 @@ class Training:
 
 
 @dataclass
-class _State:
+class State:
     """All that changes while training."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: nn.Module | None
+    average: nn.Module | None = None
     epoch: int = 0
+    """Finished epochs; where there are none, finished steps."""
     loss: float = 0.0
 
 
@@ -185,7 +186,7 @@ def _loop(
     fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
 ) -> dict[str, Tensor]:
     state = _start(model, how)
-    _resume(state, ctx.scratch)
+    resume(state, ctx.scratch)
     module, optimizer = fabric.setup(_place(model, how, fabric.device), state.optimizer)
     if state.average is not None:
         state.average.to(fabric.device)
@@ -198,13 +199,13 @@ def _loop(
         _epoch(fabric, module, optimizer, state, how, ctx, teacher, epoch)
         state.epoch = epoch + 1
         if fabric.is_global_zero:
-            _write_state(state, ctx.scratch)
+            write_state(state, ctx.scratch)
         fabric.barrier()
     chosen = model if state.average is None else state.average
     return {name: tensor.detach().cpu() for name, tensor in chosen.state_dict().items()}
 
 
-def _start(model: nn.Module, how: Training) -> _State:
+def _start(model: nn.Module, how: Training) -> State:
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": how.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -214,7 +215,7 @@ def _start(model: nn.Module, how: Training) -> _State:
     else:
         optimizer = torch.optim.AdamW(groups, lr=how.lr)
     average = copy.deepcopy(model).requires_grad_(False) if how.ema else None
-    return _State(model, optimizer, average)
+    return State(model, optimizer, average)
 
 
 def _place(model: nn.Module, how: Training, device: torch.device) -> nn.Module:
@@ -228,7 +229,7 @@ def _epoch(
     fabric: Any,
     module: nn.Module,
     optimizer: Any,
-    state: _State,
+    state: State,
     how: Training,
     ctx: Context,
     teacher: nn.Module | None,
@@ -295,7 +296,7 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 @torch.no_grad()
-def _average(state: _State, decay: float) -> None:
+def _average(state: State, decay: float) -> None:
     if state.average is None:
         return
     for ours, theirs in zip(state.average.state_dict().values(), state.model.state_dict().values(), strict=True):
@@ -367,7 +368,8 @@ def _plain_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
-def _write_state(state: _State, folder: Path) -> None:
+def write_state(state: State, folder: Path) -> None:
+    """Keep all of ``state`` in ``folder``, whole or not at all."""
     tensors = {f"model.{k}": v for k, v in state.model.state_dict().items()}
     if state.average is not None:
         tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
@@ -377,7 +379,7 @@ def _write_state(state: _State, folder: Path) -> None:
     write_whole(folder / "epoch.safetensors", content)
 
 
-def _resume(state: _State, folder: Path) -> None:
+def resume(state: State, folder: Path) -> None:
     """Take up the state after the last finished epoch, where there is one."""
     path = folder / "epoch.safetensors"
     if not path.is_file():

@@ -1,63 +1,79 @@
-"""Dense convolutions of a trained network replaced by depthwise-separable ones that are fitted to them.
+"""Dense convolutions of a trained network replaced by cheaper forms that are fitted to them.
 
-A K x K convolution takes K²·Cin·Cout multiply-accumulates a pixel, a depthwise K x K one with m filters per input
-channel and a pointwise one after it m·(K²·Cin + Cin·Cout) (Howard et al. 2017, arXiv 1704.04861, section 3.1).
+*depthwise*: a depthwise K x K convolution with m filters per input channel and a pointwise one after it take
+m·(K²·Cin + Cin·Cout) multiply-accumulates a pixel where the dense one takes K²·Cin·Cout (Howard et al. 2017,
+arXiv 1704.04861, section 3.1). ``fit`` states the fit.
+
+*spatial*: a K x 1 and a 1 x K convolution with M channels between take K·M·(Cin + Cout) (Jaderberg et al. 2014,
+arXiv 1405.3866). *stacked*: (K − 1) / 2 convolutions of 3 x 3, of the same receptive field (Simonyan and Zisserman
+2014, arXiv 1409.1556, section 2.3). ``chain`` states both fits.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from calib_data import Part
-from pipeline.errors import RequestError, StageError
+from pipeline.errors import StageError
 from pipeline.fold import find_norms
 from pipeline.images import normalise
 from pipeline.norms import reestimate
-from pipeline.recipe import Context, in_range
-from pipeline.separate.fit import Factors, Moments, kernel_fit, output_fit
-from pipeline.separate.plan import Candidate, check_names, judge, survey
+from pipeline.recipe import Context
+from pipeline.separate.budget import Judge, priced, spend
+from pipeline.separate.fit import Fitted, Moments
+from pipeline.separate.forms import Form, Into, bias_of, form_of
+from pipeline.separate.keeping import kept_plan
+from pipeline.separate.plan import Candidate, Wishes, check_names, choose, refuse, survey, totals, unsettled
 from pipeline.separate.recover import imitate
-from pipeline.separate.substitute import bias_of, errors, fit_in_turn, replaced
+from pipeline.separate.settings import Init, check
+from pipeline.separate.substitute import Swap
 from pipeline.separate.timing import layer_times
 
 __all__ = ["Candidate", "Separate"]
-
-Init = Literal["outputs", "kernel", "fresh"]
 
 _BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Separate:
-    """Replaces dense convolutions by depthwise-separable ones that start as the best fit of what was trained."""
+    """Replaces dense convolutions by separable (or stacked) ones that start as the best fit of what was trained."""
 
+    into: Into = "depthwise"
+    """depthwise: K x K depthwise, then 1 x 1; spatial: K x 1, then 1 x K; stacked: 5 x 5 and larger by 3 x 3 ones."""
     rank: int = 1
-    """Depthwise filters per input channel, m: the rank at which each input channel's filters are approximated."""
+    """Of depthwise: filters per input channel, m, the rank at which each input channel's filters are approximated."""
+    share: float = 0.5
+    """Of spatial and stacked: the largest share of a layer's multiply-accumulates left; the channels between follow."""
     init: Init = "outputs"
-    """outputs: least squares on the layer's outputs; kernel: on its weights; fresh: random, nothing is kept."""
+    """outputs: least squares on the layer's outputs; kernel: on its weights; fresh: random, nothing is kept (the same
+    layers are chosen, as the control)."""
     sweeps: int = 3
-    """How often the output fit alternates between the depthwise and the pointwise half; 0: pointwise only."""
+    """How often the output fit alternates between the parts; 0: the last part only (chains: the kernel fit)."""
     images: int = 512
     """Training images the outputs are fitted on (as many calibration images judge the fit)."""
     positions: int = 16384
     """Output positions used per layer, drawn at random from those images."""
     max_error: float = 1.0
     """Largest relative error of a layer's outputs on calibration images; a layer with more stays dense."""
+    max_drop: float | None = None
+    """The accuracy budget: largest fall of top-1 on the calibration images, right after the fit and before anything is
+    trained. Layers join in the order of their cost per time saved. None: no budget, every layer is judged alone."""
     max_layers: int | None = None
-    """How many layers are replaced at most, those with the least error per MAC saved; None: all that may."""
+    """How many layers are replaced at most, those with the least cost for what they save; None: all that may."""
     layers: tuple[str, ...] | None = None
     """Only these are considered; None: every dense convolution larger than one pixel."""
     keep: tuple[str, ...] = ()
     """These stay dense."""
-    measure_time: bool = False
-    """Whether each layer is timed, dense against separable, on the declared runtime, and stays dense where it would not
-    be faster. A plan that rests on a clock may come out differently when a lost step is repeated."""
+    measure_time: bool = True
+    """Whether each layer is timed, as it is against its new form, on the declared runtime, and stays where it would not
+    be faster. A plan that rests on a clock may come out differently when a lost step is repeated; False: what a layer
+    saves is counted in multiply-accumulates."""
     recover_steps: int = 0
     """Training steps in which every new block learns to answer as the old one did; 0: none."""
     recover_lr: float = 3e-3
@@ -66,41 +82,33 @@ class Separate:
     """Images per step."""
 
     def __post_init__(self) -> None:
-        if self.init not in get_args(Init):
-            raise RequestError(f"init must be one of {', '.join(get_args(Init))}, found {self.init!r}")
-        in_range("rank", self.rank, 1, 121)
-        in_range("sweeps", self.sweeps, 0, 1000)
-        in_range("images", self.images, 2, 1_000_000)
-        in_range("positions", self.positions, 64, 10_000_000)
-        in_range("max_error", self.max_error, 0, 10)
-        in_range("recover_steps", self.recover_steps, 0, 10_000_000)
-        in_range("recover_lr", self.recover_lr, 1e-12, 100)
-        in_range("recover_batch", self.recover_batch, 2, 1_000_000)
-        if self.max_layers is not None:
-            in_range("max_layers", self.max_layers, 1, 1_000_000)
-        both = sorted(set(self.layers or ()) & set(self.keep))
-        if both:
-            raise RequestError(f"layers and keep both name {', '.join(both)}; name each layer in one of them")
+        check(self)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with the planned layers replaced, fitted, and taught where ``recover_steps`` asks for it.
 
-        Every candidate's verdict is told through ``ctx.note``. Raises StageError when no layer can be replaced.
+        Every candidate's verdict is told through ``ctx.note`` and kept among the facts. Raises StageError when no layer
+        can be replaced.
         """
-        plan = self.plan(model, ctx)
+        teacher = _on_device(model, ctx)
+        plan = kept_plan(ctx.scratch, _subject(self, teacher, ctx), lambda: self.plan(model, ctx))
         for candidate in plan:
             ctx.note(candidate.line())
         chosen = [candidate.name for candidate in plan if candidate.accepted]
         if not chosen:
             raise StageError(_nothing(plan))
-        teacher = _on_device(model, ctx)
-        norms = find_norms(teacher, _images(ctx.data.calib, 2, ctx)[0]).pairs
-        student = self._substituted(teacher, chosen, norms, ctx)
+        judge = Judge(ctx=ctx)
+        stages = {"before": judge.top1(judge.answers(teacher))}
+        swap = self._swap(teacher, plan, ctx)
+        student = self._substituted(teacher, chosen, swap, ctx)
+        stages["substituted"] = judge.top1(judge.answers(student))
         if self.recover_steps:
-            points = [norms.get(name, name) for name in chosen]
+            points = [swap.norms.get(name, name) for name in chosen]
             imitate(
                 student, teacher, points, ctx, steps=self.recover_steps, lr=self.recover_lr, batch=self.recover_batch
             )
+            stages["distilled"] = judge.top1(judge.answers(student))
+        ctx.fact("plan", self._told(plan, stages, ctx))
         return _as_it_was(student, model)
 
     def plan(self, model: nn.Module, ctx: Context) -> tuple[Candidate, ...]:
@@ -109,50 +117,72 @@ class Separate:
         Raises RequestError for a name in ``layers`` or ``keep`` that is none of them.
         """
         teacher = _on_device(model, ctx)
-        found = survey(teacher, _images(ctx.data.calib, 1, ctx)[0], self.rank)
+        wishes = Wishes(layers=self.layers, keep=self.keep, max_error=self.max_error, max_layers=self.max_layers)
+        found = survey(teacher, _images(ctx.data.calib, 1, ctx)[0], self._form)
         check_names(self.layers or (), found, "layers")
         check_names(self.keep, found, "keep")
-        possible = [c.name for c in self._judged(found, None) if c.accepted]
+        found = refuse(found, wishes)
         fitting, judging = _images(ctx.data.train, self.images, ctx), _images(ctx.data.calib, self.images, ctx)
-        wrong = errors(teacher, possible, self._fit, fitting, judging, self._per_batch(fitting), ctx.seed)
-        found = [replace(c, error=wrong.get(c.name)) for c in found]
-        return self._judged(self._timed(found, teacher, ctx), self.max_layers)
+        swap = self._swap(teacher, found, ctx)
+        fits = swap.alone(teacher, [c.name for c in unsettled(found)], fitting, judging)
+        found = refuse([replace(c, error=fits[c.name][1]) if c.name in fits else c for c in found], wishes)
+        found = refuse(self._timed(found, teacher, swap, ctx), wishes)
+        if self.max_drop is None:
+            return choose(found, wishes)
+        judge = Judge(ctx=ctx)
+        found = priced(found, teacher, {name: fitted for name, (fitted, _) in fits.items()}, swap, judge)
+        return spend(found, teacher, swap, fitting, judge, max_drop=self.max_drop, max_layers=self.max_layers)
 
-    def _timed(self, found: list[Candidate], teacher: nn.Module, ctx: Context) -> list[Candidate]:
-        shapes = {c.name: c.input_shape for c in self._judged(found, None) if c.accepted}
+    @property
+    def _form(self) -> Form:
+        return form_of(self.into, self.rank, self.share)
+
+    def _swap(self, teacher: nn.Module, plan: Sequence[Candidate], ctx: Context) -> Swap:
+        norms = find_norms(teacher, _images(ctx.data.calib, 2, ctx)[0]).pairs
+        batches = -(-min(self.images, len(ctx.data.train)) // _BATCH)
+        return Swap(
+            form=self._form,
+            method=self._fit,
+            middles={c.name: c.middle for c in plan},
+            norms=norms,
+            positions=-(-self.positions // batches),
+            seed=ctx.seed,
+        )
+
+    def _timed(self, found: list[Candidate], teacher: nn.Module, swap: Swap, ctx: Context) -> list[Candidate]:
+        shapes = {c.name: c.input_shape for c in unsettled(found)}
         if not (self.measure_time and shapes):
             return found
-        fresh = self._fresh(teacher, shapes, {}, ctx)
-        times = layer_times(teacher, fresh, shapes, ctx)
-        nothing = (None, None)
+        times = layer_times(teacher, swap.done(teacher, shapes), shapes, ctx)
         return [
-            replace(c, dense_ms=times.get(c.name, nothing)[0], separable_ms=times.get(c.name, nothing)[1])
+            replace(c, dense_ms=t.dense_ms, new_ms=t.new_ms, ratio_ci95=t.ratio_ci95) if (t := times.get(c.name)) else c
             for c in found
         ]
 
-    def _fresh(self, teacher: nn.Module, names: Iterable[str], norms: Mapping[str, str], ctx: Context) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(ctx.seed)
-            return replaced(teacher, names, self.rank, norms).eval()
-
-    def _judged(self, found: Sequence[Candidate], most: int | None) -> tuple[Candidate, ...]:
-        return judge(found, layers=self.layers, keep=self.keep, max_error=self.max_error, max_layers=most)
-
-    def _substituted(self, teacher: nn.Module, chosen: list[str], norms: Mapping[str, str], ctx: Context) -> nn.Module:
-        student = self._fresh(teacher, chosen, norms, ctx)
+    def _substituted(self, teacher: nn.Module, chosen: list[str], swap: Swap, ctx: Context) -> nn.Module:
+        student = swap.done(teacher, chosen)
         batches = _images(ctx.data.train, self.images, ctx)
         if self.init != "fresh":
-            fit_in_turn(student, teacher, chosen, norms, self._fit, batches, self._per_batch(batches), ctx.seed)
+            for name in ctx.track(chosen, "fitting", len(chosen)):
+                swap.fit(student, teacher, name, batches)
         if self.init != "outputs":
-            reestimate(student, [norms[name] for name in chosen if name in norms], batches)
+            reestimate(student, [swap.norms[name] for name in chosen if name in swap.norms], batches)
         return student
 
-    def _fit(self, layer: nn.Conv2d, moments: Moments) -> Factors:
-        start = kernel_fit(layer.weight.detach(), bias_of(layer), self.rank)
-        return start if self.init == "kernel" else output_fit(start, moments, self.sweeps)
+    def _fit(self, layer: nn.Conv2d, middle: int, moments: Moments) -> Fitted:
+        start = self._form.kernel_fit(layer.weight.detach(), bias_of(layer), middle)
+        return start if self.init == "kernel" else self._form.output_fit(start, moments, self.sweeps)
 
-    def _per_batch(self, batches: Sequence[Tensor]) -> int:
-        return -(-self.positions // len(batches))
+    def _told(self, plan: Sequence[Candidate], stages: dict[str, float], ctx: Context) -> dict[str, object]:
+        return {
+            "into": self.into,
+            "max_drop": self.max_drop,
+            "timed_on": ctx.runtime if any(c.dense_ms is not None for c in plan) else None,
+            "threads": ctx.threads,
+            "calibration": {"n": len(ctx.data.calib)} | stages,
+            **totals(plan),
+            "layers": [candidate.to_json() for candidate in plan],
+        }
 
 
 def _images(part: Part, count: int, ctx: Context) -> list[Tensor]:
@@ -166,13 +196,21 @@ def _on_device(model: nn.Module, ctx: Context) -> nn.Module:
 
 
 def _as_it_was(student: nn.Module, model: nn.Module) -> nn.Module:
-    """On the device, in the mode and with the frozen parameters of the network it came from."""
+    """On the device and in the mode of the network it came from."""
     first = next(model.parameters())
     return student.to(first.device).train(model.training)
+
+
+def _subject(stage: Separate, teacher: nn.Module, ctx: Context) -> str:
+    """What a plan belongs to, so that an interrupted step takes up its own and no other."""
+    content = hashlib.sha256(f"{stage} {ctx.seed} {ctx.data.digest} {ctx.runtime} {ctx.threads}".encode())
+    for tensor in teacher.state_dict().values():
+        content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
 
 
 def _nothing(plan: Sequence[Candidate]) -> str:
     if not plan:
         return "no convolution here has a kernel larger than one pixel and mixes channels; leave this step out"
     reasons = "; ".join(f"{c.name}: {c.reason}" for c in plan)
-    return f"no convolution can be made separable ({reasons}); relax max_error or keep, or leave this step out"
+    return f"no convolution can be replaced ({reasons}); relax max_error, max_drop or keep, or leave this step out"

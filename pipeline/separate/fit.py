@@ -26,6 +26,7 @@ means enter, so that the data are passed through once for any number of fits. Ev
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +49,17 @@ class Moments:
     """[D, Cout]"""
     var_y: Tensor
     """[Cout]"""
+
+
+class Fitted(Protocol):
+    """A kernel in a cheaper form."""
+
+    @property
+    def bias(self) -> Tensor:
+        """[Cout]"""
+
+    def kernel(self) -> Tensor:
+        """The dense kernel it stands for, [Cout, Cin, K]."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +102,11 @@ def output_fit(start: Factors, moments: Moments, sweeps: int) -> Factors:
     return _even(factors, moments)
 
 
-def error(factors: Factors, moments: Moments) -> float:
+def error(fitted: Fitted, moments: Moments) -> float:
     """Relative error of the outputs, the root of E‖y − V·x − b‖² / E‖y − E y‖²: 0 exact, 1 as bad as a constant."""
-    kernel = factors.kernel().flatten(1).T  # [D, Cout]
+    kernel = fitted.kernel().flatten(1).T  # [D, Cout]
     spread = moments.var_y.sum() - 2 * (kernel * moments.cov_xy).sum() + (kernel * (moments.cov_xx @ kernel)).sum()
-    offset = moments.mean_y - moments.mean_x @ kernel - factors.bias
+    offset = moments.mean_y - moments.mean_x @ kernel - fitted.bias
     energy = moments.var_y.sum().clamp_min(torch.finfo(torch.float64).tiny)
     return float(((spread.clamp_min(0) + offset.square().sum()) / energy).sqrt())
 

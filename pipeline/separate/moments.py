@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.separate.fit import Moments
-from pipeline.separate.plan import explicit_padding
+from pipeline.separate.forms import explicit_padding
 
 _UNFOLDED_VALUES = 1 << 24
 

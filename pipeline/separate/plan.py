@@ -1,9 +1,9 @@
-"""Which convolutions a separable pair could replace, at what cost, and the verdict on each."""
+"""Which convolutions can be replaced, at what cost, and the verdict on each."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,46 +11,83 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import RequestError
+from pipeline.rows import Interval, encode_fields
+from pipeline.separate.forms import Form, explicit_padding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A convolution with a kernel larger than one pixel, and what became of it."""
+    """A layer that a cheaper form could replace, and what became of it."""
 
     name: str
     shape: str
     """Channels, kernel, stride and dilation, for people."""
     dense_macs: int
     """Multiply-accumulates of the layer for one image."""
-    separable_macs: int
-    """The same of the separable pair that would replace it."""
+    new_macs: int
+    """The same of what would replace it."""
     input_shape: tuple[int, ...] = ()
     """Of one image's input to the layer, [1, C, H, W]."""
+    middle: int = 0
+    """Channels between the parts of what would replace it."""
     error: float | None = None
     """Relative error of the replaced layer's outputs on calibration images; None: not fitted."""
     dense_ms: float | None = None
     """Time of the layer alone on the declared runtime; None: not measured."""
-    separable_ms: float | None = None
+    new_ms: float | None = None
+    ratio_ci95: Interval | None = None
+    """Of the new time over the old, measured interleaved."""
+    cost: float | None = None
+    """Mean Kullback-Leibler divergence, in nats, of the network's classes from the dense network's on calibration images
+    with this layer alone replaced; None: no accuracy budget."""
+    top1: float | None = None
+    """Top-1 on calibration images with this layer added to those accepted before it; None: not tried."""
     accepted: bool = False
     reason: str = ""
+    """Why it was accepted or stays; empty while it is open."""
 
     @property
     def macs_saved(self) -> int:
-        """Negative where the pair takes more."""
-        return self.dense_macs - self.separable_macs
+        """Negative where the new form takes more."""
+        return self.dense_macs - self.new_macs
+
+    @property
+    def ms_saved(self) -> float | None:
+        """None where the layer was not timed."""
+        return None if self.dense_ms is None or self.new_ms is None else self.dense_ms - self.new_ms
+
+    @property
+    def gain(self) -> float:
+        """What replacing it saves: milliseconds where they were measured, else multiply-accumulates."""
+        saved = self.ms_saved
+        return float(self.macs_saved) if saved is None else saved
 
     def line(self) -> str:
         """One line for the person watching."""
-        parts = [f"{self.name} ({self.shape})", "replaced" if self.accepted else "stays dense"]
+        parts = [f"{self.name} ({self.shape})", "replaced" if self.accepted else "stays as it is"]
         if self.error is not None:
             parts.append(f"error {self.error:.3f}")
-        if self.dense_ms is not None and self.separable_ms is not None:
-            parts.append(f"{self.dense_ms:.3f} to {self.separable_ms:.3f} ms")
-        parts.append(f"{self.dense_macs:,} to {self.separable_macs:,} MACs")
+        if self.dense_ms is not None and self.new_ms is not None:
+            parts.append(f"{self.dense_ms:.3f} to {self.new_ms:.3f} ms")
+        parts.append(f"{self.dense_macs:,} to {self.new_macs:,} MACs")
         return ": ".join(parts[:2]) + ", " + ", ".join(parts[2:]) + (f"; {self.reason}" if self.reason else "")
 
+    def to_json(self) -> dict[str, Any]:
+        """Every field as JSON types."""
+        return encode_fields(self)
 
-def survey(model: nn.Module, images: Tensor, rank: int) -> list[Candidate]:
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the person asked of the plan."""
+
+    layers: tuple[str, ...] | None
+    keep: tuple[str, ...]
+    max_error: float
+    max_layers: int | None
+
+
+def survey(model: nn.Module, images: Tensor, form: Form) -> list[Candidate]:
     """Every spatial convolution that is not depthwise, in order of execution; those that cannot be replaced carry the
     reason. ``images`` are fed to ``model``, which must be in evaluation mode."""
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -69,38 +106,48 @@ def survey(model: nn.Module, images: Tensor, rank: int) -> list[Candidate]:
     finally:
         for hook in hooks:
             hook.remove()
-    return [_candidate(name, spatial[name], passes, rank) for name, passes in calls.items()]
+    return [_candidate(name, spatial[name], passes, form) for name, passes in calls.items()]
 
 
-def judge(
-    candidates: Iterable[Candidate],
-    *,
-    layers: Iterable[str] | None,
-    keep: Iterable[str],
-    max_error: float,
-    max_layers: int | None,
-) -> tuple[Candidate, ...]:
-    """The candidates with a verdict each, in their order.
+def refuse(candidates: Iterable[Candidate], wishes: Wishes) -> list[Candidate]:
+    """The candidates with a reason at each that cannot or must not be replaced, from what is known of it so far."""
+    return [c if c.reason else replace(c, reason=_objection(c, wishes)) for c in candidates]
 
-    A candidate already refused keeps its reason. Of the others those named in ``layers`` (None: all) and not in
-    ``keep``, that save MACs, err by at most ``max_error`` and are faster where they were timed are accepted; where
-    ``max_layers`` bounds their number, those with the least error per MAC saved.
-    """
-    found = [_refused(c, layers, keep, max_error) for c in candidates]
-    open_ = sorted((c for c in found if not c.reason), key=lambda c: (_cost(c), c.name))
-    chosen = {c.name for c in open_[:max_layers]}
-    return tuple(_verdict(c, c.name in chosen, max_layers) for c in found)
+
+def unsettled(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those without a verdict yet."""
+    return [candidate for candidate in candidates if not candidate.reason]
+
+
+def choose(candidates: Sequence[Candidate], wishes: Wishes) -> tuple[Candidate, ...]:
+    """The verdict without an accuracy budget: those with the least error per time (or MAC) saved, up to the limit."""
+    ranked = sorted(unsettled(candidates), key=lambda c: (c.error or 0.0) / c.gain)
+    chosen = [c.name for c in ranked[: wishes.max_layers]]
+    unit = "millisecond" if ranked and ranked[0].ms_saved is not None else "multiply-accumulate"
+    crowded = f"{wishes.max_layers} others err less per {unit} saved"
+    return tuple(
+        c if c.reason else replace(c, accepted=c.name in chosen, reason=merits(c) if c.name in chosen else crowded)
+        for c in candidates
+    )
+
+
+def merits(candidate: Candidate) -> str:
+    """What speaks for a layer."""
+    text = f"{1 - candidate.new_macs / candidate.dense_macs:.0%} of its multiply-accumulates saved"
+    if candidate.dense_ms and candidate.new_ms is not None:
+        text += f", {1 - candidate.new_ms / candidate.dense_ms:.0%} of its time"
+    return text
 
 
 def check_names(wanted: Iterable[str], candidates: Iterable[Candidate], field: str) -> None:
-    """Raise RequestError for a name that is no spatial convolution of the network."""
+    """Raise RequestError for a name that is no candidate of the network."""
     known = [c.name for c in candidates]
     for name in wanted:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             choices = ", ".join(known) or "none"
-            raise RequestError(f"{field} names {name!r}, no spatial convolution here.{hint} There are: {choices}")
+            raise RequestError(f"{field} names {name!r}, which is nothing to replace here.{hint} There are: {choices}")
 
 
 def _is_spatial(module: nn.Module) -> bool:
@@ -109,20 +156,21 @@ def _is_spatial(module: nn.Module) -> bool:
     return not (module.groups == module.in_channels and module.groups > 1)
 
 
-def _candidate(name: str, layer: nn.Module, passes: list[tuple[Tensor, Tensor]], rank: int) -> Candidate:
+def _candidate(name: str, layer: nn.Module, passes: list[tuple[Tensor, Tensor]], form: Form) -> Candidate:
     assert isinstance(layer, nn.Conv2d)
     height, width = layer.kernel_size
     given, output = passes[0]
-    pixels = output.shape[2] * output.shape[3]
-    middle = layer.in_channels * rank
-    dense = pixels * height * width * layer.in_channels * layer.out_channels // layer.groups
+    dense = output[0, 0].numel() * height * width * layer.in_channels * layer.out_channels // layer.groups
+    reason = _obstacle(layer, len(passes)) or form.obstacle(layer)
+    middle, macs = (0, dense) if reason else form.size(layer, given.shape, output.shape)
     return Candidate(
         name=name,
         shape=_shape(layer),
         dense_macs=dense * len(passes),
-        separable_macs=pixels * middle * (height * width + layer.out_channels) * len(passes),
+        new_macs=macs * len(passes),
         input_shape=(1, *given.shape[1:]),
-        reason=_obstacle(layer, len(passes)),
+        middle=middle,
+        reason=reason,
     )
 
 
@@ -145,45 +193,31 @@ def _obstacle(layer: nn.Conv2d, calls: int) -> str:
     return "" if calls == 1 else f"it runs {calls} times in one pass"
 
 
-def explicit_padding(layer: nn.Conv2d) -> tuple[int, int] | None:
-    """Padding of a convolution in pixels, the same on both sides; None where it is not."""
-    if not isinstance(layer.padding, str):
-        return layer.padding[0], layer.padding[1]
-    if layer.padding == "valid":
-        return 0, 0
-    total = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
-    return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)
+def _objection(candidate: Candidate, wishes: Wishes) -> str:
+    if candidate.name in wishes.keep:
+        return "kept by request"
+    if wishes.layers is not None and candidate.name not in wishes.layers:
+        return "not asked for"
+    if candidate.macs_saved <= 0:
+        return "the new form would not save a multiply-accumulate"
+    if candidate.error is not None and candidate.error > wishes.max_error:
+        return f"the error is above {wishes.max_error:g}"
+    return _slowness(candidate)
 
 
-def _refused(candidate: Candidate, layers: Iterable[str] | None, keep: Iterable[str], max_error: float) -> Candidate:
-    reason = candidate.reason
-    if reason:
-        return candidate
-    if candidate.name in keep:
-        reason = "kept by request"
-    elif layers is not None and candidate.name not in layers:
-        reason = "not asked for"
-    elif candidate.macs_saved <= 0:
-        reason = "a separable pair would not save a multiply-accumulate"
-    elif candidate.error is not None and candidate.error > max_error:
-        reason = f"the error is above {max_error:g}"
-    elif _is_slower(candidate):
-        reason = "a separable pair would not be faster"
-    return replace(candidate, reason=reason)
+def _slowness(candidate: Candidate) -> str:
+    if candidate.ratio_ci95 is None or candidate.ratio_ci95[1] < 1:
+        return ""
+    low, high = candidate.ratio_ci95
+    word = "slower" if low >= 1 else "not shown to be faster"
+    return f"the new form is {word}: {low:.2f} to {high:.2f} of the layer's time"
 
 
-def _is_slower(candidate: Candidate) -> bool:
-    dense, separable = candidate.dense_ms, candidate.separable_ms
-    return dense is not None and separable is not None and separable >= dense
-
-
-def _cost(candidate: Candidate) -> float:
-    return (candidate.error or 0.0) / candidate.macs_saved
-
-
-def _verdict(candidate: Candidate, chosen: bool, max_layers: int | None) -> Candidate:
-    if candidate.reason:
-        return candidate
-    if chosen:
-        return replace(candidate, accepted=True)
-    return replace(candidate, reason=f"{max_layers} others err less per multiply-accumulate saved")
+def totals(candidates: Iterable[Candidate]) -> Mapping[str, int]:
+    """Multiply-accumulates of the accepted layers before and after."""
+    accepted = [c for c in candidates if c.accepted]
+    return {
+        "accepted": len(accepted),
+        "dense_macs": sum(c.dense_macs for c in accepted),
+        "new_macs": sum(c.new_macs for c in accepted),
+    }

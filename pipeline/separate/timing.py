@@ -1,10 +1,11 @@
-"""Time of single layers, dense and separable, in the declared runtime."""
+"""Time of single layers, as they are and in their new form, in the declared runtime."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,18 +13,32 @@ import torch
 from torch import Tensor, nn
 
 import targets
+from pipeline import statistics
 from pipeline.latency import interleave
 from pipeline.quantize import quiet_capture
 from pipeline.recipe import Context
+from pipeline.rows import Interval
 from targets import Runner
 
 _SECONDS = 0.6
 
 
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Of one layer."""
+
+    dense_ms: float
+    """Median of the layer as it is."""
+    new_ms: float
+    """Median of its new form."""
+    ratio_ci95: Interval
+    """Of the new time over the old."""
+
+
 def layer_times(
-    dense: nn.Module, separable: nn.Module, layers: Mapping[str, tuple[int, ...]], ctx: Context
-) -> dict[str, tuple[float, float]]:
-    """Median milliseconds of each layer in the two networks, as float files of one layer at batch 1.
+    dense: nn.Module, new: nn.Module, layers: Mapping[str, tuple[int, ...]], ctx: Context
+) -> dict[str, Times]:
+    """Times of each layer in the two networks, as float files of one layer at batch 1.
 
     ``layers``: name -> shape of its input [1, C, H, W]. Layers of one geometry are timed once. Empty where the runtime
     ``ctx.runtime`` does not exist on this host. The two files are timed interleaved, on ``ctx.threads`` threads.
@@ -31,10 +46,10 @@ def layer_times(
     if targets.get(ctx.runtime).load is None:
         ctx.note(f"{ctx.runtime} does not run on this host: layers are not timed")
         return {}
-    known: dict[str, tuple[float, float]] = {}
+    known: dict[str, Times] = {}
     found = {}
-    for name, shape in ctx.track(layers.items(), "timing layers", len(layers)):
-        pair = dense.get_submodule(name), separable.get_submodule(name)
+    for name, shape in ctx.track(layers.items(), f"timing layers on {ctx.runtime}", len(layers)):
+        pair = dense.get_submodule(name), new.get_submodule(name)
         geometry = f"{shape} {pair}"  # a module's text holds all its settings
         if geometry not in known:
             known[geometry] = _timed(*pair, shape, ctx)
@@ -42,15 +57,15 @@ def layer_times(
     return found
 
 
-def _timed(dense: nn.Module, separable: nn.Module, shape: tuple[int, ...], ctx: Context) -> tuple[float, float]:
+def _timed(dense: nn.Module, new: nn.Module, shape: tuple[int, ...], ctx: Context) -> Times:
     image = torch.rand(shape, generator=torch.Generator().manual_seed(ctx.seed))
     with tempfile.TemporaryDirectory(dir=ctx.scratch) as folder:
         runners = {
-            kind: _loaded(layer, image, Path(folder) / kind, ctx)
-            for kind, layer in (("dense", dense), ("separable", separable))
+            kind: _loaded(layer, image, Path(folder) / kind, ctx) for kind, layer in (("dense", dense), ("new", new))
         }
         samples = interleave({kind: partial(run, image) for kind, run in runners.items()}, seconds=_SECONDS)
-    return samples["dense"].percentile(50), samples["separable"].percentile(50)
+    _, interval = statistics.ratio_interval(samples["new"].blocks, samples["dense"].blocks)
+    return Times(dense_ms=samples["dense"].percentile(50), new_ms=samples["new"].percentile(50), ratio_ci95=interval)
 
 
 def _loaded(layer: nn.Module, image: Tensor, path: Path, ctx: Context) -> Runner:

@@ -15,7 +15,7 @@ from models import Spec
 from models._layers import SeparableConv
 from pipeline.recipe import Context
 from pipeline.separate import Separate, timing
-from pipeline.separate.timing import layer_times
+from pipeline.separate.timing import Times, layer_times
 
 
 class Images:
@@ -40,7 +40,7 @@ def context(folder: Path, notes: list[str]) -> Context:
 
 def dense() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 96, 3, padding=1), nn.Conv2d(96, 96, 3, padding=1), nn.Conv2d(96, 96, 3, padding=1)
+        nn.Conv2d(3, 96, 3, padding=1), nn.Conv2d(96, 96, 3, padding=1), nn.Conv2d(96, 96, 3, padding=1), nn.Flatten()
     )
 
 
@@ -50,25 +50,28 @@ def test_large_layer_gets_faster_and_equal_ones_are_timed_once(tmp_path: Path, m
     timed = []
     plainly = timing._timed
 
-    def counted(dense: nn.Module, separable: nn.Module, shape: tuple[int, ...], ctx: Context) -> tuple[float, float]:
+    def counted(dense: nn.Module, new: nn.Module, shape: tuple[int, ...], ctx: Context) -> Times:
         timed.append(shape)
-        return plainly(dense, separable, shape, ctx)
+        return plainly(dense, new, shape, ctx)
 
     monkeypatch.setattr(timing, "_timed", counted)
     pairs = nn.Sequential(nn.Identity(), *(SeparableConv(96, 96, (3, 3), padding=(1, 1)) for _ in range(2)))
     times = layer_times(dense(), pairs, {"1": (1, 96, 16, 16), "2": (1, 96, 16, 16)}, context(tmp_path, []))
     assert times["1"] == times["2"] and timed == [(1, 96, 16, 16)]
-    assert 0 < times["1"][1] < times["1"][0]  # 8.2 times fewer multiply-accumulates
+    assert 0 < times["1"].new_ms < times["1"].dense_ms and times["1"].ratio_ci95[1] < 1  # 8.2 times fewer MACs
     assert not list(tmp_path.iterdir())
 
 
 def test_a_layer_that_would_not_be_faster_stays_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
-    monkeypatch.setattr("pipeline.separate.layer_times", lambda *_: {"0": (1.0, 1.5), "1": (1.0, 0.5), "2": (1.0, 1.0)})
-    stage = Separate(measure_time=True, max_error=10, images=8, positions=256, sweeps=0)
+    ratios = {"0": 1.5, "1": 0.5, "2": 1.0}
+    times = {n: Times(dense_ms=1.0, new_ms=r, ratio_ci95=(r - 0.01, r + 0.01)) for n, r in ratios.items()}
+    monkeypatch.setattr("pipeline.separate.layer_times", lambda *_: times)
+    stage = Separate(max_error=10, images=8, positions=256, sweeps=0)
     found = stage(dense().eval(), context(tmp_path, notes))
-    assert [type(layer) for layer in found] == [nn.Conv2d, SeparableConv, nn.Conv2d]
-    assert "1.000 to 1.500 ms" in notes[0] and "not be faster" in notes[0]
+    assert [type(layer) for layer in found] == [nn.Conv2d, SeparableConv, nn.Conv2d, nn.Flatten]
+    assert "1.000 to 1.500 ms" in notes[0] and "slower: 1.49 to 1.51" in notes[0]
+    assert "not shown to be faster" in notes[2]
 
 
 def test_without_a_runtime_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
