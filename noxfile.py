@@ -83,6 +83,13 @@ def cifar(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def journey(session: nox.Session) -> None:
+    """Every architecture at full size to every target: ``nox -s journey -- resnet18 --target onnx``."""
+    _install(session, ALL)
+    session.run("python", "-m", "pipeline.journey", *session.posargs)
+
+
+@nox.session(python=PYTHON)
 def oracle(session: nox.Session) -> None:
     """Names, shapes and logits against torchvision's and timm's own definitions."""
     session.install("torch==2.13.0")

@@ -91,24 +91,53 @@ def register(
     return enter
 
 
+@dataclass(frozen=True)
+class _Listed:
+    """What a family's text says of one architecture."""
+
+    family: str
+    summary: str
+    cannot: Mapping[str, str]
+
+
 @cache
-def _index() -> dict[str, tuple[str, str]]:
-    """Name -> (family file's stem, summary), read from the files' text."""
+def _index() -> dict[str, _Listed]:
     found = {}
     for path in sorted(_FOLDER.glob("[!_]*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and any(_is_register(d) for d in node.decorator_list):
-                found[node.name] = (path.stem, (ast.get_docstring(node) or "").split("\n")[0])
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        for node in body:
+            call = _registration(node)
+            if isinstance(node, ast.FunctionDef) and call is not None:
+                summary = (ast.get_docstring(node) or "").split("\n")[0]
+                found[node.name] = _Listed(path.stem, summary, _cannot(call, body))
     return found
 
 
-def _is_register(node: ast.expr) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "register"
+def _registration(node: ast.stmt) -> ast.Call | None:
+    for decorator in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+        if isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id == "register":
+            return decorator
+    return None
+
+
+def _cannot(call: ast.Call, body: list[ast.stmt]) -> dict[str, str]:
+    """The literal given as ``cannot``, or the one that the file's constant of that name holds."""
+    value = next((keyword.value for keyword in call.keywords if keyword.arg == "cannot"), None)
+    if isinstance(value, ast.Name):
+        name = value.id
+        constants = [n for n in body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == name]
+        value = constants[0].value
+    return {} if value is None else dict(ast.literal_eval(value))
 
 
 def names() -> dict[str, str]:
     """Every registered name with its one-line summary, in the files' order; imports no family and no torch."""
-    return {name: summary for name, (_, summary) in _index().items()}
+    return {name: listed.summary for name, listed in _index().items()}
+
+
+def limits() -> dict[str, Mapping[str, str]]:
+    """Every registered name with the stages and targets it cannot go through, and why; imports no family, no torch."""
+    return {name: listed.cannot for name, listed in _index().items()}
 
 
 def get(name: str) -> Spec:
@@ -117,5 +146,5 @@ def get(name: str) -> Spec:
         near = difflib.get_close_matches(name, _index(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ModelError(f"unknown model {name!r}.{hint} Choices: {', '.join(_index())}; or path/to/net.py:function")
-    importlib.import_module(f"{__name__}.{_index()[name][0]}")
+    importlib.import_module(f"{__name__}.{_index()[name].family}")
     return _REGISTRY[name]

@@ -119,17 +119,25 @@ def code_digest(reference: str) -> str:
     return source_digest(Path(inspect.getfile(inspect.unwrap(spec_of(reference).build))))
 
 
-def source_digest(path: Path) -> str:
-    """SHA-256 over a source file and, through its imports, every file of this project that it uses."""
+def source_digest(path: Path, *, within: Path = _ROOT, leave_out: str | None = None) -> str:
+    """SHA-256 over a source file and, through its imports, every file of this project that it uses.
+
+    Of the imported ones, only those under ``within``, and none whose name without suffix, or folder, is ``leave_out``.
+    """
+    start = path.resolve()
     seen: dict[Path, str] = {}
-    waiting = [path.resolve()]
+    waiting = [start]
     while waiting:
         current = waiting.pop()
-        if current not in seen:
+        if current not in seen and (current == start or _counts(current, within.resolve(), leave_out)):
             text = current.read_text(encoding="utf-8")
             seen[current] = hashlib.sha256(text.encode()).hexdigest()
             waiting += _imported(text, current)
     return hashlib.sha256(" ".join(sorted(seen.values())).encode()).hexdigest()
+
+
+def _counts(path: Path, within: Path, leave_out: str | None) -> bool:
+    return path.is_relative_to(within) and leave_out not in (path.stem, *path.relative_to(within).parts)
 
 
 def _imported(text: str, path: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,20 @@ _RECIPES = _FOLDER / "recipes.py"
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
-    """Entries of one kind (models, data, targets, stages, recipes), each with name and summary."""
+    """Entries of one kind (models, data, targets, stages, recipes), each with name and summary.
+
+    A model that cannot go through every stage and to every target says so under ``cannot``.
+    """
     found = {
         "models": models.names, "data": calib_data.names, "targets": targets.names, "stages": stage_names,
         "recipes": recipe_names,
     }[kind]()  # fmt: skip
-    return [{"name": name, "summary": summary} for name, summary in found.items()]
+    limits = models.limits() if kind == "models" else {}
+    return [{"name": name, "summary": summary} | _limits(limits.get(name)) for name, summary in found.items()]
+
+
+def _limits(cannot: Mapping[str, str] | None) -> dict[str, Any]:
+    return {"cannot": dict(cannot)} if cannot else {}
 
 
 def stage_names() -> dict[str, str]:

@@ -53,7 +53,10 @@ def _quantizer(grid: Grid) -> Any:
 
 
 def export_graph(model: nn.Module, input_shape: tuple[int, ...], batch: int | None) -> GraphModule:
-    """A captured graph of ``model`` in evaluation mode, on inputs [batch, *input_shape]; ``batch`` None: any."""
+    """A captured graph of ``model`` in evaluation mode, on inputs [batch, *input_shape]; ``batch`` None: any.
+
+    What only training uses is not in it: no dropout, no stochastic depth, and no side classifiers with their weights.
+    """
     model = copy.deepcopy(model).eval()
     example = torch.zeros(batch or 2, *input_shape, device=next(model.parameters()).device)
     shapes = None if batch else ({0: torch.export.Dim("batch", min=1, max=65_536)},)
@@ -61,6 +64,8 @@ def export_graph(model: nn.Module, input_shape: tuple[int, ...], batch: int | No
         program = torch.export.export(model, (example,), dynamic_shapes=shapes)
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
+    graph.graph.eliminate_dead_code()  # also drops the reads of weights that nothing uses
+    graph.delete_all_unused_submodules()
     return graph
 
 

@@ -88,13 +88,16 @@ def trace(model: nn.Module, example: Tensor, *, classifier: str, keep: Collectio
     """The coupled channels of ``model``, found by running ``example`` [N, C, H, W] in eval mode.
 
     ``classifier`` names the layer whose output channels are the classes; ``keep`` layers whose output channels stay.
+    Layers that run in training only (side classifiers) lose the inputs that are gone and keep their own channels.
     Leaves the model in eval mode.
     """
-    graph = _dependency_graph(model, example)
+    idle = _idle(model, example)
+    graph = _dependency_graph(model, example, aided=bool(idle))
     names: dict[Any, str] = {module: name for name, module in model.named_modules()}
     groups, left_alone = [], {}
     for reach in _all_reaches(graph, names):
-        reason = _reason_to_keep(reach, classifier, keep)
+        reason = "it runs in training only" if reach.items[0].module in idle else None
+        reason = reason or _reason_to_keep(reach, classifier, keep)
         group = None if reason else _as_group(graph, reach, model)
         if group is None:
             left_alone[reach.items[0].name] = reason or "its channels do not form blocks of one size"
@@ -157,7 +160,21 @@ def _chosen(member: Member, blocks: Sequence[int]) -> list[int]:
     return [channel for block in blocks for channel in member.channels[block].tolist()]
 
 
-def _dependency_graph(model: nn.Module, example: Tensor) -> DependencyGraph:
+def _idle(model: nn.Module, example: Tensor) -> set[nn.Module]:
+    """The layers with weights that do not run in evaluation."""
+    layers: set[nn.Module] = {module for module in model.modules() if isinstance(module, WEIGHTED)}
+    hooks = [layer.register_forward_pre_hook(lambda layer, _: layers.discard(layer)) for layer in list(layers)]
+    try:
+        with torch.no_grad():
+            model.eval()(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return layers
+
+
+def _dependency_graph(model: nn.Module, example: Tensor, aided: bool) -> DependencyGraph:
+    """The library's graph; ``aided``: of all that the network computes in training."""
     import torch_pruning as tp
 
     graph = tp.DependencyGraph()
@@ -166,7 +183,7 @@ def _dependency_graph(model: nn.Module, example: Tensor) -> DependencyGraph:
             model,
             example,
             # Its own way of calling tries model(*example) first, which runs the first layers twice for one image.
-            forward_fn=_call,
+            forward_fn=_call_aided if aided else _call,
             customized_pruners={PadShortcut: _pad_shortcut_rules()},
             verbose=False,
         )
@@ -179,6 +196,15 @@ def _dependency_graph(model: nn.Module, example: Tensor) -> DependencyGraph:
 def _call(model: nn.Module, images: Tensor) -> Tensor:
     logits: Tensor = model(images)
     return logits
+
+
+def _call_aided(model: nn.Module, images: Tensor) -> Any:
+    """Logits and whatever comes with them in training; the layers themselves stay in evaluation."""
+    model.training = True
+    try:
+        return model(images)
+    finally:
+        model.training = False
 
 
 @contextmanager

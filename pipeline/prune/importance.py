@@ -102,7 +102,8 @@ def _taylor(model: nn.Module, groups: Sequence[Group], ctx: Context, images: int
             slopes = torch.autograd.grad(loss, list(gates.values()))
         slope_of = dict(zip(gates, slopes, strict=True))
         for total, group in zip(totals, groups, strict=True):
-            parts = [_slope(member, slope_of[member.module], len(batch)) for member in group.consumers]
+            readers_run = [member for member in group.consumers if member.module in slope_of]  # not side classifiers
+            parts = [_slope(member, slope_of[member.module], len(batch)) for member in readers_run]
             total += torch.stack(parts).sum(0).square().sum(0)
         seen += len(batch)
     return [total / seen for total in totals]

@@ -1,0 +1,110 @@
+"""``python -m pipeline.journey``: measure what has not been measured yet, and write the table."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.journey import cells
+from pipeline.journey.cells import PRECISIONS, Cell, Results
+
+PASSED, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 where every chosen cell has a result, 1 where one failed, 2 for a wrong request."""
+    options = _parser().parse_args(arguments)
+    from models import ModelError
+    from targets import MissingBackend, TargetError
+
+    try:
+        chosen = _chosen(options)
+    except (ModelError, TargetError, MissingBackend) as error:
+        _say(f"error: {error}")
+        return WRONG_REQUEST
+    results = Results(options.out / "cells")
+    status = PASSED
+    if not options.table:
+        status = _measure(options, results, list(results.pending(chosen, options.again)), len(chosen))
+    from pipeline.journey.table import write
+
+    for path in write(results, options.docs):
+        _say(f"written: {path}")
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.journey",
+        description="Takes every architecture at its published size to every installed target, float and int8, and "
+        "writes a table of what was measured. Goes on where it was stopped; results of changed code are made anew.",
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="only these (default: every registered one)")
+    parser.add_argument("--target", action="append", metavar="T", help="only this target; repeat for several")
+    parser.add_argument("--precision", choices=PRECISIONS, help="only this one (default: both)")
+    parser.add_argument("--out", type=Path, default=Path("runs/journey"), metavar="DIR", help="results (%(default)s)")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), metavar="DIR", help="the table (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=30, help="a file may take (%(default)s)")
+    parser.add_argument("--memory", type=float, default=10, help="gigabytes the worker may hold (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="also what failed before")
+    parser.add_argument("--table", action="store_true", help="only write the table of what there is")
+    return parser
+
+
+def _chosen(options: argparse.Namespace) -> list[Cell]:
+    import models
+    import targets
+
+    for name in options.models:
+        models.get(name)
+    here, missing = cells.installed()
+    wanted = options.target or here
+    for name in wanted:
+        targets.get(name)
+    for name, why in missing.items() if not options.target else ():
+        _say(f"without {name}: {why}")
+    return cells.plan(options.models, wanted, [options.precision] if options.precision else PRECISIONS)
+
+
+def _measure(options: argparse.Namespace, results: Results, pending: list[Cell], total: int) -> int:
+    from pipeline.journey.supervise import Worker
+
+    scratch = (options.out / "scratch").resolve()
+    shutil.rmtree(scratch, ignore_errors=True)
+    _say(f"{total - len(pending)} of {total} files measured before, {len(pending)} to do")
+    failed = False
+    try:
+        with Worker(scratch, 60 * options.minutes, int(1e9 * options.memory)) as worker:
+            for number, cell in enumerate(pending, total - len(pending) + 1):
+                started = time.perf_counter()
+                key, result = cell.key, worker.do(cell)
+                results.keep(cell, result | {"key": key})
+                failed |= "failed" in result
+                _say(f"{number}/{total} {cell}: {_in_words(result)}, {time.perf_counter() - started:.0f} s")
+    except KeyboardInterrupt:
+        _say("interrupted: what was measured is kept, and the same command goes on from there")
+        return INTERRUPTED
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return FAILED if failed else PASSED
+
+
+def _in_words(result: dict[str, object]) -> str:
+    for word in ("failed", "cannot"):
+        if word in result:
+            return f"{word}: {result[word]}"
+    from pipeline.journey.table import error_of, ratio_of, size_of
+
+    return f"error {error_of(result)}, {size_of(result)}, {ratio_of(result)} of float ONNX"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

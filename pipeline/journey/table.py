@@ -1,0 +1,188 @@
+"""The table of the journey: docs/architectures.md for people, docs/architectures.json for programs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import models
+import targets
+from models._published import PUBLISHED
+from pipeline.journey.cells import PRECISIONS, Cell, Results, installed, plan
+from pipeline.store import write_whole
+
+Result = Mapping[str, Any]
+Found = dict[tuple[str, str, str], Result]
+
+_INTRODUCTION = """# Every architecture on every target
+
+Written by `nox -s journey`, from measurements; nothing here is typed. Each architecture of the registry at its published
+size, with weights of its own initialisation and batch norms that have seen photographs. `architectures.json` holds the
+same with every figure.
+
+- **error**: ‖a − b‖ / ‖b − mean(b)‖ between the file's logits and those of the PyTorch model it was made from (for int8
+  the quantized graph), over the crops of two photographs that were evaluated; **top-1**: on how many of them the largest
+  logit is the same.
+- **drift**: the same distance between the int8 graph and the float network, after calibration on four images and no
+  training. The weights are untrained, so that it says how coarse the grid is and nothing of accuracy.
+- **outside**: operators that the target's accelerated backend left to something slower.
+- **islands**: operators that the int8 graph computes in float.
+- **time**: of one image on one thread, as a ratio to the float ONNX file in ONNX Runtime, interleaved, with its 95 %
+  interval.
+- † measured with an earlier version of the code that writes the file. – not run.
+"""
+
+
+def write(results: Results, folder: Path) -> list[Path]:
+    """Write both files into ``folder`` and return their paths."""
+    wanted = [name for name in targets.names() if name in installed()[0] or _any(results, name)]
+    cells = plan((), wanted, PRECISIONS)
+    found = _collect(results, cells)
+    text, document = folder / "architectures.md", folder / "architectures.json"
+    write_whole(text, _markdown(found, wanted).encode())
+    write_whole(document, json.dumps(_document(found), indent=1, ensure_ascii=False, allow_nan=False).encode())
+    return [text, document]
+
+
+def _any(results: Results, target: str) -> bool:
+    return any(results.folder.glob(f"*.{target}.*.json"))
+
+
+def _collect(results: Results, cells: Iterable[Cell]) -> Found:
+    found: Found = {}
+    for cell in cells:
+        result = results.read(cell)
+        if result is not None:
+            current = {"current": _is_current(result, cell)}
+            found[cell.model, cell.target, cell.precision] = {**result, **current}
+    return found
+
+
+def _is_current(result: Result, cell: Cell) -> bool:
+    try:
+        return bool(result.get("key") == cell.key)
+    except targets.MissingBackend:
+        return True  # measured elsewhere; nothing here can tell
+
+
+def _document(found: Found) -> dict[str, Any]:
+    rows = [
+        {"model": model, "target": target, "precision": precision} | {k: v for k, v in result.items() if k != "key"}
+        for (model, target, precision), result in found.items()
+    ]
+    return {"schema": 1, "published": {n: vars(p) for n, p in PUBLISHED.items()}, "files": rows}
+
+
+def _markdown(found: Found, wanted: Sequence[str]) -> str:
+    parts = [_INTRODUCTION, _sizes(found)]
+    parts += [_of_target(found, target) for target in wanted]
+    parts.append(_machines(found))
+    return "\n".join(parts)
+
+
+def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"## {title}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), ""])
+
+
+def _sizes(found: Found) -> str:
+    rows = []
+    for name in models.names():
+        measured = next((r for (model, *_), r in found.items() if model == name and "macs" in r), None)
+        rows.append([name, *_size_columns(name, measured)])
+    head = ["architecture", "input", "parameters", "published", "MACs", "published", "by"]
+    return _table("Parameters and multiply-accumulates", head, rows)
+
+
+def _size_columns(name: str, measured: Result | None) -> list[str]:
+    published = PUBLISHED.get(name)
+    macs = published.macs if published else None
+    theirs = ["–" if published is None else f"{published.params:,}"]
+    quoted = ["–", "–"]
+    if published is not None and macs is not None:
+        quoted = [_amount(macs), published.source + (f", at {published.side}" if published.side else "")]
+    if measured is None:
+        return ["–", "–", *theirs, "–", *quoted]
+    params, deployed = measured["params"], measured["deployed"]
+    own = f"{params:,}" + (f" ({deployed:,} deployed)" if deployed != params else "")
+    return ["×".join(map(str, measured["input_shape"])), own, *theirs, _amount(measured["macs"]), *quoted]
+
+
+def _of_target(found: Found, target: str) -> str:
+    head = ["architecture"]
+    head += ["float error, top-1", "outside", "size", "time"]
+    head += ["int8 error, top-1", "drift", "outside", "islands", "size", "time"]
+    rows = [[name, *_columns(found, name, target)] for name in models.names()]
+    grades = Counter(r["grade"] for (_, t, _), r in found.items() if t == target and "grade" in r)
+    grade = ", ".join(f"{grade} ({count} files)" for grade, count in grades.items()) or "nothing was run"
+    return _table(f"{target}: {grade}", head, rows)
+
+
+def _columns(found: Found, name: str, target: str) -> list[str]:
+    floating, int8 = (found.get((name, target, precision)) for precision in PRECISIONS)
+    return [*_cells(floating, 4, _float_columns), *_cells(int8, 6, _int8_columns)]
+
+
+def _cells(result: Result | None, width: int, columns: Any) -> list[str]:
+    if result is None:
+        return ["–"] * width
+    for word in ("failed", "cannot"):
+        if word in result:
+            return [_escaped(f"{word}: {result[word]}"), *[""] * (width - 1)]
+    filled: list[str] = columns(result)
+    return filled if result["current"] else [f"{filled[0]} †", *filled[1:]]
+
+
+def _float_columns(result: Result) -> list[str]:
+    return [error_of(result), _counts(result["undelegated"]), size_of(result), _time(result)]
+
+
+def _int8_columns(result: Result) -> list[str]:
+    drift = f"{100 * result['drift']['error']:.2g} %"
+    outside, islands = _counts(result["undelegated"]), _counts(result["islands"])
+    return [error_of(result), drift, outside, islands, size_of(result), _time(result)]
+
+
+def error_of(result: Result) -> str:
+    """``0.01 %, 8/8``: error of the logits, and images with the same largest one."""
+    found = result["agreement"]
+    return "not run" if found is None else f"{100 * found['error']:.2g} %, {found['same']}/{found['images']}"
+
+
+def size_of(result: Result) -> str:
+    """Megabytes of the file."""
+    return f"{result['bytes'] / 1e6:.3g} MB"
+
+
+def ratio_of(result: Result) -> str:
+    """Time relative to the float ONNX file."""
+    return f"{result['latency']['ratio']:.2f}×" if result["latency"] else "–"
+
+
+def _time(result: Result) -> str:
+    if not result["latency"]:
+        return "–"
+    low, high = result["latency"]["ci95"]
+    interval = "" if low == high else f" ({low:.2f}–{high:.2f})"
+    return f"{ratio_of(result)}{interval}, {result['latency']['p50_ms']:.3g} ms"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {_escaped(name)}" for name, count in counts.items()) or "0"
+
+
+def _amount(macs: float) -> str:
+    return f"{macs / 1e9:.3f} G" if macs >= 1e9 else f"{macs / 1e6:.4g} M"
+
+
+def _escaped(text: str) -> str:
+    return " ".join(text.split())[:240].replace("|", "\\|").replace("_", "\\_").replace("<", "&lt;")
+
+
+def _machines(found: Found) -> str:
+    machines = Counter(result["machine"] for result in found.values() if "machine" in result)
+    lines = [f"- {name}: {count} files" for name, count in machines.items()]
+    return "\n".join(["## Machines", "", *lines, ""])

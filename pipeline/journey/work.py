@@ -1,0 +1,21 @@
+"""What the worker process runs; it returns failures as values, so that none is lost between processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.journey.cells import Cell
+
+
+def work(cell: Cell, scratch: Path) -> dict[str, Any]:
+    """The result of ``measure``, or ``{"failed": reason}``."""
+    from pipeline.journey.measure import Refused, measure
+
+    try:
+        return measure(cell, scratch)
+    except Refused as reason:
+        return {"cannot": str(reason)}
+    except Exception as error:
+        # A backend raises what it likes; a row says so, and the other rows are measured.
+        return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
