@@ -21,7 +21,7 @@ from pipeline import architecture
 from pipeline.architecture import Base
 from pipeline.catalogue import recipe_names
 from pipeline.errors import RequestError
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, stage_name
 from targets import Target
 
 
@@ -77,6 +77,7 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
         )
     _check_device(recipe.device)
     spec = architecture.spec_of(recipe.model)
+    _check_possible(recipe, spec)
     data = calib_data.load(recipe.data, recipe.seed)
     base = Base(recipe.model, len(data.classes), data.shape[0])
     network = architecture.build(base)
@@ -92,6 +93,14 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
         recipe=recipe, spec=spec, base=base, data=data, targets=chosen, runtime=runtime, weights=weights, out=place,
         store=store,
     )  # fmt: skip
+
+
+def _check_possible(recipe: Recipe, spec: Spec) -> None:
+    """The architecture says beside its own code what it cannot go through; better to hear it now than after training."""
+    stages = (*recipe.stages, *([] if recipe.quantize is None else [recipe.quantize]))
+    for name in (*map(stage_name, stages), *recipe.targets):
+        if name in spec.cannot:
+            raise RequestError(f"{spec.name} cannot go through {name}: {spec.cannot[name]}; leave it out of the recipe")
 
 
 def _check_device(device: str) -> None:

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -37,20 +38,23 @@ class Cell:
     @property
     def key(self) -> str:
         """Digest of all that the result depends on, but the machine."""
-        target = targets.get(self.target)
-        return key_of(
-            cell=str(self),
-            model=architecture.code_digest(self.model),
-            target=_digest(Path(inspect.getfile(target.export)), self.precision),
-            journey=[architecture.source_digest(_HERE / name, within=_HERE) for name in ("network.py", "measure.py")],
-            versions=targets.versions(("torch", "torchao", *targets.packages(target))),
-        )
+        return key_of(cell=str(self), model=_model(self.model), target=_target(self.target, self.precision))
 
 
-def _digest(path: Path, precision: Precision) -> str:
-    """Of a target's sources; those of the quantizer count for an int8 file only."""
+@cache
+def _model(name: str) -> list[str]:
+    """Digests of an architecture's sources, and of those that measure it."""
+    ours = [architecture.source_digest(_HERE / file, within=_HERE) for file in ("network.py", "measure.py")]
+    return [architecture.code_digest(name), *ours]
+
+
+@cache
+def _target(name: str, precision: Precision) -> dict[str, Any]:
+    """Digest of a target's sources, and its backend's versions; the quantizer's sources count for an int8 file only."""
+    target = targets.get(name)
     leave_out = "_int8" if precision == "float" else None
-    return architecture.source_digest(path, within=_TARGETS, leave_out=leave_out)
+    digest = architecture.source_digest(Path(inspect.getfile(target.export)), within=_TARGETS, leave_out=leave_out)
+    return {"code": digest, "versions": targets.versions(("torch", "torchao", *targets.packages(target)))}
 
 
 def plan(names: Sequence[str], wanted: Sequence[str], precisions: Sequence[Precision]) -> list[Cell]:

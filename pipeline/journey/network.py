@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from pipeline.analyze import analyze
 from pipeline.fold import Fold
 from pipeline.images import normalise
 from pipeline.journey.photographs import photographs
+from pipeline.norms import batch_norms, reestimate
 from pipeline.recipe import Context
-from pipeline.separate.recover import reestimate
 
 _CALIBRATION = 4
 """Images that the ranges of the int8 graph are observed on."""
@@ -48,7 +48,7 @@ class Prepared:
     @cached_property
     def images(self) -> tuple[Tensor, ...]:
         """Normalised test images, [1, C, H, W] each."""
-        return self._normalised("test")
+        return self.normalised("test")
 
     @cached_property
     def logits(self) -> Tensor:
@@ -58,9 +58,10 @@ class Prepared:
     @cached_property
     def calibration(self) -> tuple[Tensor, ...]:
         """Normalised calibration images, [1, C, H, W] each."""
-        return self._normalised("calib")[:_CALIBRATION]
+        return self.normalised("calib")[:_CALIBRATION]
 
-    def _normalised(self, part: str) -> tuple[Tensor, ...]:
+    def normalised(self, part: Literal["train", "calib", "test"]) -> tuple[Tensor, ...]:
+        """Every image of a part, [1, C, H, W] each."""
         images = getattr(self.context.data, part)
         return torch.split(normalise(images.batch(torch.arange(len(images))), self.spec), 1)
 
@@ -85,9 +86,8 @@ def prepare(spec: Spec, *, small: bool = False, images: int = 8) -> Prepared:
     data = photographs(shape, spec.num_classes, images)
     prepared = Prepared(spec=spec, model=model.eval(), context=Context(spec=spec, data=data, scratch=Path("unused")))
     _wake(model)
-    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    if norms:
-        reestimate(model, norms, [torch.cat(prepared._normalised("train"))])
+    if norms := batch_norms(model):
+        reestimate(model, norms, [torch.cat(prepared.normalised("train"))])
     return prepared
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -11,7 +12,6 @@ from types import TracebackType
 from typing import Any
 
 from pipeline import lower
-from pipeline.journey.cells import Cell
 
 _LOOK_EVERY = 2.0  # seconds
 
@@ -21,11 +21,11 @@ class _Ended(Exception):
 
 
 class Worker:
-    """Measures cells one by one in a process of its own, which keeps the last architecture in mind."""
+    """Calls a function in a process of its own, which is kept from call to call as long as it behaves."""
 
-    def __init__(self, scratch: Path, seconds: float, memory: int) -> None:
-        """``seconds`` a cell may take, and bytes of main memory the process may hold."""
-        self._scratch, self._seconds, self._memory = scratch, seconds, memory
+    def __init__(self, work: Callable[..., dict[str, Any]], seconds: float, memory: int) -> None:
+        """``seconds`` a call of ``work`` may take, and bytes of main memory the process may hold."""
+        self._work, self._seconds, self._memory = work, seconds, memory
         self._process: ExitStack | None = None
         self._pool: Any = None
 
@@ -37,14 +37,12 @@ class Worker:
     ) -> None:
         self.end(at_once=error is not None)
 
-    def do(self, cell: Cell) -> dict[str, Any]:
-        """The cell's result; where there is none, ``{"failed": reason}``."""
-        from pipeline.journey.work import work
-
+    def do(self, *arguments: Any) -> dict[str, Any]:
+        """The function's result; where there is none, ``{"failed": reason}``."""
         if self._process is None:
             self._process = ExitStack()
             self._pool = self._process.enter_context(lower.workers(1))
-        future: Future[dict[str, Any]] = self._pool.submit(work, cell, self._scratch)
+        future: Future[dict[str, Any]] = self._pool.submit(self._work, *arguments)
         try:
             result = self._wait(future)
         except BrokenProcessPool:
@@ -80,7 +78,7 @@ class Worker:
         return total
 
     def end(self, *, at_once: bool = True) -> None:
-        """End the process (``at_once``: whatever it does); the next cell gets a new one."""
+        """End the process (``at_once``: whatever it does); the next call gets a new one."""
         if self._process is None:
             return
         process, self._process, self._pool = self._process, None, None

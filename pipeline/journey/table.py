@@ -175,7 +175,8 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _amount(macs: float) -> str:
-    return f"{macs / 1e9:.3f} G" if macs >= 1e9 else f"{macs / 1e6:.4g} M"
+    unit, name = next(((unit, name) for unit, name in ((1e9, "G"), (1e6, "M")) if macs >= unit), (1e3, "k"))
+    return f"{macs / unit:.4g} {name}"
 
 
 def _escaped(text: str) -> str:

@@ -1,0 +1,306 @@
+"""Every architecture, reduced, goes the whole way; what one cannot do is declared beside it, and is really so.
+
+Pruned, substituted, trained, folded, quantized in training, captured; then a file for each target, in float and int8,
+that answers as the PyTorch model does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import models
+import targets
+from pipeline import quantize, surgery
+from pipeline.errors import EdgewiseError, RequestError
+from pipeline.finetune import Finetune
+from pipeline.fold import Fold
+from pipeline.journey.network import Prepared, agreement, answers, calibrated, capture, prepare
+from pipeline.prune import Prune
+from pipeline.quantize import Prepare, Quantize
+from pipeline.recipe import Context
+from pipeline.recipes import demo
+from pipeline.resolve import resolve
+from pipeline.separate import Separate
+from pipeline.training import Augment, Training
+
+FAMILIES = (
+    "alexnet", "convnext_tiny", "efficientnet_b0", "googlenet", "lenet5", "mobilenet_v2", "mobilenet_v3_small",
+    "mobilevit_xxs", "resnet18", "resnet20", "squeezenet1_1", "tiny_resnet", "vgg11_bn",
+    "vit_b_16", "vit_tiny_patch16_224",
+)  # fmt: skip
+QUICK = {("lenet5", "onnx"), ("lenet5", "coreml")}
+GRID = targets.Grid(weight_bits=7)
+
+
+def by_family() -> list[object]:
+    return [pytest.param(name, marks=[] if name in FAMILIES else [pytest.mark.slow]) for name in models.names()]
+
+
+def files() -> list[object]:
+    pairs = [(name, target) for name in models.names() for target in targets.names()]
+    return [pytest.param(*pair, marks=[] if pair in QUICK else [pytest.mark.slow]) for pair in pairs]
+
+
+@cache
+def small(name: str) -> Prepared:
+    return prepare(models.get(name), small=True, images=4)
+
+
+def images(prepared: Prepared) -> Tensor:
+    return torch.cat(prepared.normalised("train"))
+
+
+def step(model: nn.Module, batch: Tensor) -> list[str]:
+    """One backward pass; the parameters that got no gradient."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+        parameter.grad = None
+    found = model(batch)
+    labels = torch.arange(len(batch))
+    outputs = found if isinstance(found, tuple) else (found,)
+    torch.stack([F.cross_entropy(output, labels) for output in outputs]).sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    return [key for key, parameter in model.named_parameters() if parameter.grad is None]
+
+
+def compressed(prepared: Prepared) -> nn.Module:
+    """Pruned and substituted, as far as the architecture says that it can be."""
+    model, cannot = prepared.model, prepared.spec.cannot
+    if "prune" not in cannot:
+        model = Prune(ratio=0.25, scope="layer", round_to=1)(model, prepared.context)
+    if "separate" not in cannot:
+        model = Separate(images=4, positions=64, sweeps=1, max_error=10, max_layers=2)(model, prepared.context)
+    return model
+
+
+def kinds(model: nn.Module) -> list[str]:
+    """What only training needs: dropout, stochastic depth, side classifiers."""
+    aids = ("Dropout", "StochasticDepth", "Auxiliary")
+    return [
+        f"{name} {type(m).__name__} {getattr(m, 'p', '')}"
+        for name, m in model.named_modules()
+        if type(m).__name__ in aids
+    ]
+
+
+@pytest.mark.parametrize("name", by_family())
+def test_the_way_to_the_captured_graph(name: str) -> None:
+    prepared = small(name)
+    model = compressed(prepared)
+    assert len(surgery.history(model)) + len({"prune", "separate"} & prepared.spec.cannot.keys()) == 2
+    assert kinds(model) == kinds(prepared.model), "training aids must survive the surgery as they are"
+    assert not step(model.train(), images(prepared)[:2])
+    folded = Fold()(model.eval(), prepared.context)
+    reference = answers(folded, prepared.images)
+    assert agreement(answers(model, prepared.images), reference).error < 1e-3
+    trained = Prepare(GRID.to_json(), prepared.shape).capture(folded)
+    with torch.no_grad():
+        trained(torch.cat(prepared.calibration))
+    assert not step(trained, images(prepared)[:2]), "a captured graph holds nothing that inference does not use"
+    integers = quantize.convert(trained)
+    assert agreement(answers(integers, prepared.images), reference).error < 0.9
+    program = capture(integers, prepared.shape)
+    assert (
+        agreement(
+            answers(program.module(check_guards=False), prepared.images), answers(integers, prepared.images)
+        ).error
+        < 1e-4
+    )
+    assert not [n.name for n in program.graph.nodes if "bernoulli" in str(n.target) or "batch_norm" in str(n.target)]
+
+
+LARGEST_ERROR = {"float": {"coreml": 0.03}, "int8": {}}
+"""Of a file's logits against the PyTorch model's; Core ML keeps float16."""
+
+
+@pytest.mark.parametrize(("name", "target"), files())
+def test_the_files_answer_as_the_model(name: str, target: str, tmp_path: Path) -> None:
+    try:
+        chosen = targets.get(target)
+    except targets.MissingBackend as missing:
+        pytest.skip(str(missing))
+    prepared = small(name)
+    if target in prepared.spec.cannot:
+        pytest.skip(f"declared: {prepared.spec.cannot[target]}; tested below")
+    graph = calibrated(prepared, chosen.quantizer(chosen.grids[0]))
+    for kind, model in (("float", prepared.folded), ("int8", graph)):
+        path = tmp_path / f"{kind}{chosen.suffix}"
+        artifact = chosen.export(capture(model, prepared.shape), path, targets.USUAL)
+        evaluator = chosen.load(path, 1) if chosen.load else chosen.reference and chosen.reference(path)
+        assert evaluator is not None, "a target that can neither run nor evaluate its file proves nothing"
+        found = agreement(answers(evaluator, prepared.images), answers(model, prepared.images))
+        assert found.error < LARGEST_ERROR[kind].get(target, 1e-3 if kind == "float" else 0.15)
+        assert kind == "float" or artifact.precision == "int8"
+
+
+DECLARED = [(name, what) for name, cannot in models.limits().items() for what in cannot]
+
+
+@pytest.mark.slow
+def test_what_is_declared_impossible_is(tmp_path: Path) -> None:
+    """Tried in spite of the declaration: it fails, or the declaration is out of date."""
+    for name, what in DECLARED:
+        prepared = small(name)
+        free = replace(prepared.context, spec=replace(prepared.spec, cannot={}))
+        with pytest.raises((EdgewiseError, ValueError, RuntimeError, NotImplementedError)):
+            attempt(what, prepared, free, tmp_path / f"{name}-{what}")
+
+
+def attempt(what: str, prepared: Prepared, ctx: Context, path: Path) -> None:
+    if what == "prune":
+        Prune(ratio=0.25, scope="layer", round_to=1)(prepared.model, ctx)
+    elif what == "separate":
+        Separate(images=4, positions=64, sweeps=1, max_error=10)(prepared.model, ctx)
+    elif what == "quantize":
+        calibrated(prepared, targets.get("xnnpack").quantizer(GRID))
+    else:
+        chosen = targets.get(what)
+        chosen.export(capture(prepared.folded, prepared.shape), path.with_suffix(chosen.suffix), targets.USUAL)
+
+
+@pytest.mark.parametrize("what", ["prune", "separate", "quantize", "onnx"])
+def test_a_declaration_that_is_out_of_date_is_found(what: str, tmp_path: Path) -> None:
+    """LeNet-5 can do all this: what the test above would then do is nothing, where it wants an error."""
+    attempt(what, small("lenet5"), small("lenet5").context, tmp_path / "net")
+
+
+FAMILY = '''"""A family whose network declares what it cannot do."""
+
+from torch import nn
+from models import register
+
+_CANNOT = {"prune": "its one layer is its classifier", "coreml": "it has an operator that Core ML lacks"}
+
+
+@register(input_shape=(1, 8, 8), num_classes=10, classifier="1", cannot=_CANNOT)
+def modest(num_classes: int = 10, in_channels: int = 1) -> nn.Module:
+    """A network of one layer."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes))
+'''
+
+
+@pytest.fixture
+def modest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "modest.py").write_text(FAMILY, encoding="utf-8")
+    monkeypatch.setattr(models, "_FOLDER", tmp_path)
+    monkeypatch.setattr(models, "__path__", [str(tmp_path), *models.__path__])
+    models._index.cache_clear()
+    yield
+    models._index.cache_clear()
+    models._REGISTRY.pop("modest", None)
+    sys.modules.pop("models.modest", None)
+
+
+def test_a_declaration_is_listed_and_refused_before_anything_runs(
+    modest: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.__main__ import main
+
+    assert main(["list", "models"]) == 0
+    listed = capsys.readouterr().out
+    assert "cannot prune: its one layer is its classifier" in listed
+    assert main(["list", "models", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["models"][0]["cannot"] == dict(models.get("modest").cannot)
+    recipe = replace(demo(), model="modest")
+    with pytest.raises(RequestError, match="modest cannot go through prune: its one layer"):
+        resolve(recipe)
+    with pytest.raises(RequestError, match="modest cannot go through coreml"):
+        resolve(replace(recipe, stages=()))
+
+
+def test_declarations_name_stages_and_targets_with_reasons() -> None:
+    known = {"prune", "separate", "quantize", *targets.names()}
+    for name, cannot in models.limits().items():
+        assert models.get(name).cannot == cannot
+        assert set(cannot) <= known
+        assert all(len(reason.split()) > 3 for reason in cannot.values())
+
+
+# --- training aids ---
+
+
+def training(**settings: object) -> Training:
+    plain = Augment(crop=0, flip=False)
+    return Training(epochs=1, lr=0.01, batch_size=4, precision="32-true", augment=plain, **settings)  # type: ignore[arg-type]
+
+
+def context(prepared: Prepared, scratch: Path) -> Context:
+    return replace(prepared.context, scratch=scratch, grid=GRID)
+
+
+def test_side_classifiers_go_through_every_stage_and_stay_out_of_the_graph(tmp_path: Path) -> None:
+    prepared = small("googlenet")
+    ctx = context(prepared, tmp_path)
+    model = compressed(prepared)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    tuned = Finetune(training=training())(model, ctx)
+    moved = [key for key, value in tuned.state_dict().items() if not torch.equal(value, before[key])]
+    assert any(key.startswith("aux1.fc2") for key in moved), "the side classifiers' losses train them"
+    assert "aux2.conv.conv.weight" in moved
+    (tmp_path / "quantize").mkdir()
+    folded = Fold()(tuned, ctx)
+    graph = Quantize(training=training(), calibrate=4)(folded, replace(ctx, scratch=tmp_path / "quantize"))
+    assert isinstance(graph, GraphModule)
+    assert not [key for key in graph.state_dict() if key.startswith("aux")]
+    assert not [node for node in graph.graph.nodes if "aux" in node.name]
+
+
+def test_without_their_weight_side_classifiers_learn_nothing(tmp_path: Path) -> None:
+    prepared = small("googlenet")
+    tuned = Finetune(training=training(auxiliary=0.0, weight_decay=0.0))(prepared.model, context(prepared, tmp_path))
+    assert torch.equal(tuned.aux1.fc2.weight, prepared.model.aux1.fc2.weight)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "convnext_tiny"])
+def test_stochastic_depth_and_dropout_act_while_tuning_only(name: str, tmp_path: Path) -> None:
+    """Tuning makes the network random, evaluation and quantization-aware training do not."""
+    prepared = small(name)
+    model = compressed(prepared)
+    for module in model.modules():
+        if type(module).__name__ == "StochasticDepth":
+            module.p = 0.5
+    batch = images(prepared)
+    with torch.no_grad():
+        assert not torch.equal(answers(model.train(), (batch,)), answers(model, (batch,)))
+        assert torch.equal(answers(model.eval(), (batch,)), answers(model, (batch,)))
+    graph = Prepare(GRID.to_json(), prepared.shape).capture(Fold()(model, prepared.context))
+    graph(batch)
+    quantize._freeze(graph)
+    with torch.no_grad():
+        assert torch.equal(graph(batch), graph(batch))
+    assert not [node for node in graph.graph.nodes if "bernoulli" in str(node.target)]
+
+
+def test_dropout_is_written_into_no_file() -> None:
+    program = capture(small("alexnet").folded, small("alexnet").shape)
+    probabilities = [node.args[2] for node in program.graph.nodes if "dropout" in str(node.target)]
+    assert probabilities and not any(probabilities), "captured in evaluation: there, but idle"
+
+
+def test_dropout_keeps_its_probability_through_tuning(tmp_path: Path) -> None:
+    prepared = small("mobilenet_v3_small")
+    tuned = Finetune(training=training())(prepared.model, context(prepared, tmp_path))
+    assert [m.p for m in tuned.modules() if isinstance(m, nn.Dropout)] == [0.2]
+    norms = [(m.eps, m.momentum) for m in tuned.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert set(norms) == {(1e-3, 0.01)}
+
+
+def test_pruning_measures_of_data_pass_by_side_classifiers() -> None:
+    prepared = small("googlenet")
+    for measure in ("taylor", "activation"):
+        pruned = Prune(ratio=0.25, scope="layer", round_to=1, importance=measure, images=2)(  # type: ignore[arg-type]
+            prepared.model, prepared.context
+        )
+        assert isinstance(pruned.train()(images(prepared)[:2]), tuple)
+        assert pruned.aux1.fc1.weight.shape == prepared.model.aux1.fc1.weight.shape  # type: ignore[union-attr]
