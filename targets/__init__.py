@@ -169,6 +169,19 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inside:
+    """What a written file computes on the way from some images to its answers."""
+
+    program: ExportedProgram
+    """The program the file was lowered from, after the target's own rewriting of it."""
+    values: Mapping[str, Tensor]
+    """Node of ``program`` -> what the file has there for each image, [N, ...], as whatever reads it takes it: float32,
+    integers multiplied by the scale of their reader. Nodes that leave no value in the running file are not there."""
+    half: bool = False
+    """Whether the file keeps its float values and scales in float16."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A vendor model's prediction, never a measurement."""
 
@@ -208,6 +221,8 @@ class Target:
     reference: Callable[[Path], Runner] | None = None
     """Evaluates the written file's own instructions; for files whose runtime does not exist on this host."""
     estimate: Callable[[Path], Estimate] | None = None
+    inside: Callable[[Path, ExportedProgram, Tensor], Inside] | None = None
+    """``inside(path, program, images)``: intermediate values of a file written from ``program``; None: not to be had."""
 
 
 def _module_files() -> dict[str, Path]:

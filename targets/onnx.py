@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from targets import USUAL, Artifact, Grid, Packaging, Target, TargetError
+from targets import USUAL, Artifact, Grid, Inside, Packaging, Target, TargetError
 from targets._program import as_captured, for_inference
 from targets._quiet import quiet
 
@@ -370,6 +370,12 @@ def load(path: Path, threads: int) -> _Runner:
     return _Runner(_session(path, threads))
 
 
+def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
+    from targets._onnx_inside import inside
+
+    return inside(path, for_inference(program), images)
+
+
 TARGET = Target(
     name="onnx",
     summary="ONNX Runtime on a CPU (x86, Arm)",
@@ -381,4 +387,5 @@ TARGET = Target(
     quantizer=_quantizer,
     export=export,
     load=load,
+    inside=_inside,
 )

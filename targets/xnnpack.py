@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets import USUAL, Artifact, Grid, Packaging, Target
+from targets import USUAL, Artifact, Grid, Inside, Packaging, Target
 from targets._executorch import artifact, coverage, int8_quantizer, lowered, precision, quieted, write
 from targets._executorch_runtime import load
 from targets._program import as_captured, for_inference
 from targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.export import ExportedProgram
 
 
@@ -27,6 +28,12 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     return artifact("xnnpack", path, precision(program), facts)
 
 
+def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
+    from targets._xnnpack_inside import inside
+
+    return inside(path, subsampling_as_convolution(for_inference(program)), images)
+
+
 TARGET = Target(
     name="xnnpack",
     summary="ExecuTorch with XNNPACK on a CPU (Android, iOS, Linux)",
@@ -37,4 +44,5 @@ TARGET = Target(
     quantizer=int8_quantizer,
     export=export,
     load=load,
+    inside=_inside,
 )

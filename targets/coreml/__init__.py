@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets import USUAL, Artifact, Grid, Packaging, Runner, Target
+from targets import USUAL, Artifact, Grid, Inside, Packaging, Runner, Target
 from targets._quiet import quiet
 
 if TYPE_CHECKING:
@@ -34,6 +34,14 @@ def _reference(path: Path) -> Runner:
 
     program = read(path)
     return Reference(program, unrounded=integer_values(program))
+
+
+def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
+    from targets._program import for_inference
+
+    from ._inside import inside
+
+    return inside(path, for_inference(program), images)
 
 
 class _Device:
@@ -70,4 +78,5 @@ TARGET = Target(
     export=_export,
     load=_Device if sys.platform == "darwin" else None,
     reference=_reference,
+    inside=_inside,
 )

@@ -245,6 +245,15 @@ class Reference:
         self._steps.reverse()
 
     def _one(self, image: Tensor) -> Tensor:
+        return self._evaluated(image)[self._program.output].float()
+
+    @torch.inference_mode()
+    def trace(self, image: Tensor) -> dict[str, Tensor]:
+        """Every value of the program by its name, for one float32 image [1, C, H, W]."""
+        return self._evaluated(image, keep=True)
+
+    def _evaluated(self, image: Tensor, keep: bool = False) -> dict[str, Tensor]:
+        """The output, and with ``keep`` all that leads to it."""
         values = {**self._fixed, self._program.input.name: image}
         for operation, last in self._steps:
             missing = _names(operation) - values.keys()
@@ -253,12 +262,12 @@ class Reference:
                     f"{self._program.path}: {operation.type} uses {sorted(missing)}, which nothing before it gives"
                 )
             results = _perform(operation, values, self._unrounded)
-            for name in last:
+            for name in () if keep else last:
                 del values[name]
             values |= {result.name: value for result, value in zip(operation.results, results, strict=True)}
         if self._program.output not in values:
             raise TargetError(f"{self._program.path}: the output {self._program.output!r} is never computed")
-        return values[self._program.output].float()
+        return values
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:

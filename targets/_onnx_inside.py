@@ -1,0 +1,118 @@
+"""What an .onnx file computes on the way to its answer, in ONNX Runtime.
+
+Every quantized tensor is made an output of the file. The integers are what the fused kernels write anyway, so that the
+graph that runs is the graph that is deployed; a float value in front of a quantization stays inside, since asking for it
+would break the fusion under examination.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from targets import Inside
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
+_FOLDED = ("QuantizeLinear", "Relu", "Clip", "HardSwish", "Sigmoid", "Gelu")
+"""Operators that a kernel before them may swallow: what they read need not exist while the file runs."""
+
+
+def inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
+    """Values of the file at ``path`` for float32 ``images`` [N, C, H, W], under the names of ``program``'s nodes."""
+    import onnx
+
+    model = onnx.load(path)
+    names = {node.name for node in program.graph.nodes if node.op == "call_function"}
+    readings = _readings(model.graph)
+    integers = {name: reading for name, reading in readings.items() if name in names}
+    floats = [name for name in _floats(model.graph) if name in names]
+    found = _run(path, model, [reading.source for reading in integers.values()] + floats, images)
+    values = {name: reading.of(found[reading.source]) for name, reading in integers.items()}
+    return Inside(program=program, values=values | {name: found[name].float() for name in floats})
+
+
+class _Reading:
+    """A DequantizeLinear: which integers it reads, and as what numbers."""
+
+    def __init__(self, node: Any, constants: Mapping[str, Any]) -> None:
+        import onnx
+
+        self.source: str = node.input[0]
+        self.scale = float(onnx.numpy_helper.to_array(constants[node.input[1]]))
+        self.zero_point = int(onnx.numpy_helper.to_array(constants[node.input[2]]))
+
+    def of(self, integers: Tensor) -> Tensor:
+        """The numbers that the reader computes with."""
+        return (integers.float() - self.zero_point) * self.scale
+
+
+def _readings(graph: onnx.GraphProto) -> dict[str, _Reading]:
+    """Dequantized value -> how it is read; per tensor, and of what a quantization or an integer operator made."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    made = {name for node in graph.node for name in node.output}
+    return {
+        node.output[0]: _Reading(node, constants)
+        for node in graph.node
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in made
+        and len(node.input) > 2
+        and _single(constants, node.input[1])
+        and node.input[2] in constants
+    }
+
+
+def _single(constants: Mapping[str, Any], name: str) -> bool:
+    return name in constants and not list(constants[name].dims)
+
+
+def _floats(graph: onnx.GraphProto) -> Iterable[str]:
+    """Float values that exist in the running file for certain: nothing that reads them can have been fused into them."""
+    readers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    outputs = {output.name for output in graph.output}
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        for name in node.output:
+            used = readers.get(name, [])
+            if name in outputs or (used and not any(op in _FOLDED for op in used)):
+                yield name
+
+
+def _run(path: Path, model: onnx.ModelProto, wanted: list[str], images: Tensor) -> dict[str, Tensor]:
+    """Values ``wanted`` of the file, [N, ...] each."""
+    import onnx
+
+    from targets.onnx import _session
+
+    there = {output.name for output in model.graph.output}
+    new = [name for name in dict.fromkeys(wanted) if name not in there]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in new)
+    with tempfile.TemporaryDirectory() as folder:
+        aside = Path(folder) / path.name
+        onnx.save_model(model, aside, save_as_external_data=_large(model), location=f"{path.name}.data")
+        session = _session(aside, threads=1)
+    feed, names = session.get_inputs()[0].name, list(dict.fromkeys(wanted))
+    rows = [session.run(names, {feed: image[None].numpy()}) for image in images.float()]
+    return {name: torch.cat([_tensor(row[index]) for row in rows]) for index, name in enumerate(names)}
+
+
+def _tensor(array: Any) -> Tensor:
+    value = torch.from_numpy(array)
+    return value if value.dim() else value[None]
+
+
+def _large(model: onnx.ModelProto) -> bool:
+    from targets.onnx import EXTERNAL_ABOVE
+
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_ABOVE

@@ -1,0 +1,136 @@
+"""What a package computes on the way to its answer, by the reference evaluation of its own instructions.
+
+coremltools names an operation after the program's node, with the cast to float16 at its end; quantizations it moves,
+splits and numbers anew, so that those are found by what they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from targets import Inside
+
+from ._mil import Name, Operation, Reference, read
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+_ENDINGS = ("_cast_fp16", "_cast_fp32")
+
+
+def inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
+    """Values of the package at ``path`` for float32 ``images`` [N, C, H, W], under the names of ``program``'s nodes."""
+    package = read(path)
+    reference = Reference(package)
+    traces = [reference.trace(image[None]) for image in images.float()]
+    places = _places(program, package.operations)
+    values = {name: torch.cat([place.of(trace) for trace in traces]) for name, place in places.items()}
+    return Inside(program=program, values=values, half=True)
+
+
+def _places(program: ExportedProgram, operations: tuple[Operation, ...]) -> dict[str, _Place]:
+    """Node of the program -> the package's value that is the same quantity."""
+    readings = [node for node in program.graph.nodes if "dequantize_per_tensor" in node.name and _source(node)]
+    scales = {_source(node): float(node.args[1]) for node in readings}
+    floats = _Floats(operations, scales)
+    found = {_source(node): floats.reading(_source(node)) for node in readings}
+    places = {node.name: found[_source(node)] for node in readings}
+    places |= {node.name: floats.made.get(node.name) for node in program.graph.nodes if node not in readings}
+    return {name: place for name, place in places.items() if place is not None}
+
+
+def _source(reading: Node) -> str:
+    """What the quantization before a dequantization reads; empty where that is not a node."""
+    source = getattr(reading.args[0], "args", (None,))[0]
+    return str(getattr(source, "name", ""))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A value of the package, integers with the grid they stand for."""
+
+    name: str
+    scale: float = 1.0
+    zero_point: float = 0.0
+
+    def of(self, trace: Mapping[str, Tensor]) -> Tensor:
+        """The numbers in one evaluation."""
+        return (trace[self.name].float() - self.zero_point) * self.scale
+
+
+class _Floats:
+    """Which float values of a package are the program's own quantities.
+
+    coremltools lets a quantized addition compute in other units (both dequantizations and the quantization behind it
+    have their scales multiplied), so that everything between them is another quantity.
+    """
+
+    def __init__(self, operations: tuple[Operation, ...], scales: Mapping[str, float]) -> None:
+        """``scales``: program's node that is quantized -> its scale."""
+        self.made: dict[str, _Place] = {}
+        """Plain name -> value, of operations in their own units."""
+        self._read: dict[str, _Place] = {}
+        """Plain name of what is quantized -> what a reader makes of the integers, where it reads in the program's units."""
+        self._written: dict[str, _Place] = {}
+        """The same -> the integers, with the grid they were written on."""
+        self._scales = scales
+        self._quantized: dict[str, str] = {}
+        self._foreign: set[str] = set()
+        for operation in operations:
+            self._enter(operation)
+
+    def reading(self, source: str) -> _Place | None:
+        """The place of the quantized ``source``, as it is read where that is known, else as it is written."""
+        return self._read.get(source, self._written.get(source))
+
+    def _enter(self, operation: Operation) -> None:
+        if operation.type.startswith("constexpr"):
+            return
+        result, given = operation.results[0].name, _given(operation)
+        if operation.type == "quantize":
+            self._quantized[result] = source = _plain(given[0]) if given else ""
+            scale, zero = (_single(operation, name) for name in ("scale", "zero_point"))
+            if self._fits(source, scale):
+                self._written[source] = _Place(result, scale, zero)
+        elif operation.type == "dequantize":
+            self._reading(operation, given, result)
+        elif any(name in self._foreign for name in given):
+            self._foreign.add(result)
+        elif operation.results[0].kind.torch.is_floating_point:
+            self.made[_plain(result)] = _Place(result)
+        elif given and given[0] in self._quantized:  # integers moved about
+            self._quantized[result] = self._quantized[given[0]]
+
+    def _reading(self, operation: Operation, given: list[str], result: str) -> None:
+        source = self._quantized.get(given[0], "") if given else ""
+        if self._fits(source, _single(operation, "scale")):
+            self._read.setdefault(source, _Place(result))
+        elif source in self._scales:
+            self._foreign.add(result)
+
+    def _fits(self, source: str, scale: float) -> bool:
+        """Whether ``scale`` is the program's own, right or somewhat wrong, and not that of other units."""
+        wanted = self._scales.get(source)
+        return wanted is not None and wanted / 2 < scale < wanted * 2
+
+
+def _single(operation: Operation, argument: str) -> float:
+    return float(torch.as_tensor(operation.arguments.get(argument, 0.0)).float().mean())
+
+
+def _given(operation: Operation) -> list[str]:
+    flat = [item for value in operation.arguments.values() for item in (value if isinstance(value, tuple) else (value,))]
+    return [item.of for item in flat if isinstance(item, Name)]
+
+
+def _plain(name: str) -> str:
+    for ending in _ENDINGS:
+        name = name.removesuffix(ending)
+    return name
