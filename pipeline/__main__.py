@@ -78,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     verify = _command(commands, "verify", "re-check a written file in its runtime")
     verify.add_argument("artifact", type=Path, metavar="ARTIFACT")
     verify.add_argument("--data", required=True, metavar="D", help="a data set: reader or reader:PATH")
+    verify.add_argument("--layers", action="store_true", help="hold it against its network layer by layer, too")
+    verify.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="its network, where the file was moved away from it"
+    )
+    verify.add_argument("--model", metavar="M", help="path/to/net.py:function that a network of your own was built by")
     bench = _command(commands, "bench", "interleaved latency of files, side by side")
     bench.add_argument("artifacts", type=Path, nargs="+", metavar="ARTIFACT")
     bench.add_argument("--threads", type=int, default=1, help="threads of every runtime (default 1)")
@@ -187,11 +192,25 @@ def _verify(options: argparse.Namespace) -> int:
     from pipeline.watch import Watch
 
     result = recheck(options.artifact, options.data, Watch().track)
+    inspected = _inspected(options) if options.layers else None
     if options.json:
-        _print_json(result.to_json())
+        _print_json(result.to_json() | ({"layers": inspected.to_json()} if inspected else {}))
     else:
         print(result)
-    return FAILED if result.verdict == "fail" else PASSED
+    failed = result.verdict == "fail" or (inspected is not None and inspected.first is not None)
+    return FAILED if failed else PASSED
+
+
+def _inspected(options: argparse.Namespace) -> Any:
+    from pipeline.layers import inspect, table
+
+    found = inspect(options.artifact, options.data, options.checkpoint, options.model)
+    if not options.json:
+        from rich.console import Console
+
+        Console(highlight=False, width=None if sys.stdout.isatty() else 130).print(table(found.layers))
+        print(found.sentence)
+    return found
 
 
 def _bench(options: argparse.Namespace) -> int:

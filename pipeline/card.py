@@ -34,6 +34,8 @@ class Card:
     max_drop: float
     row: Row
     """What was measured when the file was made."""
+    checkpoint: str = ""
+    """Name of the network's folder under ``checkpoints`` of the report's folder; empty: none was kept."""
 
 
 def path_of(artifact: Path) -> Path:
@@ -41,7 +43,7 @@ def path_of(artifact: Path) -> Path:
     return artifact.with_name(artifact.name + _SUFFIX)
 
 
-def write(artifact: Path, sha256: str, row: Row, job: Job) -> None:
+def write(artifact: Path, sha256: str, row: Row, job: Job, checkpoint: str) -> None:
     """Write the card beside a delivered file."""
     card = Card(
         target=row.target or "",
@@ -56,6 +58,7 @@ def write(artifact: Path, sha256: str, row: Row, job: Job) -> None:
         classes=job.data.classes,
         max_drop=job.recipe.limits.max_drop,
         row=row,
+        checkpoint=checkpoint,
     )
     text = json.dumps(encode(card), indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(path_of(artifact), text.encode())
@@ -71,3 +74,20 @@ def read(artifact: Path) -> Card:
         raise RequestError(
             f"cannot read {place}: {error}. A run writes this card beside its file; keep the two together"
         ) from error
+
+
+def checkpoint_of(artifact: Path, card: Card) -> Path:
+    """The network that a file was written from, in the folder a run left them both in.
+
+    Raises RequestError where there is none, and for a card that points out of that folder.
+    """
+    root = artifact.resolve().parents[2] / "checkpoints"
+    name = card.checkpoint
+    if name and (Path(name).name != name or name in (".", "..")):
+        raise RequestError(f"the card of {artifact.name} names a checkpoint outside {root}: {name!r}")
+    if not name or not (root / name / "model.json").is_file():
+        raise RequestError(
+            f"{artifact} has no checkpoint at {root / name}. A run leaves it there; keep the run's folder together, or "
+            "give it with --checkpoint DIR"
+        )
+    return root / name

@@ -19,7 +19,7 @@ from torch import nn
 
 from pipeline import architecture, quantize, surgery
 from pipeline.architecture import Base
-from pipeline.errors import StoreError
+from pipeline.errors import RequestError, StoreError
 
 _OPERATIONS: dict[str, type[Any]] = {
     "resize": surgery.Resize,
@@ -64,6 +64,22 @@ def load(folder: Path, batch: int | None = None) -> Checkpoint:
     except RuntimeError as error:
         raise StoreError(f"the tensors in {folder} do not fit the network rebuilt from its surgery: {error}") from error
     return Checkpoint(base, model)
+
+
+def allow(folder: Path, model: str | None) -> None:
+    """Refuse a checkpoint that names a user's file of code, unless ``model`` is that very reference.
+
+    Raises RequestError; also for a folder that holds no checkpoint.
+    """
+    try:
+        named = str(json.loads((folder / "model.json").read_text(encoding="utf-8"))["base"]["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{folder} holds no checkpoint that can be read: {error}") from error
+    if ".py:" in named and named != model:
+        raise RequestError(
+            f"the checkpoint {folder} was made with the network {named}, whose code would be run; if you trust it, say so "
+            f"with --model {named}"
+        )
 
 
 def digest(checkpoint: Checkpoint) -> str:

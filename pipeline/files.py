@@ -181,6 +181,20 @@ class Files:
         aside.rename(place)
         return relative
 
+    def deliver_checkpoint(self, source: Source) -> str:
+        """Copy the network that files were written from into the report's folder; returns its name there."""
+        name = f"{self._stem(source)}-{source.digest[:12]}"
+        place = self.job.out / "checkpoints" / name
+        aside = place.with_name(f".{name}.partial")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _remove(aside)
+        aside.mkdir()
+        for file in ("model.json", "model.safetensors", "input.json"):
+            shutil.copy2(source.folder / file, aside / file)
+        _remove(place)
+        aside.rename(place)
+        return name
+
 
 def machine() -> str:
     """What a measured time belongs to."""

@@ -87,12 +87,12 @@ def lower(order: Order) -> None:
     """Rebuild the checkpoint's network, capture it at batch 1, write the target's file and describe it."""
     phase = "rebuilding the network"
     try:
-        program = _program(order.checkpoint)
+        captured = program(order.checkpoint)
         phase = f"writing the {order.target} file"
         import targets
 
         target = targets.get(order.target)
-        artifact = target.export(program, order.folder / f"{order.stem}{target.suffix}", order.packaging)
+        artifact = target.export(captured, order.folder / f"{order.stem}{target.suffix}", order.packaging)
     except EdgewiseError as error:
         raise LoweringError(f"{order.target}: {phase} failed: {error}") from error
     except Exception as error:
@@ -101,7 +101,8 @@ def lower(order: Order) -> None:
     _describe(artifact, order.folder)
 
 
-def _program(folder: Path) -> Any:
+def program(folder: Path) -> Any:
+    """The ExportedProgram at batch 1 of the network in the checkpoint ``folder``, as every target is given it."""
     import torch
 
     from pipeline import checkpoint, quantize

@@ -64,7 +64,9 @@ def compare(inside: Inside, images: Tensor, precision: Precision, plain: Mapping
     graph = module_of(inside.program)
     alone, together = _Recompute(graph, inside.values), _Recompute(graph, {})
     parts = [(alone.of(image[None], index), together.of(image[None], index)) for index, image in enumerate(images)]
-    tolerance = (STEPS_IN_HALF, max(SHARES[precision], SHARES["float16"])) if inside.half else (STEPS, SHARES[precision])
+    tolerance = (
+        (STEPS_IN_HALF, max(SHARES[precision], SHARES["float16"])) if inside.half else (STEPS, SHARES[precision])
+    )
     layers = []
     for node in graph.graph.nodes:
         if node.name in inside.values:
@@ -182,5 +184,4 @@ def source_of(node: Node) -> Node:
 def module_name(node: Node) -> str:
     """The dotted name of the module that a captured operation stands in; empty where the capture did not keep it."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    return path
+    return str(stack[-1][0]) if stack else ""

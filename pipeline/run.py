@@ -218,7 +218,7 @@ class Bench:
             load_ms=load_ms,
         )
         path = self.files.deliver(target, made)
-        card.write(self.job.out / path, made.digest, row, self.job)
+        card.write(self.job.out / path, made.digest, row, self.job, self.files.deliver_checkpoint(model))
         self.report.artifacts.append(
             ArtifactFile(target=target.name, path=path.as_posix(), sha256=made.digest, bytes=made.bytes)
         )

@@ -117,7 +117,7 @@ class _Cut:
         from executorch.extension.pybindings import portable_lib
 
         program = portable_lib._load_program_from_buffer(self.buffer)
-        found = program.load_method("forward").call([image.contiguous()])[0].clone()
+        found: Tensor = program.load_method("forward").call([image.contiguous()])[0].clone()
         value = (found.float() - self.zero_point) * self.scale if self.type is torch.int8 else found.float()
         return value.permute(_TO_FIRST) if self.last else value
 
@@ -192,14 +192,18 @@ class _Graph:
         from executorch.exir._serialize._flatbuffer import _flatc_decompile
 
         header = xnn.XNNHeader.from_bytes(data[: xnn.XNNHeader.EXPECTED_LENGTH])
+        content = data[header.flatbuffer_offset :][: header.flatbuffer_size]
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
             (place / "graph.fbs").write_bytes(xnn._get_schema_bytes())
-            (place / "graph.bin").write_bytes(data[header.flatbuffer_offset :][: header.flatbuffer_size])
+            (place / "graph.bin").write_bytes(content)
             _flatc_decompile(folder, str(place / "graph.fbs"), str(place / "graph.bin"), ["--raw-binary"])
             text = (place / "graph.json").read_text(encoding="utf-8")
         # flatc writes infinities as Python's json does not read them.
         document = json.loads(re.sub(r": (-?)inf\b", r": \1Infinity", text))
+        for entry, scale in zip(document["xvalues"], _scales(content), strict=True):
+            if scale is not None:
+                entry["xvalue_union"]["quant_params"]["scale"] = scale
         return cls(document, data[header.constant_data_offset :][: header.constant_data_size])
 
     def ending_at(self, value: int) -> bytes:
@@ -228,8 +232,9 @@ class _Graph:
             _flatc_compile(folder, str(place / "graph.fbs"), str(place / "graph.json"))
             content = (place / "graph.bin").read_bytes()
         start, size = xnn._aligned_size(xnn.XNNHeader.EXPECTED_LENGTH, 16), xnn._aligned_size(len(content), 16)
-        header = xnn.XNNHeader(start, len(content), start + size, len(self.constants)).to_bytes()
-        return xnn._pad_to(header, start) + xnn._pad_to(content, size) + self.constants
+        header: bytes = xnn.XNNHeader(start, len(content), start + size, len(self.constants)).to_bytes()
+        padded: bytes = xnn._pad_to(header, start) + xnn._pad_to(content, size)
+        return padded + self.constants
 
     def results(self) -> Iterator[tuple[int, int]]:
         """(value, debug handle) of each operation's result; a handle's last value is the operation's own."""
@@ -258,10 +263,11 @@ class _Graph:
         for node in self.document["xnodes"]:
             fields = node["xnode_union"]
             kind, result = node["xnode_union_type"], fields.get("output_id", 0)
-            if kind == "XNNStaticTranspose" and fields["perm"] == _TO_LAST:
-                last.add(result)
-            elif (kind != "XNNStaticTranspose" or fields["perm"] != _TO_FIRST) and any(
-                source in last for key, source in fields.items() if key.startswith("input") and key.endswith("_id")
+            if (kind == "XNNStaticTranspose" and fields["perm"] == _TO_LAST) or (
+                (kind != "XNNStaticTranspose" or fields["perm"] != _TO_FIRST)
+                and any(
+                    source in last for key, source in fields.items() if key.startswith("input") and key.endswith("_id")
+                )
             ):
                 last.add(result)
         return last
@@ -280,3 +286,30 @@ class _Graph:
 
     def _tensor(self, number: int) -> dict[str, Any]:
         return dict(self._tensor_of(number))
+
+
+_XVALUES, _UNION_TYPE, _UNION, _PARAMETERS_TYPE, _PARAMETERS, _SCALE = 8, 4, 6, 6, 8, 4
+"""Where the schema keeps a graph's values, a value's kind and content, its kind of quantization, that itself, its scale."""
+_QUANTIZED, _PER_TENSOR = 2, 2
+
+
+def _scales(content: bytes) -> Iterator[float | None]:
+    """The scale of each value that has one for the whole tensor, to its last bit: flatc's text rounds to six digits."""
+    from flatbuffers import encode, number_types
+    from flatbuffers.table import Table
+
+    def child(table: Table, slot: int) -> Table | None:
+        offset = table.Offset(slot)
+        return Table(content, table.Indirect(table.Pos + offset)) if offset else None
+
+    root = Table(content, encode.Get(number_types.UOffsetTFlags.packer_type, content, 0))
+    vector = root.Offset(_XVALUES)
+    start = root.Vector(vector)
+    for index in range(root.VectorLen(vector)):
+        entry = Table(content, root.Indirect(start + 4 * index))
+        value, quantized = child(entry, _UNION), content[entry.Pos + entry.Offset(_UNION_TYPE)] == _QUANTIZED
+        assert value is not None
+        kind = value.Offset(_PARAMETERS_TYPE) if quantized else 0
+        parameters = child(value, _PARAMETERS) if kind and content[value.Pos + kind] == _PER_TENSOR else None
+        offset = parameters.Offset(_SCALE) if parameters is not None else 0
+        yield parameters.Get(number_types.Float32Flags, parameters.Pos + offset) if parameters and offset else None

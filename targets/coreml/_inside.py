@@ -126,7 +126,9 @@ def _single(operation: Operation, argument: str) -> float:
 
 
 def _given(operation: Operation) -> list[str]:
-    flat = [item for value in operation.arguments.values() for item in (value if isinstance(value, tuple) else (value,))]
+    flat = [
+        item for value in operation.arguments.values() for item in (value if isinstance(value, tuple) else (value,))
+    ]
     return [item.of for item in flat if isinstance(item, Name)]
 
 
