@@ -13,7 +13,7 @@ from targets import Artifact, Grid, Precision
 from targets._quiet import quiet
 
 if TYPE_CHECKING:
-    from executorch.exir import EdgeProgramManager
+    from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
     from torchao.quantization.pt2e.quantizer import Quantizer
@@ -62,6 +62,15 @@ def coverage(edge: EdgeProgramManager) -> dict[str, Any]:
         "delegated": dict(sorted(sum(inside, Counter[str]()).items())),
         "undelegated": dict(sorted(outside.items())),
     }
+
+
+def planned_bytes(finished: ExecutorchProgramManager) -> dict[str, int]:
+    """The memory plan of ``forward``: bytes that the runtime reserves for activations, by memory id.
+
+    What a backend reserves inside its own delegate is not in it.
+    """
+    sizes = finished.executorch_program.execution_plan[0].non_const_buffer_sizes
+    return {str(number): int(size) for number, size in enumerate(sizes) if number and size}
 
 
 def artifact(target: str, path: Path, precision: Precision, facts: Mapping[str, Any]) -> Artifact:

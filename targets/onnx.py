@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from targets import USUAL, Artifact, Grid, Inside, Packaging, Target, TargetError
-from targets._program import as_captured, for_inference
+from targets import USUAL, Artifact, Grid, Inside, Packaging, Precision, Target, TargetError
+from targets._float16 import with_float16
+from targets._int8_weights import with_int8_weights
+from targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
 from targets._quiet import quiet
 
 if TYPE_CHECKING:
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
 
 OPSET = 20
 """Per-channel quantization needs 13, and 20 has Gelu as an operator; ONNX Runtime reads it since 1.17."""
+
+OPSETS = ("18", "19", "20", "21", "22")
+"""What ``Packaging.minimum`` may name: from the exporter's own oldest on."""
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8-weights")
+"""Of float networks, the usual one first. On x86 ONNX Runtime widens float16 weights when it loads and computes in float32:
+the file is half as large and as fast as before; on Arm it has float16 kernels."""
 
 EXTERNAL_ABOVE = 2**31 - 2**20
 """Bytes of weights above which they go to a file beside the model: a protobuf message ends at 2 GiB."""
@@ -46,13 +55,16 @@ def _quantizer(grid: Grid, qat: bool = False) -> Quantizer:
 
 
 def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
-    """Write ``program``, captured at batch 1, to ``path``; quantized when it holds quantize nodes, else float32.
+    """Write ``program``, captured at batch 1, to ``path``; int8 when it holds quantize nodes, else as ``packaging`` says.
 
-    The bytes depend on the program alone. Raises TargetError where a bias does not fit 32 bits.
+    The bytes depend on the program and the packaging alone. Raises TargetError where a bias does not fit 32 bits, and
+    for a packaging that ONNX Runtime does not have.
     """
-    as_captured(packaging, "onnx")
-    model = _translate(for_inference(program))
-    int8 = any(node.op_type == "QuantizeLinear" for node in model.graph)
+    fitting_sizes(packaging, "onnx")
+    precision = chosen_precision(program, packaging, "onnx", PRECISIONS)
+    opset = int(minimum_version(packaging, "onnx", OPSETS, str(OPSET)))
+    model = _translate(_stored(for_inference(program), precision, packaging), opset)
+    int8 = precision == "int8"
     _spatial_means_to_pools(model.graph)
     if int8:
         _drop_implied_clips(model.graph)
@@ -60,29 +72,38 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
         _pads_in_integers(model.graph)
         _biases_to_int32(model.graph)
         _one_dequantization_per_reader(model.graph)
-    _save(_strip(model), path)
+    proto = _strip(model)
+    for key, value in sorted(packaging.metadata.items()):
+        proto.metadata_props.add(key=key, value=value)
+    _save(proto, path)
     undelegated = tuple(name for op, name in _optimised_nodes(path, layouts=False) if int8 and op in _FLOAT_KERNELS)
     return Artifact(
         target="onnx",
         path=path,
-        precision="int8" if int8 else "float32",
+        precision=precision,
         undelegated=undelegated,
-        facts=_facts(optimised_operators(path)),
+        facts=_facts(optimised_operators(path), opset),
     )
 
 
-def _translate(program: ExportedProgram) -> ir.Model:
+def _stored(program: ExportedProgram, precision: Precision, packaging: Packaging) -> ExportedProgram:
+    if precision == "float16":
+        return with_float16(program, packaging)
+    return with_int8_weights(program, packaging) if precision == "int8-weights" else program
+
+
+def _translate(program: ExportedProgram, opset: int = OPSET) -> ir.Model:
     with quiet(
         "torch.onnx._internal.exporter._registration", messages=(r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
     ):
-        exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+        exported = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
     assert exported is not None
     return exported.model
 
 
-def _facts(operators: Counter[str]) -> dict[str, Any]:
+def _facts(operators: Counter[str], opset: int) -> dict[str, Any]:
     return {
-        "opset": OPSET,
+        "opset": opset,
         "fused": sum(operators[op] for op in _INT8_KERNELS),
         "unfused": sum(operators[op] for op in _FLOAT_KERNELS),
         "quantize": operators["QuantizeLinear"],
@@ -327,7 +348,14 @@ def _optimised_nodes(path: Path, layouts: bool) -> list[tuple[str, str]]:
         return [(node.op_type, node.name) for node in graph.node]
 
 
-def _session(path: Path, threads: int, optimised: Path | None = None, layouts: bool = True) -> Any:
+def fused_copy(path: Path, copy: Path) -> None:
+    """Write the graph that ONNX Runtime makes of the file at ``path``, the same for every processor, in its own format."""
+    _session(path, threads=1, optimised=copy, layouts=False, own_format=True)
+
+
+def _session(
+    path: Path, threads: int, optimised: Path | None = None, layouts: bool = True, own_format: bool = False
+) -> Any:
     """An inference session on the CPU. Raises TargetError for a file that ONNX Runtime cannot read."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -339,6 +367,8 @@ def _session(path: Path, threads: int, optimised: Path | None = None, layouts: b
     options.log_severity_level = 4
     if not layouts:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    if own_format:
+        options.add_session_config_entry("session.save_model_format", "ORT")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     unreadable = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile)

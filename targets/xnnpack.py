@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets import USUAL, Artifact, Grid, Inside, Packaging, Target
-from targets._executorch import artifact, coverage, int8_quantizer, lowered, precision, quieted, write
+from targets import USUAL, Artifact, Grid, Inside, Packaging, Precision, Target
+from targets._executorch import artifact, coverage, int8_quantizer, lowered, planned_bytes, quieted, write
 from targets._executorch_runtime import load
-from targets._program import as_captured, for_inference
+from targets._float16 import with_float16
+from targets._program import chosen_precision, fitting_sizes, for_inference
 from targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:
@@ -16,16 +17,25 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
+"""Of float networks, the usual one first. XNNPACK's convolutions take no int8 weights beside float activations."""
+
+
 def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
     """Lower ``program``, captured at batch 1, to XNNPACK and write the .pte file, whole or not at all."""
-    as_captured(packaging, "xnnpack")
+    fitting_sizes(packaging, "xnnpack")
+    precision = chosen_precision(program, packaging, "xnnpack", PRECISIONS)
     with quieted():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-        edge = lowered(subsampling_as_convolution(for_inference(program)), XnnpackPartitioner())
+        program = subsampling_as_convolution(for_inference(program))
+        if precision == "float16":
+            program = with_float16(program, packaging)
+        edge = lowered(program, XnnpackPartitioner())
         facts = coverage(edge)
-        write(edge.to_executorch().buffer, path)
-    return artifact("xnnpack", path, precision(program), facts)
+        finished = edge.to_executorch()
+        write(finished.buffer, path)
+    return artifact("xnnpack", path, precision, facts | {"planned_bytes": planned_bytes(finished)})
 
 
 def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from targets import Artifact, Packaging, Precision, TargetError
+from targets._int8_weights import with_int8_weights
 from targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
 
 from . import _mil, _package, _storage
@@ -84,9 +85,12 @@ def _system(packaging: Packaging) -> str:
 
 def _convert(program: ExportedProgram, packaging: Packaging, system: str) -> tuple[bytes, bytes]:
     """The specification and the weights' file, the same bytes for the same program."""
+    program = for_inference(program)
+    if packaging.precision == "int8-weights":
+        program = with_int8_weights(program, packaging)
     with converting() as coremltools:
         model = coremltools.convert(
-            _with_strides(for_inference(program).run_decompositions({})),
+            _with_strides(program.run_decompositions({})),
             outputs=[coremltools.TensorType(name=OUTPUT, dtype=float)],
             minimum_deployment_target=coremltools.target[system],
             compute_precision=_arithmetic(coremltools, packaging.precision),

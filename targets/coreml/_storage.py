@@ -1,4 +1,4 @@
-"""How a float package keeps its weights: as int8 with a scale per channel, or as indices into a palette.
+"""How a float package keeps its weights as indices into a palette.
 
 Activations stay float; the device widens the weights when it loads or computes, and moves fewer bytes.
 """
@@ -16,23 +16,17 @@ from ._coremltools import load
 PALETTE_BITS = (1, 2, 4, 6, 8)
 """What Core ML unpacks; 3 bits came with iOS 18 only."""
 
-_WORTH_A_SCALE = 256
-"""Elements of the smallest weight that is stored smaller; below it, scales take what the integers save."""
+_SMALLEST = 256
+"""Elements of the smallest weight that gets a palette, beside the palette's own."""
 
 
 def stored(model: Any, packaging: Packaging) -> Any:
-    """``model`` (a converted ML Program) with its weights kept as ``packaging.precision`` says.
+    """``model`` (a converted ML Program) with its weights as a palette's indices where ``packaging.precision`` says so.
 
     Raises TargetError for a palette of a width that Core ML does not have.
     """
-    optimize = load("coremltools.optimize.coreml")
-    if packaging.precision == "int8-weights":
-        # Symmetric: Core ML's own note says that a zero point costs time and gains little for weights.
-        settings = optimize.OpLinearQuantizerConfig(
-            mode="linear_symmetric", granularity="per_channel", weight_threshold=_WORTH_A_SCALE
-        )
-        return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=settings))
     if packaging.precision == "palette":
+        optimize = load("coremltools.optimize.coreml")
         settings = _palette(optimize, packaging.palette_bits)
         return optimize.palettize_weights(model, optimize.OptimizationConfig(global_config=settings))
     return model
@@ -46,7 +40,7 @@ def _palette(optimize: ModuleType, bits: int) -> Any:
     return optimize.OpPalettizerConfig(
         mode="uniform" if bits == max(PALETTE_BITS) else "kmeans",
         nbits=bits,
-        weight_threshold=_WORTH_A_SCALE + 2**bits,
+        weight_threshold=_SMALLEST + 2**bits,
     )
 
 

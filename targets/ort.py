@@ -1,0 +1,50 @@
+"""ONNX Runtime's own format, .ort, for its mobile and minimal builds: a graph already fused, which loads faster.
+
+The file is the .onnx file of the same network after ONNX Runtime's fusions. Rearrangements of weights that suit one
+processor only are left to the device, so that a file written on x86 runs on Arm. ONNX Runtime writes some tables of the
+format in an order that changes from call to call: one network gives files that answer alike and differ in a few bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from targets import USUAL, Artifact, Packaging, Target, TargetError
+from targets.onnx import TARGET as ONNX
+from targets.onnx import fused_copy, load
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
+    """Write ``program``, captured at batch 1, to ``path``.
+
+    Raises TargetError as the onnx target does, and for float16: fusing on a processor without float16 kernels widens the
+    weights, and the file would hold them as float32.
+    """
+    if packaging.precision == "float16":
+        raise TargetError("target 'ort' writes no float16 file; choices: int8, float32, int8-weights; or target onnx")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        model, aside = Path(folder) / "model.onnx", Path(folder) / path.name
+        written = ONNX.export(program, model, packaging)
+        fused_copy(model, aside)
+        aside.replace(path)
+    return dataclasses.replace(written, target="ort", path=path, facts={**written.facts, "format": "ort"})
+
+
+TARGET = Target(
+    name="ort",
+    summary="ONNX Runtime's mobile and minimal builds (.ort)",
+    suffix=".ort",
+    extra="ort",
+    needs=ONNX.needs,
+    grids=ONNX.grids,
+    quantizer=ONNX.quantizer,
+    export=export,
+    load=load,
+)
