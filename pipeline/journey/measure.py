@@ -23,9 +23,9 @@ from pipeline.journey.cells import Cell, installed
 from pipeline.journey.network import Prepared, agreement, answers, calibrated, capture, float_islands, prepare
 from targets import Artifact, Runner, Target
 
-_EVALUATING = 20.0
+_EVALUATING = 8.0
 """Seconds after which no further image is evaluated; two always are."""
-_TIMING = 6.0
+_TIMING = 4.0
 """Seconds of timing, for both contenders together, as far as at least five rounds allow."""
 
 
