@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import models
+from models._published import PUBLISHED
 
 TORCHVISION = (
     "alexnet",
@@ -103,6 +104,15 @@ def test_torchvision(name: str, peers: tuple[Any, Any]) -> None:
     with torch.device("meta"):
         reference = getattr(peers[0], name)(**settings)
     _compare(name, reference)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_published_figures(name: str, peers: tuple[Any, Any]) -> None:
+    """Parameters and MACs as torchvision's own tables give them; there GoogLeNet has lost its side classifiers."""
+    meta, ours = peers[0].get_model_weights(name).DEFAULT.meta, PUBLISHED[name]
+    assert meta["num_params"] == (ours.params if name != "googlenet" else 6_624_904)
+    assert ours.macs == pytest.approx(meta["_ops"] * 1e9)
+    assert ours.source == "torchvision"
 
 
 @pytest.mark.parametrize("name", TIMM)
