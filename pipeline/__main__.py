@@ -110,6 +110,7 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument("--data", metavar="D", help="a data set: reader or reader:PATH, for example cifar10:DIR")
     run.add_argument("--target", action="append", metavar="T", help="write for this target; repeat for several")
+    run.add_argument("--runtime", metavar="T", help="the target whose milliseconds judge the float steps")
     run.add_argument("--device", choices=("cpu", "cuda"), help="where to train")
     run.add_argument("--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE)")
 
@@ -120,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
     quieten()
     from pipeline.resolve import find_recipe, override, resolve
 
-    changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device")}
+    changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device", "runtime")}
     changes["targets"] = tuple(options.target) if options.target else None
     job = resolve(override(find_recipe(options.recipe), changes), options.out)
     from pipeline.report import write_html

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -105,6 +107,14 @@ class Files:
             code=[source_digest(Path(inspect.getfile(target.export))), source_digest(_HERE / "lower.py")],
             versions=targets.versions(("torch", "torchao", *targets.packages(target))),
         )
+
+    def facts(self, target: Target, made: File) -> Mapping[str, Any]:
+        """What a target tells about a file, its vendor's estimate of the cost included where it has one."""
+        facts = dict(made.artifact.facts)
+        if target.estimate is not None:
+            with contextlib.suppress(targets.TargetError):
+                facts["estimate"] = dataclasses.asdict(target.estimate(made.artifact.path))
+        return facts
 
     def open(self, target: Target, made: File) -> tuple[Grade, Runner | None, str]:
         """The best evaluator of a file on this host: its grade, itself, and why there is none."""

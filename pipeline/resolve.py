@@ -73,7 +73,7 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     runtime = targets.get(recipe.runtime)
     if runtime.load is None:
         raise RequestError(
-            f"the declared runtime {runtime.name!r} does not exist on this machine; choose another, as onnx"
+            f"the declared runtime {runtime.name!r} does not exist on this machine; choose another, as --runtime onnx"
         )
     _check_device(recipe.device)
     spec = architecture.spec_of(recipe.model)

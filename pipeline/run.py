@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,6 +143,11 @@ class Bench:
         """What the recipe allows."""
         return self.job.recipe.limits
 
+    def _limits(self, target: Target) -> Limits:
+        """What the recipe allows, and the target where the recipe says nothing about it."""
+        stated = self.limits.max_undelegated
+        return replace(self.limits, max_undelegated=target.max_undelegated if stated is None else stated)
+
     def _step_row(self, model: Model, baseline: Model, findings: list[Finding]) -> None:
         runtime = self.job.runtime
         made, reference = self._need(model, runtime), self._need(baseline, runtime)
@@ -182,7 +187,7 @@ class Bench:
 
     def _artifact_row(self, model: Model, target: Target, made: File, reference: File | None, baseline: Model) -> None:
         grade, runner, why = self.files.open(target, made)
-        findings = [verify.on_grade(grade, why), verify.on_coverage(made.artifact.undelegated, self.limits)]
+        findings = [verify.on_grade(grade, why), verify.on_coverage(made.artifact.undelegated, self._limits(target))]
         accuracy = agreement = timing = load_ms = None
         seconds = made.seconds
         if runner is not None:
@@ -214,7 +219,7 @@ class Bench:
             seconds=seconds,
             precision=made.artifact.precision,
             agreement=agreement,
-            facts=made.artifact.facts,
+            facts=self.files.facts(target, made),
             load_ms=load_ms,
         )
         path = self.files.deliver(target, made)

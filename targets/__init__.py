@@ -186,9 +186,15 @@ class Estimate:
     """A vendor model's prediction, never a measurement."""
 
     cycles: int
+    macs: int
+    """Multiply-accumulates of one image as the vendor counts them, padding to its blocks included."""
+    ms: float
+    """Milliseconds for one image at ``clock_hz``."""
+    clock_hz: int
     sram_bytes: int
     flash_bytes: int
     source: str
+    """The model that predicts, and the hardware it predicts for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +227,9 @@ class Target:
     reference: Callable[[Path], Runner] | None = None
     """Evaluates the written file's own instructions; for files whose runtime does not exist on this host."""
     estimate: Callable[[Path], Estimate] | None = None
+    """The vendor's own prediction of a written file's cost. Raises TargetError for a file that has none."""
+    max_undelegated: int | None = None
+    """Largest number of operators left outside, for a recipe that sets no limit of its own; None: not limited."""
     inside: Callable[[Path, ExportedProgram, Tensor], Inside] | None = None
     """``inside(path, program, images)``: intermediate values of a file written from ``program``; None: not to be had."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -17,6 +17,8 @@ from targets._executorch import quieted
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 
 class _Runner:
@@ -57,6 +59,24 @@ def load(path: Path, threads: int) -> _Runner:
 
     The runtime has one thread pool for the whole process: loading with another count resets it for every loaded file.
     """
+    with runtime_log(), quieted():
+        from executorch.extension.pybindings import portable_lib
+
+        if portable_lib._threadpool_get_thread_count() != threads:
+            portable_lib._unsafe_reset_threadpool(threads)
+    return _read(path, _Runner)
+
+
+def constants(path: Path, names: Sequence[str]) -> list[float]:
+    """What the file's constant methods called ``names`` answer. Raises TargetError as ``load``, and where one is missing."""
+
+    def read(program: Any, buffer: bytes) -> list[float]:
+        return [float(program.load_method(name).call([])[0]) for name in names]
+
+    return _read(path, read)
+
+
+def _read(path: Path, make: Callable[[Any, bytes], T]) -> T:
     try:
         buffer = path.read_bytes()
     except OSError as error:
@@ -65,10 +85,8 @@ def load(path: Path, threads: int) -> _Runner:
     with runtime_log() as log, quieted():
         from executorch.extension.pybindings import portable_lib
 
-        if portable_lib._threadpool_get_thread_count() != threads:
-            portable_lib._unsafe_reset_threadpool(threads)
         try:
-            return _Runner(portable_lib._load_program_from_buffer(buffer), buffer)
+            return make(portable_lib._load_program_from_buffer(buffer), buffer)
         except RuntimeError as error:
             refusal = error
     raise TargetError(

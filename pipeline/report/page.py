@@ -14,7 +14,7 @@ from pipeline.report import charts, numbers
 from pipeline.report._whole import write_whole
 from pipeline.report.document import Report
 from pipeline.report.markup import sanitize
-from pipeline.report.summary import SYMBOLS, WORDS, labels, summarize, timing
+from pipeline.report.summary import SYMBOLS, WORDS, estimates, labels, summarize, timing
 from pipeline.rows import Accuracy, Latency, Row
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def render(report: Report) -> str:
         summary=summarize(report),
         symbols=SYMBOLS,
         timing=timing(report.rows),
+        estimates=estimates(report.rows),
         figures=figures,
         unplotted=_unplotted(named),
         rows=[_shown(row, name) for row, name in named],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 from pipeline.report import numbers
 from pipeline.report.document import Report
@@ -67,6 +68,20 @@ def timing(rows: Sequence[Row]) -> str:
     text = f"Time: median of one call, batch {'/'.join(sorted(batches))}, threads {'/'.join(sorted(threads))}; "
     text += "ratio: against the baseline in the same run, below 1 is faster. "
     return text + (f"Steps ran in {', '.join(steps)}, each file in its own runtime." if steps else "")
+
+
+def estimates(rows: Sequence[Row]) -> list[str]:
+    """What vendors' models predict for files that no machine at hand can time; one line a file, marked as estimates."""
+    named = zip(rows, labels(rows), strict=True)
+    return [
+        f"{name}: estimated, not measured: {_estimate(e)}" for row, name in named if (e := row.facts.get("estimate"))
+    ]
+
+
+def _estimate(found: Mapping[str, Any]) -> str:
+    cost = f"{numbers.significant(found['ms'])} ms at {found['clock_hz'] / 1e6:.0f} MHz, {found['cycles']:,} cycles"
+    memory = f"{numbers.size(found['sram_bytes'])} SRAM, {numbers.size(found['flash_bytes'])} flash"
+    return f"{cost}, {memory} ({found['source']})"
 
 
 def _label(row: Row) -> str:

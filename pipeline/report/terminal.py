@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.report import numbers
 from pipeline.report.document import Report
-from pipeline.report.summary import SYMBOLS, WORDS, labels, summarize, timing
+from pipeline.report.summary import SYMBOLS, WORDS, estimates, labels, summarize, timing
 from pipeline.rows import Row, Verdict
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ class _Shown:
         yield Text(_clean(f"\n{SYMBOLS[summary.verdict]} {summary.title}.", plain), style=_STYLES[summary.verdict])
         if summary.best:
             yield Text(_clean(summary.best, plain))
-        if note := timing(self.report.rows):
-            yield Text(_clean(note, plain), style="dim")
+        for note in (timing(self.report.rows), *estimates(self.report.rows)):
+            if note:
+                yield Text(_clean(note, plain), style="dim")
         if self.path is not None:
             yield Text(_clean(f"Report: {self.path}", False), overflow="fold", style="bold")
 

@@ -63,7 +63,8 @@ def test_every_target_describes_itself(name: str) -> None:
     assert found.grids and all(isinstance(grid, Grid) for grid in found.grids)
     widths = [grid.weight_bits for grid in found.grids]
     assert widths[0] == max(widths)
-    assert found.load is not None or found.reference is not None
+    # A file that nothing here can run is graded as written only, and its target says so.
+    assert found.load is not None or found.reference is not None or "runtime is not in" in found.summary
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_all() -> None:

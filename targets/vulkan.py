@@ -1,0 +1,41 @@
+"""ExecuTorch with the Vulkan backend: a .pte file for GPUs of Android phones and boards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from targets import USUAL, Artifact, Grid, Packaging, Target
+from targets._executorch import artifact, coverage, int8_quantizer, lowered, precision, quieted, write
+from targets._program import as_captured, for_inference
+from targets._subsample import subsampling_as_convolution
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
+    """Lower ``program``, captured at batch 1, to Vulkan and write the .pte file, whole or not at all."""
+    as_captured(packaging, "vulkan")
+    # It reports through the root logger, whose level it raises as it is imported.
+    with quieted(""):
+        from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+    with quieted(""):
+        edge = lowered(subsampling_as_convolution(for_inference(program)), VulkanPartitioner())
+        facts = coverage(edge)
+        write(edge.to_executorch().buffer, path)
+    return artifact("vulkan", path, precision(program), facts)
+
+
+TARGET = Target(
+    name="vulkan",
+    summary="ExecuTorch with Vulkan on a GPU (Android); its runtime is not in the Python package",
+    suffix=".pte",
+    extra="vulkan",
+    needs=("executorch",),
+    grids=(Grid(weight_bits=8), Grid(weight_bits=7)),
+    quantizer=int8_quantizer,
+    export=export,
+    load=None,
+)
