@@ -58,21 +58,41 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
 
 
-def _alone(name: str) -> None:
+RUNTIMES = {
+    "onnx": "onnx", "xnnpack": "onnx", "coreml": "onnx", "coreml_delegate": "xnnpack", "openvino": "openvino",
+    "vulkan": "xnnpack", "ethos_u": "xnnpack",
+}  # fmt: skip
+"""Target -> the runtime that times its float steps: its own or one that installs beside it."""
+
+
+def _alone(name: str, runtime: str) -> None:
     """A session called as its target: ``nox -s onnx``."""
 
     def build(session: nox.Session) -> None:
-        _install(session, name if name == "onnx" else f"onnx,{name}")
-        session.run(
-            "python", "-m", "pipeline", "run", "demo", "--target", name, "--out", f"runs/{name}", *session.posargs
-        )
+        extras = dict.fromkeys((runtime, name)) if runtime == "onnx" else (name,)
+        _install(session, ",".join(extras))
+        if runtime != "onnx":
+            session.install("pytest>=9")
+            session.run("python", "-m", "pytest", f"tests/targets/test_{name}.py")
+        job = ("--target", name, "--runtime", runtime, "--out", f"runs/{name}")
+        session.run("python", "-m", "pipeline", "run", *_network(session), *job)
 
-    build.__doc__ = f"The main job for {name} alone, in an environment of its own."
+    build.__doc__ = (
+        f"One network for {name} alone, in an environment of its own: ResNet-20 where it is given, else digits."
+    )
     nox.session(python=PYTHON, name=name)(build)
 
 
-for _name in ("onnx", "xnnpack", "coreml"):
-    _alone(_name)
+def _network(session: nox.Session) -> list[str]:
+    """The published ResNet-20 on CIFAR-10 where both are given, after ``--`` or by the environment; else the main job."""
+    given = list(session.posargs)
+    if {"EDGEWISE_WEIGHTS", "EDGEWISE_DATA"} <= os.environ.keys():
+        given += ["--weights", os.environ["EDGEWISE_WEIGHTS"], "--data", os.environ["EDGEWISE_DATA"]]
+    return ["cifar_resnet20" if {"--weights", "--data"} <= set(given) else "demo", *given]
+
+
+for _name, _runtime in RUNTIMES.items():
+    _alone(_name, _runtime)
 
 
 @nox.session(python=PYTHON)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PROGRAM, TOSA = "network.pte", "network.tosa"
 _LOGGERS = ("executorch.backends.arm",)
+_WARNINGS = ("(set|get)_output_order_workaround\\(\\) is deprecated",)
 
 
 def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
@@ -37,7 +38,10 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     if precision(program) != "int8":
         raise TargetError("Ethos-U computes in integers only, found a float network; give the recipe a quantization")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch, quieted(*_LOGGERS):
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch,
+        quieted(*_LOGGERS, messages=_WARNINGS),
+    ):
         work, folder = Path(scratch) / "work", Path(scratch) / path.name
         work.mkdir()
         folder.mkdir()
@@ -78,10 +82,13 @@ def _integer_ends(edge: EdgeProgramManager) -> EdgeProgramManager:
     """
     from executorch.exir.passes.quantize_io_pass import QuantizeInputs, QuantizeOutputs
 
-    try:
-        return edge.transform([QuantizeInputs(edge, [0]), QuantizeOutputs(edge, [0])])
-    except (ValueError, AssertionError):
+    program = edge.exported_program()
+    (image,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    (logits,) = program.graph.output_node().args[0]
+    starts = [str(user.target).split(".")[-2] for user in image.users]
+    if starts != ["quantize_per_tensor"] or "dequantize_per_tensor" not in str(logits.target):
         return edge
+    return edge.transform([QuantizeInputs(edge, [0]), QuantizeOutputs(edge, [0])])
 
 
 def _serialised(edge: EdgeProgramManager) -> bytes:
