@@ -128,5 +128,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "pipeline", "bench", *files)
 
 
+@nox.session(python=PYTHON)
+def peers(session: nox.Session) -> None:
+    """Our int8 files against the runtimes' own quantizers: ``nox -s peers -- --network resnet20=FILE --data cifar10:DIR``."""
+    _install(session, "onnx,xnnpack")
+    session.install("nncf==3.4.*")
+    session.run("python", "-m", "pipeline.peers", *session.posargs)
+
+
 def _timed(path: Path) -> bool:
     return path.suffix in (".onnx", ".pte") and os.access(path, os.R_OK)
