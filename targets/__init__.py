@@ -28,6 +28,12 @@ _FOLDER = Path(__file__).parent
 COMMON_OPERATORS = frozenset({"conv", "linear", "relu", "add", "mul", "cat", "pool", "mean", "reshape"})
 """Operator patterns that every int8 runtime here has."""
 
+GATES = frozenset({"sigmoid", "hardsigmoid", "hardswish"})
+"""Activation functions that integer kernels compute: by a table, or as sums and products. SiLU is x·sigmoid(x) there."""
+
+PRODUCTS = frozenset({"conv_transpose", "gelu", "matmul"})
+"""Transposed convolutions, products of two activations, and GELU, whose readers want integers anyway."""
+
 
 class TargetError(ValueError):
     """A request that names no target, or a file that the target cannot read."""

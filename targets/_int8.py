@@ -35,6 +35,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from targets import Grid, TargetError
+from targets._rewrite import Rule, attention_as_products, rewrite, silu_as_product
 
 WEIGHT_SCALE_FLOOR = 2.0**-14
 """Smallest weight scale: float16's smallest normal number, as some runtimes keep scales; biases then fit int32."""
@@ -106,6 +107,8 @@ class _Plan:
     """Operators that change no value at inference (dropout) -> the place of their input."""
     claimed: set[Node] = field(default_factory=set)
     """Activation functions that belong to the pattern of the operator before them."""
+    lazy: set[Node] = field(default_factory=set)
+    """Operators whose output is quantized only if an int8 operator reads it."""
     parent: dict[EdgeOrNode, EdgeOrNode] = field(default_factory=dict)
 
     def root(self, place: EdgeOrNode) -> EdgeOrNode:
@@ -188,6 +191,17 @@ class Int8Quantizer(Quantizer):
             observer_or_fake_quant_ctr=observer.with_args(eps=WEIGHT_SCALE_FLOOR, **arguments),
         )
 
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Take apart, in place, what has no pattern of its own in use but consists of operators that have one."""
+        rules: dict[object, Rule] = {}
+        if "silu" not in self.switched_on and {"sigmoid", "mul"} <= self.switched_on:
+            rules |= dict.fromkeys(_overloads(["silu"]), silu_as_product)
+        if "attention" not in self.switched_on and "matmul" in self.switched_on:
+            rules[_aten.scaled_dot_product_attention.default] = attention_as_products
+        if rewrite(model.graph, rules):
+            model.recompile()
+        return model
+
     def annotate(self, model: GraphModule) -> GraphModule:
         """Attach a quantization annotation to every node of a pattern that is switched on."""
         _refuse_batch_norm(model)
@@ -197,6 +211,9 @@ class Int8Quantizer(Quantizer):
             row = table.get(node.target)
             if row is not None and node not in plan.claimed and node.name not in self.float_nodes:
                 row.annotate(self, plan, node)
+        for node in plan.lazy:
+            if not any((node, user) in plan.places for user in node.users):
+                del plan.places[node]
         self._write(model, plan)
         return model
 
@@ -296,6 +313,23 @@ def _elementwise(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
         quantizer._produce(plan, node)
 
 
+def _sum(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """As ``_elementwise``, but the sums that a layer norm reads stay float: a transformer's shortcut path.
+
+    Along it a few channels grow far beyond the others, so that one scale cannot hold both (Bondarenko et al. 2021,
+    arXiv 2109.12948, section 3), and the layer norm computes in float anyway.
+    """
+    if not any(user.target is _aten.layer_norm.default for user in node.users):
+        _elementwise(quantizer, plan, node)
+
+
+def _product(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """As ``_elementwise``, but a product that only float operators read is not rounded."""
+    _elementwise(quantizer, plan, node)
+    if node in plan.places:
+        plan.lazy.add(node)
+
+
 def _unary(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
     """First argument and output, each with its own scale."""
     if _is_float(source := node.args[0]):
@@ -312,20 +346,24 @@ def _attention(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
     quantizer._produce(plan, node)
 
 
-def _unit_interval(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
-    """Output in [0, 1): fixed scale 1/256, so that nothing has to be learned."""
-    if _is_float(source := node.args[0]):
-        assert isinstance(source, Node)
-        quantizer._read(plan, source, node)
-        spec = FixedQParamsQuantizationSpec(
-            dtype=torch.int8,
-            scale=1 / 256,
-            zero_point=-128,
-            quant_min=-128,
-            quant_max=127,
-            qscheme=torch.per_tensor_affine,
-        )
-        quantizer._produce(plan, node, spec)
+def _unit_interval(scale: float) -> Annotator:
+    """Output between 0 and 1: a fixed scale, so that nothing has to be learned."""
+    spec = FixedQParamsQuantizationSpec(
+        dtype=torch.int8,
+        scale=scale,
+        zero_point=-128,
+        quant_min=-128,
+        quant_max=127,
+        qscheme=torch.per_tensor_affine,
+    )
+
+    def annotate(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+        if _is_float(source := node.args[0]):
+            assert isinstance(source, Node)
+            quantizer._read(plan, source, node)
+            quantizer._produce(plan, node, spec)
+
+    return annotate
 
 
 def _same_scale(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
@@ -417,7 +455,7 @@ PATTERNS = (
     Pattern("conv_transpose", _overloads(["conv_transpose1d", "conv_transpose2d"]), _transposed),
     Pattern("linear", (_aten.linear.default,), _weighted(0, 1, 0)),
     Pattern("linear", (_aten.addmm.default,), _weighted(1, 2, 1)),
-    Pattern("add", (_aten.add.Tensor, _aten.add_.Tensor), _elementwise),
+    Pattern("add", (_aten.add.Tensor, _aten.add_.Tensor), _sum),
     Pattern("mul", (_aten.mul.Tensor, _aten.mul_.Tensor), _elementwise),
     Pattern("cat", (_aten.cat.default, _aten.concat.default), _joined),
     Pattern("relu", tuple(_CLIPS), _same_scale),
@@ -431,12 +469,12 @@ PATTERNS = (
     Pattern("reshape", _overloads(["dropout", "dropout2d", "feature_dropout"]), _see_through),
     Pattern("silu", _overloads(["silu"]), _unary),
     Pattern("hardswish", _overloads(["hardswish"]), _unary),
-    Pattern("hardsigmoid", _overloads(["hardsigmoid"]), _unary),
+    Pattern("hardsigmoid", _overloads(["hardsigmoid"]), _unit_interval(1 / 255)),
     Pattern("gelu", _overloads(["gelu"]), _unary),
     Pattern("layer_norm", (_aten.layer_norm.default,), _unary),
-    Pattern("sigmoid", _overloads(["sigmoid"]), _unit_interval),
-    Pattern("softmax", _overloads(["softmax"]), _unit_interval),
-    Pattern("matmul", _overloads(["matmul", "bmm"]), _elementwise),
+    Pattern("sigmoid", _overloads(["sigmoid"]), _unit_interval(1 / 256)),
+    Pattern("softmax", _overloads(["softmax"]), _unit_interval(1 / 256)),
+    Pattern("matmul", _overloads(["matmul", "bmm"]), _product),
     Pattern("attention", (_aten.scaled_dot_product_attention.default,), _attention),
 )
 """The table. Order does not matter: no operator stands in two rows."""

@@ -16,9 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from targets import USUAL, Artifact, Grid, Inside, Packaging, Precision, Target, TargetError
+from targets import (
+    COMMON_OPERATORS,
+    GATES,
+    PRODUCTS,
+    USUAL,
+    Artifact,
+    Grid,
+    Inside,
+    Packaging,
+    Precision,
+    Target,
+    TargetError,
+)
 from targets._float16 import with_float16
 from targets._int8_weights import with_int8_weights
+from targets._onnx_activations import hard_activations_in_integers
 from targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
 from targets._quiet import quiet
 
@@ -46,6 +59,15 @@ EXTERNAL_ABOVE = 2**31 - 2**20
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FLOAT_KERNELS = (*_WEIGHTED, "FusedConv", "FusedGemm", "FusedMatMul")
 _INT8_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat")
+_MOVES = (
+    "Concat", "Expand", "Flatten", "Gather", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+)  # fmt: skip
+_INTEGER = (
+    "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearConvTranspose", "QLinearGlobalAveragePool",
+    "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "MaxPool",
+)  # fmt: skip
+_NOT_FLOAT = frozenset((*_INT8_KERNELS, *_INTEGER, *_MOVES, "QuantizeLinear", "DequantizeLinear"))
+"""Operators of an int8 file that compute on integers or only move data; the rest are islands of float."""
 
 
 def _quantizer(grid: Grid, qat: bool = False) -> Quantizer:
@@ -68,6 +90,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     _spatial_means_to_pools(model.graph)
     if int8:
         _drop_implied_clips(model.graph)
+        hard_activations_in_integers(model.graph)
         _activations_to_uint8(model.graph)
         _pads_in_integers(model.graph)
         _biases_to_int32(model.graph)
@@ -82,7 +105,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
         path=path,
         precision=precision,
         undelegated=undelegated,
-        facts=_facts(optimised_operators(path), opset),
+        facts=_facts(optimised_operators(path), opset, int8),
     )
 
 
@@ -101,13 +124,14 @@ def _translate(program: ExportedProgram, opset: int = OPSET) -> ir.Model:
     return exported.model
 
 
-def _facts(operators: Counter[str], opset: int) -> dict[str, Any]:
+def _facts(operators: Counter[str], opset: int, int8: bool) -> dict[str, Any]:
     return {
         "opset": opset,
         "fused": sum(operators[op] for op in _INT8_KERNELS),
         "unfused": sum(operators[op] for op in _FLOAT_KERNELS),
         "quantize": operators["QuantizeLinear"],
         "dequantize": operators["DequantizeLinear"],
+        "float_operators": {op: n for op, n in sorted(operators.items()) if op not in _NOT_FLOAT} if int8 else {},
         "operators": dict(sorted(operators.items())),
     }
 
@@ -413,7 +437,7 @@ TARGET = Target(
     extra="onnx",
     needs=("onnx", "onnxscript", "onnxruntime"),
     # Without VNNI, x86 adds two u8×s8 products in 16 bits, saturating: 255·127·2 does not fit, 255·63·2 does.
-    grids=(Grid(weight_bits=7),),
+    grids=(Grid(weight_bits=7, operators=COMMON_OPERATORS | GATES | PRODUCTS),),
     quantizer=_quantizer,
     export=export,
     load=load,

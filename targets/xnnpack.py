@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets import USUAL, Artifact, Grid, Inside, Packaging, Precision, Target
+from targets import COMMON_OPERATORS, GATES, PRODUCTS, USUAL, Artifact, Grid, Inside, Packaging, Precision, Target
 from targets._executorch import artifact, coverage, int8_quantizer, lowered, planned_bytes, quieted, write
 from targets._executorch_runtime import load
 from targets._float16 import with_float16
 from targets._program import chosen_precision, fitting_sizes, for_inference
+from targets._rewrite import HARD_SIGMOID, rewritten
 from targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     with quieted():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-        program = subsampling_as_convolution(for_inference(program))
+        program = _prepared(program)
         if precision == "float16":
             program = with_float16(program, packaging)
         edge = lowered(program, XnnpackPartitioner())
@@ -38,10 +39,15 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     return artifact("xnnpack", path, precision, facts | {"planned_bytes": planned_bytes(finished)})
 
 
+def _prepared(program: ExportedProgram) -> ExportedProgram:
+    """``program`` in the operators that the backend takes."""
+    return subsampling_as_convolution(rewritten(for_inference(program), HARD_SIGMOID))
+
+
 def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
     from targets._xnnpack_inside import inside
 
-    return inside(path, subsampling_as_convolution(for_inference(program)), images)
+    return inside(path, _prepared(program), images)
 
 
 TARGET = Target(
@@ -50,7 +56,7 @@ TARGET = Target(
     suffix=".pte",
     extra="xnnpack",
     needs=("executorch",),
-    grids=(Grid(weight_bits=8), Grid(weight_bits=7)),
+    grids=tuple(Grid(weight_bits=bits, operators=COMMON_OPERATORS | GATES | PRODUCTS) for bits in (8, 7)),
     quantizer=int8_quantizer,
     export=export,
     load=load,

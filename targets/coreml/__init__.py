@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets import USUAL, Artifact, Grid, Inside, Packaging, Runner, Target
+from targets import COMMON_OPERATORS, GATES, PRODUCTS, USUAL, Artifact, Grid, Inside, Packaging, Runner, Target
 from targets._quiet import quiet
 
 if TYPE_CHECKING:
@@ -68,11 +68,10 @@ TARGET = Target(
     suffix=".mlpackage",
     extra="coreml",
     needs=("coremltools",),
-    grids=(
-        Grid(),
-        Grid(weight_bits=7),
-        Grid(symmetric_activations=True),
-        Grid(weight_bits=7, symmetric_activations=True),
+    grids=tuple(
+        Grid(weight_bits=bits, symmetric_activations=symmetric, operators=COMMON_OPERATORS | GATES | PRODUCTS)
+        for symmetric in (False, True)
+        for bits in (8, 7)
     ),
     quantizer=_quantizer,
     export=_export,

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import move_exported_model_to_eval
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
-from targets import COMMON_OPERATORS, Grid, TargetError
+from targets import COMMON_OPERATORS, GATES, PRODUCTS, Grid, TargetError
 from targets._int8 import (
     PATTERNS,
     WEIGHT_SCALE_FLOOR,
@@ -310,7 +310,7 @@ EXTRA = {
     "layer_norm": lambda x: F.layer_norm(x, (4,)),
     "sigmoid": torch.sigmoid,
     "softmax": lambda x: x.softmax(-1),
-    "matmul": lambda x: x @ x.transpose(-1, -2),
+    "matmul": lambda x: (x @ x.transpose(-1, -2)).relu(),
     "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
 }
 
@@ -329,12 +329,56 @@ def test_an_operator_is_quantized_exactly_where_it_is_switched_on(operator: str,
     assert (full(x) - net(x)).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("operator", ["sigmoid", "softmax"])
-def test_outputs_between_zero_and_one_have_a_fixed_scale(operator: str) -> None:
+def test_a_product_that_only_float_operators_read_is_not_rounded() -> None:
+    net = Net(lambda net, x: (y := net.fc(x)) @ (y @ y.transpose(-1, -2)).softmax(-1), fc=nn.Linear(4, 4))
+    graph = quantized(net, torch.randn(2, 4, 4), Grid(operators=COMMON_OPERATORS | {"matmul"}))
+    scores, mixed = named(graph, "matmul.default")
+    assert [read_with(scores, index) for index in (0, 1)] == [written_with(only(graph, "linear.default"))] * 2
+    assert not [user for user in scores.users if "quantize" in str(user.target)]
+    assert read_with(mixed, 1)[0] <= 1 / 255
+
+
+def test_the_shortcut_path_of_a_transformer_stays_float() -> None:
+    def block(net: Net, x: Tensor) -> Tensor:
+        y = net.a(x) + x
+        return F.layer_norm(net.b(F.layer_norm(y, (4,))) + y, (4,))
+
+    graph = quantized(Net(block, a=nn.Linear(4, 4), b=nn.Linear(4, 4)), torch.randn(2, 3, 4))
+    first, second = named(graph, "add.Tensor")
+    for node in (first, second):
+        assert not [user for user in node.users if user.target is torch.ops.quantized_decomposed.quantize_per_tensor]
+    assert first.args[1].op == "placeholder" and second.args[1] is first  # type: ignore[union-attr]
+
+
+def test_silu_is_taken_apart_into_operators_that_integers_have() -> None:
+    net = Net(lambda net, x: F.silu(net.conv(x)), conv=nn.Conv2d(3, 4, 1))
+    x = torch.randn(2, 3, 8, 8)
+    graph = quantized(net, x, Grid(operators=COMMON_OPERATORS | GATES), qat=True)
+    product = only(graph, "mul.Tensor")
+    assert not named(graph, "silu.default") and read_with(product, 1) == (1 / 256, -128)
+    assert read_with(product, 0) == written_with(only(graph, "conv2d.default"))
+    assert (graph(x) - net(x)).abs().max() < 4 * written_with(product)[0]
+    whole = quantized(net, x, Grid(operators=COMMON_OPERATORS | GATES | {"silu"}))
+    assert written_with(only(whole, "silu.default"))
+
+
+def test_attention_is_taken_apart_where_products_are_quantized() -> None:
+    net = Net(lambda net, x: F.scaled_dot_product_attention(*[net.fc(x).reshape(2, 5, 2, 4).transpose(1, 2)] * 3),
+              fc=nn.Linear(8, 8))  # fmt: skip
+    x = torch.randn(2, 5, 8)
+    graph = quantized(net, x, Grid(operators=COMMON_OPERATORS | PRODUCTS))
+    assert len(named(graph, "matmul.default")) == 2 and not named(graph, "scaled_dot_product_attention.default")
+    assert (graph(x) - net(x)).abs().max() < 0.05
+    causal = Net(lambda net, x: F.scaled_dot_product_attention(x, x, x, is_causal=True))
+    assert named(quantized(causal, x, Grid(operators=COMMON_OPERATORS | PRODUCTS)), "attention.default")
+
+
+@pytest.mark.parametrize(("operator", "step"), [("sigmoid", 1 / 256), ("softmax", 1 / 256), ("hardsigmoid", 1 / 255)])
+def test_outputs_between_zero_and_one_have_a_fixed_scale(operator: str, step: float) -> None:
     net = Net(lambda net, x: EXTRA[operator](net.fc(x)), fc=nn.Linear(4, 4))
     for qat in (False, True):
         graph = quantized(net, torch.randn(2, 3, 4), Grid(operators=COMMON_OPERATORS | {operator}), qat=qat)
-        assert named(graph, QUANTIZE)[-1].args[1:5] == (1 / 256, -128, -128, 127)
+        assert named(graph, QUANTIZE)[-1].args[1:5] == (pytest.approx(step), -128, -128, 127)
 
 
 def test_a_fixed_scale_does_not_clip_what_it_is_concatenated_with() -> None:

@@ -55,13 +55,15 @@ class Body(nn.Module):
         return self._body(self.layers, x)
 
 
-def quantize(model: nn.Module, images: Tensor, float_nodes: frozenset[str] = frozenset()) -> GraphModule:
+def quantize(
+    model: nn.Module, images: Tensor, float_nodes: frozenset[str] = frozenset(), grid: Grid = GRID
+) -> GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     from targets._int8 import Int8Quantizer
 
     graph = torch.export.export(model.eval(), (images[:1],)).module(check_guards=False)
-    prepared = prepare_pt2e(graph, Int8Quantizer(GRID, float_nodes=float_nodes))
+    prepared = prepare_pt2e(graph, Int8Quantizer(grid, float_nodes=float_nodes))
     for image in images:
         prepared(image[None])
     return convert_pt2e(prepared)
@@ -267,5 +269,35 @@ def test_an_active_dropout_is_refused(tmp_path: Path, images: Tensor) -> None:
 
 
 def test_weights_have_seven_bits_here() -> None:
-    assert target.TARGET.grids == (Grid(weight_bits=7),)
+    assert [grid.weight_bits for grid in target.TARGET.grids] == [7]
     assert target.TARGET.quantizer(GRID, qat=True).qat
+
+
+def hard(layers: nn.ModuleDict, x: Tensor) -> Tensor:
+    x = F.hardswish(layers["stem"](x))
+    gate = F.hardsigmoid(layers["up"](F.relu(layers["down"](x.mean((2, 3), keepdim=True)))))
+    return layers["last"](F.silu(x * gate)).flatten(1)
+
+
+def test_gates_run_in_integers(tmp_path: Path, images: Tensor) -> None:
+    torch.manual_seed(0)
+    sizes = {"stem": (3, 8), "down": (8, 4), "up": (4, 8), "last": (8, 2)}
+    net = Body(hard, **{name: nn.Conv2d(*size, 1) for name, size in sizes.items()})
+    net.layers["stem"].weight.data *= 8  # both ends of the clips are reached
+    net.layers["up"].weight.data *= 40
+    graph = quantize(net, images[:8], grid=target.TARGET.grids[0])
+    artifact = target.export(program(graph, images[:1]), tmp_path / "net.onnx")
+    operators = artifact.facts["operators"]
+    assert artifact.facts["float_operators"] == {} and operators["QLinearConv"] == 4
+    assert (operators["QuantizeLinear"], operators["DequantizeLinear"]) == (1, 1)
+    assert (operators["QLinearAdd"], operators["QLinearMul"], operators["QLinearSigmoid"]) == (2, 3, 1)
+    found, expected = target.load(artifact.path, 1)(images), each(graph, images)
+    steps = (found - expected).abs() / last_step(graph)
+    assert steps.mean() < 0.3 and steps.max() <= 3.01
+    assert "hardswish" in {value for node in onnx.load(artifact.path).graph.node for value in node.output}
+
+
+def test_islands_of_float_are_named(tmp_path: Path, images: Tensor) -> None:
+    net = Body(lambda layers, x: layers["b"](F.gelu(layers["a"](x))), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 2, 1))
+    artifact = target.export(program(quantize(net, images[:2]), images[:1]), tmp_path / "net.onnx")
+    assert artifact.facts["float_operators"] == {"Gelu": 1} and artifact.facts["fused"] == 2
