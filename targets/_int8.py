@@ -450,6 +450,9 @@ def _overloads(names: Iterable[str]) -> tuple[object, ...]:
     return tuple(getattr(packet, overload) for packet in packets for overload in packet.overloads())
 
 
+_NEAR_255TH = torch.tensor(1 / 255).half().item()
+"""Reaches 1, which a hard sigmoid does and a sigmoid does not, and is a number that float16 holds."""
+
 PATTERNS = (
     Pattern("conv", _overloads(["conv1d", "conv2d"]), _weighted(0, 1, 0)),
     Pattern("conv_transpose", _overloads(["conv_transpose1d", "conv_transpose2d"]), _transposed),
@@ -469,7 +472,7 @@ PATTERNS = (
     Pattern("reshape", _overloads(["dropout", "dropout2d", "feature_dropout"]), _see_through),
     Pattern("silu", _overloads(["silu"]), _unary),
     Pattern("hardswish", _overloads(["hardswish"]), _unary),
-    Pattern("hardsigmoid", _overloads(["hardsigmoid"]), _unit_interval(1 / 255)),
+    Pattern("hardsigmoid", _overloads(["hardsigmoid"]), _unit_interval(_NEAR_255TH)),
     Pattern("gelu", _overloads(["gelu"]), _unary),
     Pattern("layer_norm", (_aten.layer_norm.default,), _unary),
     Pattern("sigmoid", _overloads(["sigmoid"]), _unit_interval(1 / 256)),

@@ -53,7 +53,7 @@ def _swish(graph: ir.Graph, node: ir.Node) -> None:
 def _sigmoid(graph: ir.Graph, node: ir.Node, quantize: ir.Node) -> None:
     import onnx_ir as ir
 
-    scale, zero_point = (ir.convenience.get_const_tensor(value) for value in quantize.inputs[1:3])
+    scale, zero_point = (ir.convenience.get_const_tensor(value) for value in quantize.inputs[1:3] if value is not None)
     if scale is None or zero_point is None:
         return
     step, lowest = float(scale.numpy()), int(zero_point.numpy())
