@@ -27,7 +27,7 @@ from pipeline.resolve import Job
 from pipeline.rows import Grade, Latency
 from pipeline.store import Entry, Store, file_digest, key_of
 from pipeline.watch import Watch
-from targets import Artifact, Packaging, Runner, Target
+from targets import Artifact, Packaging, Precision, Runner, Target
 
 _HERE = Path(__file__).parent
 
@@ -64,6 +64,8 @@ class Files:
     store: Store
     pool: Executor
     watch: Watch
+    precision: Precision | None = None
+    """Written in place of the recipe's own."""
     _runners: dict[Path, tuple[Runner, float]] = field(default_factory=dict)
 
     def write(self, orders: Sequence[tuple[Source, Target]]) -> Written:
@@ -87,14 +89,20 @@ class Files:
 
     @property
     def _packaging(self) -> Packaging:
-        return self.job.recipe.packaging
+        packaging = self.job.recipe.packaging
+        return packaging if self.precision is None else dataclasses.replace(packaging, precision=self.precision)
+
+    def at(self, precision: Precision | None) -> Files:
+        """The same, writing another precision."""
+        return dataclasses.replace(self, precision=precision)
 
     def _keep(self, key: str, aside: Path, seconds: float) -> File:
         entry = self.store.keep(key, lambda folder, _: _move_into(aside, folder), seconds)
         return _file(entry)
 
     def _stem(self, source: Source) -> str:
-        return "".join(c if c.isalnum() or c in "_-" else "_" for c in f"{self.job.recipe.name}-{source.name}")
+        name = "-".join(part for part in (self.job.recipe.name, source.name, self.precision) if part)
+        return "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
 
     def _key(self, source: Source, target: Target) -> str:
         return key_of(

@@ -11,10 +11,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from pipeline.errors import RequestError
-from targets import USUAL, Packaging
+from targets import USUAL, Packaging, Precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pipeline.quantize import Quantize
     from pipeline.store import Store
     from targets import Grid
+
+
+Candidate = Precision | Literal["float"]
 
 
 class Track(Protocol):
@@ -136,10 +139,14 @@ class Recipe:
     limits: Limits = field(default_factory=Limits)
     packaging: Packaging = USUAL
     """How the files are written: precision, image sizes, labels."""
+    candidates: tuple[Candidate, ...] = ()
+    """What each target writes a file in, where it can; every file is judged, and the fastest that passes is recommended.
+    Empty: one file a target, int8 where the recipe quantizes. ``float`` is the target's usual float type."""
     device: str = "cpu"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_candidates(self)
         if not self.targets:
             raise RequestError(f"recipe {self.name!r} names no target; give at least one, for example --target onnx")
         if len(set(self.targets)) < len(self.targets):
@@ -155,7 +162,16 @@ class Recipe:
         fields["limits"] = dataclasses.asdict(self.limits)
         fields["packaging"] = dataclasses.asdict(self.packaging)
         fields["targets"] = list(self.targets)
+        fields["candidates"] = list(self.candidates)
         return fields
+
+
+def _check_candidates(recipe: Recipe) -> None:
+    known = ("float", *get_args(Precision))
+    if unknown := [candidate for candidate in recipe.candidates if candidate not in known]:
+        raise RequestError(f"unknown candidate {unknown[0]!r} in recipe {recipe.name!r}; choices: {', '.join(known)}")
+    if "int8" in recipe.candidates and recipe.quantize is None:
+        raise RequestError(f"recipe {recipe.name!r} asks for an int8 file and has no quantize step; give it one")
 
 
 def stage_name(stage: Stage) -> str:

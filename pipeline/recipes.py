@@ -28,6 +28,7 @@ def demo() -> Recipe:
             training=Training(epochs=4, lr=0.002, batch_size=64, distill=0.7, precision="32-true", augment=_DIGITS)
         ),
         targets=("onnx", "xnnpack", "coreml"),
+        candidates=("float", "int8"),
         limits=Limits(max_drop=0.02),
     )
 
@@ -42,6 +43,7 @@ def cifar_resnet20() -> Recipe:
         stages=(Prune(macs=0.8), Finetune(training=Training(epochs=4, lr=0.01, distill=0.9)), Fold()),
         quantize=Quantize(training=Training(epochs=1, lr=0.0001, distill=0.9, precision="32-true")),
         targets=("onnx", "xnnpack", "coreml"),
+        candidates=("float", "int8"),
     )
 
 

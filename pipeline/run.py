@@ -18,15 +18,16 @@ import targets
 from pipeline import card, lower, statistics, verify
 from pipeline.errors import LoweringError
 from pipeline.files import File, Files
-from pipeline.recipe import Limits, Stage, stage_name
+from pipeline.recipe import Candidate, Limits, Stage, stage_name
 from pipeline.report import Report, environment
+from pipeline.report.recommend import recommend
 from pipeline.resolve import Job
 from pipeline.rows import Accuracy, Agreement, ArtifactFile, Latency, Row
 from pipeline.steps import Model, Steps, as_quantized
 from pipeline.store import Store
 from pipeline.verify import Finding
 from pipeline.watch import Watch
-from targets import Grid, Target
+from targets import Grid, Precision, Target
 
 
 def run(job: Job, watch: Watch) -> Report:
@@ -51,7 +52,7 @@ def run(job: Job, watch: Watch) -> Report:
                 return bench.report
         for grid, group in share_grids(job.targets):
             ready = bench.quantize(grid, model, baseline) if job.recipe.quantize else model
-            bench.artifacts(ready, group, baseline)
+            bench.candidates(model, ready, group, baseline)
         return bench.report
 
 
@@ -127,12 +128,26 @@ class Bench:
         )
         return result
 
-    def artifacts(self, model: Model, group: Sequence[Target], baseline: Model) -> None:
-        """Write, load, evaluate, time and judge a file for every target."""
+    def candidates(self, model: Model, ready: Model, group: Sequence[Target], baseline: Model) -> None:
+        """Every file that the recipe asks for, of the float network and of the quantized one, and which to take."""
+        wanted = self.job.recipe.candidates
+        for precision, able in float_candidates(wanted, group):
+            self.artifacts(model, able, baseline, precision)
+        if not wanted or "int8" in wanted:
+            self.artifacts(ready, group, baseline)
+        self.report.recommended = recommend(self.report.rows, self.report.artifacts)
+        self.report.write(self.job.out)
+
+    def artifacts(
+        self, model: Model, group: Sequence[Target], baseline: Model, precision: Precision | None = None
+    ) -> None:
+        """Write, load, evaluate, time and judge a file for every target; ``precision`` None: the target's own choice."""
         timed = [target for target in group if target.load is not None]
-        written = self.files.write([(model, t) for t in group] + [(baseline, t) for t in timed])
+        own, others = [(model, target) for target in group], [(baseline, target) for target in timed]
+        references = self.files.write(others if precision else own + others)
+        written = self.files.at(precision).write(own) if precision else references
         for target in group:
-            made, reference = written[model.digest, target.name], written.get((baseline.digest, target.name))
+            made, reference = written[model.digest, target.name], references.get((baseline.digest, target.name))
             if isinstance(made, LoweringError):
                 self._add(_lost(model, target, made))
             else:
@@ -249,6 +264,20 @@ class Bench:
         self.report.write(self.job.out)
         self.failed = self.failed or row.verdict == "fail"
         self.watch.row(row)
+
+
+def float_candidates(
+    wanted: Sequence[Candidate], group: Sequence[Target]
+) -> list[tuple[Precision | None, tuple[Target, ...]]]:
+    """The float network's precisions among ``wanted``, each with the targets that can be written in it, none twice."""
+    found: dict[Precision | None, list[Target]] = {}
+    for target in group:
+        usual = target.precisions[:1]
+        asked = dict.fromkeys(None if c == "float" or c in usual else c for c in wanted if c != "int8")
+        for name in asked:
+            if name is None or name in target.precisions:
+                found.setdefault(name, []).append(target)
+    return [(name, tuple(able)) for name, able in found.items()]
 
 
 def agree(answers: Tensor, reference: Tensor) -> Agreement:

@@ -228,6 +228,8 @@ class Target:
     """``load(path, threads)`` in the real runtime; None: it does not exist on this host."""
     sizes: frozenset[SizeKind] = frozenset({"fixed"})
     """Which kinds of ``Packaging.sizes`` its files can have."""
+    precisions: tuple[Precision, ...] = ()
+    """What a float network may be written as, the usual first; empty: in one way alone."""
     takes_bytes: bool = False
     """Whether it can write a program whose input is a camera's bytes, uint8 [1, H, W, C]."""
     reference: Callable[[Path], Runner] | None = None

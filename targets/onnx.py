@@ -441,5 +441,6 @@ TARGET = Target(
     quantizer=_quantizer,
     export=export,
     load=load,
+    precisions=PRECISIONS,
     inside=_inside,
 )

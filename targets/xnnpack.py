@@ -60,5 +60,6 @@ TARGET = Target(
     quantizer=int8_quantizer,
     export=export,
     load=load,
+    precisions=PRECISIONS,
     inside=_inside,
 )

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import RequestError
 from pipeline.report._whole import write_whole
+from pipeline.report.recommend import Recommendation
 from pipeline.rows import ArtifactFile, Row, decode, encode, encode_fields
 
 SCHEMA = 1
@@ -46,6 +47,8 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     artifacts: list[ArtifactFile] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
+    recommended: list[Recommendation] = field(default_factory=list)
+    """For each target, the file to take."""
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -57,6 +60,8 @@ class Report:
             "rows": [row.to_json() for row in self.rows],
             "artifacts": [artifact.to_json() for artifact in self.artifacts],
         }
+        if self.recommended:
+            document["recommended"] = [entry.to_json() for entry in self.recommended]
         return document | ({"sections": [section.to_json() for section in self.sections]} if self.sections else {})
 
     @classmethod
@@ -79,6 +84,7 @@ class Report:
             rows=_each(value["rows"], "rows", Row.from_json),
             artifacts=_each(value["artifacts"], "artifacts", ArtifactFile.from_json),
             sections=_each(value.get("sections", []), "sections", _section),
+            recommended=_each(value.get("recommended", []), "recommended", _recommendation),
         )
 
     def write(self, folder: Path) -> Path:
@@ -110,3 +116,7 @@ def _each(value: object, where: str, read: Callable[[object, str], T]) -> list[T
 
 def _section(value: object, where: str) -> Section:
     return decode(Section, value, where)
+
+
+def _recommendation(value: object, where: str) -> Recommendation:
+    return decode(Recommendation, value, where)

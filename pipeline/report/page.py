@@ -54,6 +54,7 @@ def render(report: Report) -> str:
         estimates=estimates(report.rows),
         figures=figures,
         unplotted=_unplotted(named),
+        recommended=report.recommended,
         rows=[_shown(row, name) for row, name in named],
         undelegated=[_undelegated(row, name) for row, name in named if row.target is not None],
         file_facts=[(name, row.facts) for row, name in named if row.facts],

@@ -48,6 +48,9 @@ class _Shown:
         yield Text(_clean(f"\n{SYMBOLS[summary.verdict]} {summary.title}.", plain), style=_STYLES[summary.verdict])
         if summary.best:
             yield Text(_clean(summary.best, plain))
+        if self.report.recommended:
+            lines = "".join(f"\n  {entry}." for entry in self.report.recommended)
+            yield Text(_clean(f"Recommended files:{lines}", plain))
         for note in (timing(self.report.rows), *estimates(self.report.rows)):
             if note:
                 yield Text(_clean(note, plain), style="dim")

@@ -6,7 +6,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets import COMMON_OPERATORS, GATES, PRODUCTS, USUAL, Artifact, Grid, Inside, Packaging, Runner, Target
+from targets import (
+    COMMON_OPERATORS,
+    GATES,
+    PRODUCTS,
+    USUAL,
+    Artifact,
+    Grid,
+    Inside,
+    Packaging,
+    Precision,
+    Runner,
+    Target,
+)
 from targets._quiet import quiet
 
 if TYPE_CHECKING:
@@ -62,6 +74,8 @@ class _Device:
         return torch.cat([torch.as_tensor(answer, dtype=torch.float32).reshape(1, -1) for answer in answers])
 
 
+PRECISIONS: tuple[Precision, ...] = ("float16", "float32", "int8-weights", "palette")
+
 TARGET = Target(
     name="coreml",
     summary="Core ML ML Program (.mlpackage) for iOS 16 to 18: float, W8A8 int8, int8 or palettized weights",
@@ -77,5 +91,6 @@ TARGET = Target(
     export=_export,
     load=_Device if sys.platform == "darwin" else None,
     reference=_reference,
+    precisions=PRECISIONS,
     inside=_inside,
 )

@@ -24,7 +24,7 @@ from targets import Artifact, Packaging, Precision, TargetError
 from targets._int8_weights import with_int8_weights
 from targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
 
-from . import _mil, _package, _storage
+from . import PRECISIONS, _mil, _package, _storage
 from ._coremltools import converting
 from ._islands import float_islands
 from ._mil import Operation, Program
@@ -45,7 +45,6 @@ _MAX_POOLS = frozenset({_aten.max_pool1d.default, _aten.max_pool2d.default, _ate
 DEPLOYMENT_TARGETS = ("iOS16", "iOS17", "iOS18")
 """The oldest systems a package can be written for; int8 activations need the second."""
 
-PRECISIONS: tuple[Precision, ...] = ("float16", "float32", "int8-weights", "palette")
 """Of float networks, the usual one first; a quantized network gives int8."""
 
 _RESCALING = "common::distributive_quantized_binary_op_scale_normalization"

@@ -1,0 +1,96 @@
+"""Which file to take for each target: the fastest of those that passed, whatever its precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report import numbers
+from pipeline.rows import ArtifactFile, Row, encode_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """One target's file, or why there is none."""
+
+    target: str
+    precision: str | None
+    """Of the recommended file; None where no file passed."""
+    path: str | None
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """This value as plain JSON types."""
+        return encode_fields(self)
+
+    def __str__(self) -> str:
+        if self.precision is None:
+            return f"{self.target}: no file, {self.reason}"
+        return f"{self.target}: {self.precision}, {self.reason}"
+
+
+def recommend(rows: Sequence[Row], artifacts: Sequence[ArtifactFile]) -> list[Recommendation]:
+    """One for each target that a file was asked for; ``artifacts`` in the order of their rows."""
+    files = [row for row in rows if row.step == "artifact" and row.target is not None]
+    paths = dict(zip([id(row) for row in files if row.bytes is not None], artifacts, strict=False))
+    names = dict.fromkeys(row.target for row in files if row.target is not None)
+    return [_of_target(name, [row for row in files if row.target == name], paths) for name in names]
+
+
+def _of_target(target: str, files: Sequence[Row], paths: dict[int, ArtifactFile]) -> Recommendation:
+    passed = [row for row in files if row.verdict == "pass"]
+    if not passed:
+        return Recommendation(target=target, precision=None, path=None, reason=f"{_none(files)} passed")
+    timed = [row for row in passed if row.latency is not None]
+    best, reason = _fastest(timed) if timed else _smallest(passed)
+    path = paths[id(best)].path if id(best) in paths else None
+    return Recommendation(target=target, precision=best.precision or "", path=path, reason=reason)
+
+
+def _none(files: Sequence[Row]) -> str:
+    return "the only one has not" if len(files) == 1 else f"none of {len(files)} has"
+
+
+def _fastest(timed: Sequence[Row]) -> tuple[Row, str]:
+    """The lowest ratio; of files whose intervals overlap the fastest's, which the clock cannot tell apart, the smallest."""
+    ordered = sorted(timed, key=_ratio)
+    first = ordered[0]
+    level = [row for row in ordered if _interval(row)[0] <= _interval(first)[1]]
+    best = min(level, key=lambda row: row.bytes or 0)
+    others = [row for row in ordered if row is not best]
+    if not others:
+        return best, f"the only file that passed, {_time(best)}"
+    if len(level) > 1:
+        names = ", ".join(f"{row.precision} {numbers.size(row.bytes)}" for row in level if row is not best)
+        slower = [row for row in others if row not in level]
+        tail = f"; slower: {_list(slower)}" if slower else ""
+        return best, f"as fast as the fastest within the noise and the smallest of those ({names}), {_time(best)}{tail}"
+    return best, f"the fastest that passed, {_time(best)}; slower: {_list(others)}"
+
+
+def _list(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{row.precision} {_time(row)}" for row in rows)
+
+
+def _time(row: Row) -> str:
+    assert row.latency is not None
+    return f"{numbers.significant(row.latency.p50_ms)} ms ({numbers.ratio(row.latency.ratio_to_baseline)} the baseline)"
+
+
+def _ratio(row: Row) -> float:
+    assert row.latency is not None
+    return row.latency.ratio_to_baseline
+
+
+def _interval(row: Row) -> tuple[float, float]:
+    assert row.latency is not None
+    return row.latency.ci95
+
+
+def _smallest(passed: Sequence[Row]) -> tuple[Row, str]:
+    best = min(passed, key=lambda row: row.bytes or 0)
+    size = numbers.size(best.bytes)
+    if len(passed) == 1:
+        return best, f"the only file that passed, {size}; this machine cannot time it"
+    return best, f"the smallest that passed, {size}; this machine cannot time these files"
