@@ -96,6 +96,24 @@ for _name, _runtime in RUNTIMES.items():
 
 
 @nox.session(python=PYTHON)
+def arm64(session: nox.Session) -> None:
+    """The float and the int8 ONNX file on emulated Arm processors (root, debootstrap, qemu-user-static needed).
+
+    ``EDGEWISE_ARM64_IMAGES``: the first so many test images only, since emulation is slow.
+    """
+    _install(session, "onnx,dev")
+    network, files = _network(session), []
+    for kind, options in (("float", ["--float"]), ("int8", [])):
+        out = Path("runs/arm64") / kind
+        session.run("python", "-m", "pipeline", "run", *network, *options, "--target", "onnx", "--out", str(out))
+        files += sorted(str(path) for path in out.glob("artifacts/onnx/*.onnx"))
+    data = network[network.index("--data") + 1] if "--data" in network else "digits"
+    count = os.environ.get("EDGEWISE_ARM64_IMAGES")
+    some = ["--images", count] if count else []
+    session.run("python", "-m", "pipeline.arm64", *files, "--data", data, *some, "--out", "runs/arm64/arm64.json")
+
+
+@nox.session(python=PYTHON)
 def cifar(session: nox.Session) -> None:
     """ResNet-20 on CIFAR-10: ``nox -s cifar -- --weights FILE --data cifar10:DIR``."""
     _install(session, ALL)

@@ -6,6 +6,7 @@ Arguments are parsed first; torch and everything behind it is imported only by t
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -110,6 +111,7 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument("--data", metavar="D", help="a data set: reader or reader:PATH, for example cifar10:DIR")
     run.add_argument("--target", action="append", metavar="T", help="write for this target; repeat for several")
+    run.add_argument("--float", action="store_true", help="leave the quantization out: the files compute in float")
     run.add_argument("--runtime", metavar="T", help="the target whose milliseconds judge the float steps")
     run.add_argument("--device", choices=("cpu", "cuda"), help="where to train")
     run.add_argument("--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE)")
@@ -123,7 +125,8 @@ def _run(options: argparse.Namespace) -> int:
 
     changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device", "runtime")}
     changes["targets"] = tuple(options.target) if options.target else None
-    job = resolve(override(find_recipe(options.recipe), changes), options.out)
+    recipe = override(find_recipe(options.recipe), changes)
+    job = resolve(dataclasses.replace(recipe, quantize=None) if options.float else recipe, options.out)
     from pipeline.report import write_html
     from pipeline.run import run
     from pipeline.watch import Watch
