@@ -84,10 +84,16 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, metavar="DIR", help="its network, where the file was moved away from it"
     )
     verify.add_argument("--model", metavar="M", help="path/to/net.py:function that a network of your own was built by")
+    verify.add_argument(
+        "--input-size", nargs=2, type=int, metavar=("H", "W"), help="another size that the file accepts"
+    )
     bench = _command(commands, "bench", "interleaved latency of files, side by side")
     bench.add_argument("artifacts", type=Path, nargs="+", metavar="ARTIFACT")
     bench.add_argument("--threads", type=int, default=1, help="threads of every runtime (default 1)")
     bench.add_argument("--seconds", type=float, default=10.0, help="about how long to measure (default 10)")
+    bench.add_argument(
+        "--input-size", nargs=2, type=int, metavar=("H", "W"), help="a size that the files accept (default: judged at)"
+    )
     report = _command(commands, "report", "the report again, from report.json")
     report.add_argument("folder", type=Path, metavar="DIR")
     return parser
@@ -113,6 +119,30 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--target", action="append", metavar="T", help="write for this target; repeat for several")
     run.add_argument("--float", action="store_true", help="leave the quantization out: the files compute in float")
     run.add_argument("--runtime", metavar="T", help="the target whose milliseconds judge the float steps")
+    run.add_argument(
+        "--input-size",
+        nargs=2,
+        type=int,
+        action="append",
+        metavar=("H", "W"),
+        help="resize the images to this height and width, train, judge and write for it; repeat for files that accept "
+        "several sizes, of which the first is trained at",
+    )
+    run.add_argument(
+        "--input-size-range",
+        nargs=2,
+        type=int,
+        metavar=("LOW", "HIGH"),
+        help="write files that accept every height and width from LOW to HIGH; trained at --input-size, else at the "
+        "data's own size where that lies inside, else at LOW",
+    )
+    run.add_argument(
+        "--feed",
+        choices=("normalised", "bytes"),
+        help="what the files are fed: normalised floats [1, C, H, W] (default), or a camera's bytes [1, H, W, C], which "
+        "they normalise themselves",
+    )
+    run.add_argument("--softmax", action="store_true", default=None, help="the files answer with probabilities")
     run.add_argument("--device", choices=("cpu", "cuda"), help="where to train")
     run.add_argument("--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE)")
 
@@ -121,12 +151,18 @@ def _run(options: argparse.Namespace) -> int:
     from pipeline.quiet import quieten
 
     quieten()
-    from pipeline.resolve import find_recipe, override, resolve
+    from pipeline.image_sizes import asked
+    from pipeline.resolve import find_recipe, override, packaged, resolve
 
     changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device", "runtime")}
     changes["targets"] = tuple(options.target) if options.target else None
     recipe = override(find_recipe(options.recipe), changes)
-    job = resolve(dataclasses.replace(recipe, quantize=None) if options.float else recipe, options.out)
+    recipe = packaged(
+        dataclasses.replace(recipe, quantize=None) if options.float else recipe,
+        asked(options.input_size, options.input_size_range),
+        {"fed": options.feed, "softmax": options.softmax},
+    )
+    job = resolve(recipe, options.out)
     from pipeline.report import write_html
     from pipeline.run import run
     from pipeline.watch import Watch
@@ -195,7 +231,7 @@ def _verify(options: argparse.Namespace) -> int:
     from pipeline.recheck import recheck
     from pipeline.watch import Watch
 
-    result = recheck(options.artifact, options.data, Watch().track)
+    result = recheck(options.artifact, options.data, Watch().track, _size(options))
     inspected = _inspected(options) if options.layers else None
     if options.json:
         _print_json(result.to_json() | ({"layers": inspected.to_json()} if inspected else {}))
@@ -217,13 +253,17 @@ def _inspected(options: argparse.Namespace) -> Any:
     return found
 
 
+def _size(options: argparse.Namespace) -> tuple[int, int] | None:
+    return None if options.input_size is None else (options.input_size[0], options.input_size[1])
+
+
 def _bench(options: argparse.Namespace) -> int:
     from pipeline.quiet import quieten
 
     quieten()
     from pipeline.compare import compare, table
 
-    found = compare(options.artifacts, options.threads, options.seconds)
+    found = compare(options.artifacts, options.threads, options.seconds, _size(options))
     if options.json:
         _print_json({"files": [entry.to_json() for entry in found]})
         return PASSED

@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RequestError
+from pipeline.image_sizes import inside
+from pipeline.preprocess import Fed
 from pipeline.resolve import Job
 from pipeline.rows import Row, decode, encode
 from pipeline.store import write_whole
+from targets import Sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SUFFIX = ".card.json"
+
+PROBES = 16
+"""Test images whose answers a card keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +36,9 @@ class Card:
     seed: int
     """Of the splits of the data."""
     input_shape: tuple[int, int, int]
+    """Channels, height and width of the images it was judged on."""
     mean: tuple[float, ...]
-    """What the file's input is normalised with: (bytes / 255 − mean) / std."""
+    """What images are normalised with, (bytes / 255 − mean) / std: by the file itself where it is fed bytes."""
     std: tuple[float, ...]
     classes: tuple[str, ...]
     max_drop: float
@@ -36,6 +46,24 @@ class Card:
     """What was measured when the file was made."""
     checkpoint: str = ""
     """Name of the network's folder under ``checkpoints`` of the report's folder; empty: none was kept."""
+    fed: Fed = "normalised"
+    """float32 [1, C, H, W], normalised, or bytes as a camera gives them, uint8 [1, H, W, C]."""
+    softmax: bool = False
+    """Whether the file answers with probabilities instead of logits."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """The image sizes (height, width) it accepts beside that of ``input_shape``; with ``ranged``, all between them too."""
+    ranged: bool = False
+    answers: tuple[tuple[float, ...], ...] = ()
+    """What the file answered to the first test images; empty where nothing could run it."""
+
+    @property
+    def accepted(self) -> Sizes:
+        """The image sizes it accepts."""
+        return Sizes(choices=tuple(dict.fromkeys((self.input_shape[1:], *self.sizes))), ranged=self.ranged)
+
+    def takes(self, size: tuple[int, int]) -> bool:
+        """Whether the file accepts images of this height and width."""
+        return inside(self.accepted, size)
 
 
 def path_of(artifact: Path) -> Path:
@@ -43,8 +71,9 @@ def path_of(artifact: Path) -> Path:
     return artifact.with_name(artifact.name + _SUFFIX)
 
 
-def write(artifact: Path, sha256: str, row: Row, job: Job, checkpoint: str) -> None:
-    """Write the card beside a delivered file."""
+def write(artifact: Path, sha256: str, row: Row, job: Job, checkpoint: str, answers: Tensor | None = None) -> None:
+    """Write the card beside a delivered file. ``answers``: the file's, [N, classes], for the test images."""
+    sizes = job.recipe.packaging.sizes
     card = Card(
         target=row.target or "",
         sha256=sha256,
@@ -59,6 +88,11 @@ def write(artifact: Path, sha256: str, row: Row, job: Job, checkpoint: str) -> N
         max_drop=job.recipe.limits.max_drop,
         row=row,
         checkpoint=checkpoint,
+        fed=job.recipe.preprocess.fed,
+        softmax=job.recipe.preprocess.softmax,
+        sizes=sizes.choices[1:] if sizes else (),
+        ranged=bool(sizes and sizes.ranged),
+        answers=() if answers is None else tuple(tuple(given) for given in answers[:PROBES].tolist()),
     )
     text = json.dumps(encode(card), indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(path_of(artifact), text.encode())

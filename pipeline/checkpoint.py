@@ -20,6 +20,7 @@ from torch import nn
 from pipeline import architecture, quantize, surgery
 from pipeline.architecture import Base
 from pipeline.errors import RequestError, StoreError
+from targets import Sizes
 
 _OPERATIONS: dict[str, type[Any]] = {
     "resize": surgery.Resize,
@@ -44,10 +45,10 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     (folder / "model.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
 
 
-def load(folder: Path, batch: int | None = None) -> Checkpoint:
+def load(folder: Path, batch: int | None = None, sizes: Sizes | None = None) -> Checkpoint:
     """Rebuild the network written by ``save``, in evaluation mode.
 
-    ``batch`` re-captures a quantized graph at that fixed batch size. Raises StoreError when the files do not belong
+    ``batch`` re-captures a quantized graph at that fixed batch size, ``sizes`` for those image sizes. Raises StoreError when the files do not belong
     together.
     """
     description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
@@ -56,7 +57,7 @@ def load(folder: Path, batch: int | None = None) -> Checkpoint:
     for fields in description["surgery"]:
         operation = _operation(fields)
         if isinstance(operation, quantize.Prepare):
-            model = operation.capture(model, batch)
+            model = operation.capture(model, batch, sizes)
         else:
             model = surgery.apply(model, operation)
     try:

@@ -13,7 +13,9 @@ import torch
 import targets
 from pipeline import card, statistics
 from pipeline.errors import RequestError
+from pipeline.image_sizes import Size, show
 from pipeline.latency import interleave
+from pipeline.preprocess import blank
 from targets import Runner
 
 if TYPE_CHECKING:
@@ -38,14 +40,16 @@ class Timing:
         return asdict(self) | {"ci95": list(self.ci95)}
 
 
-def compare(paths: Sequence[Path], threads: int, seconds: float) -> list[Timing]:
-    """Time the files against each other at batch 1 for about ``seconds``.
+def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | None = None) -> list[Timing]:
+    """Time the files against each other at batch 1 for about ``seconds``, on images as each is fed.
+
+    ``size``: height and width of the images; None: those that each file was judged on.
 
     Raises RequestError for files that cannot be run here or have no card.
     """
     if threads < 1 or not 0 < seconds < float("inf"):
         raise RequestError(f"wanted at least 1 thread and a positive time, found {threads} and {seconds:g} s")
-    opened = {str(path): _open(path, threads) for path in paths}
+    opened = {str(path): _open(path, threads, size) for path in paths}
     samples = interleave({name: partial(runner, image) for name, (_, runner, image) in opened.items()}, seconds=seconds)
     first = samples[str(paths[0])]
     rows = []
@@ -67,16 +71,19 @@ def compare(paths: Sequence[Path], threads: int, seconds: float) -> list[Timing]
     return rows
 
 
-def _open(path: Path, threads: int) -> tuple[str, Runner, torch.Tensor]:
+def _open(path: Path, threads: int, size: Size | None) -> tuple[str, Runner, torch.Tensor]:
     if not path.exists():
         raise RequestError(f"there is no file {path}")
     kept = card.read(path)
+    side = size or kept.input_shape[1:]
+    if not kept.takes(side):
+        raise RequestError(f"{path} was written for other image sizes than {show(side)}; its card names them")
     target = targets.get(kept.target)
     if target.load is None:
         raise RequestError(
             f"{path}: the runtime of {target.name} does not exist on this machine, so it has no time here"
         )
-    return target.name, target.load(path, threads), torch.zeros(1, *kept.input_shape)
+    return target.name, target.load(path, threads), blank((kept.input_shape[0], *side), kept.fed)
 
 
 def table(timings: Sequence[Timing]) -> Table:

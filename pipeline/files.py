@@ -21,7 +21,8 @@ import targets
 from pipeline import latency, lower, statistics
 from pipeline.architecture import source_digest
 from pipeline.errors import LoweringError
-from pipeline.images import normalise
+from pipeline.images import feed, per_channel
+from pipeline.preprocess import OUTSIDE, Baking
 from pipeline.report import cpu_name
 from pipeline.resolve import Job
 from pipeline.rows import Grade, Latency
@@ -71,6 +72,7 @@ class Files:
     def write(self, orders: Sequence[tuple[Source, Target]]) -> Written:
         """The files for (network, target) pairs, two at a time; those that the store holds are taken from there."""
         results: Written = {}
+        packaging = self._packaging
         pending = []
         for source, target in dict.fromkeys(orders):
             key = self._key(source, target)
@@ -78,7 +80,7 @@ class Files:
                 results[source.digest, target.name] = _file(entry)
             else:
                 aside = self.store.aside(key)
-                order = lower.Order(source.folder, target.name, aside, self._stem(source), self._packaging)
+                order = lower.Order(source.folder, target.name, aside, self._stem(source), packaging, self.baking)
                 pending.append((source, target, key, aside, lower.submit(self.pool, order), time.perf_counter()))
         label = "writing " + ", ".join(dict.fromkeys(target.name for _, target, *_ in pending))
         for source, target, key, aside, future, started in self.watch.track(pending, label, len(pending)):
@@ -96,6 +98,16 @@ class Files:
         """The same, writing another precision."""
         return dataclasses.replace(self, precision=precision)
 
+    @property
+    def baking(self) -> Baking:
+        """What goes into every file around its network."""
+        spec, channels = self.job.spec, self.job.data.shape[0]
+        return Baking(
+            preprocess=self.job.recipe.preprocess,
+            mean=per_channel(spec.mean, channels),
+            std=per_channel(spec.std, channels),
+        )
+
     def _keep(self, key: str, aside: Path, seconds: float) -> File:
         entry = self.store.keep(key, lambda folder, _: _move_into(aside, folder), seconds)
         return _file(entry)
@@ -111,6 +123,7 @@ class Files:
             stem=self._stem(source),
             shape=self.job.data.shape,
             packaging=dataclasses.asdict(self._packaging),
+            baking=None if self.job.recipe.preprocess == OUTSIDE else dataclasses.asdict(self.baking),
             target=target.name,
             code=[source_digest(Path(inspect.getfile(target.export))), source_digest(_HERE / "lower.py")],
             versions=targets.versions(("torch", "torchao", *targets.packages(target))),
@@ -167,7 +180,7 @@ class Files:
         return Latency.from_json(kept["latency"]), float(kept["load_ms"]), entry.seconds
 
     def _time(self, target: Target, ours: File, baseline: File) -> Latency:
-        image = normalise(self.job.data.test.batch(torch.tensor([0])), self.job.spec)
+        image = feed(self.job.data.test.batch(torch.tensor([0])), self.job.spec, self.job.recipe.preprocess.fed)
         mine, theirs = self._runner(target, ours)[0], self._runner(target, baseline)[0]
         self.watch.detail(f"timing on {target.name}")
         same = ours.digest == baseline.digest

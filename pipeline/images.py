@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from calib_data import Part
 from pipeline.errors import RequestError
+from pipeline.preprocess import Fed
 from pipeline.recipe import Track, silent
 
 
@@ -34,11 +36,21 @@ def normalise(images: Tensor, spec: Normalisation) -> Tensor:
     return (images.float() / 255 - _per_channel(spec.mean, channels)) / _per_channel(spec.std, channels)
 
 
+def feed(images: Tensor, spec: Normalisation, fed: Fed) -> Tensor:
+    """uint8 [B, C, H, W] -> what a network or a file is fed: bytes [B, H, W, C], or normalised as ``normalise`` does."""
+    return images.permute(0, 2, 3, 1).contiguous() if fed == "bytes" else normalise(images, spec)
+
+
 def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:
+    return torch.tensor(per_channel(values, channels)).view(1, -1, 1, 1)
+
+
+def per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A spec's values for images of so many channels. Raises RequestError where they do not fit."""
     if len(values) == channels:
-        return torch.tensor(values).view(1, -1, 1, 1)
+        return tuple(values)
     if len(set(values)) == 1 or channels == 1:
-        return torch.full((1, channels, 1, 1), sum(values) / len(values))
+        return (sum(values) / len(values),) * channels
     raise RequestError(f"the model normalises {len(values)} channels, the data has {channels}")
 
 
@@ -51,7 +63,8 @@ def logits(
     batch: int = 256,
     track: Track = silent,
     label: str = "evaluating",
+    fed: Fed = "normalised",
 ) -> Tensor:
-    """float32 [N, classes] for every image of a part, in its order. ``network`` takes normalised images."""
-    chunks = torch.split(torch.arange(len(part)), batch)
-    return torch.cat([network(normalise(part.batch(c), spec)).float().cpu() for c in track(chunks, label, len(chunks))])
+    """float32 [N, classes] for every image of a part, in its order. ``network`` takes what ``fed`` says."""
+    chunks = track(torch.split(torch.arange(len(part)), batch), label, math.ceil(len(part) / batch))
+    return torch.cat([network(feed(part.batch(chunk), spec, fed)).float().cpu() for chunk in chunks])

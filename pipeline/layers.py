@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 
 import calib_data
 import targets
-from pipeline import card, checkpoint, lower, parity
+from pipeline import card, checkpoint, lower, parity, resized
 from pipeline.errors import RequestError
 from pipeline.images import normalise
 from pipeline.parity import Layer
@@ -81,11 +81,16 @@ def inspect(path: Path, data_name: str, folder: Path | None = None, model: str |
     target = targets.get(kept.target)
     if target.inside is None:
         raise RequestError(f"target {target.name!r} lets no intermediate value out of its files; leave out --layers")
+    if kept.fed == "bytes" or kept.softmax:
+        raise RequestError(
+            f"{path.name} prepares its images or answers itself, which its network does not; write it with --feed normalised "
+            "and without --softmax to hold it against its network layer by layer"
+        )
     folder = card.checkpoint_of(path, kept) if folder is None else folder
     checkpoint.allow(folder, model)
-    data = calib_data.load(data_name, kept.seed)
+    data = resized.at(calib_data.load(data_name, kept.seed), kept.input_shape[1:])
     images = normalise(data.test.batch(torch.arange(min(IMAGES, len(data.test)))), kept)
-    found = target.inside(path, lower.program(folder), images)
+    found = target.inside(path, lower.program(folder, kept.accepted), images)
     precision = kept.row.precision or ("int8" if _quantized(folder) else "float32")
     layers = parity.compare(found, images, precision, _float_values(folder, images))
     if not layers:

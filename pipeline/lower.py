@@ -16,10 +16,13 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EdgewiseError, LoweringError
-from targets import USUAL, Artifact, Packaging
+from targets import USUAL, Artifact, Packaging, Sizes
+
+if TYPE_CHECKING:
+    from pipeline.preprocess import Baking
 
 RECORD = "artifact.json"
 
@@ -35,6 +38,8 @@ class Order:
     stem: str
     """The file's name without its suffix."""
     packaging: Packaging = USUAL
+    baking: Baking | None = None
+    """What goes into the file around the network; None: nothing."""
 
 
 @contextlib.contextmanager
@@ -87,7 +92,7 @@ def lower(order: Order) -> None:
     """Rebuild the checkpoint's network, capture it at batch 1, write the target's file and describe it."""
     phase = "rebuilding the network"
     try:
-        captured = program(order.checkpoint)
+        captured = program(order.checkpoint, order.packaging.sizes, order.baking)
         phase = f"writing the {order.target} file"
         import targets
 
@@ -101,19 +106,27 @@ def lower(order: Order) -> None:
     _describe(artifact, order.folder)
 
 
-def program(folder: Path) -> Any:
-    """The ExportedProgram at batch 1 of the network in the checkpoint ``folder``, as every target is given it."""
+def program(folder: Path, sizes: Sizes | None = None, baking: Baking | None = None) -> Any:
+    """The ExportedProgram at batch 1 of the network in the checkpoint ``folder``, as every target is given it.
+
+    ``sizes``: left open for these; ``baking``: with this around the network.
+    """
     import torch
 
     from pipeline import checkpoint, quantize
+    from pipeline.image_sizes import open_sides
+    from pipeline.preprocess import NOTHING
 
-    kept = checkpoint.load(folder, batch=1)
-    model = kept.model
+    baking = baking or NOTHING
+    model = checkpoint.load(folder, batch=1, sizes=sizes).model
     shape = json.loads((folder / "input.json").read_text(encoding="utf-8"))["shape"]
     if isinstance(model, torch.fx.GraphModule):
         model = quantize.convert(model)
+    open_ = open_sides(sizes, baking.sides)
     with quantize.quiet_capture():
-        return torch.export.export(model, (torch.zeros(1, *shape),))
+        return torch.export.export(
+            baking.around(model), (baking.example(shape),), dynamic_shapes=(open_,) if open_ else None
+        )
 
 
 def _describe(artifact: Artifact, folder: Path) -> None:

@@ -30,6 +30,14 @@ OUTSIDE = Preprocess()
 """Everything is left to the caller: normalised images in, logits out."""
 
 
+def blank(shape: tuple[int, int, int], fed: Fed) -> Tensor:
+    """A blank image [1, …] as a file takes it; ``shape``: channels, height, width."""
+    channels, height, width = shape
+    if fed == "bytes":
+        return torch.zeros(1, height, width, channels, dtype=torch.uint8)
+    return torch.zeros(1, channels, height, width)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Baking:
     """What is put around a network before it is captured for a file."""
@@ -45,15 +53,15 @@ class Baking:
 
     def example(self, shape: tuple[int, int, int]) -> Tensor:
         """A blank image [1, …] as the file takes it; ``shape``: channels, height, width."""
-        channels, height, width = shape
-        if self.preprocess.fed == "bytes":
-            return torch.zeros(1, height, width, channels, dtype=torch.uint8)
-        return torch.zeros(1, channels, height, width)
+        return blank(shape, self.preprocess.fed)
 
     @property
     def sides(self) -> tuple[int, int]:
         """The input's dimensions that are height and width."""
         return (1, 2) if self.preprocess.fed == "bytes" else (2, 3)
+
+
+NOTHING = Baking(preprocess=OUTSIDE, mean=(0.0,), std=(1.0,))
 
 
 class Baked(nn.Module):
@@ -79,11 +87,7 @@ class Baked(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Float32 [N, C, H, W] or uint8 [N, H, W, C] -> float32 [N, classes]."""
         if self.preprocess.fed == "bytes":
-            # Cast first: XNNPACK moves floats about, bytes it leaves to slow generic code (ResNet-20: 0.27 ms instead of 0.37).
-            images = (images.float().permute(0, 3, 1, 2) - self.mean) * self.factor
+            # Cast first: XNNPACK moves floats about, bytes it leaves to slow generic code (ResNet-20: 0.27 ms, not 0.37).
+            # A copy, not a view: strides of a view would enter the conditions under which the capture holds.
+            images = (torch.permute_copy(images.float(), (0, 3, 1, 2)) - self.mean) * self.factor
         return self.preprocess.finished(self.network(images))
-
-
-def feed(images: Tensor, normalised: Tensor, fed: Fed) -> Tensor:
-    """A batch as a file takes it, of the same images as bytes [N, C, H, W] and normalised."""
-    return images.permute(0, 2, 3, 1).contiguous() if fed == "bytes" else normalised

@@ -19,10 +19,11 @@ from torch.fx import GraphModule
 
 from pipeline import halves, surgery
 from pipeline.errors import StageError
+from pipeline.image_sizes import open_sides
 from pipeline.images import normalise
 from pipeline.recipe import Context, in_range
 from pipeline.training import Augment, Training, fit
-from targets import Grid
+from targets import Grid, Sizes
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,16 @@ class Prepare:
     """The grid's fields."""
     input_shape: tuple[int, int, int] | list[int]
 
-    def capture(self, model: nn.Module, batch: int | None = None) -> GraphModule:
-        """The prepared graph. ``batch`` None: any batch size; otherwise that size alone, as a file wants it."""
+    def capture(self, model: nn.Module, batch: int | None = None, sizes: Sizes | None = None) -> GraphModule:
+        """The prepared graph. ``batch`` None: any batch size; otherwise that size alone, as a file wants it.
+
+        ``sizes``: the image sizes it must serve; None: the one it was trained at.
+        """
         from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
         quantizer = _quantizer(Grid.from_json(self.grid))
         with quiet_capture():
-            prepared = prepare_qat_pt2e(export_graph(model, tuple(self.input_shape), batch), quantizer)
+            prepared = prepare_qat_pt2e(export_graph(model, tuple(self.input_shape), batch, sizes), quantizer)
         assert isinstance(prepared, GraphModule)
         for operation in (*surgery.history(model), self):
             surgery.record(prepared, operation)
@@ -52,16 +56,19 @@ def _quantizer(grid: Grid) -> Any:
     return Int8Quantizer(grid, operators=grid.operators, qat=True)
 
 
-def export_graph(model: nn.Module, input_shape: tuple[int, ...], batch: int | None) -> GraphModule:
+def export_graph(
+    model: nn.Module, input_shape: tuple[int, ...], batch: int | None, sizes: Sizes | None = None
+) -> GraphModule:
     """A captured graph of ``model`` in evaluation mode, on inputs [batch, *input_shape]; ``batch`` None: any.
 
-    What only training uses is not in it: no dropout, no stochastic depth, and no side classifiers with their weights.
+    ``sizes``: the image sizes the graph serves; None: that of ``input_shape`` alone. What only training uses is not in
+    it: no dropout, no stochastic depth, and no side classifiers with their weights.
     """
     model = copy.deepcopy(model).eval()
     example = torch.zeros(batch or 2, *input_shape, device=next(model.parameters()).device)
-    shapes = None if batch else ({0: torch.export.Dim("batch", min=1, max=65_536)},)
+    open_ = open_sides(sizes, (2, 3)) | ({} if batch else {0: torch.export.Dim("batch", min=1, max=65_536)})
     with quiet_capture():
-        program = torch.export.export(model, (example,), dynamic_shapes=shapes)
+        program = torch.export.export(model, (example,), dynamic_shapes=(open_,) if open_ else None)
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
     graph.graph.eliminate_dead_code()  # also drops the reads of weights that nothing uses

@@ -6,18 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import calib_data
 import targets
-from pipeline import card, statistics
+from calib_data import Data
+from pipeline import card, resized, statistics
 from pipeline.card import Card
 from pipeline.errors import RequestError
+from pipeline.image_sizes import Size, show
 from pipeline.images import logits
+from pipeline.preprocess import Fed
 from pipeline.recipe import Track, silent
 from pipeline.report.numbers import percent
 from pipeline.rows import Accuracy, Grade, Verdict
 from pipeline.store import file_digest
 from pipeline.verify import Finding
 from targets import Runner, Target
+
+MOST_MOVED = 0.1
+"""Largest change of an answer, as a share of the spread of the card's answers: above what another processor's rounding
+of int8 sums does, below what a wrong mean or deviation does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +41,9 @@ class Recheck:
     accuracy: Accuracy | None
     verdict: Verdict
     reason: str
+    fed: Fed = "normalised"
+    size: Size = (0, 0)
+    """Height and width of the images it was given."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types; accuracy is compared with the card's, so no baseline stands in it."""
@@ -44,6 +57,8 @@ class Recheck:
             "accuracy": found,
             "verdict": self.verdict,
             "reason": self.reason,
+            "fed": self.fed,
+            "input_size": list(self.size),
         }
 
     def __str__(self) -> str:
@@ -52,13 +67,16 @@ class Recheck:
             low, high = self.accuracy.ci95
             lines.append(
                 f"top-1 {percent(self.accuracy.top1)} % on {self.accuracy.n:,} images "
-                f"(95 % interval {percent(low)} to {percent(high)})"
+                f"(95 % interval {percent(low)} to {percent(high)}), "
+                f"fed {'bytes' if self.fed == 'bytes' else 'normalised images'} at {show(self.size)}"
             )
         return "\n".join([*lines, f"graded {self.grade}; {self.verdict}: {self.reason}"])
 
 
-def recheck(path: Path, data_name: str, track: Track = silent) -> Recheck:
+def recheck(path: Path, data_name: str, track: Track = silent, size: Size | None = None) -> Recheck:
     """Evaluate a file over the test part of a data set, and hold it against its card.
+
+    The images are resized to ``size`` (height, width), or where it is None to that which the file was judged on.
 
     Raises RequestError for a path that is no file of a known target or has no card, and TargetError for a file that
     its runtime cannot read.
@@ -67,17 +85,15 @@ def recheck(path: Path, data_name: str, track: Track = silent) -> Recheck:
         raise RequestError(f"there is no file {path}")
     kept = card.read(path)
     target = targets.get(kept.target)
-    data = calib_data.load(data_name, kept.seed)
-    if data.shape != kept.input_shape:
-        raise RequestError(f"{path.name} takes images {kept.input_shape}, the data has {data.shape}")
+    data = _images(path, kept, calib_data.load(data_name, kept.seed), size or kept.input_shape[1:])
     digest = file_digest(path)
     grade, runner = _open(target, path)
-    accuracy = None
+    accuracy = answers = None
     if runner is not None:
-        answers = logits(runner, data.test, kept, track=track, label=target.name)
+        answers = logits(runner, data.test, kept, track=track, label=target.name, fed=kept.fed)
         correct = (answers.argmax(1) == data.test.labels).numpy()
         accuracy = statistics.accuracy(correct, correct)
-    finding = judge(accuracy, digest, data.digest, kept)
+    finding = judge(accuracy, digest, data.digest, kept, answers)
     return Recheck(
         path=path,
         target=target.name,
@@ -86,7 +102,21 @@ def recheck(path: Path, data_name: str, track: Track = silent) -> Recheck:
         accuracy=accuracy,
         verdict=finding.verdict,
         reason=finding.reason,
+        fed=kept.fed,
+        size=data.shape[1:],
     )
+
+
+def _images(path: Path, kept: Card, data: Data, size: Size) -> Data:
+    """The data as the file takes it. Raises RequestError where no resizing makes it so."""
+    if data.shape[0] != kept.input_shape[0]:
+        raise RequestError(f"{path.name} takes images {kept.input_shape}, the data has {data.shape}")
+    if not kept.takes(size):
+        listed = ", ".join(map(show, kept.accepted.choices))
+        raise RequestError(
+            f"{path.name} takes images of {listed}{' and all between' if kept.ranged else ''}, not {show(size)}"
+        )
+    return resized.at(data, size)
 
 
 def _open(target: Target, path: Path) -> tuple[Grade, Runner | None]:
@@ -97,10 +127,13 @@ def _open(target: Target, path: Path) -> tuple[Grade, Runner | None]:
     return "written", None
 
 
-def judge(accuracy: Accuracy | None, digest: str, data_digest: str, kept: Card) -> Finding:
-    """The verdict: the file must be the one that was verified, and as accurate as it was then.
+def judge(
+    accuracy: Accuracy | None, digest: str, data_digest: str, kept: Card, answers: Tensor | None = None
+) -> Finding:
+    """The verdict: the file must be the one that was verified, as accurate as it was then, and answer as it did.
 
-    ``accuracy`` is None where nothing on this machine can run the file: then only the digest can fail it.
+    ``accuracy`` is None where nothing on this machine can run the file: then only the digest can fail it. ``answers``:
+    [N, classes], for the test images.
     """
     if digest != kept.sha256:
         return Finding(
@@ -114,4 +147,19 @@ def judge(accuracy: Accuracy | None, digest: str, data_digest: str, kept: Card) 
     before = kept.row.accuracy.top1
     if before - accuracy.top1 > kept.max_drop:
         return Finding("fail", f"top-1 was {percent(before)} % when it was made, {percent(accuracy.top1)} % now")
+    if answers is not None and (moved := _moved(answers, kept)) > MOST_MOVED:
+        return Finding(
+            "fail",
+            f"its answers moved by {moved:.0%} of their spread from those on its card ({MOST_MOVED:.0%} allowed), for the "
+            f"same {len(kept.answers)} images: it is fed, or prepares its images, otherwise than when it was made",
+        )
     return Finding("pass", f"the file that was verified; top-1 was {percent(before)} % when it was made")
+
+
+def _moved(answers: Tensor, kept: Card) -> float:
+    """How far the answers to the card's images are from those on it, at most, as a share of the spread of those."""
+    if not kept.answers:
+        return 0.0
+    before = torch.tensor(kept.answers)
+    spread = float(before.max() - before.min()) or 1.0
+    return float((answers[: len(before)] - before).abs().max()) / spread

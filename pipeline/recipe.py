@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from pipeline.errors import RequestError
+from pipeline.preprocess import OUTSIDE, Preprocess
 from targets import USUAL, Packaging, Precision
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ class Recipe:
     """Threads of every runtime while it is timed."""
     limits: Limits = field(default_factory=Limits)
     packaging: Packaging = USUAL
-    """How the files are written: precision, image sizes, labels."""
+    """How the files are written: precision, image sizes, labels (the data's, where none are given)."""
+    preprocess: Preprocess = OUTSIDE
+    """What the files do themselves: normalise a camera's bytes, turn logits into probabilities."""
     candidates: tuple[Candidate, ...] = ()
     """What each target writes a file in, where it can; every file is judged, and the fastest that passes is recommended.
     Empty: one file a target, int8 where the recipe quantizes. ``float`` is the target's usual float type."""
@@ -161,6 +164,7 @@ class Recipe:
         fields["quantize"] = None if self.quantize is None else describe(self.quantize)
         fields["limits"] = dataclasses.asdict(self.limits)
         fields["packaging"] = dataclasses.asdict(self.packaging)
+        fields["preprocess"] = dataclasses.asdict(self.preprocess)
         fields["targets"] = list(self.targets)
         fields["candidates"] = list(self.candidates)
         return fields

@@ -8,21 +8,26 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import calib_data
 import targets
 from calib_data import Data
 from models import Spec
-from pipeline import architecture
+from pipeline import architecture, resized
 from pipeline.architecture import Base
 from pipeline.catalogue import recipe_names
 from pipeline.errors import RequestError
+from pipeline.image_sizes import check, settled
+from pipeline.preprocess import blank
 from pipeline.recipe import Recipe, stage_name
-from targets import Target
+from targets import Sizes, Target
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,13 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return dataclasses.replace(recipe, **{key: value for key, value in changes.items() if value is not None})
 
 
+def packaged(recipe: Recipe, sizes: Sizes | None, preprocess: Mapping[str, Any]) -> Recipe:
+    """The recipe with other image sizes, and with the fields of ``preprocess`` that are not None."""
+    given = {key: value for key, value in preprocess.items() if value is not None}
+    packaging = recipe.packaging if sizes is None else dataclasses.replace(recipe.packaging, sizes=sizes)
+    return dataclasses.replace(recipe, packaging=packaging, preprocess=dataclasses.replace(recipe.preprocess, **given))
+
+
 def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     """Look up and check everything the recipe names.
 
@@ -79,10 +91,12 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     spec = architecture.spec_of(recipe.model)
     _check_possible(recipe, spec)
     data = calib_data.load(recipe.data, recipe.seed)
+    recipe, data = _sized(_labelled(recipe, data), data)
     base = Base(recipe.model, len(data.classes), data.shape[0])
     network = architecture.build(base)
     spec = dataclasses.replace(spec, classifier=architecture.classifier_of(network, spec))
     _check_forward(network, spec, data)
+    _check_packaging(network, spec, data, recipe, (*chosen, runtime))
     weights = None if recipe.weights is None else Path(recipe.weights)
     if weights is not None:
         architecture.load_weights(network, weights)
@@ -101,6 +115,36 @@ def _check_possible(recipe: Recipe, spec: Spec) -> None:
     for name in (*map(stage_name, stages), *recipe.targets):
         if name in spec.cannot:
             raise RequestError(f"{spec.name} cannot go through {name}: {spec.cannot[name]}; leave it out of the recipe")
+
+
+def _labelled(recipe: Recipe, data: Data) -> Recipe:
+    """The recipe with the data's class names as labels, where it gives none."""
+    labels = recipe.packaging.labels or data.classes
+    if len(labels) != len(data.classes):
+        raise RequestError(f"the recipe gives {len(labels)} labels, {data.name} has {len(data.classes)} classes")
+    return dataclasses.replace(recipe, packaging=dataclasses.replace(recipe.packaging, labels=tuple(labels)))
+
+
+def _sized(recipe: Recipe, data: Data) -> tuple[Recipe, Data]:
+    """The recipe with its main image size first, and the data resized to it."""
+    packaging = recipe.packaging
+    if packaging.sizes is None:
+        return recipe, data
+    sizes = settled(packaging.sizes, data.shape[1:])
+    changed = dataclasses.replace(recipe, packaging=dataclasses.replace(packaging, sizes=sizes))
+    return changed, resized.at(data, sizes.choices[0])
+
+
+def _check_packaging(network: nn.Module, spec: Spec, data: Data, recipe: Recipe, wanted: Sequence[Target]) -> None:
+    """Every target can write what is asked for, and the network accepts every size."""
+    if recipe.preprocess.fed == "bytes":
+        for target in wanted:
+            if not target.takes_bytes:
+                raise RequestError(
+                    f"target {target.name!r} writes no file that is fed bytes; leave --feed bytes out for it"
+                )
+    if recipe.packaging.sizes is not None:
+        check(network, spec.name, blank(data.shape, "normalised"), recipe.packaging.sizes, wanted)
 
 
 def _check_device(device: str) -> None:

@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import targets
-from pipeline import card, lower, statistics, verify
+from pipeline import card, lower, other_sizes, statistics, verify
 from pipeline.errors import LoweringError
 from pipeline.files import File, Files
+from pipeline.image_sizes import show
+from pipeline.other_sizes import AtSize, at_other_sizes
 from pipeline.recipe import Candidate, Limits, Stage, stage_name
 from pipeline.report import Report, environment
 from pipeline.report.recommend import recommend
 from pipeline.resolve import Job
-from pipeline.rows import Accuracy, Agreement, ArtifactFile, Latency, Row
+from pipeline.rows import Accuracy, ArtifactFile, Latency, Row
+from pipeline.statistics import agree
 from pipeline.steps import Model, Steps, as_quantized
 from pipeline.store import Store
 from pipeline.verify import Finding
@@ -203,17 +206,22 @@ class Bench:
     def _artifact_row(self, model: Model, target: Target, made: File, reference: File | None, baseline: Model) -> None:
         grade, runner, why = self.files.open(target, made)
         findings = [verify.on_grade(grade, why), verify.on_coverage(made.artifact.undelegated, self._limits(target))]
-        accuracy = agreement = timing = load_ms = None
+        accuracy = agreement = timing = load_ms = answers = None
+        elsewhere: list[AtSize] = []
         seconds = made.seconds
         if runner is not None:
-            answers, took = self.steps.answers(runner, f"{grade} {target.name} {made.digest}", target.name)
-            accuracy, agreement = self._judge_against(answers, baseline), agree(answers, model.answers)
+            preprocess, label = self.job.recipe.preprocess, f"{grade} {target.name} {made.digest}"
+            answers, took = self.steps.answers(runner, label, target.name, preprocess.fed)
+            accuracy = self._judge_against(answers, baseline)
+            agreement = agree(answers, preprocess.finished(model.answers))
+            elsewhere, more = at_other_sizes(self.steps, model, runner, label, target.name)
             findings = [
                 verify.on_accuracy(accuracy, self.limits),
                 verify.on_agreement(agreement, self.limits),
+                *(verify.on_agreement(e.agreement, self.limits, f"at {show(e.size)} ") for e in elsewhere),
                 *findings,
             ]
-            seconds += took
+            seconds += took + more
         if reference is not None:
             timing, load_ms, took = self.files.latency(target, made, reference)
             findings.append(verify.on_latency(timing, self.limits))
@@ -234,11 +242,11 @@ class Bench:
             seconds=seconds,
             precision=made.artifact.precision,
             agreement=agreement,
-            facts=self.files.facts(target, made),
+            facts={**self.files.facts(target, made), **other_sizes.facts(elsewhere)},
             load_ms=load_ms,
         )
         path = self.files.deliver(target, made)
-        card.write(self.job.out / path, made.digest, row, self.job, self.files.deliver_checkpoint(model))
+        card.write(self.job.out / path, made.digest, row, self.job, self.files.deliver_checkpoint(model), answers)
         self.report.artifacts.append(
             ArtifactFile(target=target.name, path=path.as_posix(), sha256=made.digest, bytes=made.bytes)
         )
@@ -278,15 +286,6 @@ def float_candidates(
             if name is None or name in target.precisions:
                 found.setdefault(name, []).append(target)
     return [(name, tuple(able)) for name, able in found.items()]
-
-
-def agree(answers: Tensor, reference: Tensor) -> Agreement:
-    """A file's logits against its PyTorch model's, both [N, classes], image by image."""
-    return Agreement(
-        top1=float((answers.argmax(1) == reference.argmax(1)).float().mean()),
-        max_abs=float((answers - reference).abs().max()),
-        n=len(answers),
-    )
 
 
 def _lost(model: Model, target: Target, failure: LoweringError) -> Row:

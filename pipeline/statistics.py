@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.rows import Accuracy, Difference, Interval
+from pipeline.rows import Accuracy, Agreement, Difference, Interval
 
 LEVEL = 0.95
 
@@ -25,6 +26,15 @@ def accuracy(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Accurac
         n=len(correct),
         ci95=(float(low), float(high)),
         vs_baseline=paired_difference(correct, baseline),
+    )
+
+
+def agree(answers: Tensor, reference: Tensor) -> Agreement:
+    """A file's answers against its PyTorch model's, both [N, classes], image by image."""
+    return Agreement(
+        top1=float((answers.argmax(1) == reference.argmax(1)).float().mean()),
+        max_abs=float((answers - reference).abs().max()),
+        n=len(answers),
     )
 
 

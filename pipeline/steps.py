@@ -15,12 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import targets
-from pipeline import architecture, checkpoint
+from calib_data import Part
+from pipeline import architecture, checkpoint, resized
 from pipeline.analyze import count
 from pipeline.architecture import source_digest
 from pipeline.checkpoint import Checkpoint
 from pipeline.files import Source, machine
+from pipeline.image_sizes import Size, show
 from pipeline.images import Network, logits
+from pipeline.preprocess import Fed
 from pipeline.recipe import Context, Stage, describe, stage_name
 from pipeline.resolve import Job
 from pipeline.rows import encode
@@ -62,7 +65,8 @@ class Steps:
         if self.job.weights is None:
             return self.measure("baseline", self._entry(self.job.recipe.baseline, network, None, None))
         architecture.load_weights(network, self.job.weights)
-        key = key_of(kind="given", model=checkpoint.digest(Checkpoint(self.job.base, network)))
+        digest = checkpoint.digest(Checkpoint(self.job.base, network))
+        key = key_of(kind="given", model=digest, shape=self.job.data.shape)
         return self.measure("baseline", self.store.keep(key, lambda folder, _: self._save(network, folder)))
 
     def stage(self, stage: Stage, model: Model, baseline: Model, grid: Grid | None = None) -> Model:
@@ -90,22 +94,33 @@ class Steps:
             facts=_facts(entry.path),
         )
 
-    def answers(self, network: Network, digest: str, label: str) -> tuple[Tensor, float]:
+    def answers(self, network: Network, digest: str, label: str, fed: Fed = "normalised") -> tuple[Tensor, float]:
         """Logits for the whole test set, kept under the digest of what gave them, and the seconds they took."""
+        return self._answers(network, self.job.data.test, self.job.data.digest, digest, label, fed)
+
+    def answers_at(
+        self, size: Size, most: int, network: Network, digest: str, label: str, fed: Fed = "normalised"
+    ) -> tuple[Tensor, float]:
+        """As ``answers``, for at most ``most`` images of the test set at another size (height, width)."""
+        part, told = resized.sample(self.job.data.test, size, most), f"{label} at {show(size)}"
+        return self._answers(network, part, f"{self.job.data.digest} {size} {most}", digest, told, fed)
+
+    def _answers(
+        self, network: Network, part: Part, images: str, digest: str, label: str, fed: Fed
+    ) -> tuple[Tensor, float]:
         key = key_of(
             kind="answers",
             of=digest,
-            data=self.job.data.digest,
+            data=images,
+            fed=fed,
             spec=[self.job.spec.mean, self.job.spec.std],
-            code=source_digest(_HERE / "images.py"),
+            code=[source_digest(_HERE / name) for name in ("images.py", "resized.py")],
             machine=machine(),
             versions=targets.versions(("torch",)),
         )
 
         def make(folder: Path, _: Path) -> None:
-            found = logits(
-                network, self.job.data.test, self.job.spec, track=self.watch.track, label=f"{label}: testing"
-            )
+            found = logits(network, part, self.job.spec, track=self.watch.track, label=f"{label}: testing", fed=fed)
             save_file({"logits": found.contiguous()}, folder / "answers.safetensors")
 
         entry = self.store.keep(key, make)

@@ -76,9 +76,12 @@ def _on_ratio(latency: Latency, to: str, allowed: float) -> Finding:
     return Finding("not-checked", f"{text}: the machine was too noisy to decide")
 
 
-def on_agreement(agreement: Agreement, limits: Limits) -> Finding:
-    """The file must put the test images into the classes that the PyTorch model puts them into."""
-    text = f"same class as the PyTorch model on {agreement.top1:.2%} of {agreement.n:,} images"
+def on_agreement(agreement: Agreement, limits: Limits, where: str = "") -> Finding:
+    """The file must put the test images into the classes that the PyTorch model puts them into.
+
+    ``where``: a phrase before the reason, for what differs from the rest of the evaluation.
+    """
+    text = f"{where}same class as the PyTorch model on {agreement.top1:.2%} of {agreement.n:,} images"
     if agreement.top1 < limits.min_agreement:
         return Finding("fail", f"{text}, {limits.min_agreement:.2%} wanted")
     return Finding("pass", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -64,6 +65,18 @@ def minimum_version(packaging: Packaging, target: str, choices: Sequence[str], u
     if wanted not in choices:
         raise TargetError(f"target {target!r} writes no file for {wanted!r}; choices: {', '.join(choices)}")
     return wanted
+
+
+def open_sides(program: ExportedProgram) -> dict[int, Any] | None:
+    """The input's dimensions that ``program`` leaves open, as ``torch.export`` takes them; None: it leaves none."""
+    name = program.graph_signature.user_inputs[0]
+    (image,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == name)
+    found = {}
+    for axis, side in enumerate(image.meta["val"].shape):
+        if not isinstance(side, int):
+            bounds = program.range_constraints[side.node.expr]
+            found[axis] = torch.export.Dim(f"side{axis}", min=int(bounds.lower), max=int(bounds.upper))
+    return found or None
 
 
 def for_inference(program: ExportedProgram) -> ExportedProgram:

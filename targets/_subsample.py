@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from targets._program import open_sides
+
 _aten = torch.ops.aten
 _QUANTIZE, _DEQUANTIZE = "quantize_per_tensor.default", "dequantize_per_tensor.default"
 
@@ -54,7 +56,10 @@ def subsampling_as_convolution(program: ExportedProgram) -> ExportedProgram:
     if not found:
         return program
     module.recompile()
-    return torch.export.export(module, cast(tuple[Any, ...], program.example_inputs[0]))
+    open_ = open_sides(program)
+    return torch.export.export(
+        module, cast(tuple[Any, ...], program.example_inputs[0]), dynamic_shapes=(open_,) if open_ else None
+    )
 
 
 def _name(value: object) -> str:

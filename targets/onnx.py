@@ -8,6 +8,7 @@ following quantization performs anyway.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -56,6 +57,9 @@ the file is half as large and as fast as before; on Arm it has float16 kernels."
 EXTERNAL_ABOVE = 2**31 - 2**20
 """Bytes of weights above which they go to a file beside the model: a protobuf message ends at 2 GiB."""
 
+LABELS = "labels"
+"""Key of the file's metadata that holds the class names, a JSON list in the order of the outputs."""
+
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FLOAT_KERNELS = (*_WEIGHTED, "FusedConv", "FusedGemm", "FusedMatMul")
 _INT8_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat")
@@ -82,7 +86,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     The bytes depend on the program and the packaging alone. Raises TargetError where a bias does not fit 32 bits, and
     for a packaging that ONNX Runtime does not have.
     """
-    fitting_sizes(packaging, "onnx")
+    fitting_sizes(packaging, "onnx", TARGET.sizes)
     precision = chosen_precision(program, packaging, "onnx", PRECISIONS)
     opset = int(minimum_version(packaging, "onnx", OPSETS, str(OPSET)))
     model = _translate(_stored(for_inference(program), precision, packaging), opset)
@@ -95,8 +99,9 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
         _pads_in_integers(model.graph)
         _biases_to_int32(model.graph)
         _one_dequantization_per_reader(model.graph)
+    _name_open_sides(model.graph)
     proto = _strip(model)
-    for key, value in sorted(packaging.metadata.items()):
+    for key, value in sorted(_metadata(packaging).items()):
         proto.metadata_props.add(key=key, value=value)
     _save(proto, path)
     undelegated = tuple(name for op, name in _optimised_nodes(path, layouts=False) if int8 and op in _FLOAT_KERNELS)
@@ -312,6 +317,24 @@ def _one_dequantization_per_reader(graph: ir.Graph) -> None:
             use.node.replace_input_with(use.idx, copy.outputs[0])
 
 
+def _metadata(packaging: Packaging) -> dict[str, str]:
+    labels = {LABELS: json.dumps(packaging.labels, ensure_ascii=False)} if packaging.labels else {}
+    return labels | dict(packaging.metadata)
+
+
+def _name_open_sides(graph: ir.Graph) -> None:
+    """Call the input's open dimensions what they are; the exporter numbers them."""
+    import onnx_ir as ir
+
+    shape = graph.inputs[0].shape
+    assert shape is not None
+    open_ = [axis for axis, side in enumerate(shape) if not isinstance(side, int)]
+    names = ("height", "width") if len(open_) == 2 else ("side",)
+    graph.inputs[0].shape = ir.Shape(
+        [names[open_.index(axis)] if axis in open_ else side for axis, side in enumerate(shape)]
+    )
+
+
 def _strip(model: ir.Model) -> onnx.ModelProto:
     """The model without traces of the machine that wrote it (stack traces, paths), and without unused constants."""
     import onnx_ir as ir
@@ -443,4 +466,7 @@ TARGET = Target(
     load=load,
     precisions=PRECISIONS,
     inside=_inside,
+    # ONNX has no list of sizes: a file for several leaves height and width open.
+    sizes=frozenset({"fixed", "enumerated", "ranged"}),
+    takes_bytes=True,
 )

@@ -24,7 +24,7 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
 
 def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
     """Lower ``program``, captured at batch 1, to XNNPACK and write the .pte file, whole or not at all."""
-    fitting_sizes(packaging, "xnnpack")
+    fitting_sizes(packaging, "xnnpack", TARGET.sizes)
     precision = chosen_precision(program, packaging, "xnnpack", PRECISIONS)
     with quieted():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -62,4 +62,7 @@ TARGET = Target(
     load=load,
     precisions=PRECISIONS,
     inside=_inside,
+    # A .pte file is planned for the largest image and runs smaller ones; it has no list of sizes, so it takes all between.
+    sizes=frozenset({"fixed", "enumerated", "ranged"}),
+    takes_bytes=True,
 )

@@ -123,7 +123,9 @@ def test_a_file_that_nothing_runs_must_still_be_the_same_file(file: Path, target
 def test_json_and_text(file: Path, target: SimpleNamespace) -> None:
     found = recheck(file, "digits")
     document = json.loads(json.dumps(found.to_json()))
-    assert list(document) == ["artifact", "target", "sha256", "verification", "accuracy", "verdict", "reason"]
+    assert list(document) == [
+        "artifact", "target", "sha256", "verification", "accuracy", "verdict", "reason", "fed", "input_size",
+    ]  # fmt: skip
     assert document["sha256"] == file_digest(file)
     assert list(document["accuracy"]) == ["top1", "n", "ci95"]
     assert "90" in str(found) and "540 images" in str(found)
@@ -148,3 +150,43 @@ def test_images_of_another_shape(file: Path, target: SimpleNamespace) -> None:
     keep(file, dataclasses.replace(card_of(file, 0.9), input_shape=(3, 32, 32)))
     with pytest.raises(RequestError, match=r"takes images \(3, 32, 32\)"):
         recheck(file, "digits")
+
+
+def test_answers_that_moved_fail_however_accurate(file: Path, target: SimpleNamespace) -> None:
+    # The runner answers with 0 and 1, a spread of 1; the card's first image has 0.2 where the file gives 0.
+    given = answers(486)(torch.zeros(2, 1, 8, 8))
+    given[0, int(given[0].argmin())] = 0.2
+    keep(file, dataclasses.replace(card_of(file, 0.9), answers=tuple(map(tuple, given.tolist()))))
+    found = recheck(file, "digits")
+    assert (found.verdict, found.accuracy and found.accuracy.top1) == ("fail", 0.9)
+    assert "moved by 20%" in found.reason and "10% allowed" in found.reason
+    given[0] = answers(486)(torch.zeros(1, 1, 8, 8))[0] + 0.09
+    keep(file, dataclasses.replace(card_of(file, 0.9), answers=tuple(map(tuple, given.tolist()))))
+    assert recheck(file, "digits").verdict == "pass"
+
+
+def test_a_file_that_is_fed_bytes_gets_bytes(file: Path, target: SimpleNamespace) -> None:
+    seen = []
+
+    def load(path: Path, threads: int) -> Any:
+        known = answers(486)
+        return lambda images: seen.append((images.dtype, tuple(images.shape[1:]))) or known(images)
+
+    target.load = load
+    keep(file, dataclasses.replace(card_of(file, 0.9), fed="bytes"))
+    found = recheck(file, "digits")
+    assert set(seen) == {(torch.uint8, (8, 8, 1))}
+    assert (found.verdict, found.fed) == ("pass", "bytes") and "fed bytes at 8×8" in str(found)
+
+
+def test_images_are_resized_to_what_the_file_takes(file: Path, target: SimpleNamespace) -> None:
+    kept = dataclasses.replace(card_of(file, 0.9), sizes=((8, 8), (16, 16)), ranged=True)
+    keep(file, kept)
+    found = recheck(file, "digits", size=(12, 9))
+    assert (found.verdict, found.size) == ("not-checked", (12, 9))  # the card's accuracy is of other images
+    with pytest.raises(RequestError, match=r"8×8, 16×16 and all between, not 17×8"):
+        recheck(file, "digits", size=(17, 8))
+    keep(file, dataclasses.replace(kept, ranged=False))
+    with pytest.raises(RequestError, match="not 12×9"):
+        recheck(file, "digits", size=(12, 9))
+    assert recheck(file, "digits", size=(16, 16)).size == (16, 16)
