@@ -39,7 +39,8 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     seen["target"] = SimpleNamespace(name="fake", load=load)
     monkeypatch.setattr(targets, "get", lambda name: seen["target"])
-    monkeypatch.setattr(card, "read", lambda path: SimpleNamespace(target="fake", input_shape=(1, 8, 8)))
+    kept = SimpleNamespace(target="fake", input_shape=(1, 8, 8), fed="normalised", takes=lambda size: True)
+    monkeypatch.setattr(card, "read", lambda path: kept)
     for name in COST:
         (tmp_path / name).touch()
     return seen
