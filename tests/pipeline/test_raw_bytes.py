@@ -42,7 +42,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Any]:
         network.linear.weight.mul_(20)  # answers far enough apart for the classes to vary
     save_file(network.state_dict(), folder / "weights.safetensors")
     recipe = dataclasses.replace(
-        demo(), name="bytes", stages=(), quantize=None, targets=("onnx",), limits=LIMITS,
+        demo(), name="bytes", stages=(),
+        candidates=(), quantize=None, targets=("onnx",), limits=LIMITS,
         weights=str(folder / "weights.safetensors"),
     )  # fmt: skip
     recipe = packaged(recipe, asked(None, [8, 16]), {"fed": "bytes", "softmax": True})
