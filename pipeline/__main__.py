@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     analyze.add_argument("--picture", type=Path, metavar="FILE", help="also write a self-contained HTML picture")
     verify = _command(commands, "verify", "re-check a written file in its runtime")
     verify.add_argument("artifact", type=Path, metavar="ARTIFACT")
-    verify.add_argument("--data", required=True, metavar="D", help="a data set: reader or reader:PATH")
+    verify.add_argument("--data", metavar="D", help="a data set: reader or reader:PATH; default: golden images alone")
     verify.add_argument("--layers", action="store_true", help="hold it against its network layer by layer, too")
     verify.add_argument(
         "--checkpoint", type=Path, metavar="DIR", help="its network, where the file was moved away from it"
@@ -228,9 +228,12 @@ def _verify(options: argparse.Namespace) -> int:
     from pipeline.quiet import quieten
 
     quieten()
+    from pipeline.errors import RequestError
     from pipeline.recheck import recheck
     from pipeline.watch import Watch
 
+    if options.layers and options.data is None:
+        raise RequestError("--layers compares on images of a data set; name one with --data")
     result = recheck(options.artifact, options.data, Watch().track, _size(options))
     inspected = _inspected(options) if options.layers else None
     if options.json:

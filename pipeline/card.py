@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RequestError
+from pipeline.golden import Record
 from pipeline.image_sizes import inside
 from pipeline.preprocess import Fed
 from pipeline.resolve import Job
@@ -44,6 +46,16 @@ class Card:
     max_drop: float
     row: Row
     """What was measured when the file was made."""
+    recipe_fields: Mapping[str, Any] = field(default_factory=dict)
+    """Every field of the recipe."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """The machine and the versions of the libraries that wrote and measured the file."""
+    input: Mapping[str, Any] = field(default_factory=dict)
+    """Shape, element type and meaning of what the file takes."""
+    output: Mapping[str, Any] = field(default_factory=dict)
+    """The same of what it gives."""
+    golden: Record | None = None
+    """Golden images and answers beside the file; None where nothing could run it."""
     checkpoint: str = ""
     """Name of the network's folder under ``checkpoints`` of the report's folder; empty: none was kept."""
     fed: Fed = "normalised"
@@ -71,7 +83,16 @@ def path_of(artifact: Path) -> Path:
     return artifact.with_name(artifact.name + _SUFFIX)
 
 
-def write(artifact: Path, sha256: str, row: Row, job: Job, checkpoint: str, answers: Tensor | None = None) -> None:
+def write(
+    artifact: Path,
+    sha256: str,
+    row: Row,
+    job: Job,
+    checkpoint: str,
+    environment: Mapping[str, Any],
+    golden: Record | None = None,
+    answers: Tensor | None = None,
+) -> None:
     """Write the card beside a delivered file. ``answers``: the file's, [N, classes], for the test images."""
     sizes = job.recipe.packaging.sizes
     card = Card(
@@ -87,6 +108,15 @@ def write(artifact: Path, sha256: str, row: Row, job: Job, checkpoint: str, answ
         classes=job.data.classes,
         max_drop=job.recipe.limits.max_drop,
         row=row,
+        recipe_fields=job.recipe.describe(),
+        environment=environment,
+        input=_input(job),
+        output={
+            "shape": [1, len(job.data.classes)],
+            "dtype": "float32",
+            "meaning": "probabilities" if job.recipe.preprocess.softmax else "logits",
+        },
+        golden=golden,
         checkpoint=checkpoint,
         fed=job.recipe.preprocess.fed,
         softmax=job.recipe.preprocess.softmax,
@@ -96,6 +126,17 @@ def write(artifact: Path, sha256: str, row: Row, job: Job, checkpoint: str, answ
     )
     text = json.dumps(encode(card), indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(path_of(artifact), text.encode())
+
+
+def _input(job: Job) -> Mapping[str, Any]:
+    channels, height, width = job.data.shape
+    if job.recipe.preprocess.fed == "bytes":
+        return {"shape": [1, height, width, channels], "dtype": "uint8", "meaning": "bytes as a camera gives them"}
+    return {
+        "shape": [1, channels, height, width],
+        "dtype": "float32",
+        "meaning": "bytes / 255, less mean, over std, each per channel",
+    }
 
 
 def read(artifact: Path) -> Card:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import targets
-from pipeline import latency, lower, statistics
+from pipeline import latency, lower, pieces, statistics
 from pipeline.architecture import source_digest
 from pipeline.errors import LoweringError
 from pipeline.images import feed, per_channel
@@ -26,7 +26,7 @@ from pipeline.preprocess import OUTSIDE, Baking
 from pipeline.report import cpu_name
 from pipeline.resolve import Job
 from pipeline.rows import Grade, Latency
-from pipeline.store import Entry, Store, file_digest, key_of
+from pipeline.store import Entry, Store, key_of
 from pipeline.watch import Watch
 from targets import Artifact, Packaging, Precision, Runner, Target
 
@@ -201,15 +201,9 @@ class Files:
         """Copy a file into the report's folder, whole or not at all; returns its path relative to that folder."""
         relative = Path("artifacts") / target.name / made.artifact.path.name
         place = self.job.out / relative
-        aside = place.with_name(f".{place.name}.partial")
         place.parent.mkdir(parents=True, exist_ok=True)
-        _remove(aside)
-        if made.artifact.path.is_dir():
-            shutil.copytree(made.artifact.path, aside)
-        else:
-            shutil.copy2(made.artifact.path, aside)
-        _remove(place)
-        aside.rename(place)
+        for root in reversed(pieces.roots(made.artifact.path)):
+            _copy(root, place.with_name(root.name))
         return relative
 
     def deliver_checkpoint(self, source: Source) -> str:
@@ -234,9 +228,19 @@ def machine() -> str:
 
 def _file(entry: Entry) -> File:
     artifact = lower.read_artifact(entry.path)
-    path = artifact.path
-    parts = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return File(artifact, file_digest(path), sum(p.stat().st_size for p in parts), entry.seconds)
+    return File(artifact, pieces.digest(artifact.path), pieces.size(artifact.path), entry.seconds)
+
+
+def _copy(source: Path, place: Path) -> None:
+    """Copy a file or folder, whole or not at all, in place of what is there."""
+    aside = place.with_name(f".{place.name}.partial")
+    _remove(aside)
+    if source.is_dir():
+        shutil.copytree(source, aside)
+    else:
+        shutil.copy2(source, aside)
+    _remove(place)
+    aside.rename(place)
 
 
 def _move_into(source: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 import calib_data
 import targets
 from calib_data import Data
-from pipeline import card, resized, statistics
+from pipeline import card, golden, pieces, resized, statistics
 from pipeline.card import Card
 from pipeline.errors import RequestError
 from pipeline.image_sizes import Size, show
@@ -21,8 +21,7 @@ from pipeline.preprocess import Fed
 from pipeline.recipe import Track, silent
 from pipeline.report.numbers import percent
 from pipeline.rows import Accuracy, Grade, Verdict
-from pipeline.store import file_digest
-from pipeline.verify import Finding
+from pipeline.verify import Finding, judge
 from targets import Runner, Target
 
 MOST_MOVED = 0.1
@@ -73,27 +72,33 @@ class Recheck:
         return "\n".join([*lines, f"graded {self.grade}; {self.verdict}: {self.reason}"])
 
 
-def recheck(path: Path, data_name: str, track: Track = silent, size: Size | None = None) -> Recheck:
-    """Evaluate a file over the test part of a data set, and hold it against its card.
+def recheck(path: Path, data_name: str | None = None, track: Track = silent, size: Size | None = None) -> Recheck:
+    """Hold a file against its card: its digest, size and golden answers, and its accuracy over the test part of a data set.
 
-    The images are resized to ``size`` (height, width), or where it is None to that which the file was judged on.
-
-    Raises RequestError for a path that is no file of a known target or has no card, and TargetError for a file that
-    its runtime cannot read.
+    ``data_name`` None: the golden images alone are run. A data set's images are resized to ``size`` (height, width), or
+    where it is None to that which the file was judged on. A file that its runtime cannot read fails. Raises RequestError
+    for a path that is no file of a known target or has no card.
     """
     if not path.exists():
         raise RequestError(f"there is no file {path}")
     kept = card.read(path)
     target = targets.get(kept.target)
-    data = _images(path, kept, calib_data.load(data_name, kept.seed), size or kept.input_shape[1:])
-    digest = file_digest(path)
-    grade, runner = _open(target, path)
-    accuracy = answers = None
-    if runner is not None:
+    size = size or kept.input_shape[1:]
+    data = None if data_name is None else _images(path, kept, calib_data.load(data_name, kept.seed), size)
+    digest = pieces.digest(path)
+    grade, runner, refused = _open(target, path)
+    accuracy = None
+    findings = [on_digest(digest, kept), on_size(pieces.size(path), kept), *refused]
+    if runner is not None and (kept.golden is not None or data is None):
+        findings.append(on_golden(path, kept, runner))
+    if runner is not None and data is not None:
         answers = logits(runner, data.test, kept, track=track, label=target.name, fed=kept.fed)
         correct = (answers.argmax(1) == data.test.labels).numpy()
         accuracy = statistics.accuracy(correct, correct)
-    finding = judge(accuracy, digest, data.digest, kept, answers)
+        findings.append(on_answers(answers, data.digest, kept))
+    if data is not None or runner is None:
+        findings.append(on_accuracy(accuracy, data.digest if data else "", kept))
+    finding = judge(*findings)
     return Recheck(
         path=path,
         target=target.name,
@@ -103,7 +108,7 @@ def recheck(path: Path, data_name: str, track: Track = silent, size: Size | None
         verdict=finding.verdict,
         reason=finding.reason,
         fed=kept.fed,
-        size=data.shape[1:],
+        size=size,
     )
 
 
@@ -119,27 +124,51 @@ def _images(path: Path, kept: Card, data: Data, size: Size) -> Data:
     return resized.at(data, size)
 
 
-def _open(target: Target, path: Path) -> tuple[Grade, Runner | None]:
-    if target.load is not None:
-        return "runtime", target.load(path, 1)
-    if target.reference is not None:
-        return "reference", target.reference(path)
-    return "written", None
+def _open(target: Target, path: Path) -> tuple[Grade, Runner | None, list[Finding]]:
+    """The best evaluator on this host; where it refuses the file, why."""
+    try:
+        if target.load is not None:
+            return "runtime", target.load(path, 1), []
+        if target.reference is not None:
+            return "reference", target.reference(path), []
+    except targets.TargetError as error:
+        return "written", None, [Finding("fail", str(error))]
+    return "written", None, []
 
 
-def judge(
-    accuracy: Accuracy | None, digest: str, data_digest: str, kept: Card, answers: Tensor | None = None
-) -> Finding:
-    """The verdict: the file must be the one that was verified, as accurate as it was then, and answer as it did.
+def on_digest(digest: str, kept: Card) -> Finding:
+    """The file must be the one that was verified."""
+    if digest == kept.sha256:
+        return Finding("pass", "the file that was verified")
+    return Finding(
+        "fail",
+        f"this is not the file that was verified: its card says sha256 {kept.sha256[:16]}…, found {digest[:16]}…",
+    )
 
-    ``accuracy`` is None where nothing on this machine can run the file: then only the digest can fail it. ``answers``:
-    [N, classes], for the test images.
-    """
-    if digest != kept.sha256:
-        return Finding(
-            "fail",
-            f"this is not the file that was verified: its card says sha256 {kept.sha256[:16]}…, found {digest[:16]}…",
-        )
+
+def on_size(size: int, kept: Card) -> Finding:
+    """It must be as large as it was: an unpruned or unquantized network is larger."""
+    if kept.row.bytes in (None, size):
+        return Finding("pass", f"{size:,} bytes, as its card says")
+    return Finding("fail", f"its card says {kept.row.bytes:,} bytes, found {size:,}")
+
+
+def on_golden(path: Path, kept: Card, runner: Runner) -> Finding:
+    """It must answer the golden images as it did."""
+    if kept.golden is None:
+        return Finding("not-checked", "the card holds no golden answers")
+    try:
+        images = golden.read(path, kept.golden)
+    except RequestError as error:
+        return Finding("not-checked", str(error))
+    differs = golden.moved(logits(runner, images, kept, fed=kept.fed), images, kept.golden)
+    if differs:
+        return Finding("fail", differs)
+    return Finding("pass", f"its answers to {len(images)} golden images are those it gave when it was made")
+
+
+def on_accuracy(accuracy: Accuracy | None, data_digest: str, kept: Card) -> Finding:
+    """It must be as accurate as it was. ``accuracy`` is None where nothing on this machine can run the file."""
     if accuracy is None:
         return Finding("not-checked", f"{kept.target} cannot be run or evaluated on this machine")
     if kept.row.accuracy is None or data_digest != kept.data_digest:
@@ -147,13 +176,19 @@ def judge(
     before = kept.row.accuracy.top1
     if before - accuracy.top1 > kept.max_drop:
         return Finding("fail", f"top-1 was {percent(before)} % when it was made, {percent(accuracy.top1)} % now")
-    if answers is not None and (moved := _moved(answers, kept)) > MOST_MOVED:
-        return Finding(
-            "fail",
-            f"its answers moved by {moved:.0%} of their spread from those on its card ({MOST_MOVED:.0%} allowed), for the "
-            f"same {len(kept.answers)} images: it is fed, or prepares its images, otherwise than when it was made",
-        )
-    return Finding("pass", f"the file that was verified; top-1 was {percent(before)} % when it was made")
+    return Finding("pass", f"top-1 was {percent(before)} % when it was made")
+
+
+def on_answers(answers: Tensor, data_digest: str, kept: Card) -> Finding:
+    """It must answer the first test images much as its card says; ``answers``: [N, classes], for the test images."""
+    moved = _moved(answers, kept) if data_digest == kept.data_digest else 0.0
+    if moved <= MOST_MOVED:
+        return Finding("pass", "its answers are those on its card")
+    return Finding(
+        "fail",
+        f"its answers moved by {moved:.0%} of their spread from those on its card ({MOST_MOVED:.0%} allowed), for the "
+        f"same {len(kept.answers)} images: it is fed, or prepares its images, otherwise than when it was made",
+    )
 
 
 def _moved(answers: Tensor, kept: Card) -> float:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 import targets
-from pipeline import card, lower, other_sizes, statistics, verify
+from pipeline import card, golden, lower, other_sizes, statistics, verify
 from pipeline.errors import LoweringError
 from pipeline.files import File, Files
+from pipeline.golden import Golden, Record, Tolerance
 from pipeline.image_sizes import show
+from pipeline.images import logits
 from pipeline.other_sizes import AtSize, at_other_sizes
 from pipeline.recipe import Candidate, Limits, Stage, stage_name
 from pipeline.report import Report, environment
@@ -30,7 +33,7 @@ from pipeline.steps import Model, Steps, as_quantized
 from pipeline.store import Store
 from pipeline.verify import Finding
 from pipeline.watch import Watch
-from targets import Grid, Precision, Target
+from targets import Grid, Precision, Runner, Target
 
 
 def run(job: Job, watch: Watch) -> Report:
@@ -206,7 +209,7 @@ class Bench:
     def _artifact_row(self, model: Model, target: Target, made: File, reference: File | None, baseline: Model) -> None:
         grade, runner, why = self.files.open(target, made)
         findings = [verify.on_grade(grade, why), verify.on_coverage(made.artifact.undelegated, self._limits(target))]
-        accuracy = agreement = timing = load_ms = answers = None
+        accuracy = agreement = timing = load_ms = answers = kept = None
         elsewhere: list[AtSize] = []
         seconds = made.seconds
         if runner is not None:
@@ -221,6 +224,11 @@ class Bench:
                 *(verify.on_agreement(e.agreement, self.limits, f"at {show(e.size)} ") for e in elsewhere),
                 *findings,
             ]
+            kept = (
+                golden.choose(self.job.data.test),
+                runner,
+                golden.tolerance(answers, preprocess.finished(model.answers)),
+            )
             seconds += took + more
         if reference is not None:
             timing, load_ms, took = self.files.latency(target, made, reference)
@@ -246,11 +254,18 @@ class Bench:
             load_ms=load_ms,
         )
         path = self.files.deliver(target, made)
-        card.write(self.job.out / path, made.digest, row, self.job, self.files.deliver_checkpoint(model), answers)
+        checkpoint = self.files.deliver_checkpoint(model)
+        record = None if kept is None else self._golden(self.job.out / path, *kept)
+        place = self.job.out / path
+        card.write(place, made.digest, row, self.job, checkpoint, self.report.environment, record, answers)
         self.report.artifacts.append(
             ArtifactFile(target=target.name, path=path.as_posix(), sha256=made.digest, bytes=made.bytes)
         )
         self._add(row)
+
+    def _golden(self, path: Path, images: Golden, runner: Runner, allowed: Tolerance) -> Record:
+        answers = logits(runner, images, self.job.spec, fed=self.job.recipe.preprocess.fed)
+        return golden.write(path, dataclasses.replace(images, answers=answers), allowed)
 
     def _accuracy(self, model: Model, baseline: Model) -> Accuracy:
         return self._judge_against(model.answers, baseline)

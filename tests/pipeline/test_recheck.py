@@ -41,7 +41,7 @@ def answers(right: int) -> Any:
 def card_of(path: Path, top1: float) -> Card:
     versus = Difference(delta=0.0, ci95=(0.0, 0.0), p_value=1.0)
     row = Row(
-        step="artifact", target="fake", params=1, macs=1, bytes=1,
+        step="artifact", target="fake", params=1, macs=1, bytes=path.stat().st_size,
         accuracy=Accuracy(top1=top1, n=540, ci95=(0.0, 1.0), vs_baseline=versus),
         latency=None, verification="runtime", undelegated=(), verdict="pass", reason="", seconds=0.0,
     )  # fmt: skip
