@@ -154,5 +154,12 @@ def peers(session: nox.Session) -> None:
     session.run("python", "-m", "pipeline.peers", *session.posargs)
 
 
+@nox.session(python=PYTHON)
+def bench_training(session: nox.Session) -> None:
+    """What a step of quantization-aware training costs beside a float one, on a GPU where there is one."""
+    _install(session, "onnx")
+    session.run("python", "-m", "pipeline.training_speed", *session.posargs)
+
+
 def _timed(path: Path) -> bool:
     return path.suffix in (".onnx", ".pte") and os.access(path, os.R_OK)

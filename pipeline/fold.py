@@ -86,6 +86,12 @@ def find_norms(model: nn.Module, images: Tensor) -> Norms:
     return Norms(pairs=dict(sorted(pairs.items(), key=lambda pair: order.index(pair[0]))), rest=rest)
 
 
+def without_norms(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy of ``model`` as ``Fold`` would make it, found by running it on normalised ``images`` [N, C, H, W]."""
+    norms = find_norms(model, images)
+    return _folded(model, norms.pairs, [name for name in norms.rest if _is_affine(model.get_submodule(name))])
+
+
 class _Reads(TorchFunctionMode):
     """Counts how many operations read each tensor, and keeps the tensors alive so that their ids stay theirs."""
 

@@ -8,22 +8,28 @@ Relative to a scale's or bias's own size the change is at most 2^-12, once, befo
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 
 @torch.no_grad()
 def round_prepared(prepared: GraphModule) -> None:
     """Round, in place, the scales of a prepared graph's fake quantizers and every constant that they do not quantize."""
+    round_scales(prepared)
+    for node in prepared.graph.nodes:
+        if node.op == "get_attr" and not any(_is_fake_quantizer(prepared, user.target) for user in node.users):
+            _round(_attribute(prepared, str(node.target)))
+
+
+@torch.no_grad()
+def round_scales(prepared: nn.Module) -> None:
+    """Round, in place, the scales of a prepared graph's fake quantizers."""
     from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
     for module in prepared.modules():
         scale = getattr(module, "scale", None)
         if isinstance(module, FakeQuantizeBase) and isinstance(scale, Tensor):
             _round(scale)
-    for node in prepared.graph.nodes:
-        if node.op == "get_attr" and not any(_is_fake_quantizer(prepared, user.target) for user in node.users):
-            _round(_attribute(prepared, str(node.target)))
 
 
 @torch.no_grad()

@@ -8,17 +8,19 @@ rebuilt from the float network and the grid.
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
 from pipeline import halves, surgery
-from pipeline.errors import StageError
+from pipeline.calibrate import Ranges, activations, correct_biases, set_ranges
+from pipeline.errors import RequestError, StageError
 from pipeline.image_sizes import open_sides
 from pipeline.images import normalise
 from pipeline.recipe import Context, in_range
@@ -98,41 +100,77 @@ class quiet_capture(warnings.catch_warnings):  # noqa: N801 - used as a function
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize:
-    """Quantization-aware training (Jacob et al. 2018, arXiv 1712.05877) on the grid that ``ctx.grid`` names."""
+    """Quantization on the grid that ``ctx.grid`` names: calibrated, then trained (Jacob et al. 2018, arXiv 1712.05877).
 
-    training: Training = field(
-        default_factory=lambda: Training(epochs=4, lr=0.0001, distill=0.9, precision="32-true", augment=Augment())
+    Batch norms are folded before, not simulated: every step then trains exactly what is deployed, and there are no
+    statistics left to freeze. The price is a small learning rate, since what the norms scaled is now in the weights.
+    """
+
+    training: Training | None = field(
+        default_factory=lambda: Training(epochs=4, lr=0.0001, distill=0.9, augment=Augment())
     )
+    """None: calibration alone (post-training quantization)."""
     observe: float = 0.5
     """Share of the epochs after which the activation ranges are frozen."""
     calibrate: int = 512
     """Calibration images that set the first ranges."""
+    ranges: Ranges = "mse"
+    """How calibration chooses them: minmax, percentile or mse."""
+    bias_correction: bool = True
+    """Move biases so that rounding keeps each channel's mean; with training, which learns them, not done."""
+    learn_ranges: bool = False
+    """Train the activations' scales as well (learned step size) instead of following a moving average."""
+    control: bool = True
+    """Report calibration alone, on the same grid, beside what training makes of it."""
 
     def __post_init__(self) -> None:
         in_range("observe", self.observe, 0, 1)
         in_range("calibrate", self.calibrate, 1, 1_000_000)
+        if self.ranges not in get_args(Ranges):
+            raise RequestError(f"ranges must be one of {', '.join(get_args(Ranges))}, found {self.ranges!r}")
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         if ctx.grid is None:
             raise StageError("quantization needs a grid: the targets of the recipe accept none in common")
         prepared = Prepare(ctx.grid.to_json(), ctx.input_shape).capture(model)
         self._calibrate(prepared, ctx)
-        fit(prepared, self.training, ctx, ctx.baseline if self.training.distill else None, self._before_epoch)
-        _freeze(prepared)
+        if self.training is not None:
+            self._train(prepared, self.training, ctx)
+        freeze(prepared)
         halves.round_prepared(prepared)
         return prepared
 
-    @torch.no_grad()
     def _calibrate(self, prepared: GraphModule, ctx: Context) -> None:
-        for index in torch.split(torch.arange(min(self.calibrate, len(ctx.data.calib))), 128):
-            prepared(normalise(ctx.data.calib.batch(index), ctx.spec))
+        started = time.perf_counter()
+        prepared.to(ctx.device)
+        index = torch.arange(min(self.calibrate, len(ctx.data.calib)))
+        batches = [normalise(ctx.data.calib.batch(part), ctx.spec).to(ctx.device) for part in torch.split(index, 128)]
+        set_ranges(prepared, batches, self.ranges)
+        if self.training is None and self.bias_correction:
+            correct_biases(prepared, torch.cat(batches)[: max(1, _AT_ONCE // batches[0][0].numel())])
+        prepared.to("cpu")
+        ctx.fact("calibration", {"images": len(index), "seconds": time.perf_counter() - started})
+
+    def _train(self, prepared: GraphModule, training: Training, ctx: Context) -> None:
+        if self.learn_ranges:
+            for module in activations(prepared).values():
+                module.learn()
+        fit(prepared, training, ctx, ctx.baseline if training.distill else None, self._before_epoch)
+        for module in activations(prepared).values():
+            module.settle()
 
     def _before_epoch(self, model: nn.Module, epoch: int) -> None:
-        if epoch >= self.observe * self.training.epochs:
-            _freeze(model)
+        if self.training is not None and epoch >= self.observe * self.training.epochs:
+            freeze(model)
 
 
-def _freeze(model: nn.Module) -> None:
+def freeze(model: nn.Module) -> None:
+    """Stop following ranges; the scales become what every runtime holds, before training goes on with them."""
     from torchao.quantization.pt2e.fake_quantize import disable_observer
 
     model.apply(disable_observer)
+    halves.round_scales(model)
+
+
+_AT_ONCE = 2**23
+"""Numbers in the images that bias correction sends through in one batch."""

@@ -108,31 +108,39 @@ class Bench:
         return result
 
     def quantize(self, grid: Grid, model: Model, baseline: Model) -> Model:
-        """Quantization-aware training on one grid; its time is that of the files made from it."""
-        assert self.job.recipe.quantize is not None
-        result = as_quantized(self.steps.stage(self.job.recipe.quantize, model, baseline, grid), model)
-        accuracy = self._accuracy(result, baseline)
-        finding = verify.on_accuracy(accuracy, self.limits)
+        """Quantization on one grid, after calibration alone where the recipe wants that control; files are timed."""
+        stage = self.job.recipe.quantize
+        assert stage is not None
+        if stage.control and stage.training is not None:
+            alone = as_quantized(self.steps.stage(replace(stage, training=None), model, baseline, grid), model)
+            self._quantized_row(alone, "calibrate", grid, baseline, Finding("not-checked", "the control of training"))
+        result = as_quantized(self.steps.stage(stage, model, baseline, grid), model)
+        finding = verify.on_accuracy(self._accuracy(result, baseline), self.limits)
+        self._quantized_row(
+            result, "quantize", grid, baseline, replace(finding, reason=f"{finding.reason}; its files are timed")
+        )
+        return result
+
+    def _quantized_row(self, result: Model, step: str, grid: Grid, baseline: Model, finding: Finding) -> None:
         self._add(
             Row(
-                step="quantize",
+                step=step,
                 target=None,
                 params=result.params,
                 macs=result.macs,
                 bytes=None,
-                accuracy=accuracy,
+                accuracy=self._accuracy(result, baseline),
                 latency=None,
                 verification=None,
                 undelegated=(),
                 verdict=finding.verdict,
-                reason=f"{finding.reason}; its files are timed",
+                reason=finding.reason,
                 seconds=result.seconds,
-                name=self._label("quantize"),
+                name=self._label(step),
                 precision="int8",
-                facts={"grid": grid.to_json()},
+                facts={**result.facts, "grid": grid.to_json()},
             )
         )
-        return result
 
     def candidates(self, model: Model, ready: Model, group: Sequence[Target], baseline: Model) -> None:
         """Every file that the recipe asks for, of the float network and of the quantized one, and which to take."""

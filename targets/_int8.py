@@ -14,11 +14,12 @@ import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.fake_quantize import FakeQuantize, FusedMovingAvgObsFakeQuantize
+from torchao.quantization.pt2e.fake_quantize import FixedQParamsFakeQuantize
 from torchao.quantization.pt2e.observer import (
     HistogramObserver,
     MovingAverageMinMaxObserver,
@@ -35,6 +36,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from targets import Grid, TargetError
+from targets._fake_quantize import ActivationFakeQuantize, FixedFakeQuantize, PerChannelWeightFakeQuantize
 from targets._rewrite import Rule, attention_as_products, rewrite, silu_as_product
 
 WEIGHT_SCALE_FLOOR = 2.0**-14
@@ -42,59 +44,6 @@ WEIGHT_SCALE_FLOOR = 2.0**-14
 ACTIVATION_SCALE_FLOOR = 2.0**-12
 
 _aten = torch.ops.aten
-
-
-class PerChannelWeightFakeQuantize(FakeQuantize):
-    """Rounds weights to the grid of their present magnitude: scale = max|w| / quant_max for each output channel.
-
-    The stock fused operator divides negative weights by quant_max + 1 in training and by quant_max at conversion, and
-    its moving average lags behind the weights; here training and conversion see the same scale at every step, one that
-    float16 can hold.
-    """
-
-    def forward(self, X: Tensor) -> Tensor:  # noqa: N803 - the name torchao's callers may pass
-        """Weights of any shape -> the same shape, rounded; the gradient passes straight through."""
-        axes = [axis for axis in range(X.dim()) if axis != self.ch_axis]
-        magnitude = X.detach().abs().float().amax(axes) if axes else X.detach().abs().float()
-        scale = (magnitude / self.quant_max).clamp_min(self.activation_post_process.eps).half().float()
-        if self.scale.shape != scale.shape:
-            self.scale.resize_(scale.shape)
-            self.zero_point.resize_(scale.shape).zero_()
-        self.scale.copy_(scale)
-        if self.fake_quant_enabled[0] == 0:
-            return X
-        return torch.fake_quantize_per_channel_affine(
-            X, self.scale, self.zero_point, self.ch_axis, self.quant_min, self.quant_max
-        )
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point [channels] of the last forward."""
-        return self.scale, self.zero_point
-
-
-class ActivationFakeQuantize(FusedMovingAvgObsFakeQuantize):
-    """torchao's fused moving-average fake quantizer, converted with exactly the scale it trained with.
-
-    The fused operator computes scale and zero point from the ranges at every call, frozen or not; here what is frozen
-    stays, so that a scale can be set to one that every runtime holds.
-    """
-
-    def forward(self, X: Tensor) -> Tensor:  # noqa: N803 - the name torchao's callers may pass
-        """Activations of any shape -> the same shape, rounded; the gradient passes within the range."""
-        if self.observer_enabled[0] == 1 or self.fake_quant_enabled[0] == 0:
-            observed: Tensor = super().forward(X)
-            return observed
-        return torch.fake_quantize_per_tensor_affine(
-            X,
-            self.scale,
-            self.zero_point,
-            self.activation_post_process.quant_min,
-            self.activation_post_process.quant_max,
-        )
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of the last forward, not a second computation from the ranges."""
-        return self.scale, self.zero_point
 
 
 @dataclass
@@ -165,9 +114,7 @@ class Int8Quantizer(Quantizer):
     def activation(self) -> QuantizationSpec:
         """int8 per tensor, −128 … 127 (affine) or −127 … 127 with zero point 0."""
         symmetric = self.grid.symmetric_activations
-        # The fused operator gives a tensor of one sign an affine grid even where a symmetric one is asked for.
-        trained = FakeQuantize if symmetric else ActivationFakeQuantize
-        observer = trained if self.qat else HistogramObserver
+        observer = ActivationFakeQuantize if self.qat else HistogramObserver
         arguments = {"observer": MovingAverageMinMaxObserver} if self.qat else {}
         return QuantizationSpec(
             dtype=torch.int8,
@@ -216,6 +163,14 @@ class Int8Quantizer(Quantizer):
                 del plan.places[node]
         self._write(model, plan)
         return model
+
+    def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, Any]) -> None:
+        """Put the project's own fake quantizers of a fixed scale in the place of torchao's."""
+        fresh: dict[int, FixedFakeQuantize] = {}
+        for place, module in edge_or_node_to_obs_or_fq.items():
+            if isinstance(module, FixedQParamsFakeQuantize):
+                lean = fresh.setdefault(id(module), FixedFakeQuantize(module._observer_ctr))
+                edge_or_node_to_obs_or_fq[place] = lean
 
     def validate(self, model: GraphModule) -> None:
         """Raises TargetError for a graph that still holds a batch norm."""

@@ -48,9 +48,9 @@ def test_scales_and_biases_fit_and_weights_stay(prepared: torch.fx.GraphModule) 
 
 
 def test_what_is_converted_holds_the_same_numbers(prepared: torch.fx.GraphModule) -> None:
-    from pipeline.quantize import _freeze
+    from pipeline.quantize import freeze
 
-    _freeze(prepared)
+    freeze(prepared)
     halves.round_prepared(prepared)
     converted = convert(prepared)
     scales = [n.args[1] for n in converted.graph.nodes if "quantize_per_tensor" in str(n.target)]

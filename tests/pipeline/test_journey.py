@@ -276,7 +276,7 @@ def test_stochastic_depth_and_dropout_act_while_tuning_only(name: str, tmp_path:
         assert torch.equal(answers(model.eval(), (batch,)), answers(model, (batch,)))
     graph = Prepare(GRID.to_json(), prepared.shape).capture(Fold()(model, prepared.context))
     graph(batch)
-    quantize._freeze(graph)
+    quantize.freeze(graph)
     with torch.no_grad():
         assert torch.equal(graph(batch), graph(batch))
     assert not [node for node in graph.graph.nodes if "bernoulli" in str(node.target)]
