@@ -41,7 +41,7 @@ def cifar_resnet20() -> Recipe:
         data="cifar10:cifar10",
         baseline=Train(training=Training(epochs=200, lr=0.1, warmup=1)),
         stages=(Prune(macs=0.8), Finetune(training=Training(epochs=4, lr=0.01, distill=0.9)), Fold()),
-        quantize=Quantize(training=Training(epochs=1, lr=0.0001, distill=0.9, precision="32-true")),
+        quantize=Quantize(training=Training(epochs=1, lr=0.0001, distill=0.9)),
         targets=("onnx", "xnnpack", "coreml"),
         candidates=("float", "int8"),
     )
@@ -54,7 +54,7 @@ def cifar_resnet56() -> Recipe:
         name="cifar_resnet56",
         model="resnet56",
         stages=(Prune(macs=1 / 2.57), Finetune(training=Training(epochs=100, lr=0.02, distill=0.9)), Fold()),
-        quantize=Quantize(training=Training(epochs=4, lr=0.0001, distill=0.9, precision="32-true")),
+        quantize=Quantize(training=Training(epochs=4, lr=0.0001, distill=0.9)),
     )
 
 
@@ -80,3 +80,18 @@ def separate_resnet56() -> Recipe:
 def separate_vgg16() -> Recipe:
     """VGG-16 with batch norm on CIFAR-10, trained here, then with fitted depthwise-separable convolutions."""
     return dataclasses.replace(separate_resnet20(), name="separate_vgg16", model="vgg16_bn_cifar")
+
+
+def cifar_resnet20_int8() -> Recipe:
+    """ResNet-20 on CIFAR-10, quantized and nothing else: calibrated, then a few hundred steps of training."""
+    return dataclasses.replace(
+        cifar_resnet20(),
+        name="cifar_resnet20_int8",
+        stages=(Fold(),),
+        quantize=Quantize(training=Training(epochs=4, steps=100, lr=0.0001, distill=0.9)),
+    )
+
+
+def cifar_resnet56_int8() -> Recipe:
+    """ResNet-56 on CIFAR-10, quantized and nothing else: calibrated, then a few hundred steps of training."""
+    return dataclasses.replace(cifar_resnet20_int8(), name="cifar_resnet56_int8", model="resnet56")

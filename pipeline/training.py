@@ -56,6 +56,8 @@ class Training:
     """How a network is trained."""
 
     epochs: int
+    steps: int = 0
+    """Batches an epoch, drawn anew each time, for trainings shorter than the whole set; 0: the whole set."""
     lr: float
     """Peak learning rate; falls to 0 along a half cosine (Loshchilov and Hutter 2016, arXiv 1608.03983)."""
     batch_size: int = 128
@@ -85,6 +87,7 @@ class Training:
 
     def __post_init__(self) -> None:
         in_range("epochs", self.epochs, 1, 1_000_000)
+        in_range("steps", self.steps, 0, 1_000_000)
         in_range("lr", self.lr, 1e-12, 100)
         in_range("batch_size", self.batch_size, 1, 1_000_000)
         in_range("warmup", self.warmup, 0, self.epochs)
@@ -236,7 +239,7 @@ def _epoch(
     epoch: int,
 ) -> None:
     _set_mode(state.model, training=True)
-    steps = math.ceil(len(ctx.data.train) / how.batch_size)
+    steps = min(how.steps or math.inf, math.ceil(len(ctx.data.train) / how.batch_size))
     losses = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_mix(ctx.seed, epoch, fabric.global_rank))  # dropout and stochastic depth
@@ -312,7 +315,7 @@ def _batches(fabric: Any, how: Training, ctx: Context, epoch: int) -> Iterator[t
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(_mix(ctx.seed, epoch, 0)))
     chunks = [c[fabric.global_rank :: fabric.world_size] for c in torch.split(order, how.batch_size)]
     # A batch norm cannot be trained on one value a channel.
-    chunks = [chunk for chunk in chunks if len(chunk) > 1] or chunks
+    chunks = ([chunk for chunk in chunks if len(chunk) > 1] or chunks)[: how.steps or None]
 
     def make(number: int) -> tuple[Tensor, Tensor]:
         draw = torch.Generator().manual_seed(_mix(ctx.seed, epoch, 1 + number * fabric.world_size + fabric.global_rank))

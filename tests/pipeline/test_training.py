@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from calib_data import Data
 from calib_data._parts import MemoryPart, in_memory
 from models import Spec
+from pipeline import training
 from pipeline.errors import RequestError, StageError
 from pipeline.finetune import Finetune, Train
 from pipeline.recipe import Context
@@ -210,3 +211,12 @@ def test_divergence_is_told(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="diverged in epoch 1"):
         fit(broken, PLAIN, context(tmp_path), None)
     assert not (tmp_path / "epoch.safetensors").exists()
+
+
+def test_an_epoch_can_be_a_few_batches_drawn_anew(tmp_path: Path) -> None:
+    how = Training(epochs=2, steps=3, lr=0.01, batch_size=4)
+    ctx = context(tmp_path)
+    fabric = training._fabric(how, "cpu")
+    first, second = ([labels for _, labels in training._batches(fabric, how, ctx, epoch)] for epoch in (0, 1))
+    assert [len(labels) for labels in first] == [4, 4, 4]
+    assert len(ctx.data.train) > 12 and not torch.equal(torch.cat(first), torch.cat(second))
