@@ -100,7 +100,7 @@ def _step(model: nn.Module, images: Tensor, labels: Tensor, setting: Setting) ->
     def step() -> None:
         with torch.autocast(setting.device, setting.precision, enabled=mixed):
             outputs = model(images)
-        F.cross_entropy(outputs.float(), labels).backward()
+        torch.autograd.backward(F.cross_entropy(outputs.float(), labels))
         optimizer.step()
         optimizer.zero_grad()
         if setting.device == "cuda":
