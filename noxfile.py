@@ -88,7 +88,7 @@ def _network(session: nox.Session) -> list[str]:
     given = list(session.posargs)
     if {"EDGEWISE_WEIGHTS", "EDGEWISE_DATA"} <= os.environ.keys():
         given += ["--weights", os.environ["EDGEWISE_WEIGHTS"], "--data", os.environ["EDGEWISE_DATA"]]
-    return ["cifar_resnet20" if {"--weights", "--data"} <= set(given) else "demo", *given]
+    return ["cifar_resnet20_int8" if {"--weights", "--data"} <= set(given) else "demo", *given]
 
 
 for _name, _runtime in RUNTIMES.items():
