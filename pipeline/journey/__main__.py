@@ -72,17 +72,20 @@ def _chosen(options: argparse.Namespace) -> list[Cell]:
 
 def _measure(options: argparse.Namespace, results: Results, pending: list[Cell], total: int) -> int:
     from pipeline.journey.supervise import Worker
-    from pipeline.journey.work import work
+    from pipeline.journey.work import size_up, work
 
     scratch = (options.out / "scratch").resolve()
     shutil.rmtree(scratch, ignore_errors=True)
     _say(f"{total - len(pending)} of {total} files measured before, {len(pending)} to do")
     failed = False
     try:
-        with Worker(work, 60 * options.minutes, int(1e9 * options.memory)) as worker:
+        with Worker(60 * options.minutes, int(1e9 * options.memory)) as worker:
+            for name in dict.fromkeys(cell.model for cell in pending):
+                if results.costs(name) is None:
+                    results.keep_costs(name, worker.do(size_up, name))
             for number, cell in enumerate(pending, total - len(pending) + 1):
                 started = time.perf_counter()
-                key, result = cell.key, worker.do(cell, scratch)
+                key, result = cell.key, worker.do(work, cell, scratch)
                 results.keep(cell, result | {"key": key})
                 failed |= "failed" in result
                 _say(f"{number}/{total} {cell}: {_in_words(result)}, {time.perf_counter() - started:.0f} s")

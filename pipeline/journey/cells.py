@@ -109,5 +109,21 @@ class Results:
             if kept is None or kept.get("key") != cell.key or (again and kept.get("failed")):
                 yield cell
 
+    def costs(self, name: str) -> dict[str, Any] | None:
+        """Parameters and MACs of an architecture as its present code has them, or None."""
+        try:
+            found: dict[str, Any] = json.loads(self._costs(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if found.get("key") == architecture.code_digest(name) else None
+
+    def keep_costs(self, name: str, found: dict[str, Any]) -> None:
+        """Write them, whole or not at all."""
+        document = found | {"key": architecture.code_digest(name)}
+        write_whole(self._costs(name), json.dumps(document, indent=1, allow_nan=False).encode())
+
+    def _costs(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
     def _path(self, cell: Cell) -> Path:
         return self.folder / f"{cell.model}.{cell.target}.{cell.precision}.json"

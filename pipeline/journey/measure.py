@@ -82,8 +82,6 @@ def measure(cell: Cell, scratch: Path) -> dict[str, Any]:
     judged, pace = _judged(runner, prepared, wanted)
     return {
         **asdict(cell),
-        **prepared.costs,
-        "input_shape": list(prepared.shape),
         "grade": grade,
         "why": why,
         "agreement": judged,

@@ -65,13 +65,20 @@ class Prepared:
         images = getattr(self.context.data, part)
         return torch.split(normalise(images.batch(torch.arange(len(images))), self.spec), 1)
 
-    @cached_property
-    def costs(self) -> dict[str, int]:
-        """Parameters as trained (``params``) and as deployed, and MACs of one image."""
-        found = analyze(self.model, self.shape)
-        idle = set(found.unused)
-        aids = sum(p.numel() for name, p in self.model.named_parameters() if name in idle)
-        return {"params": found.totals.params, "deployed": found.totals.params - aids, "macs": found.totals.macs}
+
+def costs(spec: Spec) -> dict[str, Any]:
+    """Input shape, parameters as trained (``params``) and as deployed, and MACs of one image."""
+    model = spec.build()
+    found = analyze(model, spec.input_shape)
+    idle = set(found.unused)
+    aids = sum(parameter.numel() for name, parameter in model.named_parameters() if name in idle)
+    totals = found.totals
+    return {
+        "input_shape": list(spec.input_shape),
+        "params": totals.params,
+        "deployed": totals.params - aids,
+        "macs": totals.macs,
+    }
 
 
 def prepare(spec: Spec, *, small: bool = False, images: int = 8) -> Prepared:

@@ -21,11 +21,11 @@ class _Ended(Exception):
 
 
 class Worker:
-    """Calls a function in a process of its own, which is kept from call to call as long as it behaves."""
+    """Calls functions in a process of its own, which is kept from call to call as long as it behaves."""
 
-    def __init__(self, work: Callable[..., dict[str, Any]], seconds: float, memory: int) -> None:
-        """``seconds`` a call of ``work`` may take, and bytes of main memory the process may hold."""
-        self._work, self._seconds, self._memory = work, seconds, memory
+    def __init__(self, seconds: float, memory: int) -> None:
+        """``seconds`` a call may take, and bytes of main memory the process may hold."""
+        self._seconds, self._memory = seconds, memory
         self._process: ExitStack | None = None
         self._pool: Any = None
 
@@ -37,12 +37,12 @@ class Worker:
     ) -> None:
         self.end(at_once=error is not None)
 
-    def do(self, *arguments: Any) -> dict[str, Any]:
+    def do(self, work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
         """The function's result; where there is none, ``{"failed": reason}``."""
         if self._process is None:
             self._process = ExitStack()
             self._pool = self._process.enter_context(lower.workers(1))
-        future: Future[dict[str, Any]] = self._pool.submit(self._work, *arguments)
+        future: Future[dict[str, Any]] = self._pool.submit(work, *arguments)
         try:
             result = self._wait(future)
         except BrokenProcessPool:

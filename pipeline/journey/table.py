@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def write(results: Results, folder: Path) -> list[Path]:
     cells = plan((), wanted, PRECISIONS)
     found = _collect(results, cells)
     text, document = folder / "architectures.md", folder / "architectures.json"
-    write_whole(text, _markdown(found, wanted).encode())
-    write_whole(document, json.dumps(_document(found), indent=1, ensure_ascii=False, allow_nan=False).encode())
+    costs = {name: results.costs(name) or {} for name in models.names()}
+    write_whole(text, _markdown(found, wanted, costs).encode())
+    write_whole(document, json.dumps(_document(found, costs), indent=1, ensure_ascii=False, allow_nan=False).encode())
     return [text, document]
 
 
@@ -68,16 +70,24 @@ def _is_current(result: Result, cell: Cell) -> bool:
         return True  # measured elsewhere; nothing here can tell
 
 
-def _document(found: Found) -> dict[str, Any]:
+def _document(found: Found, costs: Mapping[str, Result]) -> dict[str, Any]:
+    sizes = [
+        {"model": name, **{k: v for k, v in costs[name].items() if k != "key"}, "published": _published(name)}
+        for name in costs
+    ]
     rows = [
         {"model": model, "target": target, "precision": precision} | {k: v for k, v in result.items() if k != "key"}
         for (model, target, precision), result in found.items()
     ]
-    return {"schema": 1, "published": {n: vars(p) for n, p in PUBLISHED.items()}, "files": rows}
+    return {"schema": 1, "models": sizes, "files": rows}
 
 
-def _markdown(found: Found, wanted: Sequence[str]) -> str:
-    parts = [_INTRODUCTION, _sizes(found)]
+def _published(name: str) -> dict[str, Any] | None:
+    return asdict(PUBLISHED[name]) if name in PUBLISHED else None
+
+
+def _markdown(found: Found, wanted: Sequence[str], costs: Mapping[str, Result]) -> str:
+    parts = [_INTRODUCTION, _sizes(costs)]
     parts += [_of_target(found, target) for target in wanted]
     parts.append(_machines(found))
     return "\n".join(parts)
@@ -88,27 +98,24 @@ def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> st
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), ""])
 
 
-def _sizes(found: Found) -> str:
-    rows = []
-    for name in models.names():
-        measured = next((r for (model, *_), r in found.items() if model == name and "macs" in r), None)
-        rows.append([name, *_size_columns(name, measured)])
+def _sizes(costs: Mapping[str, Result]) -> str:
+    rows = [[name, *_size_columns(name, measured)] for name, measured in costs.items()]
     head = ["architecture", "input", "parameters", "published", "MACs", "published", "by"]
     return _table("Parameters and multiply-accumulates", head, rows)
 
 
-def _size_columns(name: str, measured: Result | None) -> list[str]:
+def _size_columns(name: str, measured: Result) -> list[str]:
     published = PUBLISHED.get(name)
     macs = published.macs if published else None
-    theirs = ["–" if published is None else f"{published.params:,}"]
+    theirs = "–" if published is None else f"{published.params:,}"
     quoted = ["–", "–"]
     if published is not None and macs is not None:
         quoted = [_amount(macs), published.source + (f", at {published.side}" if published.side else "")]
-    if measured is None:
-        return ["–", "–", *theirs, "–", *quoted]
+    if "macs" not in measured:
+        return ["–", measured.get("failed", "–"), theirs, "–", *quoted]
     params, deployed = measured["params"], measured["deployed"]
     own = f"{params:,}" + (f" ({deployed:,} deployed)" if deployed != params else "")
-    return ["×".join(map(str, measured["input_shape"])), own, *theirs, _amount(measured["macs"]), *quoted]
+    return ["×".join(map(str, measured["input_shape"])), own, theirs, _amount(measured["macs"]), *quoted]
 
 
 def _of_target(found: Found, target: str) -> str:

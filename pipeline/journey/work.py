@@ -8,6 +8,17 @@ from typing import Any
 from pipeline.journey.cells import Cell
 
 
+def size_up(name: str) -> dict[str, Any]:
+    """Parameters and MACs of an architecture, or ``{"failed": reason}``."""
+    import models
+    from pipeline.journey.network import costs
+
+    try:
+        return costs(models.get(name))
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
+
+
 def work(cell: Cell, scratch: Path) -> dict[str, Any]:
     """The result of ``measure``, or ``{"failed": reason}``."""
     from pipeline.journey.measure import Refused, measure

@@ -22,7 +22,7 @@ from pipeline import analyze
 from pipeline.journey import __main__ as command
 from pipeline.journey import cells, table
 from pipeline.journey.cells import Cell, Results
-from pipeline.journey.network import Agreement, Prepared, agreement, calibrated, float_islands, prepare
+from pipeline.journey.network import Agreement, Prepared, agreement, calibrated, costs, float_islands, prepare
 from pipeline.journey.photographs import photographs
 from pipeline.journey.supervise import Worker
 
@@ -114,8 +114,11 @@ def test_prepared_weights_keep_activations_alive() -> None:
         if isinstance(m, nn.BatchNorm2d)
     ]
     assert all(float(norm.running_var.max()) != 1 for norm in norms if norm.running_var is not None)
-    googlenet = prepare(models.get("googlenet"), small=True, images=4).costs
-    assert googlenet["deployed"] < googlenet["params"]
+
+
+def test_side_classifiers_are_not_deployed() -> None:
+    found = costs(models.get("googlenet"))
+    assert (found["params"], found["deployed"]) == (13_004_888, 6_624_904)
 
 
 # --- plan and keys ---
@@ -164,22 +167,21 @@ def test_only_what_is_missing_changed_or_failed_is_measured(tmp_path: Path) -> N
 
 
 def test_a_call_that_hangs_is_ended_and_the_next_one_works() -> None:
-    with Worker(time.sleep, seconds=3, memory=10**11) as worker:  # type: ignore[arg-type]
+    with Worker(seconds=3, memory=10**11) as worker:
         started = time.monotonic()
-        assert worker.do(600)["failed"].startswith("ended after 3 s")
+        assert worker.do(time.sleep, 600)["failed"].startswith("ended after 3 s")
         assert time.monotonic() - started < 60
 
 
 def test_a_call_that_holds_too_much_memory_is_ended() -> None:
-    with Worker(time.sleep, seconds=600, memory=1) as worker:  # type: ignore[arg-type]
-        assert "more than 0 GB of memory" in worker.do(600)["failed"]
+    with Worker(seconds=600, memory=1) as worker:
+        assert "more than 0 GB of memory" in worker.do(time.sleep, 600)["failed"]
 
 
 def test_a_process_that_dies_is_a_failure_of_its_call_alone() -> None:
-    with Worker(os._exit, seconds=60, memory=10**11) as worker:
-        assert worker.do(1) == {"failed": "the process died: out of memory, or a crash of the backend"}
-        worker._work = dict
-        assert worker.do([("fine", 1)]) == {"fine": 1}
+    with Worker(seconds=60, memory=10**11) as worker:
+        assert worker.do(os._exit, 1) == {"failed": "the process died: out of memory, or a crash of the backend"}
+        assert worker.do(dict, [("fine", 1)]) == {"fine": 1}
 
 
 # --- the whole command, and its table ---
@@ -196,7 +198,9 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_session_measures_and_writes_the_table(session: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads((session / "docs" / "architectures.json").read_text(encoding="utf-8"))
     floating, int8 = document["files"]
-    assert (floating["params"], floating["macs"]) == (61_706, 416_520)
+    sizes = {entry["model"]: entry for entry in document["models"]}
+    assert (sizes["lenet5"]["params"], sizes["lenet5"]["macs"]) == (61_706, 416_520)
+    assert sizes["vgg19"]["published"]["macs"] == 19.632e9 and "macs" not in sizes["vgg19"]
     assert floating["agreement"]["error"] < 1e-5 and floating["latency"]["ratio"] == 1
     assert int8["agreement"]["error"] < 0.1 and int8["drift"]["error"] > 0
     assert int8["grade"] == "runtime" and int8["bytes"] < floating["bytes"] / 2
@@ -218,7 +222,7 @@ def test_the_session_goes_on_where_it_was(session: Path, capsys: pytest.CaptureF
 def test_a_failure_stands_in_the_table_and_in_the_exit_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Worker, "do", lambda self, cell, scratch: {"failed": "TargetError: a | b"})
+    monkeypatch.setattr(Worker, "do", lambda self, *arguments: {"failed": "TargetError: a | b"})
     arguments = ["lenet5", "--target", "onnx", "--out", str(tmp_path), "--docs", str(tmp_path)]
     assert command.main(arguments) == 1
     assert "lenet5 onnx float: failed: TargetError" in capsys.readouterr().err
