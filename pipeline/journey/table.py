@@ -12,7 +12,7 @@ from typing import Any
 import models
 import targets
 from models._published import PUBLISHED
-from pipeline.journey.cells import PRECISIONS, Cell, Results, installed, plan
+from pipeline.journey.cells import PRECISIONS, Cell, Results, plan
 from pipeline.store import write_whole
 
 Result = Mapping[str, Any]
@@ -39,18 +39,13 @@ same with every figure.
 
 def write(results: Results, folder: Path) -> list[Path]:
     """Write both files into ``folder`` and return their paths."""
-    wanted = [name for name in targets.names() if name in installed()[0] or _any(results, name)]
-    cells = plan((), wanted, PRECISIONS)
-    found = _collect(results, cells)
+    wanted = [name for name in targets.names() if any(results.folder.glob(f"*.{name}.*.json"))]
+    found = _collect(results, plan((), wanted, PRECISIONS))
     text, document = folder / "architectures.md", folder / "architectures.json"
     costs = {name: results.costs(name) or {} for name in models.names()}
     write_whole(text, _markdown(found, wanted, costs).encode())
     write_whole(document, json.dumps(_document(found, costs), indent=1, ensure_ascii=False, allow_nan=False).encode())
     return [text, document]
-
-
-def _any(results: Results, target: str) -> bool:
-    return any(results.folder.glob(f"*.{target}.*.json"))
 
 
 def _collect(results: Results, cells: Iterable[Cell]) -> Found:
@@ -89,7 +84,7 @@ def _published(name: str) -> dict[str, Any] | None:
 def _markdown(found: Found, wanted: Sequence[str], costs: Mapping[str, Result]) -> str:
     parts = [_INTRODUCTION, _sizes(costs)]
     parts += [_of_target(found, target) for target in wanted]
-    parts.append(_machines(found))
+    parts.append(_rest(found, wanted))
     return "\n".join(parts)
 
 
@@ -190,7 +185,13 @@ def _escaped(text: str) -> str:
     return " ".join(text.split())[:240].replace("|", "\\|").replace("_", "\\_").replace("<", "&lt;")
 
 
-def _machines(found: Found) -> str:
+def _rest(found: Found, wanted: Sequence[str]) -> str:
+    """What was not measured, and where the rest was."""
+    total = len(models.names()) * len(PRECISIONS)
+    lines = ["## What was run", ""]
+    for target in targets.names():
+        count = sum(1 for _, name, _ in found if name == target)
+        lines.append(f"- {target}: {count} of {total} files" if target in wanted else f"- {target}: not run")
     machines = Counter(result["machine"] for result in found.values() if "machine" in result)
-    lines = [f"- {name}: {count} files" for name, count in machines.items()]
-    return "\n".join(["## Machines", "", *lines, ""])
+    lines += [f"- on {name}: {count} files" for name, count in machines.items()]
+    return "\n".join([*lines, ""])

@@ -120,8 +120,8 @@ def test_the_way_to_the_captured_graph(name: str) -> None:
     assert not [n.name for n in program.graph.nodes if "bernoulli" in str(n.target) or "batch_norm" in str(n.target)]
 
 
-LARGEST_ERROR = {"float": {"coreml": 0.03}, "int8": {}}
-"""Of a file's logits against the PyTorch model's; Core ML keeps float16."""
+FLOAT_ERROR = {"coreml": 0.03, "coreml_delegate": 0.03}
+"""Of a file's logits against the PyTorch model's, where the file keeps float16; elsewhere 0.001."""
 
 
 @pytest.mark.parametrize(("name", "target"), files())
@@ -134,13 +134,16 @@ def test_the_files_answer_as_the_model(name: str, target: str, tmp_path: Path) -
     if target in prepared.spec.cannot:
         pytest.skip(f"declared: {prepared.spec.cannot[target]}; tested below")
     graph = calibrated(prepared, chosen.quantizer(chosen.grids[0]))
+    # Rounding apart, by a step here and there, goes through the layers as the quantization's own noise does.
+    coarse = agreement(answers(graph, prepared.images), prepared.logits).error
+    limits = {"float": FLOAT_ERROR.get(target, 1e-3), "int8": 0.05 + coarse}
     for kind, model in (("float", prepared.folded), ("int8", graph)):
         path = tmp_path / f"{kind}{chosen.suffix}"
         artifact = chosen.export(capture(model, prepared.shape), path, targets.USUAL)
         evaluator = chosen.load(path, 1) if chosen.load else chosen.reference and chosen.reference(path)
         assert evaluator is not None, "a target that can neither run nor evaluate its file proves nothing"
         found = agreement(answers(evaluator, prepared.images), answers(model, prepared.images))
-        assert found.error < LARGEST_ERROR[kind].get(target, 1e-3 if kind == "float" else 0.15)
+        assert found.error < limits[kind], (kind, found, coarse)
         assert kind == "float" or artifact.precision == "int8"
 
 
