@@ -186,7 +186,13 @@ def _fed(node: Node) -> bool:
     sources = [source for source in node.all_input_nodes if source.op == "call_function" and _floats(source)]
     if _name(node) in _CLIPS and len(sources) == 1 and len(sources[0].users) == 1 and not _is_plumbing(sources[0]):
         return _fed(sources[0])
-    return all("dequantize" in str(source.target) for source in sources)
+    return all(_dequantized(source) for source in sources)
+
+
+def _dequantized(node: Node) -> bool:
+    if "dropout" in str(node.target):  # idle: what it is given goes on
+        return all(_dequantized(source) for source in node.all_input_nodes)
+    return "dequantize" in str(node.target)
 
 
 def _drained(node: Node) -> bool:
