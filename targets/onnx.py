@@ -68,7 +68,7 @@ _MOVES = (
 )  # fmt: skip
 _INTEGER = (
     "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearConvTranspose", "QLinearGlobalAveragePool",
-    "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "MaxPool",
+    "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "MaxPool", "NhwcMaxPool",
 )  # fmt: skip
 _NOT_FLOAT = frozenset((*_INT8_KERNELS, *_INTEGER, *_MOVES, "QuantizeLinear", "DequantizeLinear"))
 """Operators of an int8 file that compute on integers or only move data; the rest are islands of float."""
