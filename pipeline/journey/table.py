@@ -29,8 +29,7 @@ same with every figure.
   logit is the same.
 - **drift**: the same distance between the int8 graph and the float network, after calibration on four images and no
   training. The weights are untrained, so that it says how coarse the grid is and nothing of accuracy: an untrained deep
-  network magnifies every rounding (noise of a thousandth on the images moves MobileNetV2's int8 graph by 23 %, its float
-  network by 6 %, ResNet-20's by 2.2 and 0.1 %), and a file whose integers round once otherwise moves as far.
+  network magnifies every rounding, and a file whose integers round once otherwise moves nearly as far (LOG.md).
 - **outside**: operators that the target's accelerated backend left to something slower.
 - **islands**: operators that the int8 graph computes in float.
 - **time**: of one image on one thread, as a ratio to the float ONNX file in ONNX Runtime, interleaved, with its 95 %
