@@ -128,6 +128,19 @@ def journey(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def substitution(session: nox.Session) -> None:
+    """What substitution costs and saves, stage by stage: ``nox -s substitution -- [RECIPE] --weights F --data D``.
+
+    RECIPE: separate_resnet20 (the default), separate_resnet56 or separate_vgg16, or path/to/recipe.py:function. Writes
+    a report, ``substitution.md`` and ``substitution.json``; stopped, it goes on from its last epoch.
+    """
+    _install(session, "onnx,xnnpack")
+    named = session.posargs and not session.posargs[0].startswith("-")
+    chosen = session.posargs if named else ["separate_resnet20", *session.posargs]
+    session.run("python", "-m", "pipeline.separate.study", *chosen)
+
+
+@nox.session(python=PYTHON)
 def oracle(session: nox.Session) -> None:
     """Names, shapes and logits against torchvision's and timm's own definitions."""
     session.install("torch==2.13.0")

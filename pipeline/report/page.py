@@ -14,6 +14,7 @@ from pipeline.report import charts, numbers
 from pipeline.report._whole import write_whole
 from pipeline.report.document import Report
 from pipeline.report.markup import sanitize
+from pipeline.report.plan import Picture, pictures
 from pipeline.report.summary import SYMBOLS, WORDS, estimates, labels, summarize, timing
 from pipeline.rows import Accuracy, Latency, Row
 
@@ -43,7 +44,9 @@ def render(report: Report) -> str:
     engine = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    figures, named = _figures(report), list(zip(report.rows, labels(report.rows), strict=True))
+    named = list(zip(report.rows, labels(report.rows), strict=True))
+    plans = pictures(named)
+    figures = _figures(report, plans)
     scripts = [get_plotlyjs(), (_FOLDER / "report.js").read_text(encoding="utf-8")] if figures else []
     return engine.get_template("report.html.j2").render(
         title=_title(report),
@@ -56,8 +59,9 @@ def render(report: Report) -> str:
         unplotted=_unplotted(named),
         recommended=report.recommended,
         rows=[_shown(row, name) for row, name in named],
+        plans=plans,
         undelegated=[_undelegated(row, name) for row, name in named if row.target is not None],
-        file_facts=[(name, row.facts) for row, name in named if row.facts],
+        file_facts=[(name, facts) for row, name in named if (facts := _undrawn(row.facts))],
         artifacts=[(entry, numbers.size(entry.bytes)) for entry in report.artifacts],
         sections=[_section(report, index) for index in range(len(report.sections))],
         recipe=report.recipe,
@@ -69,9 +73,10 @@ def render(report: Report) -> str:
     )
 
 
-def _figures(report: Report) -> dict[str, Any]:
+def _figures(report: Report, plans: Sequence[Picture]) -> dict[str, Any]:
     """Element id -> figure, in the order of the page."""
     figures = {"tradeoff": charts.tradeoff(report.rows), "waterfall": charts.waterfall(report.rows)}
+    figures |= {f"plan-{i}": picture.figure for i, picture in enumerate(plans)}
     figures |= {f"section-{i}": _drawn(entry.figure) for i, entry in enumerate(report.sections) if entry.figure}
     return {name: figure for name, figure in figures.items() if figure is not None}
 
@@ -161,6 +166,11 @@ def _latency(latency: Latency | None, first: bool) -> list[tuple[str, str]]:
     time = (numbers.significant(latency.p50_ms), f"p90 {numbers.significant(latency.p90_ms)}, {latency.on}")
     low, high = map(numbers.ratio, latency.ci95)
     return [time, ("" if first else numbers.ratio(latency.ratio_to_baseline), "" if first else f"{low} to {high}")]
+
+
+def _undrawn(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that no picture of the page shows."""
+    return {key: value for key, value in facts.items() if key != "plan"}
 
 
 def _undelegated(row: Row, name: str) -> tuple[str, list[tuple[str, int]]]:

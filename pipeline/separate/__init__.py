@@ -17,27 +17,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from calib_data import Part
 from pipeline.errors import StageError
 from pipeline.fold import find_norms
-from pipeline.images import normalise
 from pipeline.norms import reestimate
 from pipeline.recipe import Context
 from pipeline.separate.budget import Judge, priced, spend
 from pipeline.separate.fit import Fitted, Moments
 from pipeline.separate.forms import Form, Into, bias_of, form_of
+from pipeline.separate.head import PooledHead
 from pipeline.separate.keeping import kept_plan
 from pipeline.separate.plan import Candidate, Wishes, check_names, choose, refuse, survey, totals, unsettled
+from pipeline.separate.pool import AveragePool
 from pipeline.separate.recover import imitate
+from pipeline.separate.samples import BATCH, drawn
 from pipeline.separate.settings import Init, check
 from pipeline.separate.substitute import Swap
 from pipeline.separate.timing import layer_times
 
-__all__ = ["Candidate", "Separate"]
-
-_BATCH = 64
+__all__ = ["AveragePool", "Candidate", "PooledHead", "Separate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +117,11 @@ class Separate:
         """
         teacher = _on_device(model, ctx)
         wishes = Wishes(layers=self.layers, keep=self.keep, max_error=self.max_error, max_layers=self.max_layers)
-        found = survey(teacher, _images(ctx.data.calib, 1, ctx)[0], self._form)
+        found = survey(teacher, drawn(ctx.data.calib, 1, ctx)[0], self._form)
         check_names(self.layers or (), found, "layers")
         check_names(self.keep, found, "keep")
         found = refuse(found, wishes)
-        fitting, judging = _images(ctx.data.train, self.images, ctx), _images(ctx.data.calib, self.images, ctx)
+        fitting, judging = drawn(ctx.data.train, self.images, ctx), drawn(ctx.data.calib, self.images, ctx)
         swap = self._swap(teacher, found, ctx)
         fits = swap.alone(teacher, [c.name for c in unsettled(found)], fitting, judging)
         found = refuse([replace(c, error=fits[c.name][1]) if c.name in fits else c for c in found], wishes)
@@ -138,8 +137,8 @@ class Separate:
         return form_of(self.into, self.rank, self.share)
 
     def _swap(self, teacher: nn.Module, plan: Sequence[Candidate], ctx: Context) -> Swap:
-        norms = find_norms(teacher, _images(ctx.data.calib, 2, ctx)[0]).pairs
-        batches = -(-min(self.images, len(ctx.data.train)) // _BATCH)
+        norms = find_norms(teacher, drawn(ctx.data.calib, 2, ctx)[0]).pairs
+        batches = -(-min(self.images, len(ctx.data.train)) // BATCH)
         return Swap(
             form=self._form,
             method=self._fit,
@@ -161,7 +160,7 @@ class Separate:
 
     def _substituted(self, teacher: nn.Module, chosen: list[str], swap: Swap, ctx: Context) -> nn.Module:
         student = swap.done(teacher, chosen)
-        batches = _images(ctx.data.train, self.images, ctx)
+        batches = drawn(ctx.data.train, self.images, ctx)
         if self.init != "fresh":
             for name in ctx.track(chosen, "fitting", len(chosen)):
                 swap.fit(student, teacher, name, batches)
@@ -183,12 +182,6 @@ class Separate:
             **totals(plan),
             "layers": [candidate.to_json() for candidate in plan],
         }
-
-
-def _images(part: Part, count: int, ctx: Context) -> list[Tensor]:
-    """Batches of ``count`` images of a part (all where it has fewer), drawn by the seed, normalised, on the device."""
-    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:count]
-    return [normalise(part.batch(chosen), ctx.spec).to(ctx.device) for chosen in torch.split(order, _BATCH)]
 
 
 def _on_device(model: nn.Module, ctx: Context) -> nn.Module:

@@ -36,7 +36,7 @@ from torch import Tensor
 from pipeline.separate.fit import Moments
 
 _STEPS_PER_SWEEP = 40
-_KERNEL_STEPS = 300
+_KERNEL_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -121,27 +121,34 @@ def _descended(kernels: Sequence[Tensor], distance: Callable[[Tensor], Tensor], 
     """The kernels after so many steps of L-BFGS on the distance of their composition."""
     if not steps:
         return tuple(kernels)
-    values = [kernel.clone().requires_grad_() for kernel in kernels]
+    shapes = [kernel.shape for kernel in kernels]
+    flat = torch.cat([kernel.flatten() for kernel in kernels]).requires_grad_()
     optimizer = torch.optim.LBFGS(
-        values, max_iter=steps, max_eval=2 * steps, history_size=20, tolerance_grad=1e-12, tolerance_change=1e-14,
+        [flat], max_iter=steps, max_eval=2 * steps, history_size=20, tolerance_grad=1e-12, tolerance_change=1e-14,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = distance(reduce(composed, values))
+        value = distance(reduce(composed, _parts(flat, shapes)))
         torch.autograd.backward(value)
         return value
 
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return tuple(value.detach() for value in values)
+    return _parts(flat.detach(), shapes)
+
+
+def _parts(flat: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
+    """The kernels that lie one after the other in ``flat``."""
+    pieces = flat.split([shape.numel() for shape in shapes])
+    return tuple(piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True))
 
 
 def _even(kernels: Sequence[Tensor], moments: Moments) -> tuple[Tensor, ...]:
     """The same chain with outputs of equal variance after each part but the last, so that one 8-bit range serves them.
 
-    The variance is that at the first position of the patch, which the moments hold.
+    The variance is that in the middle of the patch, which the moments hold.
     """
     inputs = kernels[0].shape[1]
     whole = reduce(composed, kernels)
@@ -150,7 +157,9 @@ def _even(kernels: Sequence[Tensor], moments: Moments) -> tuple[Tensor, ...]:
     for index in range(len(scaled) - 1):
         so_far = reduce(composed, scaled[: index + 1])
         height, width = so_far.shape[2:]
-        inside = covariance[:, :height, :width, :, :height, :width].reshape(so_far[0].numel(), -1)
+        top, left = (whole.shape[2] - height) // 2, (whole.shape[3] - width) // 2
+        rows_in, columns_in = slice(top, top + height), slice(left, left + width)
+        inside = covariance[:, rows_in, columns_in, :, rows_in, columns_in].reshape(so_far[0].numel(), -1)
         rows = so_far.flatten(1)
         variance = ((rows @ inside) * rows).sum(1)
         scale = torch.where(variance > 0, variance.clamp_min(0).sqrt(), 1.0)

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from pipeline.fold import Fold
 from pipeline.norms import reestimate
 from pipeline.recipe import Context
 from pipeline.separate import Candidate, Separate
+from pipeline.separate.moments import captured
 from pipeline.separate.plan import Wishes, choose, refuse
 from pipeline.separate.recover import imitate
 
@@ -392,3 +394,67 @@ def test_every_registered_architecture(name: str, tmp_path: Path) -> None:
         ), error
         return
     assert count(found, ctx.input_shape).macs < count(model, ctx.input_shape).macs
+
+
+def test_imitation_makes_the_residual_sums_agree(tmp_path: Path) -> None:
+    """The points are the batch norms before the additions; what the blocks answer after them comes closer too."""
+    ctx = context(tmp_path)
+    teacher = CifarResNet(8, 4, 3, 8).eval()
+    student = untimed(init="fresh")(teacher, ctx)
+
+    def distance() -> float:
+        with (
+            torch.no_grad(),
+            captured(student, ["layer2.0"], "output") as ours,
+            captured(teacher, ["layer2.0"], "output") as theirs,
+        ):
+            student(images_of(ctx)), teacher(images_of(ctx))
+        return float((ours["layer2.0"] - theirs["layer2.0"]).norm() / theirs["layer2.0"].norm())
+
+    before = distance()
+    imitate(
+        student,
+        teacher,
+        ["bn1", *(f"layer{n}.0.bn{m}" for n in (1, 2) for m in (1, 2))],
+        ctx,
+        steps=40,
+        lr=1e-2,
+        batch=16,
+    )
+    assert distance() < 0.8 * before
+
+
+def test_killed_imitation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.separate.recover._SECONDS_BETWEEN", -1.0)
+    teacher = CifarResNet(8, 2, 3, 4).eval()
+
+    def taught(folder: Path, stop: int) -> nn.Module:
+        folder.mkdir(exist_ok=True)
+        ctx = context(folder)
+        student = untimed(init="fresh")(teacher, ctx)
+
+        def track(items: Any, text: str, total: int | None = None) -> Iterator[Any]:
+            for item in items:
+                if item == stop:
+                    raise KeyboardInterrupt
+                yield item
+
+        imitate(student, teacher, ["bn1", "layer1.0.bn1"], replace(ctx, track=track), steps=6, lr=1e-2, batch=8)
+        return student
+
+    whole = taught(tmp_path / "a", 99)
+    with pytest.raises(KeyboardInterrupt):
+        taught(tmp_path / "b", 4)
+    resumed = taught(tmp_path / "b", 99)
+    assert all(torch.equal(t, resumed.state_dict()[k]) for k, t in whole.state_dict().items())
+
+
+def test_a_plan_is_kept_until_its_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that rests on a clock must not come out differently when an interrupted step goes on."""
+    ctx, model = context(tmp_path), net()
+    stage = untimed(max_layers=1)
+    first = stage(model, ctx)
+    monkeypatch.setattr(Separate, "plan", lambda *_: pytest.fail("planned a second time"))
+    assert all(torch.equal(t, first.state_dict()[k]) for k, t in stage(model, ctx).state_dict().items())
+    with pytest.raises(BaseException, match="planned a second time"):
+        untimed(max_layers=2)(model, ctx)
