@@ -141,7 +141,7 @@ def _descended(kernels: Sequence[Tensor], distance: Callable[[Tensor], Tensor], 
 
 def _parts(flat: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
     """The kernels that lie one after the other in ``flat``."""
-    pieces = flat.split([shape.numel() for shape in shapes])
+    pieces = torch.split(flat, [shape.numel() for shape in shapes])
     return tuple(piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True))
 
 
