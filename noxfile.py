@@ -121,6 +121,25 @@ def cifar(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def prune_curve(session: nox.Session) -> None:
+    """ResNet-56 at 2x, 2.57x, 4x fewer MACs and half the time: ``nox -s prune_curve -- --weights FILE --data cifar10:DIR``."""
+    _install(session, "onnx")
+    session.run("python", "-m", "pipeline.prune.curve", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def prune_time(session: nox.Session) -> None:
+    """A time budget against uniform ratios of equal measured time and training; arguments as for ``prune_curve``."""
+    _install(session, "onnx")
+    points = [
+        part
+        for rule in ("sensitivity", "global", "layer,round_to=4")
+        for part in ("--point", f"latency=1/2,scope={rule}")
+    ]
+    session.run("python", "-m", "pipeline.prune.curve", "--out", "runs/prune_time", *points, *session.posargs)
+
+
+@nox.session(python=PYTHON)
 def journey(session: nox.Session) -> None:
     """Every architecture at full size to every target: ``nox -s journey -- resnet18 --target onnx``."""
     _install(session, ALL)

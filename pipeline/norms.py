@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -17,9 +18,11 @@ def batch_norms(model: nn.Module) -> list[str]:
 def reestimate(model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]) -> None:
     """Set the named batch norms' statistics to the mean over ``batches`` (normalised images), in place.
 
-    Each batch norm passes on what it normalised with its own batch, as in training.
+    Each batch norm passes on what it normalised with its own batch, as in training. One that does not run in evaluation
+    (in a side classifier) keeps what it had.
     """
     norms = [model.get_submodule(name) for name in names]
+    before = {norm: copy.deepcopy(norm.state_dict()) for norm in norms}
     momenta = {}
     for norm in norms:
         assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
@@ -35,3 +38,5 @@ def reestimate(model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]
     model.eval()
     for norm, momentum in momenta.items():
         norm.momentum = momentum
+        if norm.num_batches_tracked == 0:
+            norm.load_state_dict(before[norm])

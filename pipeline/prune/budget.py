@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.analyze import count
 from pipeline.errors import StageError
-from pipeline.prune import plan
-from pipeline.prune.coupling import Coupling, Group, Removed, averages, cut, silence, trace
+from pipeline.prune import plan, sensitivity
+from pipeline.prune.aim import Aimed, Line, aim
+from pipeline.prune.checked import couple, cut_and_check
+from pipeline.prune.clock import Clock, clock
+from pipeline.prune.coupling import Group, cut
+from pipeline.prune.gauges import Bytes, Time
 from pipeline.prune.importance import score
+from pipeline.prune.knapsack import by_importance
 
 if TYPE_CHECKING:
     from pipeline.prune import Prune
     from pipeline.recipe import Context
 
-_TOLERANCE = 1e-3
-"""Largest difference, relative to the largest logit, between the cut network and the one that ignores the channels."""
+
+@dataclass(frozen=True)
+class Spent:
+    """What became of a network."""
+
+    summary: str
+    facts: Mapping[str, Any]
+    """For the report; JSON types."""
 
 
 @dataclass(frozen=True)
@@ -34,88 +46,85 @@ class _Whole:
     """Channels of every group."""
 
 
-def spend(model: nn.Module, how: Prune, ctx: Context) -> str:
-    """Prune ``model`` in place (in eval mode, every parameter requiring grad), and say in words what is left.
+@dataclass(frozen=True)
+class _State:
+    """The network before one step."""
 
-    Raises StageError as ``Prune`` does.
+    model: nn.Module
+    groups: Sequence[Group]
+    scores: Sequence[Tensor]
+    curves: Sequence[plan.Curve]
+    """What a group's loss costs; empty where the budget needs no such thing."""
+    moves: Sequence[plan.Move]
+    choices: Sequence[Sequence[int]]
+
+
+def spend(model: nn.Module, how: Prune, ctx: Context, part: float = 1.0) -> Spent:
+    """Prune ``model`` in place (in eval mode, every parameter requiring grad), and tell what is left.
+
+    ``part`` (above 0, at most 1): how much of the reduction asked for is made. Raises StageError as ``Prune`` does.
     """
-    kind, wanted = how.budget
-    coupling = couple(model, how, ctx)
-    widths = {group.name: group.width for group in coupling.groups}
-    whole = _Whole(_amount(kind, model, coupling.groups, ctx), widths)
+    spender = _measured if how.budget[0] in ("bytes", "time", "milliseconds") else _counted
+    widths = _widths(model, how, ctx)
+    found = spender(model, how, ctx, part)
+    after = _widths(model, how, ctx)
+    changed = {name: [width, after.get(name, 0)] for name, width in widths.items()}
+    return Spent(found.summary, {**found.facts, "widths": changed})
+
+
+def _widths(model: nn.Module, how: Prune, ctx: Context) -> dict[str, int]:
+    return {group.name: group.width for group in couple(model, how, ctx).groups}
+
+
+def _counted(model: nn.Module, how: Prune, ctx: Context, part: float) -> Spent:
+    """A budget that is counted: channels, multiply-accumulates, parameters."""
+    kind, asked = how.budget
+    wanted, groups, facts = 1 - part * (1 - asked), couple(model, how, ctx).groups, dict[str, Any]()
+    whole = _Whole(_amount(kind, model, groups, ctx), {group.name: group.width for group in groups})
     for step in range(1, how.steps + 1):
-        scores = score(how.importance, model, coupling.groups, ctx, how.images)
-        share = 1 - (1 - wanted) * step / how.steps
-        counts = _choose(model, how, ctx, coupling.groups, scores, whole, share)
-        cut_and_check(model, coupling.groups, plan.weakest(scores, counts), ctx)
-        coupling = couple(model, how, ctx)
-    left = _amount(kind, model, coupling.groups, ctx)
-    return f"{kind} {whole.amount:,.0f} -> {left:,.0f} ({left / whole.amount:.1%}, wanted {wanted:.1%})"
+        state = _look(model, how, ctx, whole.widths, facts)
+        if how.ratio is not None and how.scope != "layer" and how.max_layer_ratio == 1:
+            plan.refuse_emptying(state.groups, state.scores, (1 - wanted) / how.steps)
+        counts = _choose(state, how, ctx, whole, 1 - (1 - wanted) * step / how.steps)
+        cut_and_check(model, state.groups, plan.weakest(state.scores, counts), ctx)
+    left = _amount(kind, model, couple(model, how, ctx).groups, ctx)
+    summary = f"{kind} {whole.amount:,.0f} -> {left:,.0f} ({left / whole.amount:.1%}, wanted {wanted:.1%})"
+    told = {"budget": kind, "wanted": wanted, "before": whole.amount, "left": left}
+    return Spent(summary, {"budget": told} | facts)
 
 
-def cut_and_check(model: nn.Module, groups: Sequence[Group], removed: Removed, ctx: Context) -> None:
-    """Cut ``model`` in place, and make sure that it computes what it did with the removed channels ignored.
-
-    Raises StageError where it does not, or does not run: the network mixes channels in a way that was not understood.
-    """
-    before = copy.deepcopy(model)
-    cut(model, groups, removed)
-    problem = _problem(before, model, groups, removed, ctx)
-    if problem is None:
-        return
-    culprits = []
-    for group, blocks in zip(groups, removed, strict=True):
-        alone = copy.deepcopy(before)
-        cut(alone, [group], [blocks])
-        if _problem(before, alone, [group], [blocks], ctx) is not None:
-            culprits.append(group.name)
-    where = f"; it arises at {', '.join(culprits)}: name them in keep" if culprits else ""
-    raise StageError(f"the network mixes channels in a way that pruning does not see: {problem}{where}")
-
-
-def _problem(
-    before: nn.Module, after: nn.Module, groups: Sequence[Group], removed: Removed, ctx: Context
-) -> str | None:
-    """What is wrong with ``after``, which was cut from ``before``; None if nothing."""
-    ignoring = copy.deepcopy(before)
-    silence(ignoring, groups, removed)
-    images = _noise(before, ctx, 2)
-    with torch.no_grad():
-        expected = ignoring(images)
-        try:
-            found = after(images)
-        except RuntimeError as error:
-            return f"the pruned network does not run ({error})"
-    if averages(groups, removed) or _same(found, expected):
-        return None
-    worst = float((found - expected).abs().max())
-    return f"logits differ by {worst:.3g} from those of the network with the removed channels ignored"
+def _look(
+    model: nn.Module, how: Prune, ctx: Context, widths: Mapping[str, int], facts: dict[str, Any], curved: bool = False
+) -> _State:
+    """The network's groups, what their channels matter, and the moves among which a step chooses."""
+    groups = couple(model, how, ctx).groups
+    scores = score(how.importance, model, groups, ctx, how.images)
+    curves: list[list[float]] = []
+    if how.scanned:
+        found = sensitivity.scan(model, how, ctx, how.scanned)
+        facts.setdefault("sensitivity", sensitivity.to_json(found))
+        curves = sensitivity.curves(found, groups, scores)
+    if how.scope != "sensitivity":
+        curves = by_importance(scores) if curved else []
+    rules = plan.Rules(how.scope, how.rounding, how.max_layer_ratio, widths)
+    moves = plan.moves(groups, scores, rules, curves)
+    choices = [plan.allowed(group, importance, rules) for group, importance in zip(groups, scores, strict=True)]
+    return _State(model, groups, scores, curves, moves, choices)
 
 
-def _choose(
-    model: nn.Module,
-    how: Prune,
-    ctx: Context,
-    groups: Sequence[Group],
-    scores: Sequence[Tensor],
-    whole: _Whole,
-    share: float,
-) -> plan.Counts:
+def _choose(state: _State, how: Prune, ctx: Context, whole: _Whole, share: float) -> plan.Counts:
     """How many blocks of each group go, so that at most ``share`` of the whole network is left."""
-    moves = plan.moves(groups, scores, plan.Rules(how.scope, how.round_to, how.max_layer_ratio, whole.widths))
-    kind, _ = how.budget
+    kind, groups, scores = how.budget[0], state.groups, state.scores
 
     def left(counts: plan.Counts) -> float:
-        trial, removed = copy.deepcopy(model), plan.weakest(scores, counts)
+        trial, removed = copy.deepcopy(state.model), plan.weakest(scores, counts)
         cut(trial, groups, removed)
         gone = sum(group.block_size * len(blocks) for group, blocks in zip(groups, removed, strict=True))
         return (_amount(kind, trial, groups, ctx) - (gone if kind == "channels" else 0)) / whole.amount
 
     if how.ratio is not None and how.scope == "layer":
-        return plan.uniform(moves, groups, 1 - share / left((0,) * len(groups)))
-    if how.ratio is not None and how.max_layer_ratio == 1:
-        plan.refuse_emptying(groups, scores, how.ratio)
-    return plan.meet(moves, len(groups), left, share)
+        return plan.uniform(state.moves, groups, 1 - share / left((0,) * len(groups)))
+    return plan.meet(state.moves, len(groups), left, share)
 
 
 def _amount(kind: str, model: nn.Module, groups: Sequence[Group], ctx: Context) -> float:
@@ -125,24 +134,79 @@ def _amount(kind: str, model: nn.Module, groups: Sequence[Group], ctx: Context) 
     return totals.macs if kind == "macs" else totals.params
 
 
-def couple(model: nn.Module, how: Prune, ctx: Context) -> Coupling:
-    """The groups of ``model`` (in eval mode) that ``how`` allows to prune; raises StageError where there is none."""
-    unknown = sorted(set(how.keep) - {name for name, _ in model.named_modules()})
-    if unknown:
-        raise StageError(f"keep names layers that the network does not have: {', '.join(unknown)}")
-    coupling = trace(model, _noise(model, ctx, 1), classifier=ctx.spec.classifier, keep=how.keep)
-    if not coupling.groups:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in coupling.left_alone.items())
-        raise StageError(f"no layer of this network can be pruned: {reasons}")
-    return coupling
+def _measured(model: nn.Module, how: Prune, ctx: Context, part: float) -> Spent:
+    """A budget that is measured on the declared runtime: milliseconds of a call, bytes of a file."""
+    facts: dict[str, Any] = {}
+    widths = _widths(model, how, ctx)
+    with clock(copy.deepcopy(model), ctx) as watch:
+        whole = _size(how, watch, model)
+        wanted = 1 - part * (1 - _share(how, whole))
+        found = Aimed((), 1.0, 1.0, ())
+        for step in range(1, how.steps + 1):
+            state = _look(model, how, ctx, widths, facts, curved=True)
+            gauge = _gauge(how, watch, state, ctx)
+            share = 1 - (1 - wanted) * step / how.steps
+            with _in_words(how, whole):
+                found = aim(gauge, share, partial(_cut, state), Line(found.measured))
+            cut_and_check(model, state.groups, plan.weakest(state.scores, found.counts), ctx)
+            if isinstance(gauge, Time):
+                facts["latency_table"] = gauge.table.to_json()
+    return _told(how, ctx, whole, wanted, found, facts)
 
 
-def _noise(model: nn.Module, ctx: Context, images: int) -> Tensor:
-    """Random images [N, C, H, W] where the model lies, the same ones every time."""
-    weight = next(model.parameters())
-    drawn = torch.randn(images, *ctx.input_shape, generator=torch.Generator().manual_seed(0))
-    return drawn.to(device=weight.device, dtype=weight.dtype)
+def _gauge(how: Prune, watch: Clock, state: _State, ctx: Context) -> Bytes | Time:
+    if how.budget[0] == "bytes":
+        return Bytes(watch, state.moves, len(state.groups), partial(_cut, state))
+    return Time.of(watch, state.model, state.groups, ctx, how.scope, state.moves, state.choices, state.curves)
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max() + 1e-6)
+def _cut(state: _State, counts: plan.Counts) -> nn.Module:
+    trial = copy.deepcopy(state.model)
+    cut(trial, state.groups, plan.weakest(state.scores, counts))
+    return trial
+
+
+def _size(how: Prune, watch: Clock, model: nn.Module) -> float:
+    """Milliseconds or bytes of the network before the first step."""
+    return watch.bytes if how.budget[0] == "bytes" else watch.read(model).reference_ms
+
+
+def _share(how: Prune, whole: float) -> float:
+    """The budget as a share of the whole network's size or time."""
+    kind, asked = how.budget
+    share = asked / whole if kind == "milliseconds" or (kind == "bytes" and asked >= 1) else asked
+    if share >= 1:
+        raise StageError(f"wanted at most {_amount_of(kind, asked)}; the network has {_amount_of(kind, whole)} already")
+    return share
+
+
+def _amount_of(kind: str, value: float) -> str:
+    return f"{value:,.0f} bytes" if kind == "bytes" else f"{value:.3g} ms"
+
+
+@contextmanager
+def _in_words(how: Prune, whole: float) -> Iterator[None]:
+    """Say what the shares in a message are shares of."""
+    try:
+        yield
+    except StageError as error:
+        raise StageError(f"{error} (100 % is {_amount_of(how.budget[0], whole)})") from error
+
+
+def _told(how: Prune, ctx: Context, whole: float, wanted: float, found: Aimed, facts: dict[str, Any]) -> Spent:
+    kind = "bytes" if how.budget[0] == "bytes" else "milliseconds"
+    told = {
+        "budget": kind,
+        "on": ctx.runtime,
+        "threads": ctx.threads,
+        "before": whole,
+        "wanted": wanted * whole,
+        "predicted": found.predicted * whole,
+        "measured": found.measured * whole,
+        "trials": [{"predicted": trial[0] * whole, "measured": trial[1] * whole} for trial in found.trials],
+    }
+    amounts = [_amount_of(kind, share * whole) for share in (1.0, found.measured, wanted, found.predicted)]
+    return Spent(
+        f"{amounts[0]} -> {amounts[1]} on {ctx.runtime} ({found.measured:.1%}, wanted {amounts[2]}, predicted {amounts[3]})",
+        {"budget": told} | facts,
+    )

@@ -14,10 +14,15 @@ from torch import Tensor
 from pipeline.errors import StageError
 from pipeline.prune.coupling import Group
 
-Scope = Literal["global", "layer"]
+Scope = Literal["global", "layer", "sensitivity"]
 Counts = tuple[int, ...]
 """For each group the number of blocks that go."""
 
+Curve = Sequence[float]
+"""What a group's loss costs in accuracy, after 0, 1, 2, … of its blocks are gone; never falls."""
+
+EIGHTHS = 8
+"""Where no rounding is asked for, widths are eighths of a layer."""
 _LAST_MOVES = 8
 """The last move is chosen among so many of the cheapest."""
 
@@ -27,7 +32,8 @@ class Rules:
     """What a plan must keep to."""
 
     scope: Scope
-    round_to: int
+    round_to: int | None
+    """None: eighths of every layer."""
     max_layer_ratio: float
     widths: Mapping[str, int]
     """Width of each group before anything was pruned; the cap counts from there."""
@@ -44,21 +50,23 @@ class Move:
     """Moves are made in the order of this."""
 
 
-def moves(groups: Sequence[Group], scores: Sequence[Tensor], rules: Rules) -> list[Move]:
+def moves(groups: Sequence[Group], scores: Sequence[Tensor], rules: Rules, curves: Sequence[Curve] = ()) -> list[Move]:
     """Every move in the order it is made; those of one group follow each other.
 
-    The price is the mean importance of the blocks that go (scope "global"), or the share of the layer that is gone when
-    its width is rounded to the nearest allowed one (scope "layer").
+    The price is the mean importance of the blocks that go (scope "global"), the share of the layer that is gone when
+    its width is rounded to the nearest allowed one (scope "layer"), or the point of its curve that the group has then
+    come to (scope "sensitivity"), so that all groups are thinned to about the same cost.
     """
     found = []
     for index, (group, importance) in enumerate(zip(groups, scores, strict=True)):
         ranked, before, price = importance.sort().values, 0, -torch.inf
-        for count in _allowed(group, rules):
-            if not torch.isfinite(ranked[count - 1]):
-                break
+        for count in allowed(group, importance, rules):
             middle = (before + count) / 2 / group.blocks
-            mean = float(ranked[before:count].mean()) if rules.scope == "global" else middle
-            price, before = max(price, mean), count
+            if rules.scope == "sensitivity":
+                price = max(price, float(curves[index][count]))
+            else:
+                price = max(price, float(ranked[before:count].mean()) if rules.scope == "global" else middle)
+            before = count
             found.append(Move(index, count, price))
     return sorted(found, key=lambda move: (move.price, move.group, move.count))
 
@@ -122,11 +130,23 @@ def weakest(scores: Sequence[Tensor], counts: Counts) -> list[list[int]]:
     return [sorted(score.argsort(stable=True)[:count].tolist()) for score, count in zip(scores, counts, strict=True)]
 
 
-def _allowed(group: Group, rules: Rules) -> list[int]:
-    """Numbers of removed blocks that leave an allowed width, ascending; the width now is always allowed."""
-    most = rules.widths.get(group.name, group.width) * (1 - rules.max_layer_ratio)
-    left = {count: (group.blocks - count) * group.block_size for count in range(1, group.blocks)}
-    return [count for count, width in left.items() if width % rules.round_to == 0 and width >= most - 1e-6]
+def allowed(group: Group, importance: Tensor, rules: Rules) -> list[int]:
+    """Numbers of removed blocks that leave an allowed width, ascending; the width now is always allowed.
+
+    A block of infinite importance stays.
+    """
+    least = rules.widths.get(group.name, group.width) * (1 - rules.max_layer_ratio)
+    most = int(torch.isfinite(importance).sum())
+    left = {count: (group.blocks - count) * group.block_size for count in _wanted(group, rules) if count <= most}
+    return [count for count, width in left.items() if width >= least - 1e-6]
+
+
+def _wanted(group: Group, rules: Rules) -> list[int]:
+    if rules.round_to is None:
+        counts = {round(group.blocks * k / EIGHTHS) for k in range(1, EIGHTHS)}
+        return sorted(count for count in counts if 0 < count < group.blocks)
+    round_to = rules.round_to
+    return [n for n in range(1, group.blocks) if (group.blocks - n) * group.block_size % round_to == 0]
 
 
 def _made(moves: Sequence[Move], groups: int) -> Counts:

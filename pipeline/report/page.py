@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.report import charts, numbers
+from pipeline.report import charts, numbers, pruning
 from pipeline.report._whole import write_whole
-from pipeline.report.document import Report
+from pipeline.report.document import Report, Section
 from pipeline.report.markup import sanitize
 from pipeline.report.plan import Picture, pictures
 from pipeline.report.summary import SYMBOLS, WORDS, estimates, labels, summarize, timing
@@ -46,7 +46,8 @@ def render(report: Report) -> str:
     )
     named = list(zip(report.rows, labels(report.rows), strict=True))
     plans = pictures(named)
-    figures = _figures(report, plans)
+    extra = [*pruning.sections(named), *report.sections]
+    figures = _figures(report, plans, extra)
     scripts = [get_plotlyjs(), (_FOLDER / "report.js").read_text(encoding="utf-8")] if figures else []
     return engine.get_template("report.html.j2").render(
         title=_title(report),
@@ -63,7 +64,7 @@ def render(report: Report) -> str:
         undelegated=[_undelegated(row, name) for row, name in named if row.target is not None],
         file_facts=[(name, facts) for row, name in named if (facts := _undrawn(row.facts))],
         artifacts=[(entry, numbers.size(entry.bytes)) for entry in report.artifacts],
-        sections=[_section(report, index) for index in range(len(report.sections))],
+        sections=[_section(section, index) for index, section in enumerate(extra)],
         recipe=report.recipe,
         environment=report.environment,
         figure_data=_embedded(figures),
@@ -73,11 +74,11 @@ def render(report: Report) -> str:
     )
 
 
-def _figures(report: Report, plans: Sequence[Picture]) -> dict[str, Any]:
+def _figures(report: Report, plans: Sequence[Picture], extra: Sequence[Section]) -> dict[str, Any]:
     """Element id -> figure, in the order of the page."""
     figures = {"tradeoff": charts.tradeoff(report.rows), "waterfall": charts.waterfall(report.rows)}
     figures |= {f"plan-{i}": picture.figure for i, picture in enumerate(plans)}
-    figures |= {f"section-{i}": _drawn(entry.figure) for i, entry in enumerate(report.sections) if entry.figure}
+    figures |= {f"section-{i}": _drawn(entry.figure) for i, entry in enumerate(extra) if entry.figure}
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
@@ -117,10 +118,9 @@ def _unplotted(named: Sequence[tuple[Row, str]]) -> str:
     return f"Not shown: {'; '.join(parts)}." if parts else ""
 
 
-def _section(report: Report, index: int) -> dict[str, Any]:
+def _section(section: Section, index: int) -> dict[str, Any]:
     from markupsafe import Markup
 
-    section = report.sections[index]
     html = Markup(sanitize(section.html)) if section.html is not None else None
     return {"title": section.title, "html": html, "figure": f"section-{index}" if section.figure else None}
 
@@ -169,8 +169,8 @@ def _latency(latency: Latency | None, first: bool) -> list[tuple[str, str]]:
 
 
 def _undrawn(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that no picture of the page shows."""
-    return {key: value for key, value in facts.items() if key != "plan"}
+    """The facts that no part of the page shows."""
+    return {key: value for key, value in facts.items() if key != "plan" and key not in pruning.SHOWN}
 
 
 def _undelegated(row: Row, name: str) -> tuple[str, list[tuple[str, int]]]:

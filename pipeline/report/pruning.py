@@ -1,0 +1,158 @@
+"""What a pruning step tells, as parts of the page: its budget, its trials, the scan, the latency table, the widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from pipeline.report import numbers
+from pipeline.report.document import Section
+from pipeline.rows import Row
+
+SHOWN = ("budget", "accuracy_budget", "sensitivity", "latency_table", "widths")
+"""The facts that these parts show, so that nothing else need."""
+
+_GREY, _BLUE = "#8a8f98", "#0072b2"
+
+
+def sections(named: Sequence[tuple[Row, str]]) -> list[Section]:
+    """The parts of every (row, name) that pruned."""
+    found = []
+    for row, name in named:
+        facts: Mapping[str, Any] = row.facts
+        if isinstance(facts.get("budget"), Mapping):
+            found.append(Section(title=f"Budget of {name}", html=_budget(facts["budget"])))
+        if "accuracy_budget" in facts:
+            found.append(Section(title=f"Trials of {name}", html=_trials(facts["accuracy_budget"])))
+        for key, title, draw in (
+            ("sensitivity", "What each layer's channels are worth", _sensitivity),
+            ("latency_table", "What each width of a layer costs", _latency_table),
+            ("widths", "Channels before and after", _widths),
+        ):
+            if facts.get(key):
+                found.append(Section(title=f"{title} ({name})", figure=draw(facts[key])))
+    return found
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _budget(budget: Mapping[str, Any]) -> str:
+    """Asked, predicted and measured side by side, then every trial."""
+    if "measured" not in budget:
+        share = f"{budget['left'] / budget['before']:.1%}" if budget["before"] else "–"
+        row = [budget["budget"], _amount(budget["before"]), f"{budget['wanted']:.1%}", share]
+        return _table(["of what", "before", "wanted", "left"], [row])
+    unit = "ms" if budget["budget"] == "milliseconds" else "bytes"
+    keys = ("before", "wanted", "predicted", "measured")
+    first = [
+        f"{budget['on']}, {unit}",
+        *(_amount(budget[key]) for key in keys),
+        _off(budget["measured"], budget["wanted"]),
+    ]
+    head = ["on", "before", "wanted", "predicted", "measured", "measured to wanted"]
+    trials = [
+        [
+            str(number),
+            _amount(trial["predicted"]),
+            _amount(trial["measured"]),
+            _off(trial["measured"], trial["predicted"]),
+        ]
+        for number, trial in enumerate(budget["trials"], 1)
+    ]
+    return _table(head, [first]) + _table(["trial", "predicted", "measured", "measured to predicted"], trials)
+
+
+def _trials(told: Mapping[str, Any]) -> str:
+    allowed = f"At most {100 * told['max_drop']:.2f} points of top-1 on {told['n']:,} calibration images may go."
+    rows = [
+        [
+            str(number),
+            f"{trial['part']:.0%}",
+            "–" if trial["drop"] is None else f"{-100 * trial['drop']:+.2f}",
+            trial["outcome"],
+        ]
+        for number, trial in enumerate(told["trials"], 1)
+    ]
+    head = ["trial", "of the reduction", "top-1, points", "outcome"]
+    return f"<p>{escape(allowed)}</p>" + _table(head, rows)
+
+
+def _amount(value: float) -> str:
+    return numbers.significant(value) if value < 1000 else f"{value:,.0f}"
+
+
+def _off(value: float, wanted: float) -> str:
+    return f"{value / wanted - 1:+.1%}" if wanted else "–"
+
+
+def _sensitivity(scan: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    lines = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": escape(group),
+            "x": [100 * float(ratio) for ratio in curve],
+            "y": [100 * reading["top1"] for reading in curve.values()],
+            "hovertext": [
+                f"{escape(group)}: {100 * float(ratio):g} % removed, top-1 {100 * reading['top1']:.2f} %, "
+                f"loss {reading['loss']:.3f}"
+                for ratio, reading in curve.items()
+            ],
+            "hoverinfo": "text",
+            "marker": {"size": 5},
+        }
+        for group, curve in scan.items()
+    ]
+    return {
+        "data": lines,
+        "layout": _layout("channels of this layer alone removed, %", "top-1 on calibration images, %"),
+    }
+
+
+def _latency_table(kinds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    lines = []
+    for number, kind in enumerate(kinds):
+        label = f"{kind['layer']}, {'×'.join(map(str, kind['settings'].get('input', [])))} (×{kind['layers']})"
+        for side, dash in (("inputs", "solid"), ("outputs", "dot")):
+            times = {int(width): ms for width, ms in kind[f"ms_by_{side}"].items()}
+            if len(times) > 1:
+                line = {"dash": dash, "color": _COLOURS[number % len(_COLOURS)]}
+                text = [f"{escape(label)}: {width} {side}, {ms:.4f} ms" for width, ms in times.items()]
+                lines.append(
+                    {"type": "scatter", "mode": "lines+markers", "name": f"{escape(label)}, {side}", "line": line}
+                    | {"x": list(times), "y": list(times.values()), "hovertext": text, "hoverinfo": "text"}
+                )
+    return {"data": lines, "layout": _layout("channels (solid: inputs, dotted: outputs)", "ms of the layer alone")}
+
+
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#9a7d0a", "#d55e00", "#8a8f98")
+
+
+def _widths(widths: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    names = [escape(name) for name in widths]
+    bars = [
+        {
+            "type": "bar",
+            "name": label,
+            "x": names,
+            "y": [pair[place] for pair in widths.values()],
+            "marker": {"color": c},
+        }
+        for place, (label, c) in enumerate((("before", _GREY), ("after", _BLUE)))
+    ]
+    return {"data": bars, "layout": _layout("", "channels") | {"barmode": "group", "xaxis": {"tickangle": -60}}}
+
+
+def _layout(x: str, y: str) -> dict[str, Any]:
+    return {
+        "height": 420,
+        "margin": {"l": 60, "r": 20, "t": 20, "b": 60},
+        "xaxis": {"title": {"text": x}},
+        "yaxis": {"title": {"text": y}},
+        "showlegend": True,
+    }
