@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 
+from pipeline.mixed import module_name
 from pipeline.quantize import quiet_capture
 from targets import Inside, Precision
 
@@ -179,9 +180,3 @@ def source_of(node: Node) -> Node:
             break
         node = before
     return node
-
-
-def module_name(node: Node) -> str:
-    """The dotted name of the module that a captured operation stands in; empty where the capture did not keep it."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack else ""

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from pipeline import halves, surgery
+from pipeline import halves, mixed, surgery
 from pipeline.calibrate import Ranges, activations, correct_biases, set_ranges
 from pipeline.errors import RequestError, StageError
 from pipeline.image_sizes import open_sides
@@ -35,6 +35,8 @@ class Prepare:
     grid: Mapping[str, Any]
     """The grid's fields."""
     input_shape: tuple[int, int, int] | list[int]
+    float_layers: tuple[str, ...] | list[str] = ()
+    """Names of modules whose operations stay in float."""
 
     def capture(self, model: nn.Module, batch: int | None = None, sizes: Sizes | None = None) -> GraphModule:
         """The prepared graph. ``batch`` None: any batch size; otherwise that size alone, as a file wants it.
@@ -43,19 +45,20 @@ class Prepare:
         """
         from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
-        quantizer = _quantizer(Grid.from_json(self.grid))
+        graph = export_graph(model, tuple(self.input_shape), batch, sizes)
+        quantizer = _quantizer(Grid.from_json(self.grid), mixed.nodes_of(graph, self.float_layers))
         with quiet_capture():
-            prepared = prepare_qat_pt2e(export_graph(model, tuple(self.input_shape), batch, sizes), quantizer)
+            prepared = prepare_qat_pt2e(graph, quantizer)
         assert isinstance(prepared, GraphModule)
         for operation in (*surgery.history(model), self):
             surgery.record(prepared, operation)
         return prepared
 
 
-def _quantizer(grid: Grid) -> Any:
+def _quantizer(grid: Grid, float_nodes: frozenset[str]) -> Any:
     from targets._int8 import Int8Quantizer
 
-    return Int8Quantizer(grid, operators=grid.operators, qat=True)
+    return Int8Quantizer(grid, operators=grid.operators, qat=True, float_nodes=float_nodes)
 
 
 def export_graph(
@@ -122,23 +125,51 @@ class Quantize:
     """Train the activations' scales as well (learned step size) instead of following a moving average."""
     control: bool = True
     """Report calibration alone, on the same grid, beside what training makes of it."""
+    sensitivity: int = 128
+    """Calibration images on which each layer's own cost is measured, for the report; 0: not measured."""
+    budget: float = 0.005
+    """Top-1 that the calibrated network may lose on those images, before any training, ..."""
+    max_float_layers: int = 0
+    """... or else its costliest layers are left in float, at most this many."""
 
     def __post_init__(self) -> None:
         in_range("observe", self.observe, 0, 1)
         in_range("calibrate", self.calibrate, 1, 1_000_000)
+        in_range("sensitivity", self.sensitivity, 1 if self.max_float_layers else 0, 1_000_000)
+        in_range("budget", self.budget, 0, 1)
+        in_range("max_float_layers", self.max_float_layers, 0, 1_000_000)
         if self.ranges not in get_args(Ranges):
             raise RequestError(f"ranges must be one of {', '.join(get_args(Ranges))}, found {self.ranges!r}")
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         if ctx.grid is None:
             raise StageError("quantization needs a grid: the targets of the recipe accept none in common")
-        prepared = Prepare(ctx.grid.to_json(), ctx.input_shape).capture(model)
-        self._calibrate(prepared, ctx)
+        prepared = self._prepare(model, ctx, ())
+        if self.sensitivity and (left := self._examine(prepared, ctx)):
+            prepared = self._prepare(model, ctx, left)
         if self.training is not None:
             self._train(prepared, self.training, ctx)
         freeze(prepared)
         halves.round_prepared(prepared)
         return prepared
+
+    def _prepare(self, model: nn.Module, ctx: Context, float_layers: tuple[str, ...]) -> GraphModule:
+        assert ctx.grid is not None
+        prepared = Prepare(ctx.grid.to_json(), ctx.input_shape, float_layers).capture(model)
+        self._calibrate(prepared, ctx)
+        return prepared
+
+    def _examine(self, prepared: GraphModule, ctx: Context) -> tuple[str, ...]:
+        """Measure every layer's cost, keep it for the report, and name the layers to leave in float."""
+        index = torch.arange(min(self.sensitivity, len(ctx.data.calib)))
+        scan = mixed.Scan(prepared, normalise(ctx.data.calib.batch(index), ctx.spec))
+        costs = mixed.sensitivity(scan, ctx.track)
+        left = mixed.fall_back(scan, costs, ctx.data.calib.labels[index], self.budget, self.max_float_layers)
+        ctx.fact("sensitivity", [cost.to_json() for cost in costs])
+        ctx.fact("float_layers", list(left))
+        if left:
+            ctx.note(f"left in float: {', '.join(left)}")
+        return left
 
     def _calibrate(self, prepared: GraphModule, ctx: Context) -> None:
         started = time.perf_counter()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import targets
-from pipeline import card, golden, lower, other_sizes, statistics, verify
+from pipeline import card, golden, lower, mixed, other_sizes, statistics, verify
 from pipeline.errors import LoweringError
 from pipeline.files import File, Files
 from pipeline.golden import Golden, Record, Tolerance
@@ -24,7 +24,7 @@ from pipeline.image_sizes import show
 from pipeline.images import logits
 from pipeline.other_sizes import AtSize, at_other_sizes
 from pipeline.recipe import Candidate, Limits, Stage, stage_name
-from pipeline.report import Report, environment
+from pipeline.report import Report, Section, environment
 from pipeline.report.recommend import recommend
 from pipeline.resolve import Job
 from pipeline.rows import Accuracy, ArtifactFile, Latency, Row
@@ -112,13 +112,18 @@ class Bench:
         stage = self.job.recipe.quantize
         assert stage is not None
         if stage.control and stage.training is not None:
-            alone = as_quantized(self.steps.stage(replace(stage, training=None), model, baseline, grid), model)
+            measured = stage.sensitivity if stage.max_float_layers else 0  # else the same would be measured twice
+            untrained = replace(stage, training=None, sensitivity=measured)
+            alone = as_quantized(self.steps.stage(untrained, model, baseline, grid), model)
             self._quantized_row(alone, "calibrate", grid, baseline, Finding("not-checked", "the control of training"))
         result = as_quantized(self.steps.stage(stage, model, baseline, grid), model)
         finding = verify.on_accuracy(self._accuracy(result, baseline), self.limits)
         self._quantized_row(
             result, "quantize", grid, baseline, replace(finding, reason=f"{finding.reason}; its files are timed")
         )
+        if costs := result.facts.get("sensitivity"):
+            figure = mixed.picture(costs, result.facts.get("float_layers", ()))
+            self.report.sections.append(Section(title="What quantizing each layer costs", figure=figure))
         return result
 
     def _quantized_row(self, result: Model, step: str, grid: Grid, baseline: Model, finding: Finding) -> None:
