@@ -158,7 +158,7 @@ def _run(options: argparse.Namespace) -> int:
     changes["targets"] = tuple(options.target) if options.target else None
     recipe = override(find_recipe(options.recipe), changes)
     recipe = packaged(
-        dataclasses.replace(recipe, quantize=None) if options.float else recipe,
+        _in_float(recipe) if options.float else recipe,
         asked(options.input_size, options.input_size_range),
         {"fed": options.feed, "softmax": options.softmax},
     )
@@ -171,6 +171,12 @@ def _run(options: argparse.Namespace) -> int:
     page = write_html(report, job.out)
     _show(report, options.json, page)
     return _outcome(report)
+
+
+def _in_float(recipe: Any) -> Any:
+    """The recipe without its quantization and the files that need it."""
+    others = tuple(name for name in recipe.candidates if name != "int8")
+    return dataclasses.replace(recipe, quantize=None, candidates=others)
 
 
 def _outcome(report: Any) -> int:

@@ -47,4 +47,6 @@ TARGET = Target(
     quantizer=ONNX.quantizer,
     export=export,
     load=load,
+    sizes=ONNX.sizes,
+    takes_bytes=ONNX.takes_bytes,
 )

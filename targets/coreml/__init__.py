@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from targets import (
     COMMON_OPERATORS,
@@ -17,6 +18,7 @@ from targets import (
     Packaging,
     Precision,
     Runner,
+    SizeKind,
     Target,
 )
 from targets._quiet import quiet
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
     from torchao.quantization.pt2e.quantizer import Quantizer
+
+SIZES: frozenset[SizeKind] = frozenset({"fixed", "enumerated", "ranged"})
 
 
 def _quantizer(grid: Grid, qat: bool = False) -> Quantizer:
@@ -65,13 +69,25 @@ class _Device:
 
         self._model = coremltools.models.MLModel(str(path))
         description = self._model.get_spec().description
-        self._input, self._output = description.input[0].name, description.output[0].name
+        self._input = description.input[0].name
+        self._output = description.predictedProbabilitiesName or description.output[0].name
+        self._image = description.input[0].type.WhichOneof("Type") == "imageType"
+        self._labels = json.loads(description.metadata.userDefined.get("labels", "[]"))
 
     def __call__(self, images: Tensor) -> Tensor:
         import torch
 
-        answers = [self._model.predict({self._input: image[None].numpy()})[self._output] for image in images]
-        return torch.cat([torch.as_tensor(answer, dtype=torch.float32).reshape(1, -1) for answer in answers])
+        return torch.cat([torch.as_tensor(self._answer(image)).float().reshape(1, -1) for image in images])
+
+    def _answer(self, image: Tensor) -> Any:
+        """A classifier answers with a probability for each name; they are put into the order of the outputs."""
+        given: Any = image[None].numpy()
+        if self._image:
+            from PIL import Image
+
+            given = Image.fromarray(image.squeeze(2).numpy())
+        answer = self._model.predict({self._input: given})[self._output]
+        return [answer[label] for label in self._labels] if isinstance(answer, dict) else answer
 
 
 PRECISIONS: tuple[Precision, ...] = ("float16", "float32", "int8-weights", "palette")
@@ -93,4 +109,6 @@ TARGET = Target(
     reference=_reference,
     precisions=PRECISIONS,
     inside=_inside,
+    sizes=SIZES,
+    takes_bytes=True,
 )

@@ -24,7 +24,7 @@ from targets import Artifact, Packaging, Precision, TargetError
 from targets._int8_weights import with_int8_weights
 from targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
 
-from . import PRECISIONS, _mil, _package, _storage
+from . import PRECISIONS, SIZES, _input, _mil, _package, _storage
 from ._coremltools import converting
 from ._islands import float_islands
 from ._mil import Operation, Program
@@ -47,6 +47,9 @@ DEPLOYMENT_TARGETS = ("iOS16", "iOS17", "iOS18")
 
 """Of float networks, the usual one first; a quantized network gives int8."""
 
+_PREPARING = frozenset({"quantize", "sub", "mul", "add", "cast"})
+"""Operators that may stand between an image and the first layer."""
+
 _RESCALING = "common::distributive_quantized_binary_op_scale_normalization"
 """coremltools' pass that gives quantized additions other scales than those the network was trained with."""
 
@@ -57,7 +60,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging) -> Artifa
     Raises TargetError for a program captured in training mode, for one whose scales float16 cannot hold, and for a
     packaging that Core ML does not have.
     """
-    fitting_sizes(packaging, "coreml")
+    fitting_sizes(packaging, "coreml", SIZES)
     packaging = dataclasses.replace(packaging, precision=chosen_precision(program, packaging, "coreml", PRECISIONS))
     system = _system(packaging)
     specification, weights = _convert(program, packaging, system)
@@ -84,13 +87,17 @@ def _system(packaging: Packaging) -> str:
 
 def _convert(program: ExportedProgram, packaging: Packaging, system: str) -> tuple[bytes, bytes]:
     """The specification and the weights' file, the same bytes for the same program."""
+    image = _input.takes_bytes(program)
     program = for_inference(program)
+    program = _input.from_pixels(program) if image else program
     if packaging.precision == "int8-weights":
         program = with_int8_weights(program, packaging)
     with converting() as coremltools:
         model = coremltools.convert(
             _with_strides(program.run_decompositions({})),
+            inputs=_input.inputs(coremltools, program, packaging, image),
             outputs=[coremltools.TensorType(name=OUTPUT, dtype=float)],
+            classifier_config=_input.classes(coremltools, program, packaging),
             minimum_deployment_target=coremltools.target[system],
             compute_precision=_arithmetic(coremltools, packaging.precision),
             pass_pipeline=_passes(coremltools),
@@ -100,7 +107,7 @@ def _convert(program: ExportedProgram, packaging: Packaging, system: str) -> tup
         specification = model.get_spec()
         # The converter's own notes hold the day of conversion and the build of torch.
         specification.description.metadata.userDefined.clear()
-        specification.description.metadata.userDefined.update(packaging.metadata)
+        specification.description.metadata.userDefined.update(_input.metadata(packaging))
         specification.mlProgram.attributes.pop("buildInfo", None)
         return specification.SerializeToString(deterministic=True), _storage.weights_of(model)
 
@@ -121,10 +128,18 @@ def _arithmetic(coremltools: ModuleType, precision: Precision | None) -> Any:
 
 
 def _inside(operation: Any) -> bool:
-    """False for the operators that quantize the image and dequantize the logits."""
-    if operation.op_type == "quantize":
-        return operation.input.op is not None
+    """False for the operators that prepare and quantize the image and that dequantize the logits."""
+    if operation.op_type in _PREPARING:
+        return not _of_the_image(operation)
     return operation.op_type != "dequantize" or operation.outputs[0] not in operation.enclosing_block.outputs
+
+
+def _of_the_image(operation: Any) -> bool:
+    """Whether it computes from the program's input with nothing but preparing operators between."""
+    source = operation.inputs.get("input") or operation.inputs.get("x")
+    if source is None or source.op is None:
+        return source is not None
+    return source.op.op_type in _PREPARING - {"quantize"} and _of_the_image(source.op)
 
 
 def _with_strides(program: ExportedProgram) -> ExportedProgram:

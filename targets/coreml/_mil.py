@@ -24,8 +24,9 @@ from torch import Tensor
 
 from targets import TargetError
 
-from . import _arithmetic, _arrangement, _compression, _layers, _package
+from . import _arithmetic, _arrangement, _compression, _input, _layers, _package
 from ._coremltools import load
+from ._input import Fed
 from ._weights import Kind, Reader, Value, kind_of, shape_of
 
 _BATCH = 100
@@ -102,6 +103,8 @@ class Program:
     output: str
     operations: tuple[Operation, ...]
     specification_version: int
+    fed: Fed
+    """What the input is called and takes outside."""
 
 
 def read(path: Path) -> Program:
@@ -116,17 +119,24 @@ def read(path: Path) -> Program:
         raise TargetError(f"{path}: wanted an ML Program with a main function, found {model.WhichOneof('Type')}")
     function = model.mlProgram.functions["main"]
     block = function.block_specializations[function.opset]
-    if len(function.inputs) != 1 or len(block.outputs) != 1:
-        raise TargetError(
-            f"{path}: wanted one input and one output, found {len(function.inputs)}, {len(block.outputs)}"
-        )
+    messages, outputs = _unclassified(list(block.operations), list(block.outputs))
+    if len(function.inputs) != 1 or len(outputs) != 1:
+        raise TargetError(f"{path}: wanted one input and one output, found {len(function.inputs)}, {len(outputs)}")
     return Program(
         path,
         _result(function.inputs[0]),
-        block.outputs[0],
-        tuple(_operations(block.operations, Reader(package))),
+        outputs[0],
+        tuple(_operations(messages, Reader(package))),
         model.specificationVersion,
+        _input.fed(model.description.input[0]),
     )
+
+
+def _unclassified(messages: list[Any], outputs: list[str]) -> tuple[list[Any], list[str]]:
+    """Without a classifier's last operator, which gives each probability its class's name and changes no number."""
+    if messages and messages[-1].type == "classify":
+        return messages[:-1], [messages[-1].inputs["probabilities"].arguments[0].name]
+    return messages, outputs
 
 
 def _result(message: Any) -> Result:
@@ -215,18 +225,15 @@ class Reference:
         if unknown:
             raise UnknownOperatorError(program.path, unknown)
         shape = program.input.shape
-        if None in shape or not shape or shape[0] != 1:
-            raise TargetError(
-                f"{program.path}: wanted a program for images of one fixed size, one at a time, found {shape}"
-            )
+        if len(shape) != 4 or None in shape[:2] or shape[0] != 1:
+            raise TargetError(f"{program.path}: wanted a program for images [1, C, H, W], one at a time, found {shape}")
         self._program = program
         self._unrounded = unrounded
-        self._shape = [size or 0 for size in shape]
         self._fixed: dict[str, Tensor] = {}
         self._steps: list[tuple[Operation, tuple[str, ...]]] = []
         with torch.inference_mode():
             self._prepare()
-            self._one(torch.zeros(self._shape))
+            self._one(torch.zeros(1, shape[1] or 0, *program.fed.size))
 
     def _prepare(self) -> None:
         """Split the operations into those of constants, done now, and the rest, each with the values it uses last."""
@@ -271,9 +278,10 @@ class Reference:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """float32 [N, C, H, W] -> float32 [N, classes], as ``targets.Runner``."""
-        if list(images.shape[1:]) != self._shape[1:] or not images.is_floating_point():
-            raise ValueError(f"wanted float images of {self._shape[1:]}, found {images.dtype} {list(images.shape[1:])}")
+        """As ``targets.Runner``. Raises ValueError for images of a type or size that the package does not take."""
+        pixels = self._program.fed.pixels(images)
+        if pixels.shape[1] != self._program.input.shape[1]:
+            raise ValueError(f"wanted images of {self._program.input.shape[1]} channels, found {pixels.shape[1]}")
         many = torch.vmap(self._one)
-        parts = [many(part.float()[:, None]).flatten(0, 1) for part in torch.split(images, _BATCH)]
+        parts = [many(part[:, None]).flatten(0, 1) for part in torch.split(pixels, _BATCH)]
         return torch.cat(parts)
