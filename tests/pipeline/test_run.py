@@ -92,7 +92,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def test_every_step_and_file_has_a_row(finished: tuple[Path, dict[str, Any], str]) -> None:
     folder, report, _ = finished
-    assert [row["step"] for row in report["rows"]] == ["baseline", "prune", "finetune", "fold", "quantize", "artifact"]
+    steps = ["baseline", "prune", "finetune", "fold", "calibrate", "quantize", "artifact"]
+    assert [row["step"] for row in report["rows"]] == steps
     assert report == json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
     for row in report["rows"]:
         assert row["accuracy"]["n"] == 540
