@@ -117,7 +117,7 @@ class Quantize:
     """Share of the epochs after which the activation ranges are frozen."""
     calibrate: int = 512
     """Calibration images that set the first ranges."""
-    ranges: Ranges = "mse"
+    ranges: Ranges = "percentile"
     """How calibration chooses them: minmax, percentile or mse."""
     bias_correction: bool = True
     """Move biases so that rounding keeps each channel's mean; with training, which learns them, not done."""
