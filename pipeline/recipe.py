@@ -105,6 +105,8 @@ class Limits:
     """Smallest share of test images to which a file gives the same class as the PyTorch model it was made from."""
     max_undelegated: int | None = None
     """Largest number of operators that the target's backend may leave outside; None: reported, not limited."""
+    max_undelegated_macs: float | None = None
+    """Largest share of a file's MACs that the backend, or in an int8 file the int8 kernels, may leave outside."""
 
     def __post_init__(self) -> None:
         in_range("max_drop", self.max_drop, 0, 1)
@@ -113,6 +115,8 @@ class Limits:
         in_range("min_agreement", self.min_agreement, 0, 1)
         if self.max_undelegated is not None:
             in_range("max_undelegated", self.max_undelegated, 0, float("inf"))
+        if self.max_undelegated_macs is not None:
+            in_range("max_undelegated_macs", self.max_undelegated_macs, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -222,6 +222,7 @@ class Bench:
     def _artifact_row(self, model: Model, target: Target, made: File, reference: File | None, baseline: Model) -> None:
         grade, runner, why = self.files.open(target, made)
         findings = [verify.on_grade(grade, why), verify.on_coverage(made.artifact.undelegated, self._limits(target))]
+        findings.append(verify.on_covered_macs(made.artifact.facts, self.limits))
         accuracy = agreement = timing = load_ms = answers = kept = None
         elsewhere: list[AtSize] = []
         seconds = made.seconds

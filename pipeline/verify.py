@@ -6,7 +6,9 @@ undecided (``not-checked``) what too few images or too noisy a machine cannot te
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.recipe import Limits
 from pipeline.rows import Accuracy, Agreement, Grade, Latency, Verdict
@@ -93,6 +95,21 @@ def on_coverage(undelegated: tuple[str, ...], limits: Limits) -> Finding:
     text = f"{count} operators outside the backend" + (f" ({', '.join(sorted(set(undelegated)))})" if count else "")
     if limits.max_undelegated is not None and count > limits.max_undelegated:
         return Finding("fail", f"{text}, {limits.max_undelegated} allowed")
+    return Finding("pass", text)
+
+
+def on_covered_macs(facts: Mapping[str, Any], limits: Limits) -> Finding:
+    """The backend must not leave a larger share of the MACs outside than allowed; ``facts``: the file's."""
+    allowed, coverage = limits.max_undelegated_macs, facts.get("coverage")
+    if coverage is None:
+        verdict: Verdict = "pass" if allowed is None else "not-checked"
+        return Finding(verdict, "the target does not tell which MACs its backend takes")
+    share = float(coverage["undelegated_share"])
+    text = f"{share:.1%} of {coverage['macs']:,} MACs outside the backend"
+    if allowed is not None and share > allowed:
+        left = {name: entry for name, entry in coverage["by_operator"].items() if entry["undelegated_macs"]}
+        named = ", ".join(f"{name} {entry['undelegated_macs']:,}" for name, entry in left.items())
+        return Finding("fail", f"{text} ({named}), {allowed:.1%} allowed")
     return Finding("pass", text)
 
 

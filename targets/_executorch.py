@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from targets import Artifact, Grid, Precision
+from targets._coverage import Work, node_macs, shares
 from targets._quiet import quiet
 
 if TYPE_CHECKING:
@@ -61,7 +62,16 @@ def coverage(edge: EdgeProgramManager) -> dict[str, Any]:
         "delegates": _calls(module)["executorch_call_delegate"],
         "delegated": dict(sorted(sum(inside, Counter[str]()).items())),
         "undelegated": dict(sorted(outside.items())),
+        "coverage": shares(_work(module)),
     }
+
+
+def _work(module: GraphModule) -> Iterator[Work]:
+    for piece, taken in [(module, False), *((piece.original_module.graph_module, True) for piece in _pieces(module))]:
+        for node in piece.graph.nodes:
+            name = _name(node.target)
+            if node.op == "call_function" and name not in _IDLE:
+                yield Work(name, node_macs(node, name), taken)
 
 
 def planned_bytes(finished: ExecutorchProgramManager) -> dict[str, int]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from targets import (
     Target,
     TargetError,
 )
+from targets._coverage import Work, convolution_macs, shares
 from targets._float16 import with_float16
 from targets._int8_weights import with_int8_weights
 from targets._onnx_activations import hard_activations_in_integers
@@ -90,7 +92,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     precision = chosen_precision(program, packaging, "onnx", PRECISIONS)
     opset = int(minimum_version(packaging, "onnx", OPSETS, str(OPSET)))
     model = _translate(_stored(for_inference(program), precision, packaging), opset)
-    int8 = precision == "int8"
+    int8, macs = precision == "int8", _macs(model.graph)
     _spatial_means_to_pools(model.graph)
     if int8:
         _drop_implied_clips(model.graph)
@@ -110,8 +112,35 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
         path=path,
         precision=precision,
         undelegated=undelegated,
-        facts=_facts(optimised_operators(path), opset, int8),
+        facts={**_facts(optimised_operators(path), opset, int8), "coverage": shares(_work(macs, undelegated))},
     )
+
+
+def _macs(graph: ir.Graph) -> dict[str, tuple[str, int]]:
+    """Node's name -> its operator and MACs, of convolutions and products; an open size counts as one."""
+    found = {}
+    for node in graph:
+        if node.op_type in _WEIGHTED:
+            left, right = (_sizes(value) for value in node.inputs[:2])
+            result = _sizes(node.outputs[0])
+            if node.op_type in ("Conv", "ConvTranspose"):
+                macs = convolution_macs(result if node.op_type == "Conv" else left, right)
+            else:
+                macs = prod(result) * left[-1]
+            found[str(node.name)] = (node.op_type, macs)
+    return found
+
+
+def _sizes(value: ir.Value | None) -> tuple[int, ...]:
+    shape = () if value is None or value.shape is None else value.shape
+    return tuple(size if isinstance(size, int) else 1 for size in shape) or (1,)
+
+
+def _work(macs: Mapping[str, tuple[str, int]], undelegated: Sequence[str]) -> Iterator[Work]:
+    # ONNX Runtime names what it fuses after the convolution or product in it.
+    left = {name.removeprefix("fused ").split("/")[0] for name in undelegated}
+    for name, (operator, count) in macs.items():
+        yield Work(operator, count, name not in left)
 
 
 def _stored(program: ExportedProgram, precision: Precision, packaging: Packaging) -> ExportedProgram:

@@ -62,6 +62,7 @@ def render(report: Report) -> str:
         rows=[_shown(row, name) for row, name in named],
         plans=plans,
         undelegated=[_undelegated(row, name) for row, name in named if row.target is not None],
+        coverage=[_coverage(row, name) for row, name in named if row.facts.get("coverage")],
         file_facts=[(name, facts) for row, name in named if (facts := _undrawn(row.facts))],
         artifacts=[(entry, numbers.size(entry.bytes)) for entry in report.artifacts],
         sections=[_section(section, index) for index, section in enumerate(extra)],
@@ -176,3 +177,18 @@ def _undrawn(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _undelegated(row: Row, name: str) -> tuple[str, list[tuple[str, int]]]:
     """The operators a file's accelerated backend left outside, each with its number of occurrences."""
     return name, Counter(row.undelegated).most_common()
+
+
+def _coverage(row: Row, name: str) -> dict[str, Any]:
+    """Which operators a file's backend took and left outside, with their MACs, the largest first."""
+    found = row.facts["coverage"]
+    entries = sorted(found["by_operator"].items(), key=lambda item: (-item[1]["macs"], item[0]))
+    counts = row.facts.get("operators") or row.facts.get("delegated") or {}
+    pairs = [sum(n for op, n in counts.items() if op.lower().startswith(word)) for word in ("quantize", "dequantize")]
+    return {
+        "name": name,
+        "share": f"{1 - found['undelegated_share']:.1%}",
+        "macs": numbers.count(found["macs"]),
+        "pairs": pairs,
+        "entries": [(op, e["delegated"], e["undelegated"], numbers.count(e["macs"])) for op, e in entries],
+    }

@@ -84,6 +84,13 @@ def _estimate(found: Mapping[str, Any]) -> str:
     return f"{cost}, {memory} ({found['source']})"
 
 
+def coverage(rows: Sequence[Row]) -> str:
+    """Which share of each file's MACs its backend takes; empty where no target tells."""
+    told = [(row, row.facts["coverage"]) for row in rows if row.target and row.facts.get("coverage")]
+    shares = ", ".join(f"{_label(row)} {1 - found['undelegated_share']:.1%}" for row, found in told)
+    return f"MACs that the backend or, in an int8 file, int8 kernels compute: {shares}." if shares else ""
+
+
 def _label(row: Row) -> str:
     if row.step != "artifact":
         return row.label

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.report import numbers
 from pipeline.report.document import Report
-from pipeline.report.summary import SYMBOLS, WORDS, estimates, labels, summarize, timing
+from pipeline.report.summary import SYMBOLS, WORDS, coverage, estimates, labels, summarize, timing
 from pipeline.rows import Row, Verdict
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class _Shown:
         if self.report.recommended:
             lines = "".join(f"\n  {entry}." for entry in self.report.recommended)
             yield Text(_clean(f"Recommended files:{lines}", plain))
-        for note in (timing(self.report.rows), *estimates(self.report.rows)):
+        for note in (coverage(self.report.rows), timing(self.report.rows), *estimates(self.report.rows)):
             if note:
                 yield Text(_clean(note, plain), style="dim")
         if self.path is not None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
+
+from targets._coverage import Work, convolution_macs
 
 from ._mil import Name, Operation, Program
 
@@ -67,6 +70,36 @@ def float_islands(program: Program) -> list[Operation]:
         and not operation.type.startswith("constexpr_")
         and not all(_from_int8(name, makers, operation.type in _ACTIVATIONS) for name in _operands(operation))
     ]
+
+
+def integer_work(program: Program) -> list[Work]:
+    """The program's operators with their MACs, an island's as not taken by an int8 kernel."""
+    islands = {id(operation) for operation in float_islands(program)}
+    shapes = {result.name: result.shape for operation in program.operations for result in operation.results}
+    shapes[program.input.name] = program.input.shape
+    return [
+        Work(operation.type, _macs(operation, shapes), id(operation) not in islands)
+        for operation in program.operations
+        if not operation.type.startswith("constexpr_")
+    ]
+
+
+def _macs(operation: Operation, shapes: Mapping[str, tuple[int | None, ...]]) -> int:
+    """MACs of one operator; an open size counts as one."""
+
+    def shape(key: str) -> tuple[int, ...]:
+        value = operation.arguments[key]
+        found = shapes[value.of] if isinstance(value, Name) else getattr(value, "shape", ())
+        return tuple(size or 1 for size in found)
+
+    result = tuple(size or 1 for size in operation.results[0].shape) if operation.results else ()
+    if operation.type in ("conv", "conv_transpose"):
+        return convolution_macs(result if operation.type == "conv" else shape("x"), shape("weight"))
+    if operation.type == "linear":
+        return prod(result) * shape("weight")[-1]
+    if operation.type == "matmul":
+        return prod(result) * shape("x")[-2 if operation.arguments.get("transpose_x") else -1]
+    return 0
 
 
 def _operands(operation: Operation) -> list[str]:

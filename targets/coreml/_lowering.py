@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from targets import Artifact, Packaging, Precision, TargetError
+from targets._coverage import shares
 from targets._int8_weights import with_int8_weights
 from targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
 
 from . import PRECISIONS, SIZES, _input, _mil, _package, _storage
 from ._coremltools import converting
-from ._islands import float_islands
+from ._islands import float_islands, integer_work
 from ._mil import Operation, Program
 
 if TYPE_CHECKING:
@@ -180,5 +181,6 @@ def _facts(written: Program, packaging: Packaging, system: str) -> Mapping[str, 
             "quantize_pairs": min(counts["quantize"], counts["dequantize"]),
             "float_convolutions": islands["conv"] + islands["conv_transpose"],
             "float_operators": dict(sorted(islands.items())),
+            "coverage": shares(integer_work(written)),
         }
     return facts

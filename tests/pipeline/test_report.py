@@ -638,3 +638,15 @@ def test_markup_from_elsewhere_is_reduced_to_harmless_elements(given: str, wante
 def test_a_page_without_rows_needs_no_script(tmp_path: Path) -> None:
     page = Elements(write_html(Report(recipe={}, environment={}), tmp_path).read_text(encoding="utf-8"))
     assert "script" not in page.tags and "No step has finished yet." in " ".join(page.text)
+
+
+def test_the_backends_share_is_shown_on_the_page_and_in_the_terminal(tmp_path: Path) -> None:
+    operators = {"conv": {"delegated": 2, "undelegated": 1, "macs": 400, "undelegated_macs": 100}}
+    told = {"macs": 400, "undelegated_macs": 100, "undelegated_share": 0.25, "by_operator": operators}
+    facts = {"coverage": told, "operators": {"quantize": 3, "DequantizeLinear": 4}}
+    shown = report()
+    shown.rows[:] = [replace(row, facts=facts) if row.target == "onnx" else row for row in shown.rows]
+    assert "int8 kernels compute: onnx" in show(shown, 200) and "75.0%" in show(shown, 200)
+    page = write_html(shown, tmp_path).read_text(encoding="utf-8")
+    assert "75.0% of 400 MACs; 3 quantize, 4 dequantize" in page
+    assert "<td><code>conv</code></td><td>2</td><td>1</td><td>400</td>" in page

@@ -6,7 +6,17 @@ import pytest
 
 from pipeline.recipe import Limits
 from pipeline.rows import Accuracy, Agreement, Difference, Grade, Latency, Row, Verdict
-from pipeline.verify import Finding, judge, on_accuracy, on_agreement, on_coverage, on_grade, on_input, on_latency
+from pipeline.verify import (
+    Finding,
+    judge,
+    on_accuracy,
+    on_agreement,
+    on_coverage,
+    on_covered_macs,
+    on_grade,
+    on_input,
+    on_latency,
+)
 
 
 def measured(delta: float, low: float, high: float) -> Accuracy:
@@ -113,3 +123,19 @@ def test_a_row_of_a_written_file_cannot_be_made_to_pass() -> None:
             step="artifact", target="coreml", params=1, macs=1, bytes=1, accuracy=None, latency=None,
             verification="written", undelegated=(), verdict="pass", reason="", seconds=0.0,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("outside", "allowed", "verdict"), [(25, None, "pass"), (25, 0.25, "pass"), (26, 0.25, "fail"), (0, 0.0, "pass")]
+)
+def test_coverage_gate_by_share_of_macs(outside: int, allowed: float | None, verdict: Verdict) -> None:
+    operators = {"conv": {"delegated": 1, "undelegated": 1, "macs": 100, "undelegated_macs": outside}}
+    coverage = {"macs": 100, "undelegated_macs": outside, "undelegated_share": outside / 100, "by_operator": operators}
+    found = on_covered_macs({"coverage": coverage}, Limits(max_undelegated_macs=allowed))
+    assert found.verdict == verdict
+    assert verdict != "fail" or "26.0% of 100 MACs outside the backend (conv 26), 25.0% allowed" in found.reason
+
+
+def test_coverage_that_nobody_tells_is_no_pass_where_it_is_limited() -> None:
+    assert on_covered_macs({}, Limits()).verdict == "pass"
+    assert on_covered_macs({}, Limits(max_undelegated_macs=0.5)).verdict == "not-checked"
