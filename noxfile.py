@@ -59,7 +59,7 @@ def types(session: nox.Session) -> None:
 
 
 RUNTIMES = {
-    "onnx": "onnx", "xnnpack": "onnx", "coreml": "onnx", "coreml_delegate": "xnnpack", "openvino": "openvino",
+    "onnx": "onnx", "ort": "onnx", "xnnpack": "onnx", "coreml": "onnx", "coreml_delegate": "xnnpack", "openvino": "openvino",
     "vulkan": "xnnpack", "ethos_u": "xnnpack",
 }  # fmt: skip
 """Target -> the runtime that times its float steps: its own or one that installs beside it."""

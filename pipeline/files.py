@@ -72,7 +72,6 @@ class Files:
     def write(self, orders: Sequence[tuple[Source, Target]]) -> Written:
         """The files for (network, target) pairs, two at a time; those that the store holds are taken from there."""
         results: Written = {}
-        packaging = self._packaging
         pending = []
         for source, target in dict.fromkeys(orders):
             key = self._key(source, target)
@@ -80,7 +79,9 @@ class Files:
                 results[source.digest, target.name] = _file(entry)
             else:
                 aside = self.store.aside(key)
-                order = lower.Order(source.folder, target.name, aside, self._stem(source), packaging, self.baking)
+                order = lower.Order(
+                    source.folder, target.name, aside, self._stem(source), self._packaging(source), self.baking
+                )
                 pending.append((source, target, key, aside, lower.submit(self.pool, order), time.perf_counter()))
         label = "writing " + ", ".join(dict.fromkeys(target.name for _, target, *_ in pending))
         for source, target, key, aside, future, started in self.watch.track(pending, label, len(pending)):
@@ -89,10 +90,26 @@ class Files:
             shutil.rmtree(aside, ignore_errors=True)
         return results
 
-    @property
-    def _packaging(self) -> Packaging:
-        packaging = self.job.recipe.packaging
+    def _packaging(self, source: Source) -> Packaging:
+        """The recipe's, with what a file should tell of itself where its format has a place for it."""
+        packaging, spec = self.job.recipe.packaging, self.job.spec
+        told = {
+            "recipe": self.job.recipe.name,
+            "network": source.digest,
+            "fed": self.job.recipe.preprocess.fed,
+            "mean": json.dumps(list(spec.mean)),
+            "std": json.dumps(list(spec.std)),
+        }
+        packaging = dataclasses.replace(packaging, metadata={**told, **packaging.metadata})
         return packaging if self.precision is None else dataclasses.replace(packaging, precision=self.precision)
+
+    def evaluator(self, target: Target, grade: Grade, made: File) -> str:
+        """What answers to images are kept under: the file, and the program that evaluates it."""
+        code = (
+            source_digest(Path(inspect.getfile(target.reference))) if grade == "reference" and target.reference else ""
+        )
+        versions = targets.versions(targets.packages(target))
+        return key_of(kind="evaluator", grade=grade, target=target.name, file=made.digest, code=code, versions=versions)
 
     def at(self, precision: Precision | None) -> Files:
         """The same, writing another precision."""
@@ -122,7 +139,7 @@ class Files:
             model=source.digest,
             stem=self._stem(source),
             shape=self.job.data.shape,
-            packaging=dataclasses.asdict(self._packaging),
+            packaging=dataclasses.asdict(self._packaging(source)),
             baking=None if self.job.recipe.preprocess == OUTSIDE else dataclasses.asdict(self.baking),
             target=target.name,
             code=[source_digest(Path(inspect.getfile(target.export))), source_digest(_HERE / "lower.py")],

@@ -227,7 +227,7 @@ class Bench:
         elsewhere: list[AtSize] = []
         seconds = made.seconds
         if runner is not None:
-            preprocess, label = self.job.recipe.preprocess, f"{grade} {target.name} {made.digest}"
+            preprocess, label = self.job.recipe.preprocess, self.files.evaluator(target, grade, made)
             answers, took = self.steps.answers(runner, label, target.name, preprocess.fed)
             accuracy = self._judge_against(answers, baseline)
             agreement = agree(answers, preprocess.finished(model.answers))
