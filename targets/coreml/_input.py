@@ -47,9 +47,14 @@ class Fed:
         if images.dtype != wanted or images.dim() != 4 or not self.takes((size[0], size[1])):
             layout = "[N, H, W, C]" if self.image else "[N, C, H, W]"
             raise ValueError(
-                f"wanted {wanted} {layout} of height and width in {self.accepted}, found {images.dtype} {list(images.shape)}"
+                f"wanted {wanted} {layout} at {', '.join(map(_told, self.accepted))}, found {images.dtype} {list(images.shape)}"
             )
         return images.permute(0, 3, 1, 2).float() if self.image else images
+
+
+def _told(bounds: Bounds) -> str:
+    (low, high), (narrow, wide) = bounds
+    return f"{low}×{narrow}" if (low, narrow) == (high, wide) else f"{low}×{narrow} to {high}×{wide}"
 
 
 def fed(description: Any) -> Fed:
