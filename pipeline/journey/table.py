@@ -31,7 +31,9 @@ same with every figure.
   training. The weights are untrained, so that it says how coarse the grid is and nothing of accuracy: an untrained deep
   network magnifies every rounding, and a file whose integers round once otherwise moves nearly as far (LOG.md).
 - **outside**: operators that the target's accelerated backend left to something slower.
-- **islands**: operators that the int8 graph computes in float.
+- **islands**: operators of the int8 graph that read or give floats. One that stands alone between a dequantization and a
+  quantization is not among them, though a target without an integer kernel for it computes it in float too; where the
+  target tells (ONNX, Core ML), it is named under outside.
 - **time**: of one image on one thread, as a ratio to the float ONNX file in ONNX Runtime, interleaved, with its 95 %
   interval.
 - † measured with an earlier version of the code that writes the file. – not run.
