@@ -17,16 +17,15 @@ from torch import Tensor
 
 import calib_data
 import targets
-from pipeline import card, statistics
+from pipeline import card, pieces, statistics
 from pipeline.arm64 import inside
 from pipeline.arm64.root import Root, run
 from pipeline.card import Card
 from pipeline.errors import RequestError
 from pipeline.files import machine
-from pipeline.images import normalise
+from pipeline.images import feed
 from pipeline.report.numbers import points
 from pipeline.rows import Accuracy, Agreement, Verdict, encode
-from pipeline.store import file_digest
 from pipeline.verify import Finding
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def check(
     rows: list[OnMachine] = []
     for path, kept, data in opened:
         number = len(data.test) if count is None else min(count, len(data.test))
-        images = normalise(data.test.batch(torch.arange(number)), kept)
+        images = feed(data.test.batch(torch.arange(number)), kept, kept.fed)
         labels = data.test.labels[:number]
         mine = _here(path, images, watch)
         rows.append(
@@ -99,7 +98,7 @@ def _open(path: Path, data_name: str) -> tuple[Card, Data]:
     kept = card.read(path)
     if kept.target != "onnx":
         raise RequestError(f"{path} is for {kept.target}; only onnx has a runtime for the emulated system")
-    if file_digest(path) != kept.sha256:
+    if pieces.digest(path) != kept.sha256:
         raise RequestError(f"{path} is not the file its card describes; verify it, or write it again")
     data = calib_data.load(data_name, kept.seed)
     if data.digest != kept.data_digest:
@@ -122,7 +121,7 @@ def _here(path: Path, images: Tensor, watch: Watch) -> Answers:
 def _there(path: Path, images: Tensor, cpu: str, root: Root, watch: Watch) -> Answers:
     """The same inside: the file, the program and the images are copied in, the answers read back."""
     with root.workspace() as folder:
-        for source in (path, Path(inside.__file__)):
+        for source in (*pieces.roots(path), Path(inside.__file__)):
             shutil.copy2(source, folder / source.name)
         np.savez(folder / "images.npz", images=images.numpy())
         at = f"/{folder.relative_to(root.path)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -81,6 +82,24 @@ def test_an_arm_that_answers_otherwise_is_caught(
     _, theirs = check([written], "digits", 200, ["broken"], Root(tmp_path), QUIET)
     assert theirs.verdict == "fail" and theirs.agreement.top1 < 0.3
     assert theirs.accuracy.vs_baseline.delta < -0.1
+
+
+def test_a_file_that_takes_bytes_is_fed_bytes(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def answered(path: Path, images: torch.Tensor, *_: Any) -> Answers:
+        seen.append(images)
+        return Answers(logits=torch.zeros(len(images), 10), ms=np.ones(len(images)))
+
+    path = tmp_path / "net.onnx"
+    shutil.copy2(written, path)
+    card.path_of(path).write_text(
+        json.dumps(encode(dataclasses.replace(card.read(written), fed="bytes"))), encoding="utf-8"
+    )
+    monkeypatch.setattr(checking, "_here", answered)
+    monkeypatch.setattr(checking, "_there", answered)
+    check([path], "digits", 3, ["a"], Root(tmp_path), QUIET)
+    assert [(images.dtype, images.shape) for images in seen] == [(torch.uint8, (3, 8, 8, 1))] * 2
 
 
 @pytest.mark.parametrize(
