@@ -77,7 +77,7 @@ def run(folder: Path, recipe: str = "quick", out: str = "out", store: str = "sto
         text=True,
         check=False,
     )
-    assert done.returncode in (0, 1), done.stderr
+    assert done.returncode in (0, 1) and done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout), done.stderr
 
 
