@@ -102,7 +102,7 @@ def _look(
     curves: list[list[float]] = []
     if how.scanned:
         found = sensitivity.scan(model, how, ctx, how.scanned)
-        facts.setdefault("sensitivity", sensitivity.to_json(found))
+        facts.setdefault("channel_sensitivity", sensitivity.to_json(found))
         curves = sensitivity.curves(found, groups, scores)
     if how.scope != "sensitivity":
         curves = by_importance(scores) if curved else []

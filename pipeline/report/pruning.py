@@ -10,7 +10,7 @@ from pipeline.report import numbers
 from pipeline.report.document import Section
 from pipeline.rows import Row
 
-SHOWN = ("budget", "accuracy_budget", "sensitivity", "latency_table", "widths")
+SHOWN = ("budget", "accuracy_budget", "channel_sensitivity", "latency_table", "widths")
 """The facts that these parts show, so that nothing else need."""
 
 _GREY, _BLUE = "#8a8f98", "#0072b2"
@@ -21,12 +21,14 @@ def sections(named: Sequence[tuple[Row, str]]) -> list[Section]:
     found = []
     for row, name in named:
         facts: Mapping[str, Any] = row.facts
-        if isinstance(facts.get("budget"), Mapping):
+        if not isinstance(facts.get("budget"), Mapping):
+            continue
+        if "wanted" in facts["budget"]:
             found.append(Section(title=f"Budget of {name}", html=_budget(facts["budget"])))
         if "accuracy_budget" in facts:
             found.append(Section(title=f"Trials of {name}", html=_trials(facts["accuracy_budget"])))
         for key, title, draw in (
-            ("sensitivity", "What each layer's channels are worth", _sensitivity),
+            ("channel_sensitivity", "What each layer's channels are worth", _sensitivity),
             ("latency_table", "What each width of a layer costs", _latency_table),
             ("widths", "Channels before and after", _widths),
         ):

@@ -112,8 +112,8 @@ def test_a_scan_sets_the_ratios(tmp_path: Path) -> None:
     pruned = stage(Steps(), context(tmp_path, told))
     # By weight alone the idle channels, which are the smallest of their layer by nothing, would share the loss.
     assert (pruned.used.out_channels, pruned.idle.out_channels) == (4, 2)
-    assert told["sensitivity"]["idle"]["0.5"]["top1"] == told["sensitivity"]["used"]["0"]["top1"] == 1.0
-    assert told["sensitivity"]["used"]["0.5"]["top1"] < 1.0
+    assert told["channel_sensitivity"]["idle"]["0.5"]["top1"] == told["channel_sensitivity"]["used"]["0"]["top1"] == 1.0
+    assert told["channel_sensitivity"]["used"]["0.5"]["top1"] < 1.0
 
 
 def test_a_curve_follows_the_readings_and_never_falls(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ FACTS: dict[str, Any] = {
         "top1_before": 0.9,
         "trials": [{"part": 1.0, "outcome": "<b>too much", "drop": 0.2}, {"part": 0.5, "outcome": "x", "drop": None}],
     },
-    "sensitivity": {"conv<1>": {"0": READING, "0.5": {"top1": 0.5, "loss": 1.3}}},
+    "channel_sensitivity": {"conv<1>": {"0": READING, "0.5": {"top1": 0.5, "loss": 1.3}}},
     "latency_table": [
         {
             "layer": "Conv2d 16 to 16",
@@ -74,7 +74,7 @@ def test_a_counted_budget_has_no_trials() -> None:
 
 
 def test_other_steps_have_no_such_parts() -> None:
-    assert pruning.sections([(pruned({"budget": 3, "plan": []}), "separate")]) == []
+    assert pruning.sections([(pruned({"budget": 3, "plan": [], "sensitivity": []}), "separate")]) == []
 
 
 def test_the_page_shows_them_once_and_the_rest_beside_the_files() -> None:
