@@ -309,6 +309,8 @@ def float_candidates(
     """The float network's precisions among ``wanted``, each with the targets that can be written in it, none twice."""
     found: dict[Precision | None, list[Target]] = {}
     for target in group:
+        if target.integers_only:
+            continue
         usual = target.precisions[:1]
         asked = dict.fromkeys(None if c == "float" or c in usual else c for c in wanted if c != "int8")
         for name in asked:

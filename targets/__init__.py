@@ -228,6 +228,8 @@ class Target:
     """``load(path, threads)`` in the real runtime; None: it does not exist on this host."""
     sizes: frozenset[SizeKind] = frozenset({"fixed"})
     """Which kinds of ``Packaging.sizes`` its files can have."""
+    integers_only: bool = False
+    """Whether it has no file for a float network."""
     precisions: tuple[Precision, ...] = ()
     """What a float network may be written as, the usual first; empty: in one way alone."""
     takes_bytes: bool = False

@@ -45,4 +45,5 @@ TARGET = Target(
     reference=_reference,
     estimate=_estimate,
     max_undelegated=0,
+    integers_only=True,
 )

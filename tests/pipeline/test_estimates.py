@@ -18,7 +18,7 @@ from pipeline.report import Report, table
 from pipeline.report.page import render
 from pipeline.report.summary import estimates
 from pipeline.rows import Row
-from pipeline.run import Bench
+from pipeline.run import Bench, float_candidates
 from targets import Estimate, TargetError
 
 ESTIMATE = Estimate(
@@ -73,3 +73,10 @@ def test_a_target_limits_what_it_leaves_outside_where_the_recipe_does_not(
     bench: Any = SimpleNamespace(limits=Limits(max_undelegated=recipe))
     found = Bench._limits(bench, SimpleNamespace(max_undelegated=target))  # type: ignore[arg-type]
     assert verify.on_coverage(("cos",), found).verdict == verdict
+
+
+def test_a_target_of_integers_is_asked_for_no_float_file() -> None:
+    npu: Any = SimpleNamespace(name="npu", integers_only=True, precisions=())
+    cpu: Any = SimpleNamespace(name="cpu", integers_only=False, precisions=())
+    assert float_candidates(("float", "int8"), (npu, cpu)) == [(None, (cpu,))]
+    assert float_candidates(("float", "int8"), (npu,)) == []
