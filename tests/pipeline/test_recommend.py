@@ -83,9 +83,9 @@ def test_a_report_keeps_its_recommendations() -> None:
 
 
 def test_float_candidates_go_to_the_targets_that_have_them() -> None:
-    one = SimpleNamespace(name="one", precisions=("float32", "float16"))
-    two = SimpleNamespace(name="two", precisions=("float16", "palette"))
-    three = SimpleNamespace(name="three", precisions=())
+    one = SimpleNamespace(name="one", integers_only=False, precisions=("float32", "float16"))
+    two = SimpleNamespace(name="two", integers_only=False, precisions=("float16", "palette"))
+    three = SimpleNamespace(name="three", integers_only=False, precisions=())
     group = (one, two, three)
     found = float_candidates(("float", "float16", "float32", "palette", "int8"), group)  # type: ignore[arg-type]
     assert found == [(None, (one, two, three)), ("float16", (one,)), ("palette", (two,))]
