@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 import targets
+from pipeline import surgery
 from pipeline.peers.subject import Subject
-from pipeline.quantize import Prepare, convert, export_graph, quiet_capture
+from pipeline.quantize import Prepare, Quantize, convert, export_graph, quiet_capture
+from pipeline.recipe import Context
 from targets import Grid
 
 Side = Literal["float", "ours", "peer"]
-_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +50,18 @@ def _ours(runtime: str) -> Callable[[Subject, Path], None]:
 
     def make(subject: Subject, path: Path) -> None:
         target = targets.get(runtime)
-        targets.get(runtime).export(quantized(subject, target.grids[0]), path, targets.USUAL)
+        target.export(quantized(subject, target.grids[0], path.parent), path, targets.USUAL)
 
     return make
 
 
-def quantized(subject: Subject, grid: Grid) -> ExportedProgram:
+def quantized(subject: Subject, grid: Grid, folder: Path) -> ExportedProgram:
     """The network calibrated on ``grid``, captured at batch 1 as every target is given it."""
-    from torchao.quantization.pt2e.fake_quantize import disable_observer
-
-    prepare = Prepare(grid.to_json(), subject.shape)
-    calibrated = prepare.capture(subject.folded)
-    with torch.no_grad():
-        for images in torch.split(subject.calibration(), _BATCH):
-            calibrated(images)
-    single = prepare.capture(subject.folded, batch=1)
-    single.load_state_dict(calibrated.state_dict())
-    single.apply(disable_observer)
+    count = len(subject.calibration())
+    context = Context(spec=subject.spec, data=subject.data, scratch=folder, grid=grid)
+    calibrated = Quantize(training=None, calibrate=count, sensitivity=0)(subject.folded, context)
+    single = Prepare(grid.to_json(), subject.shape).capture(subject.folded, batch=1)
+    surgery.fill(single, calibrated.state_dict())
     with quiet_capture():
         return torch.export.export(convert(single), (torch.zeros(1, *subject.shape),))
 
