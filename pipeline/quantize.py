@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 
 from pipeline import halves, mixed, surgery
 from pipeline.calibrate import Ranges, activations, correct_biases, set_ranges
+from pipeline.constants import constants, unchanged
 from pipeline.errors import RequestError, StageError
 from pipeline.image_sizes import open_sides
 from pipeline.images import normalise
@@ -147,8 +148,10 @@ class Quantize:
         prepared = self._prepare(model, ctx, ())
         if self.sensitivity and (left := self._examine(prepared, ctx)):
             prepared = self._prepare(model, ctx, left)
+        settings = constants(prepared)
         if self.training is not None:
             self._train(prepared, self.training, ctx)
+        unchanged(prepared, settings)
         freeze(prepared)
         halves.round_prepared(prepared)
         return prepared
