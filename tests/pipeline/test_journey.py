@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -80,7 +81,11 @@ def compressed(prepared: Prepared) -> nn.Module:
     if "prune" not in cannot:
         model = Prune(ratio=0.25, scope="layer", round_to=1)(model, prepared.context)
     if "separate" not in cannot:
-        model = Separate(images=4, positions=64, sweeps=1, max_error=10, max_layers=2)(model, prepared.context)
+        with tempfile.TemporaryDirectory() as scratch:
+            ctx = replace(prepared.context, scratch=Path(scratch))
+            model = Separate(measure_time=False, images=4, positions=64, sweeps=1, max_error=10, max_layers=2)(
+                model, ctx
+            )
     return model
 
 
@@ -166,7 +171,9 @@ def attempt(what: str, prepared: Prepared, ctx: Context, path: Path) -> None:
     if what == "prune":
         Prune(ratio=0.25, scope="layer", round_to=1)(prepared.model, ctx)
     elif what == "separate":
-        Separate(images=4, positions=64, sweeps=1, max_error=10)(prepared.model, ctx)
+        Separate(measure_time=False, images=4, positions=64, sweeps=1, max_error=10)(
+            prepared.model, replace(ctx, scratch=path.parent)
+        )
     elif what == "quantize":
         calibrated(prepared, targets.get("xnnpack").quantizer(GRID))
     else:
