@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--input-size", nargs=2, type=int, metavar=("H", "W"), help="a size that the files accept (default: judged at)"
     )
+    bench.add_argument("--profile", action="store_true", help="time by operator instead, where the runtime tells")
     report = _command(commands, "report", "the report again, from report.json")
     report.add_argument("folder", type=Path, metavar="DIR")
     return parser
@@ -279,6 +280,20 @@ def _bench(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     Console(highlight=False).print(table(found))
+    return PASSED
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from pipeline.compare import profiled
+
+    found = profiled(options.artifacts, options.threads)
+    if options.json:
+        _print_json({"profiles": found})
+        return PASSED
+    for path, times in found.items():
+        print(f"{path}: {sum(times.values()):.3f} ms in its operators")
+        for operator, time in times.items():
+            print(f"  {operator:24} {time:8.4f} ms  {time / sum(times.values()):6.1%}")
     return PASSED
 
 

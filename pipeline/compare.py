@@ -86,6 +86,21 @@ def _open(path: Path, threads: int, size: Size | None) -> tuple[str, Runner, tor
     return target.name, target.load(path, threads), blank((kept.input_shape[0], *side), kept.fed)
 
 
+def profiled(paths: Sequence[Path], threads: int) -> dict[str, dict[str, float]]:
+    """File -> operator -> milliseconds of one call, by the profiler of the file's own runtime.
+
+    Raises RequestError for files that cannot be run here, have no card, or whose runtime has no profiler.
+    """
+    found = {}
+    for path in paths:
+        name, _, image = _open(path, threads, None)
+        profile = targets.get(name).profile
+        if profile is None:
+            raise RequestError(f"{path}: the runtime of {name} tells no time by operator; leave --profile out for it")
+        found[str(path)] = dict(profile(path, image, threads))
+    return found
+
+
 def table(timings: Sequence[Timing]) -> Table:
     """A Rich table, the first file as the measure of the others."""
     from rich import box

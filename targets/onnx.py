@@ -35,6 +35,7 @@ from targets._coverage import Work, convolution_macs, shares
 from targets._float16 import with_float16
 from targets._int8_weights import with_int8_weights
 from targets._onnx_activations import hard_activations_in_integers
+from targets._onnx_profile import profile
 from targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
 from targets._quiet import quiet
 
@@ -493,6 +494,7 @@ TARGET = Target(
     quantizer=_quantizer,
     export=export,
     load=load,
+    profile=profile,
     precisions=PRECISIONS,
     inside=_inside,
     # ONNX has no list of sizes: a file for several leaves height and width open.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from targets import USUAL, Artifact, Packaging, Target, TargetError
+from targets._onnx_profile import profile
 from targets.onnx import TARGET as ONNX
 from targets.onnx import fused_copy, load
 
@@ -47,6 +48,7 @@ TARGET = Target(
     quantizer=ONNX.quantizer,
     export=export,
     load=load,
+    profile=profile,
     sizes=ONNX.sizes,
     takes_bytes=ONNX.takes_bytes,
 )
