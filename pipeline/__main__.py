@@ -273,6 +273,8 @@ def _bench(options: argparse.Namespace) -> int:
     quieten()
     from pipeline.compare import compare, table
 
+    if options.profile:
+        return _profile(options)
     found = compare(options.artifacts, options.threads, options.seconds, _size(options))
     if options.json:
         _print_json({"files": [entry.to_json() for entry in found]})
