@@ -19,7 +19,7 @@ import targets
 from pipeline import card, golden, pieces
 from pipeline.card import Card
 from pipeline.images import logits, normalise
-from pipeline.quantize import Prepare, _freeze, convert
+from pipeline.quantize import Prepare, convert, freeze
 from pipeline.recheck import recheck
 from pipeline.rows import Row, encode
 from targets import USUAL, Grid
@@ -57,7 +57,7 @@ def quantized(channels: int) -> torch.fx.GraphModule:
     prepared = Prepare(Grid(weight_bits=7).to_json(), SHAPE).capture(net)
     with torch.no_grad():
         prepared(normalise(DATA.calib.batch(torch.arange(64)), Spec()))
-    _freeze(prepared)
+    freeze(prepared)
     return convert(prepared)
 
 

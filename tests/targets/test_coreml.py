@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 pytest.importorskip("coremltools")
 
-from targets import USUAL, Artifact, Grid, TargetError, get
+from targets import COMMON_OPERATORS, GATES, PRODUCTS, USUAL, Artifact, Grid, TargetError, get
 from targets._quiet import quiet
 from targets.coreml._islands import float_islands
 from targets.coreml._mil import Everything, Reference, read
@@ -99,8 +99,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[GraphModule, Arti
 def test_the_target_says_what_it_is() -> None:
     assert (TARGET.name, TARGET.suffix, TARGET.extra) == ("coreml", ".mlpackage", "coreml")
     assert (TARGET.load is None) == (sys.platform != "darwin")
-    assert TARGET.grids[0] == Grid()
-    assert Grid(weight_bits=7) in TARGET.grids
+    assert TARGET.grids[0] == Grid(operators=COMMON_OPERATORS | GATES | PRODUCTS)
+    assert {grid.weight_bits for grid in TARGET.grids} == {7, 8}
 
 
 def test_a_float_network_is_written_in_float16(tmp_path: Path) -> None:
