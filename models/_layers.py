@@ -169,7 +169,8 @@ class GridMean(nn.Module):
         if height % self.size or width % self.size:
             return F.adaptive_avg_pool2d(x, self.size)
         window = (height // self.size, width // self.size)
-        return F.avg_pool2d(x, window, count_include_pad=False)  # XNNPACK takes no other kind
+        # XNNPACK takes no other kind, and wants the stride spelt out.
+        return F.avg_pool2d(x, window, window, count_include_pad=False)
 
 
 class CeilMaxPool(nn.Module):
