@@ -34,7 +34,7 @@ class Fed:
     size: tuple[int, int]
     """The default height and width."""
     accepted: tuple[Bounds, ...]
-    """Sizes that lie within any of these are taken."""
+    """Sizes that lie within any of these are taken; empty where the input is no image at all."""
 
     def takes(self, size: tuple[int, int]) -> bool:
         """Whether the package takes images of this height and width."""
@@ -42,6 +42,8 @@ class Fed:
 
     def pixels(self, images: Tensor) -> Tensor:
         """What the program's input is for ``images``: bytes [N, H, W, C] as floats [N, C, H, W], floats as they are."""
+        if not self.accepted:
+            return images
         wanted = torch.uint8 if self.image else torch.float32
         size = tuple(images.shape[1:3] if self.image else images.shape[2:])
         if images.dtype != wanted or images.dim() != 4 or not self.takes((size[0], size[1])):
@@ -63,6 +65,8 @@ def fed(description: Any) -> Fed:
     if kind.WhichOneof("Type") == "imageType":
         return _image(kind.imageType)
     array = kind.multiArrayType
+    if len(array.shape) != 4:
+        return Fed(False, (1, 1), ())
     height, width = (int(side) for side in array.shape[2:4])
     bounds: tuple[Bounds, ...] = (((height, height), (width, width)),)
     if array.WhichOneof("ShapeFlexibility") == "enumeratedShapes":

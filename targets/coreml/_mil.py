@@ -225,7 +225,9 @@ class Reference:
         if unknown:
             raise UnknownOperatorError(program.path, unknown)
         shape = program.input.shape
-        if len(shape) != 4 or None in shape[:2] or shape[0] != 1:
+        sides = program.fed.size if program.fed.accepted else shape[2:]
+        blank = [side for side in (*shape[:2], *sides) if side is not None]
+        if len(blank) != len(shape) or shape[0] != 1:
             raise TargetError(f"{program.path}: wanted a program for images [1, C, H, W], one at a time, found {shape}")
         self._program = program
         self._unrounded = unrounded
@@ -233,7 +235,7 @@ class Reference:
         self._steps: list[tuple[Operation, tuple[str, ...]]] = []
         with torch.inference_mode():
             self._prepare()
-            self._one(torch.zeros(1, shape[1] or 0, *program.fed.size))
+            self._one(torch.zeros(blank))
 
     def _prepare(self) -> None:
         """Split the operations into those of constants, done now, and the rest, each with the values it uses last."""
