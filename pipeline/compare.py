@@ -89,7 +89,8 @@ def _open(path: Path, threads: int, size: Size | None) -> tuple[str, Runner, tor
 def profiled(paths: Sequence[Path], threads: int) -> dict[str, dict[str, float]]:
     """File -> operator -> milliseconds of one call, by the profiler of the file's own runtime.
 
-    Raises RequestError for files that cannot be run here, have no card, or whose runtime has no profiler.
+    Raises RequestError for files that cannot be run here, have no card, or whose runtime has no profiler, TargetError
+    where the installed runtime's profiler records nothing.
     """
     found = {}
     for path in paths:

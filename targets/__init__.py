@@ -237,9 +237,12 @@ class Target:
     reference: Callable[[Path], Runner] | None = None
     """Evaluates the written file's own instructions; for files whose runtime does not exist on this host."""
     estimate: Callable[[Path], Estimate] | None = None
-    profile: Callable[[Path, Tensor, int], Mapping[str, float]] | None = None
-    """``profile(path, image, threads)``: operator -> milliseconds of one call, by the runtime's own profiler."""
     """The vendor's own prediction of a written file's cost. Raises TargetError for a file that has none."""
+    profile: Callable[[Path, Tensor, int], Mapping[str, float]] | None = None
+    """``profile(path, image, threads)``: operator -> milliseconds of one call, by the runtime's own profiler.
+
+    Raises TargetError where the installed runtime records no times.
+    """
     max_undelegated: int | None = None
     """Largest number of operators left outside, for a recipe that sets no limit of its own; None: not limited."""
     inside: Callable[[Path, ExportedProgram, Tensor], Inside] | None = None

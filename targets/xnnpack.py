@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from targets import COMMON_OPERATORS, GATES, PRODUCTS, USUAL, Artifact, Grid, Inside, Packaging, Precision, Target
 from targets._executorch import artifact, coverage, int8_quantizer, lowered, planned_bytes, quieted, write
+from targets._executorch_profile import profile
 from targets._executorch_runtime import load
 from targets._float16 import with_float16
 from targets._program import chosen_precision, fitting_sizes, for_inference
@@ -60,6 +61,7 @@ TARGET = Target(
     quantizer=int8_quantizer,
     export=export,
     load=load,
+    profile=profile,
     precisions=PRECISIONS,
     inside=_inside,
     # A .pte file is planned for the largest image and runs smaller ones; it has no list of sizes, so it takes all between.
