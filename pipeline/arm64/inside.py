@@ -10,13 +10,14 @@ import sys
 import time
 
 import numpy as np
-import onnxruntime
 
 STEP = 20
 
 
 def main(file: str, images_file: str, answers_file: str) -> None:
     """Evaluate ``file`` on every image, one at a time, on one thread."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
