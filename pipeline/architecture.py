@@ -119,17 +119,17 @@ def code_digest(reference: str) -> str:
     return source_digest(Path(inspect.getfile(inspect.unwrap(spec_of(reference).build))))
 
 
-def source_digest(path: Path, *, within: Path = _ROOT, leave_out: str | None = None) -> str:
+def source_digest(path: Path, *, within: Path | None = None, leave_out: str | None = None) -> str:
     """SHA-256 over a source file and, through its imports, every file of this project that it uses.
 
-    Of the imported ones, only those under ``within``, and none whose name without suffix, or folder, is ``leave_out``.
+    Of the imported ones, only those under ``within`` (None: the project), and none whose name without suffix, or folder, is ``leave_out``.
     """
-    start = path.resolve()
+    start, inside = path.resolve(), (within or _ROOT).resolve()
     seen: dict[Path, str] = {}
     waiting = [start]
     while waiting:
         current = waiting.pop()
-        if current not in seen and (current == start or _counts(current, within.resolve(), leave_out)):
+        if current not in seen and (current == start or _counts(current, inside, leave_out)):
             text = current.read_text(encoding="utf-8")
             seen[current] = hashlib.sha256(text.encode()).hexdigest()
             waiting += _imported(text, current)

@@ -61,7 +61,7 @@ def written(folder: Path, name: str) -> Path:
     if not path.exists():
         target.export(lower.program(folder / "checkpoints" / "net"), path, targets.USUAL)
     row = Row(
-        step="artifact", target=name, params=1, macs=1, bytes=1, accuracy=None, latency=None, verification="runtime",
+        step="artifact", target=name, params=1, macs=1, bytes=None, accuracy=None, latency=None, verification="runtime",
         undelegated=(), verdict="pass", reason="", seconds=0.0, precision="int8",
     )  # fmt: skip
     kept = Card(
