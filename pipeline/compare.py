@@ -50,7 +50,8 @@ def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | No
     if threads < 1 or not 0 < seconds < float("inf"):
         raise RequestError(f"wanted at least 1 thread and a positive time, found {threads} and {seconds:g} s")
     opened = {str(path): _open(path, threads, size) for path in paths}
-    samples = interleave({name: partial(runner, image) for name, (_, runner, image) in opened.items()}, seconds=seconds)
+    calls = {name: partial(runner, image) for name, (_, runner, image) in opened.items()}
+    samples = interleave(calls, seconds=seconds, threads=threads)
     first = samples[str(paths[0])]
     rows = []
     for name, (target, _, _) in opened.items():

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import targets
-from pipeline import latency, lower, pieces, statistics
+from pipeline import latency, lower, memory, pieces, statistics
 from pipeline.architecture import source_digest
 from pipeline.errors import LoweringError
 from pipeline.images import feed, per_channel
@@ -184,7 +184,7 @@ class Files:
             threads=self.job.recipe.threads,
             machine=machine(),
             versions=targets.versions(targets.packages(target)),
-            code=[source_digest(_HERE / name) for name in ("latency.py", "statistics.py")],
+            code=[source_digest(_HERE / name) for name in ("latency.py", "cpus.py", "statistics.py")],
         )
 
         def make(folder: Path, _: Path) -> None:
@@ -202,7 +202,7 @@ class Files:
         self.watch.detail(f"timing on {target.name}")
         same = ours.digest == baseline.digest
         contenders = {"ours": lambda: mine(image)} | ({} if same else {"baseline": lambda: theirs(image)})
-        found = latency.interleave(contenders)
+        found = latency.interleave(contenders, threads=self.job.recipe.threads)
         ratio, interval = (1.0, (1.0, 1.0)) if same else statistics.ratio_interval(*(s.blocks for s in found.values()))
         return Latency(
             on=target.name,
@@ -213,6 +213,29 @@ class Files:
             ratio_to_baseline=ratio,
             ci95=interval,
         )
+
+    def peak(self, target: Target, made: File) -> tuple[int | None, float]:
+        """Peak memory of loading a file and answering one image, as ``memory.peak`` measures it, and the seconds taken."""
+        threads, shape, fed = self.job.recipe.threads, self.job.data.shape, self.job.recipe.preprocess.fed
+        key = key_of(
+            kind="memory",
+            file=made.digest,
+            target=target.name,
+            threads=threads,
+            shape=shape,
+            machine=machine(),
+            versions=targets.versions(("torch", *targets.packages(target))),
+            code=source_digest(_HERE / "memory.py"),
+        )
+
+        def make(folder: Path, _: Path) -> None:
+            self.watch.detail(f"measuring memory on {target.name}")
+            found = memory.peak(target.name, made.artifact.path, threads, shape, fed)
+            (folder / "memory.json").write_text(json.dumps({"peak_bytes": found}), encoding="utf-8")
+
+        entry = self.store.keep(key, make)
+        kept = json.loads((entry.path / "memory.json").read_text(encoding="utf-8"))
+        return kept["peak_bytes"], entry.seconds
 
     def deliver(self, target: Target, made: File) -> Path:
         """Copy a file into the report's folder, whole or not at all; returns its path relative to that folder."""

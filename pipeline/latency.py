@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cpus import pinned
+
 Call = Callable[[], object]
 
 
@@ -31,12 +33,23 @@ class Samples:
 
 
 def interleave(
-    contenders: Mapping[str, Call], *, seconds: float = 3.0, blocks: int = 30, most: int = 200
+    contenders: Mapping[str, Call],
+    *,
+    seconds: float = 3.0,
+    blocks: int = 30,
+    most: int = 200,
+    threads: int | None = None,
 ) -> dict[str, Samples]:
     """Time several calls against each other: in every block each is called in turn, in an order that rotates.
 
     Takes about ``seconds`` for all of them together, at least one call of each a block and at most ``most``.
+    ``threads``: pinned to so many processors meanwhile, where the system can; None: left to the scheduler.
     """
+    with pinned(threads):
+        return _measured(contenders, seconds, blocks, most)
+
+
+def _measured(contenders: Mapping[str, Call], seconds: float, blocks: int, most: int) -> dict[str, Samples]:
     for call in contenders.values():
         _once(call)
     spent = sum(min(_once(call) for _ in range(5)) for call in contenders.values())

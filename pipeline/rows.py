@@ -140,6 +140,7 @@ class Row:
     """What the stage tells about its work, or the target about its file; JSON types."""
     load_ms: float | None = None
     peak_bytes: int | None = None
+    """By which a fresh process grew when the file was loaded and answered one image; None where no runtime did."""
 
     def __post_init__(self) -> None:
         if self.verification == "written" and self.verdict == "pass":

@@ -186,6 +186,7 @@ class Bench:
         runtime = self.job.runtime
         made, reference = self._need(model, runtime), self._need(baseline, runtime)
         timing, load_ms, seconds = self.files.latency(runtime, made, reference)
+        peak_bytes, more = self.files.peak(runtime, made)
         finding = verify.judge(*findings, *([] if model is baseline else [verify.on_latency(timing, self.limits)]))
         self._add(
             Row(
@@ -200,11 +201,12 @@ class Bench:
                 undelegated=made.artifact.undelegated,
                 verdict=finding.verdict,
                 reason=finding.reason,
-                seconds=model.seconds + made.seconds + seconds,
+                seconds=model.seconds + made.seconds + seconds + more,
                 name=self._label(model.name),
                 precision=made.artifact.precision,
                 facts=model.facts,
                 load_ms=load_ms,
+                peak_bytes=peak_bytes,
             )
         )
 
@@ -223,7 +225,7 @@ class Bench:
         grade, runner, why = self.files.open(target, made)
         findings = [verify.on_grade(grade, why), verify.on_coverage(made.artifact.undelegated, self._limits(target))]
         findings.append(verify.on_covered_macs(made.artifact.facts, self.limits))
-        accuracy = agreement = timing = load_ms = answers = kept = None
+        accuracy = agreement = timing = load_ms = peak_bytes = answers = kept = None
         elsewhere: list[AtSize] = []
         seconds = made.seconds
         if runner is not None:
@@ -244,6 +246,9 @@ class Bench:
                 golden.tolerance(answers, preprocess.finished(model.answers)),
             )
             seconds += took + more
+        if grade == "runtime":
+            peak_bytes, took = self.files.peak(target, made)
+            seconds += took
         if reference is not None:
             timing, load_ms, took = self.files.latency(target, made, reference)
             findings.append(verify.on_latency(timing, self.limits))
@@ -266,6 +271,7 @@ class Bench:
             agreement=agreement,
             facts={**self.files.facts(target, made), **other_sizes.facts(elsewhere)},
             load_ms=load_ms,
+            peak_bytes=peak_bytes,
         )
         path = self.files.deliver(target, made)
         checkpoint = self.files.deliver_checkpoint(model)

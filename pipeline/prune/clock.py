@@ -47,7 +47,7 @@ class Clock:
         """Write, load and time ``model``; takes seconds."""
         runner, _ = self._write(model)
         contenders = {"ours": partial(runner, self._image), "reference": partial(self._reference, self._image)}
-        found = interleave(contenders, seconds=_SECONDS)
+        found = interleave(contenders, seconds=_SECONDS, threads=self._ctx.threads)
         ratio, _ = ratio_interval(found["ours"].blocks, found["reference"].blocks)
         return Reading(ratio, found["reference"].percentile(50))
 

@@ -321,7 +321,7 @@ def _timed(kind: Kind, pairs: Sequence[tuple[int, int]], ctx: Context) -> dict[t
             path = Path(folder) / f"{inputs}-{outputs}"
             runner, _ = written(kind.layer(inputs, outputs), image, path, ctx)
             calls[f"{inputs} {outputs}"] = partial(runner, image)
-        found = interleave(calls, seconds=_SECONDS_EACH * len(calls), blocks=20)
+        found = interleave(calls, seconds=_SECONDS_EACH * len(calls), blocks=20, threads=ctx.threads)
     return {(i, o): found[f"{i} {o}"].percentile(_FASTEST) for i, o in pairs}
 
 

@@ -129,7 +129,10 @@ def _section(section: Section, index: int) -> dict[str, Any]:
 def _shown(row: Row, name: str) -> dict[str, Any]:
     """A table row's cells: for each the main text and the smaller one below it."""
     cells = [*_accuracy(row.accuracy, row.step == "baseline"), _agreement(row)]
-    cells += [(numbers.count(row.params), ""), (numbers.count(row.macs), ""), (numbers.size(row.bytes), "")]
+    cells += [(numbers.count(row.params), ""), (numbers.count(row.macs), "")]
+    cells.append(
+        (numbers.size(row.bytes), f"{numbers.size(row.peak_bytes)} to run" if row.peak_bytes is not None else "")
+    )
     cells += _latency(row.latency, row.step == "baseline")
     return {
         "label": name,

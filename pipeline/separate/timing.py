@@ -63,7 +63,8 @@ def _timed(dense: nn.Module, new: nn.Module, shape: tuple[int, ...], ctx: Contex
         runners = {
             kind: _loaded(layer, image, Path(folder) / kind, ctx) for kind, layer in (("dense", dense), ("new", new))
         }
-        samples = interleave({kind: partial(run, image) for kind, run in runners.items()}, seconds=_SECONDS)
+        calls = {kind: partial(run, image) for kind, run in runners.items()}
+        samples = interleave(calls, seconds=_SECONDS, threads=ctx.threads)
     _, interval = statistics.ratio_interval(samples["new"].blocks, samples["dense"].blocks)
     return Times(dense_ms=samples["dense"].percentile(50), new_ms=samples["new"].percentile(50), ratio_ci95=interval)
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 
+from pipeline import cpus
+from pipeline.cpus import pinned
 from pipeline.latency import Samples, interleave
+from pipeline.recipe import Limits
+from pipeline.rows import Latency, Verdict
 from pipeline.statistics import ratio_interval
+from pipeline.verify import on_latency
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux pins threads")
 
 
 def busy(milliseconds: float) -> None:
@@ -85,4 +97,106 @@ def test_samples_give_block_medians_and_percentiles_over_all_calls() -> None:
     assert samples.blocks.tolist() == [2.0, 4.0]
     assert samples.percentile(0) == 1.0
     assert samples.percentile(50) == 3.5
+    assert samples.percentile(90) == 7.0  # of 1, 2, 3, 4, 5, 9: half way from the fifth to the sixth
     assert samples.percentile(100) == 9.0
+
+
+STEADY = [1.0] * 30
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [
+        ([0.8, 0.9] * 15, "pass"),
+        ([1.1, 1.2] * 15, "fail"),
+        ([0.5, 1.7] * 15, "not-checked"),
+    ],
+)
+def test_spread_of_the_blocks_decides_whether_a_ratio_is_believed(ours: list[float], verdict: Verdict) -> None:
+    mine, theirs = (Samples(np.array(times).reshape(30, 1)) for times in (ours, STEADY))
+    ratio, interval = ratio_interval(mine.blocks, theirs.blocks)
+    found = Latency(
+        on="onnx",
+        batch=1,
+        threads=1,
+        p50_ms=mine.percentile(50),
+        p90_ms=mine.percentile(90),
+        ratio_to_baseline=ratio,
+        ci95=interval,
+    )
+    judged = on_latency(found, Limits(max_latency_ratio=1.0))
+    assert judged.verdict == verdict
+    assert ("too noisy to decide" in judged.reason) == (verdict == "not-checked")
+
+
+# pinned to processors
+
+
+@pytest.fixture
+def worker() -> Iterator[int]:
+    """A thread that Python does not know of, as a runtime's pool has: its number."""
+    import _thread
+
+    told: list[int] = []
+    end = threading.Event()
+
+    def run() -> None:
+        told.append(threading.get_native_id())
+        end.wait()
+
+    _thread.start_new_thread(run, ())
+    while not told:
+        time.sleep(0.001)
+    yield told[0]
+    end.set()
+
+
+@linux
+def test_the_caller_and_the_pools_are_pinned_while_timed_and_given_back(worker: int) -> None:
+    before = os.sched_getaffinity(0), os.sched_getaffinity(worker)
+    seen = []
+    interleave(
+        {"a": lambda: seen.append((os.sched_getaffinity(0), os.sched_getaffinity(worker)))},
+        seconds=1.0,
+        blocks=1,
+        most=1,
+        threads=1,
+    )
+    assert len(seen) == WARM + 1
+    assert all(mine == theirs and len(mine) == 1 and mine <= before[0] for mine, theirs in seen)
+    assert (os.sched_getaffinity(0), os.sched_getaffinity(worker)) == before
+
+
+@linux
+def test_a_failure_gives_the_processors_back(worker: int) -> None:
+    before = os.sched_getaffinity(0), os.sched_getaffinity(worker)
+    with pytest.raises(ZeroDivisionError):
+        interleave({"a": lambda: 1 / 0}, threads=1)
+    assert (os.sched_getaffinity(0), os.sched_getaffinity(worker)) == before
+
+
+@linux
+def test_python_s_other_threads_are_left_alone() -> None:
+    end = threading.Event()
+    bar = threading.Thread(target=end.wait)
+    bar.start()
+    assert bar.native_id is not None
+    before = os.sched_getaffinity(bar.native_id)
+    with pinned(1):
+        assert os.sched_getaffinity(bar.native_id) == before
+    end.set()
+    bar.join()
+
+
+@linux
+def test_no_more_processors_than_are_allowed_and_none_unasked() -> None:
+    allowed = os.sched_getaffinity(0)
+    with pinned(10_000) as chosen:
+        assert chosen == allowed
+    with pinned(None) as chosen:
+        assert chosen == frozenset() and os.sched_getaffinity(0) == allowed
+
+
+def test_a_second_processor_of_a_core_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpus, "_siblings", lambda cpu: {0: {0, 1}, 1: {0, 1}, 2: {2, 3}, 3: {2, 3}, 5: {4, 5}}[cpu])
+    assert cpus._apart({0, 1, 2, 3, 5}) == [0, 2, 5, 1, 3]

@@ -554,6 +554,16 @@ def test_the_page_holds_every_row_and_reason_and_digest(tmp_path: Path) -> None:
         assert wanted in text, wanted
 
 
+def test_the_page_tells_the_peak_memory_where_it_was_measured(tmp_path: Path) -> None:
+    shown = report()
+    assert " to run" not in "".join(Elements(write_html(shown, tmp_path).read_text(encoding="utf-8")).text).replace(
+        "; to run", ""
+    )
+    shown.rows[:] = [replace(row, peak_bytes=1_234_567) if row.target == "onnx" else row for row in shown.rows]
+    text = " ".join(Elements(write_html(shown, tmp_path).read_text(encoding="utf-8")).text)
+    assert text.count("1.23 MB to run") == 1
+
+
 def test_the_page_is_the_same_for_the_same_report(tmp_path: Path) -> None:
     assert write_html(report(), tmp_path / "a").read_bytes() == write_html(report(), tmp_path / "b").read_bytes()
 

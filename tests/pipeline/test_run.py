@@ -98,6 +98,11 @@ def test_every_step_and_file_has_a_row(finished: tuple[Path, dict[str, Any], str
     for row in report["rows"]:
         assert row["accuracy"]["n"] == 540
         assert row["verdict"] in ("pass", "not-checked")
+        timed = row["latency"]
+        assert 0 < timed["p50_ms"] <= timed["p90_ms"]
+        assert timed["ci95"][0] <= timed["ratio_to_baseline"] <= timed["ci95"][1]
+        if sys.platform in ("linux", "darwin"):
+            assert row["peak_bytes"] > 0
     assert report["rows"][-1]["verification"] == "runtime"
     assert report["rows"][-1]["agreement"]["n"] == 540
 
@@ -166,6 +171,7 @@ def test_verify_and_bench_take_the_written_file(finished: tuple[Path, dict[str, 
     timed = json.loads(pipeline("bench", str(path), "--seconds", "0.2", "--json").stdout)
     assert timed["files"][0]["ratio_to_first"] == 1.0
     card = path.with_name(path.name + ".card.json")
+    assert json.loads(card.read_text(encoding="utf-8"))["row"]["peak_bytes"] == report["rows"][-1]["peak_bytes"]
     changed = json.loads(card.read_text(encoding="utf-8")) | {"sha256": "0" * 64}
     other = folder / "changed.onnx"
     other.write_bytes(path.read_bytes())
