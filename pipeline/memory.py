@@ -41,8 +41,8 @@ def _growth(target: str, path: Path, threads: int, shape: tuple[int, int, int], 
     load = targets.get(target).load
     assert load is not None
     image = blank(shape, fed)
-    # Refused, a file that is not there has still brought in the runtime's libraries and its pool.
-    with contextlib.suppress(targets.TargetError):
+    # However it is refused, a file that is not there has brought in the runtime's libraries and its pool.
+    with contextlib.suppress(Exception):
         load(path.with_name(f"no {path.name}"), threads)
     _set_back()
     before = _high_water()

@@ -98,13 +98,21 @@ def test_every_step_and_file_has_a_row(finished: tuple[Path, dict[str, Any], str
     for row in report["rows"]:
         assert row["accuracy"]["n"] == 540
         assert row["verdict"] in ("pass", "not-checked")
+    assert report["rows"][-1]["verification"] == "runtime"
+    assert report["rows"][-1]["agreement"]["n"] == 540
+
+
+def test_every_row_with_a_file_tells_its_time_and_peak_memory(finished: tuple[Path, dict[str, Any], str]) -> None:
+    _, report, _ = finished
+    rows = [row for row in report["rows"] if row["latency"] is not None]
+    assert [row["step"] for row in rows] == ["baseline", "prune", "finetune", "fold", "artifact"]
+    for row in rows:
         timed = row["latency"]
         assert 0 < timed["p50_ms"] <= timed["p90_ms"]
         assert timed["ci95"][0] <= timed["ratio_to_baseline"] <= timed["ci95"][1]
         if sys.platform in ("linux", "darwin"):
             assert row["peak_bytes"] > 0
-    assert report["rows"][-1]["verification"] == "runtime"
-    assert report["rows"][-1]["agreement"]["n"] == 540
+    assert {row["peak_bytes"] for row in report["rows"] if row["latency"] is None} == {None}
 
 
 def test_the_page_and_the_artifact_lie_where_the_report_says(finished: tuple[Path, dict[str, Any], str]) -> None:
