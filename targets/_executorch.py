@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from targets import Artifact, Grid, Precision
+from targets import Artifact, Precision
 from targets._coverage import Work, node_macs, shares
-from targets._quiet import quiet
+from targets._program import is_quantized
+from targets._quiet import LEAF_SPEC, quiet
+from targets._whole import whole
 
 if TYPE_CHECKING:
     from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
-    from torchao.quantization.pt2e.quantizer import Quantizer
 
 _IDLE = frozenset({"getitem", "executorch_call_delegate", "alloc"})
 """Calls that move no data: they pass results along or reserve memory."""
 
 _LOGGERS = ("torchao", "torch.utils._pytree", "executorch.backends.xnnpack", "executorch.exir")
 _WARNINGS = (
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    LEAF_SPEC,
     "This API is experimental and subject to change without notice",
     "(read_text|open_text|read_binary) is deprecated. Use files",
     "`torch.jit.script_method` is deprecated",
@@ -34,13 +34,6 @@ _WARNINGS = (
 def quieted(*loggers: str, messages: tuple[str, ...] = ()) -> AbstractContextManager[None]:
     """Within the block ExecuTorch's harmless chatter is dropped, and that of further ``loggers`` and ``messages``."""
     return quiet(*_LOGGERS, *loggers, messages=(*_WARNINGS, *messages))
-
-
-def int8_quantizer(grid: Grid, qat: bool = False) -> Quantizer:
-    """The project's quantizer on ``grid``."""
-    with quieted():
-        from targets._int8 import Int8Quantizer
-    return Int8Quantizer(grid, qat=qat)
 
 
 def lowered(program: ExportedProgram, partitioner: Any) -> EdgeProgramManager:
@@ -93,17 +86,13 @@ def artifact(target: str, path: Path, precision: Precision, facts: Mapping[str, 
 
 def precision(program: ExportedProgram) -> Precision:
     """int8 where the program holds quantize nodes."""
-    quantized = any(_name(node.target) == "quantize_per_tensor" for node in program.graph.nodes)
-    return "int8" if quantized else "float32"
+    return "int8" if is_quantized(program) else "float32"
 
 
 def write(buffer: bytes, path: Path) -> None:
     """Write the file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        aside = Path(folder) / path.name
+    with whole(path) as aside:
         aside.write_bytes(buffer)
-        aside.replace(path)
 
 
 def _name(target: object) -> str:

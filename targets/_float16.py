@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from targets import Packaging, TargetError
-from targets._quiet import quiet
+from targets._quiet import LEAF_SPEC, quiet
 
 
 def with_float16(program: ExportedProgram, packaging: Packaging) -> ExportedProgram:
@@ -20,7 +20,7 @@ def with_float16(program: ExportedProgram, packaging: Packaging) -> ExportedProg
     """
     if packaging.sizes is not None and packaging.sizes.kind != "fixed":
         raise TargetError("wanted a program of one image size to compute in float16; leave the other sizes out")
-    with quiet(messages=(r"`isinstance\(treespec, LeafSpec\)` is deprecated",)):
+    with quiet(messages=(LEAF_SPEC,)):
         graph = copy.deepcopy(program.module(check_guards=False))  # its tensors are the caller's
         assert isinstance(graph, GraphModule)
         for name, tensor in (*graph.named_parameters(), *graph.named_buffers()):

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from targets import Packaging, TargetError
-from targets._quiet import quiet
+from targets._quiet import LEAF_SPEC, quiet
 
 SMALLEST = 256
 """Elements of the smallest weight that is stored so; below it, scales take what the integers save."""
@@ -35,7 +35,7 @@ def with_int8_weights(program: ExportedProgram, packaging: Packaging) -> Exporte
     """
     if packaging.sizes is not None and packaging.sizes.kind != "fixed":
         raise TargetError("wanted a program of one image size to store its weights as int8; leave the other sizes out")
-    with quiet("torchao", "torch.utils._pytree", messages=(r"`isinstance\(treespec, LeafSpec\)` is deprecated",)):
+    with quiet("torchao", "torch.utils._pytree", messages=(LEAF_SPEC,)):
         import torchao.quantization.pt2e  # noqa: F401  registers quantized_decomposed
 
         graph = copy.deepcopy(program.module(check_guards=False))  # its tensors are the caller's

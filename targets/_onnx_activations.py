@@ -7,9 +7,11 @@ hardswish(x) = x·hardsigmoid(x) is that and a product.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from targets._onnx_graph import constant_of, initializer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -53,10 +55,10 @@ def _swish(graph: ir.Graph, node: ir.Node) -> None:
 def _sigmoid(graph: ir.Graph, node: ir.Node, quantize: ir.Node) -> None:
     import onnx_ir as ir
 
-    scale, zero_point = (ir.convenience.get_const_tensor(value) for value in quantize.inputs[1:3] if value is not None)
+    scale, zero_point = (constant_of(value) for value in quantize.inputs[1:3] if value is not None)
     if scale is None or zero_point is None:
         return
-    step, lowest = float(scale.numpy()), int(zero_point.numpy())
+    step, lowest = float(scale), int(zero_point)
     if lowest != _LOWEST or _LEVELS * step > 1 + step / 2:
         return
     share = _clipped(graph, node, step)
@@ -69,14 +71,14 @@ def _clipped(graph: ir.Graph, node: ir.Node, step: float) -> ir.Value:
     import onnx_ir as ir
 
     name, x = str(node.name), node.inputs[0]
-    lowest = _initializer(graph, "lowest", np.array(_LOWEST, np.int8))
+    lowest = initializer(graph, "lowest", np.array(_LOWEST, np.int8))
     three = [
-        _initializer(graph, "three_q", np.array(127, np.int8)),
-        _initializer(graph, "three_scale", np.array(_SHIFT / _LEVELS, np.float32)),
+        initializer(graph, "three_q", np.array(127, np.int8)),
+        initializer(graph, "three_scale", np.array(_SHIFT / _LEVELS, np.float32)),
         lowest,
     ]
-    wide = _initializer(graph, f"{name}_wide", np.array(_SPAN * step, np.float32))
-    narrow = _initializer(graph, f"{name}_narrow", np.array(step, np.float32))
+    wide = initializer(graph, f"{name}_wide", np.array(_SPAN * step, np.float32))
+    narrow = initializer(graph, f"{name}_narrow", np.array(step, np.float32))
     constant = ir.node("DequantizeLinear", three, name=f"{name}_three")
     added = ir.node("Add", [x, constant.outputs[0]], name=f"{name}_add")
     quantized = ir.node("QuantizeLinear", [added.outputs[0], wide, lowest], name=f"{name}_clip")
@@ -86,13 +88,3 @@ def _clipped(graph: ir.Graph, node: ir.Node, step: float) -> ir.Value:
         part.outputs[0].name = f"{part.name}_output"
     graph.insert_before(node, made)
     return share.outputs[0]
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-    import onnx_ir as ir
-
-    if name not in graph.initializers:
-        tensor = ir.tensor(array, name=name)
-        kind = ir.TensorType(tensor.dtype)
-        graph.register_initializer(ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor))
-    return graph.initializers[name]

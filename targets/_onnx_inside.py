@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from targets import Inside
+from targets._onnx_session import session
 
 if TYPE_CHECKING:
     import onnx
@@ -93,26 +94,20 @@ def _run(path: Path, model: onnx.ModelProto, wanted: list[str], images: Tensor) 
     """Values ``wanted`` of the file, [N, ...] each."""
     import onnx
 
-    from targets.onnx import _session
+    from targets.onnx import too_large
 
     there = {output.name for output in model.graph.output}
     new = [name for name in dict.fromkeys(wanted) if name not in there]
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in new)
     with tempfile.TemporaryDirectory() as folder:
         aside = Path(folder) / path.name
-        onnx.save_model(model, aside, save_as_external_data=_large(model), location=f"{path.name}.data")
-        session = _session(aside, threads=1)
-    feed, names = session.get_inputs()[0].name, list(dict.fromkeys(wanted))
-    rows = [session.run(names, {feed: image[None].numpy()}) for image in images.float()]
+        onnx.save_model(model, aside, save_as_external_data=too_large(model), location=f"{path.name}.data")
+        loaded = session(aside, threads=1)
+    feed, names = loaded.get_inputs()[0].name, list(dict.fromkeys(wanted))
+    rows = [loaded.run(names, {feed: image[None].numpy()}) for image in images.float()]
     return {name: torch.cat([_tensor(row[index]) for row in rows]) for index, name in enumerate(names)}
 
 
 def _tensor(array: Any) -> Tensor:
     value = torch.from_numpy(array)
     return value if value.dim() else value[None]
-
-
-def _large(model: onnx.ModelProto) -> bool:
-    from targets.onnx import EXTERNAL_ABOVE
-
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_ABOVE

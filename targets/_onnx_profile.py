@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from targets import TargetError
+from targets._onnx_session import session
 
 
 def profile(path: Path, image: Tensor, threads: int, runs: int = 50) -> Mapping[str, float]:
@@ -18,21 +18,12 @@ def profile(path: Path, image: Tensor, threads: int, runs: int = 50) -> Mapping[
 
     ``image``: as the file takes it, [1, ...]. The profiler's own work makes the sum a little more than an unwatched call.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.enable_profiling, options.log_severity_level = True, 4
     with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # every status of the runtime is an exception class of its own
-            raise TargetError(f"wanted an ONNX model at {path}, found {error}; export it again") from error
-        name = session.get_inputs()[0].name
+        watched = session(path, threads, profile=Path(folder) / "profile")
+        name = watched.get_inputs()[0].name
         for _ in range(runs + 1):
-            session.run(None, {name: image.numpy()})
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            watched.run(None, {name: image.numpy()})
+        events = json.loads(Path(watched.end_profiling()).read_text(encoding="utf-8"))
     return _by_operator(events, runs)
 
 

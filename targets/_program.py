@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from targets import Packaging, Precision, SizeKind, TargetError
-from targets._quiet import quiet
+from targets._quiet import LEAF_SPEC, quiet
 
 _aten = torch.ops.aten
 _DROPOUTS = frozenset(
@@ -86,7 +86,7 @@ def for_inference(program: ExportedProgram) -> ExportedProgram:
     """
     if not any(node.target in _DROPOUTS for node in program.graph.nodes):
         return program
-    with quiet(messages=(r"`isinstance\(treespec, LeafSpec\)` is deprecated",)):
+    with quiet(messages=(LEAF_SPEC,)):
         program = copy.deepcopy(program)
     graph = program.graph_module.graph
     for node in list(graph.nodes):

@@ -7,6 +7,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LEAF_SPEC = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
+"""torch's note, while it copies or exports a program, on how it looks at its own trees."""
+
 
 @contextmanager
 def quiet(*loggers: str, messages: tuple[str, ...] = ()) -> Iterator[None]:

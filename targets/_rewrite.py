@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from targets._quiet import quiet
+from targets._quiet import LEAF_SPEC, quiet
 
 _aten = torch.ops.aten
 
@@ -41,7 +41,7 @@ def rewritten(program: ExportedProgram, rules: Mapping[object, Rule]) -> Exporte
     """A copy of ``program`` with ``rules`` applied; the program itself where they find nothing."""
     if not any(node.target in rules for node in program.graph.nodes):
         return program
-    with quiet(messages=(r"`isinstance\(treespec, LeafSpec\)` is deprecated",)):
+    with quiet(messages=(LEAF_SPEC,)):
         program = copy.deepcopy(program)
     rewrite(program.graph_module.graph, rules)
     program.graph_module.recompile()

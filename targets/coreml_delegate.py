@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from targets import USUAL, Artifact, Grid, Packaging, Runner, Target, TargetError
-from targets._executorch import artifact, coverage, int8_quantizer, lowered, precision, quieted, write
+from targets._executorch import artifact, coverage, lowered, quieted, write
 from targets._executorch_runtime import load
-from targets._program import as_captured, for_inference
+from targets._program import as_captured, for_inference, is_quantized
+from targets._quantizer import int8_quantizer
 from targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
         edge = lowered(ready, CoreMLPartitioner(compile_specs=specs))
         facts = coverage(edge)
         write(edge.to_executorch().buffer, path)
-    return artifact("coreml_delegate", path, "int8" if precision(program) == "int8" else "float16", facts)
+    return artifact("coreml_delegate", path, "int8" if is_quantized(program) else "float16", facts)
 
 
 def reference(path: Path) -> Runner:

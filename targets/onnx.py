@@ -35,9 +35,13 @@ from targets._coverage import Work, convolution_macs, shares
 from targets._float16 import with_float16
 from targets._int8_weights import with_int8_weights
 from targets._onnx_activations import hard_activations_in_integers
+from targets._onnx_graph import constant_of, initializer
 from targets._onnx_profile import profile
+from targets._onnx_session import session
 from targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
-from targets._quiet import quiet
+from targets._quantizer import int8_quantizer
+from targets._quiet import LEAF_SPEC, quiet
+from targets._whole import whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +49,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import Tensor
     from torch.export import ExportedProgram
-    from torchao.quantization.pt2e.quantizer import Quantizer
 
 OPSET = 20
 """Per-channel quantization needs 13, and 20 has Gelu as an operator; ONNX Runtime reads it since 1.17."""
@@ -75,12 +78,6 @@ _INTEGER = (
 )  # fmt: skip
 _NOT_FLOAT = frozenset((*_INT8_KERNELS, *_INTEGER, *_MOVES, "QuantizeLinear", "DequantizeLinear"))
 """Operators of an int8 file that compute on integers or only move data; the rest are islands of float."""
-
-
-def _quantizer(grid: Grid, qat: bool = False) -> Quantizer:
-    with quiet("torchao", "torch.utils._pytree"):
-        from targets._int8 import Int8Quantizer
-    return Int8Quantizer(grid, qat=qat)
 
 
 def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
@@ -151,9 +148,7 @@ def _stored(program: ExportedProgram, precision: Precision, packaging: Packaging
 
 
 def _translate(program: ExportedProgram, opset: int = OPSET) -> ir.Model:
-    with quiet(
-        "torch.onnx._internal.exporter._registration", messages=(r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
-    ):
+    with quiet("torch.onnx._internal.exporter._registration", messages=(LEAF_SPEC,)):
         exported = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
     assert exported is not None
     return exported.model
@@ -171,28 +166,9 @@ def _facts(operators: Counter[str], opset: int, int8: bool) -> dict[str, Any]:
     }
 
 
-def _number(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
-    """The constant that ``value`` holds, or None."""
-    import onnx_ir as ir
-
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
-
-
 def _same_number(first: ir.Value | None, second: ir.Value | None) -> bool:
-    one, other = _number(first), _number(second)
+    one, other = constant_of(first), constant_of(second)
     return one is not None and other is not None and one.dtype == other.dtype and bool((one == other).all())
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-    """The initializer ``name`` holding ``array``; made where it is missing."""
-    import onnx_ir as ir
-
-    if name not in graph.initializers:
-        tensor = ir.tensor(array, name=name)
-        kind = ir.TensorType(tensor.dtype)
-        graph.register_initializer(ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor))
-    return graph.initializers[name]
 
 
 def _bypass(graph: ir.Graph, node: ir.Node) -> None:
@@ -212,7 +188,7 @@ def _spatial_means_to_pools(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type != "ReduceMean" or len(node.inputs) < 2:
             continue
-        source, axes = node.inputs[0], _number(node.inputs[1])
+        source, axes = node.inputs[0], constant_of(node.inputs[1])
         four = source is not None and source.shape is not None and len(source.shape) == 4
         keeps = node.attributes.get_int("keepdims", 1)
         if four and keeps and axes is not None and sorted(int(axis) % 4 for axis in axes) == [2, 3]:
@@ -232,7 +208,7 @@ def _drop_implied_clips(graph: ir.Graph) -> None:
 
 def _bounds(node: ir.Node) -> tuple[float, float]:
     low, high = (0.0, float("inf")) if node.op_type == "Relu" else (float("-inf"), float("inf"))
-    numbers = [_number(value) for value in node.inputs[1:3]]
+    numbers = [constant_of(value) for value in node.inputs[1:3]]
     if numbers and numbers[0] is not None:
         low = float(numbers[0])
     if len(numbers) > 1 and numbers[1] is not None:
@@ -244,7 +220,7 @@ def _saturates(node: ir.Node, low: float, high: float) -> bool:
     """Whether quantizing gives the same integers with and without clipping to [low, high] first."""
     if node.op_type != "QuantizeLinear":
         return False
-    scale, zero_point = (_number(value) for value in node.inputs[1:3])
+    scale, zero_point = (constant_of(value) for value in node.inputs[1:3])
     if scale is None or zero_point is None or scale.size != 1 or zero_point.dtype.name != "int8":
         return False
     first, last = (-128 - int(zero_point)) * float(scale), (127 - int(zero_point)) * float(scale)
@@ -260,25 +236,27 @@ def _activations_to_uint8(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        zero_point = _number(node.inputs[2])
+        zero_point = constant_of(node.inputs[2])
         if zero_point is None or zero_point.size != 1 or zero_point.ndim or zero_point.dtype != np.int8:
             continue
         moved = int(zero_point) + 128
-        node.replace_input_with(2, _constant(graph, f"zero_point_{moved}", np.array(moved, np.uint8)))
+        node.replace_input_with(2, initializer(graph, f"zero_point_{moved}", np.array(moved, np.uint8)))
         source = node.inputs[0]
         assert source is not None
         if node.op_type == "QuantizeLinear":
             node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
-        elif (held := _number(source)) is not None:
+        elif (held := constant_of(source)) is not None:
             node.replace_input_with(
-                0, _constant(graph, f"{source.name}_u8", (held.astype(np.int16) + 128).astype(np.uint8))
+                0, initializer(graph, f"{source.name}_u8", (held.astype(np.int16) + 128).astype(np.uint8))
             )
 
 
 def _pads_in_integers(graph: ir.Graph) -> None:
     """dequantize, pad with zero, quantize to the same scale -> pad the integers with the zero point."""
     for node in list(graph):
-        if node.op_type != "Pad" or (len(node.inputs) > 2 and (value := _number(node.inputs[2])) is not None and value):
+        if node.op_type != "Pad" or (
+            len(node.inputs) > 2 and (value := constant_of(node.inputs[2])) is not None and value
+        ):
             continue
         before = node.inputs[0].producer() if node.inputs[0] is not None else None
         after = [use.node for use in node.outputs[0].uses()]
@@ -299,7 +277,7 @@ def _pads_in_integers(graph: ir.Graph) -> None:
 def _scale_of(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
     """The scale of the DequantizeLinear that made ``value``, or None."""
     producer = None if value is None else value.producer()
-    return _number(producer.inputs[1]) if producer is not None and producer.op_type == "DequantizeLinear" else None
+    return constant_of(producer.inputs[1]) if producer is not None and producer.op_type == "DequantizeLinear" else None
 
 
 def _biases_to_int32(graph: ir.Graph) -> None:
@@ -310,7 +288,7 @@ def _biases_to_int32(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
             continue
-        bias, of_input, of_weight = _number(node.inputs[2]), _scale_of(node.inputs[0]), _scale_of(node.inputs[1])
+        bias, of_input, of_weight = constant_of(node.inputs[2]), _scale_of(node.inputs[0]), _scale_of(node.inputs[1])
         if bias is None or of_input is None or of_weight is None:
             continue
         scale = (of_input.astype(np.float64) * of_weight.astype(np.float64)).astype(np.float32)
@@ -322,9 +300,9 @@ def _biases_to_int32(graph: ir.Graph) -> None:
             )
         name = f"{node.name}_bias"
         inputs = [
-            _constant(graph, f"{name}_q", rounded.astype(np.int32)),
-            _constant(graph, f"{name}_scale", scale),
-            _constant(graph, f"{name}_zero_point", np.zeros(scale.shape, np.int32)),
+            initializer(graph, f"{name}_q", rounded.astype(np.int32)),
+            initializer(graph, f"{name}_scale", scale),
+            initializer(graph, f"{name}_zero_point", np.zeros(scale.shape, np.int32)),
         ]
         dequantized = ir.node("DequantizeLinear", inputs, {"axis": 0}, name=f"{name}_dequantize")
         dequantized.outputs[0].name = f"{name}_dequantized"
@@ -397,16 +375,18 @@ def _save(proto: onnx.ModelProto, path: Path) -> None:
     """Write whole or not at all; the weights go to ``<name>.data`` beside the model where they exceed the limit."""
     import onnx
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > EXTERNAL_ABOVE
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        aside, data = Path(folder) / path.name, f"{path.name}.data"
-        if large:
+    with whole(path) as aside:
+        if too_large(proto):
+            data = f"{path.name}.data"
             onnx.save_model(proto, aside, save_as_external_data=True, location=data)
-            (Path(folder) / data).replace(path.parent / data)
+            aside.with_name(data).replace(path.with_name(data))
         else:
             aside.write_bytes(proto.SerializeToString(deterministic=True))
-        aside.replace(path)
+
+
+def too_large(proto: onnx.ModelProto) -> bool:
+    """Whether the weights have to lie in a file beside the model."""
+    return sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > EXTERNAL_ABOVE
 
 
 def optimised_operators(path: Path) -> Counter[str]:
@@ -420,41 +400,14 @@ def _optimised_nodes(path: Path, layouts: bool) -> list[tuple[str, str]]:
 
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "optimised.onnx"
-        _session(path, threads=1, optimised=written, layouts=layouts)
+        session(path, threads=1, optimised=written, layouts=layouts)
         graph = onnx.load(written, load_external_data=False).graph
         return [(node.op_type, node.name) for node in graph.node]
 
 
 def fused_copy(path: Path, copy: Path) -> None:
     """Write the graph that ONNX Runtime makes of the file at ``path``, the same for every processor, in its own format."""
-    _session(path, threads=1, optimised=copy, layouts=False, own_format=True)
-
-
-def _session(
-    path: Path, threads: int, optimised: Path | None = None, layouts: bool = True, own_format: bool = False
-) -> Any:
-    """An inference session on the CPU. Raises TargetError for a file that ONNX Runtime cannot read."""
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4
-    if not layouts:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    if own_format:
-        options.add_session_config_entry("session.save_model_format", "ORT")
-    if optimised is not None:
-        options.optimized_model_filepath = str(optimised)
-    unreadable = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile)
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (*unreadable, state.NotImplemented, state.RuntimeException) as error:
-        size = path.stat().st_size if path.exists() else None
-        found = "no such file" if size is None else f"{size} bytes that ONNX Runtime refuses"
-        raise TargetError(f"wanted an ONNX model at {path}, found {found} ({error}); export it again") from error
+    session(path, threads=1, optimised=copy, layouts=False, own_format=True)
 
 
 class _Runner:
@@ -474,7 +427,7 @@ class _Runner:
 
 def load(path: Path, threads: int) -> _Runner:
     """The file in ONNX Runtime on ``threads`` threads of the CPU. Raises TargetError for a file it cannot read."""
-    return _Runner(_session(path, threads))
+    return _Runner(session(path, threads))
 
 
 def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
@@ -491,7 +444,7 @@ TARGET = Target(
     needs=("onnx", "onnxscript", "onnxruntime"),
     # Without VNNI, x86 adds two u8×s8 products in 16 bits, saturating: 255·127·2 does not fit, 255·63·2 does.
     grids=(Grid(weight_bits=7, operators=COMMON_OPERATORS | GATES | PRODUCTS),),
-    quantizer=_quantizer,
+    quantizer=int8_quantizer,
     export=export,
     load=load,
     profile=profile,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from targets import USUAL, Artifact, Grid, Packaging, Runner, Target
-from targets._executorch import artifact, coverage, int8_quantizer, lowered, precision, quieted, write
+from targets._executorch import artifact, coverage, lowered, precision, quieted, write
 from targets._program import as_captured, for_inference
+from targets._quantizer import int8_quantizer
 from targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:

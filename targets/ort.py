@@ -8,12 +8,12 @@ format in an order that changes from call to call: one network gives files that 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from targets import USUAL, Artifact, Packaging, Target, TargetError
 from targets._onnx_profile import profile
+from targets._whole import whole
 from targets.onnx import TARGET as ONNX
 from targets.onnx import fused_copy, load
 
@@ -29,12 +29,10 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     """
     if packaging.precision == "float16":
         raise TargetError("target 'ort' writes no float16 file; choices: int8, float32, int8-weights; or target onnx")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        model, aside = Path(folder) / "model.onnx", Path(folder) / path.name
+    with whole(path) as aside:
+        model = aside.with_name("model.onnx")
         written = ONNX.export(program, model, packaging)
         fused_copy(model, aside)
-        aside.replace(path)
     return dataclasses.replace(written, target="ort", path=path, facts={**written.facts, "format": "ort"})
 
 

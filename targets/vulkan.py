@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from targets import USUAL, Artifact, Grid, Packaging, Target
-from targets._executorch import artifact, coverage, int8_quantizer, lowered, precision, quieted, write
+from targets._executorch import artifact, coverage, lowered, precision, quieted, write
 from targets._program import as_captured, for_inference
+from targets._quantizer import int8_quantizer
 from targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:

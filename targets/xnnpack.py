@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from targets import COMMON_OPERATORS, GATES, PRODUCTS, USUAL, Artifact, Grid, Inside, Packaging, Precision, Target
-from targets._executorch import artifact, coverage, int8_quantizer, lowered, planned_bytes, quieted, write
+from targets._executorch import artifact, coverage, lowered, planned_bytes, quieted, write
 from targets._executorch_profile import profile
 from targets._executorch_runtime import load
 from targets._float16 import with_float16
 from targets._program import chosen_precision, fitting_sizes, for_inference
+from targets._quantizer import int8_quantizer
 from targets._rewrite import HARD_SIGMOID, rewritten
 from targets._subsample import subsampling_as_convolution
 

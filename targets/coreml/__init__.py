@@ -21,20 +21,13 @@ from targets import (
     SizeKind,
     Target,
 )
-from targets._quiet import quiet
+from targets._quantizer import int8_quantizer
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
-    from torchao.quantization.pt2e.quantizer import Quantizer
 
 SIZES: frozenset[SizeKind] = frozenset({"fixed", "enumerated", "ranged"})
-
-
-def _quantizer(grid: Grid, qat: bool = False) -> Quantizer:
-    with quiet("torchao", "torch.utils._pytree"):
-        from targets._int8 import Int8Quantizer
-    return Int8Quantizer(grid, qat=qat)
 
 
 def _export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
@@ -103,7 +96,7 @@ TARGET = Target(
         for symmetric in (False, True)
         for bits in (8, 7)
     ),
-    quantizer=_quantizer,
+    quantizer=int8_quantizer,
     export=_export,
     load=_Device if sys.platform == "darwin" else None,
     reference=_reference,

@@ -9,13 +9,13 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from targets._quiet import quiet
+from targets._quiet import LEAF_SPEC, quiet
 
 # On import coremltools says that it was tested with older torch and scikit-learn versions and that its macOS bindings
 # are absent elsewhere; torchao and torch's pytree, which it imports, add notices about optional kernels.
 _LOGGERS = ("coremltools", "torchao", "torch.utils._pytree")
 _MESSAGES = (
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    LEAF_SPEC,
     "Function _TORCH_OPS_REGISTRY.__contains__ is deprecated",
     # An open end of a clamp is written as float32's largest value, whose float16 is infinity, as meant.
     "overflow encountered in cast",

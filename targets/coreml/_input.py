@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from targets import Packaging, TargetError
 from targets._program import open_sides
-from targets._quiet import quiet
+from targets._quiet import LEAF_SPEC, quiet
 
 LABELS = "labels"
 """Key of the package's metadata that holds the class names, a JSON list in the order of the outputs."""
@@ -111,7 +111,7 @@ def from_pixels(program: ExportedProgram) -> ExportedProgram:
     module = GraphModule(module, module.graph)  # without the hook that wants the program's own input
     (example,) = program.example_inputs[0]
     open_ = {axis + 1: side for axis, side in (open_sides(program) or {}).items()}
-    with quiet(messages=(r"`isinstance\(treespec, LeafSpec\)` is deprecated",)):
+    with quiet(messages=(LEAF_SPEC,)):
         return torch.export.export(
             module, (torch.zeros(example.permute(0, 3, 1, 2).shape),), dynamic_shapes=(open_,) if open_ else None
         )

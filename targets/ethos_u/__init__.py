@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from targets import USUAL, Artifact, Estimate, Grid, Packaging, Runner, Target
-from targets._executorch import int8_quantizer
+from targets._quantizer import int8_quantizer
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

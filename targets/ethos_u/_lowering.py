@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from targets import USUAL, Artifact, Packaging, TargetError
-from targets._executorch import artifact, coverage, lowered, precision, quieted
-from targets._program import as_captured, for_inference
+from targets._executorch import artifact, coverage, lowered, quieted
+from targets._program import as_captured, for_inference, is_quantized
 from targets._subsample import subsampling_as_convolution
 
 from ._integers import as_integers, mark_integers
@@ -35,7 +35,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     one piece; otherwise what is left to the CPU is told in the artifact. Raises TargetError for a float program.
     """
     as_captured(packaging, "ethos_u")
-    if precision(program) != "int8":
+    if not is_quantized(program):
         raise TargetError("Ethos-U computes in integers only, found a float network; give the recipe a quantization")
     path.parent.mkdir(parents=True, exist_ok=True)
     with (

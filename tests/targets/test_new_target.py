@@ -18,7 +18,7 @@ TARGET = '''"""PyTorch's own exported program: a .pt2 file, run by PyTorch."""
 import torch
 
 from targets import USUAL, Artifact, Grid, Target
-from targets._executorch import int8_quantizer
+from targets._quantizer import int8_quantizer
 
 
 def export(program, path, packaging=USUAL):

@@ -1,0 +1,18 @@
+"""The project's int8 quantizer as a target declares it; torchao is imported when it is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from targets import Grid
+from targets._quiet import quiet
+
+if TYPE_CHECKING:
+    from torchao.quantization.pt2e.quantizer import Quantizer
+
+
+def int8_quantizer(grid: Grid, qat: bool = False) -> Quantizer:
+    """The quantizer on ``grid``."""
+    with quiet("torchao", "torch.utils._pytree"):
+        from targets._int8 import Int8Quantizer
+    return Int8Quantizer(grid, qat=qat)
