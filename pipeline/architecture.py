@@ -122,7 +122,8 @@ def code_digest(reference: str) -> str:
 def source_digest(path: Path, *, within: Path | None = None, leave_out: str | None = None) -> str:
     """SHA-256 over a source file and, through its imports, every file of this project that it uses.
 
-    Of the imported ones, only those under ``within`` (None: the project), and none whose name without suffix, or folder, is ``leave_out``.
+    Of the imported ones, only those under ``within`` (None: the project), and none whose name without suffix, or folder,
+    is ``leave_out``.
     """
     start, inside = path.resolve(), (within or _ROOT).resolve()
     seen: dict[Path, str] = {}

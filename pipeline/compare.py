@@ -56,7 +56,7 @@ def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | No
     rows = []
     for name, (target, _, _) in opened.items():
         mine = samples[name]
-        ratio, interval = (1.0, (1.0, 1.0)) if mine is first else statistics.ratio_interval(mine.blocks, first.blocks)
+        ratio, interval = statistics.ratio_interval(mine.blocks, first.blocks)
         rows.append(
             Timing(
                 artifact=name,

@@ -9,7 +9,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,7 +203,7 @@ class Files:
         same = ours.digest == baseline.digest
         contenders = {"ours": lambda: mine(image)} | ({} if same else {"baseline": lambda: theirs(image)})
         found = latency.interleave(contenders, threads=self.job.recipe.threads)
-        ratio, interval = (1.0, (1.0, 1.0)) if same else statistics.ratio_interval(*(s.blocks for s in found.values()))
+        ratio, interval = statistics.ratio_interval(found["ours"].blocks, found.get("baseline", found["ours"]).blocks)
         return Latency(
             on=target.name,
             batch=1,
@@ -250,14 +250,11 @@ class Files:
         """Copy the network that files were written from into the report's folder; returns its name there."""
         name = f"{self._stem(source)}-{source.digest[:12]}"
         place = self.job.out / "checkpoints" / name
-        aside = place.with_name(f".{name}.partial")
         place.parent.mkdir(parents=True, exist_ok=True)
-        _remove(aside)
-        aside.mkdir()
-        for file in ("model.json", "model.safetensors", "input.json"):
-            shutil.copy2(source.folder / file, aside / file)
-        _remove(place)
-        aside.rename(place)
+        with _replaced(place) as aside:
+            aside.mkdir()
+            for file in ("model.json", "model.safetensors", "input.json"):
+                shutil.copy2(source.folder / file, aside / file)
         return name
 
 
@@ -273,12 +270,19 @@ def _file(entry: Entry) -> File:
 
 def _copy(source: Path, place: Path) -> None:
     """Copy a file or folder, whole or not at all, in place of what is there."""
+    with _replaced(place) as aside:
+        if source.is_dir():
+            shutil.copytree(source, aside)
+        else:
+            shutil.copy2(source, aside)
+
+
+@contextlib.contextmanager
+def _replaced(place: Path) -> Iterator[Path]:
+    """Where to make, within the block, the file or folder that in the end takes the place of what is there."""
     aside = place.with_name(f".{place.name}.partial")
     _remove(aside)
-    if source.is_dir():
-        shutil.copytree(source, aside)
-    else:
-        shutil.copy2(source, aside)
+    yield aside
     _remove(place)
     aside.rename(place)
 

@@ -17,9 +17,9 @@ def peak(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed
 
     That is the high-water mark of its resident set (Linux: VmHWM; macOS: ru_maxrss) after the answer, minus the same
     before: the interpreter, the libraries and the image are there by then, so they are not counted; the file's pages, its
-    weights as the runtime lays them out and its activations are, and whatever the runtime brings in for its first file. On Linux the mark is first set back to the memory in use;
-    on macOS it cannot be, and what importing took for a moment can hide some of the growth. Pages make it a figure good to
-    some tens of kB. ``shape``: channels, height and width; ``fed``: what the file is fed.
+    weights as the runtime lays them out and its activations are, and whatever the runtime brings in for its first file.
+    On Linux the mark is first set back to the memory in use; on macOS it cannot be, and what importing took for a moment
+    can hide some of the growth. ``shape``: channels, height and width; ``fed``: what the file is fed.
 
     None where the system tells no such mark. Raises TargetError for a file that the runtime cannot read and LoweringError
     where the process died.
@@ -45,9 +45,9 @@ def _growth(target: str, path: Path, threads: int, shape: tuple[int, int, int], 
     with contextlib.suppress(Exception):
         load(path.with_name(f"no {path.name}"), threads)
     _set_back()
-    before = _high_water()
+    before = high_water()
     load(path, threads)(image)
-    after = _high_water()
+    after = high_water()
     return None if before is None or after is None else after - before
 
 
@@ -56,8 +56,8 @@ def _set_back() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _high_water() -> int | None:
-    """Bytes."""
+def high_water() -> int | None:
+    """The most main memory that this process has held, in bytes; None where the system does not tell."""
     if sys.platform == "darwin":
         import resource
 

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Node
+
+from pipeline.statistics import divergence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,12 +148,6 @@ class Scan:
             kl=divergence(own, self.plain),
             agreement=float((own.argmax(1) == self.plain.argmax(1)).float().mean()),
         )
-
-
-def divergence(answers: Tensor, reference: Tensor) -> float:
-    """Mean Kullback-Leibler divergence in nats of softmax(answers) from softmax(reference), both logits [N, classes]."""
-    own, wanted = F.log_softmax(answers.double(), 1), F.log_softmax(reference.double(), 1)
-    return max(0.0, float(F.kl_div(own, wanted, reduction="batchmean", log_target=True)))
 
 
 def sensitivity(scan: Scan, track: Track) -> list[Cost]:

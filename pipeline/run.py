@@ -6,10 +6,9 @@ under a key made of all that determines it, so that a second run computes nothin
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,7 @@ import targets
 from pipeline import card, golden, lower, mixed, other_sizes, statistics, verify
 from pipeline.errors import LoweringError
 from pipeline.files import File, Files
-from pipeline.golden import Golden, Record, Tolerance
 from pipeline.image_sizes import show
-from pipeline.images import logits
 from pipeline.other_sizes import AtSize, at_other_sizes
 from pipeline.recipe import Candidate, Limits, Stage, stage_name
 from pipeline.report import Report, Section, environment
@@ -33,7 +30,7 @@ from pipeline.steps import Model, Steps, as_quantized
 from pipeline.store import Store
 from pipeline.verify import Finding
 from pipeline.watch import Watch
-from targets import Grid, Precision, Runner, Target
+from targets import Grid, Precision, Target
 
 
 def run(job: Job, watch: Watch) -> Report:
@@ -41,16 +38,8 @@ def run(job: Job, watch: Watch) -> Report:
 
     A step that fails its gate ends the run there, since what follows would build on it; of the files each is judged.
     """
-    store = Store(job.store)
-    store.sweep()
-    with lower.workers() as pool:
-        bench = Bench(
-            job=job,
-            watch=watch,
-            steps=Steps(job=job, store=store, watch=watch),
-            files=Files(job=job, store=store, pool=pool, watch=watch),
-            report=Report(recipe=job.recipe.describe(), environment=environment(job.recipe.threads)),
-        )
+    Store(job.store).sweep()
+    with opened(job, watch) as bench:
         baseline = model = bench.baseline()
         for index, stage in enumerate(job.recipe.stages):
             model = bench.step(stage, model, baseline, after=job.recipe.stages[index + 1 :])
@@ -60,6 +49,20 @@ def run(job: Job, watch: Watch) -> Report:
             ready = bench.quantize(grid, model, baseline) if job.recipe.quantize else model
             bench.candidates(model, ready, group, baseline)
         return bench.report
+
+
+@contextmanager
+def opened(job: Job, watch: Watch) -> Iterator[Bench]:
+    """Everything that the lines of a run are done with, its report still empty."""
+    store = Store(job.store)
+    with lower.workers() as pool:
+        yield Bench(
+            job=job,
+            watch=watch,
+            steps=Steps(job=job, store=store, watch=watch),
+            files=Files(job=job, store=store, pool=pool, watch=watch),
+            report=Report(recipe=job.recipe.describe(), environment=environment(job.recipe.threads)),
+        )
 
 
 def share_grids(wanted: Sequence[Target]) -> list[tuple[Grid, tuple[Target, ...]]]:
@@ -103,7 +106,7 @@ class Bench:
             against = self._latency(result, model)
             findings.append(verify.on_input(against, model.name, self.limits))
             told = {"step": model.name, "ratio": against.ratio_to_baseline, "ci95": against.ci95}
-            result = dataclasses.replace(result, facts={**result.facts, "time_to_input": told})
+            result = replace(result, facts={**result.facts, "time_to_input": told})
         self._step_row(result, baseline, findings)
         return result
 
@@ -240,9 +243,9 @@ class Bench:
                 *(verify.on_agreement(e.agreement, self.limits, f"at {show(e.size)} ") for e in elsewhere),
                 *findings,
             ]
+            images = golden.choose(self.job.data.test)
             kept = (
-                golden.choose(self.job.data.test),
-                runner,
+                replace(images, answers=answers[images.index]),
                 golden.tolerance(answers, preprocess.finished(model.answers)),
             )
             seconds += took + more
@@ -275,17 +278,13 @@ class Bench:
         )
         path = self.files.deliver(target, made)
         checkpoint = self.files.deliver_checkpoint(model)
-        record = None if kept is None else self._golden(self.job.out / path, *kept)
         place = self.job.out / path
+        record = None if kept is None else golden.write(place, *kept)
         card.write(place, made.digest, row, self.job, checkpoint, self.report.environment, record, answers)
         self.report.artifacts.append(
             ArtifactFile(target=target.name, path=path.as_posix(), sha256=made.digest, bytes=made.bytes)
         )
         self._add(row)
-
-    def _golden(self, path: Path, images: Golden, runner: Runner, allowed: Tolerance) -> Record:
-        answers = logits(runner, images, self.job.spec, fed=self.job.recipe.preprocess.fed)
-        return golden.write(path, dataclasses.replace(images, answers=answers), allowed)
 
     def _accuracy(self, model: Model, baseline: Model) -> Accuracy:
         return self._judge_against(model.answers, baseline)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,6 +39,12 @@ def agree(answers: Tensor, reference: Tensor) -> Agreement:
     )
 
 
+def divergence(answers: Tensor, reference: Tensor) -> float:
+    """Mean Kullback-Leibler divergence in nats of softmax(answers) from softmax(reference), both logits [N, classes]."""
+    own, wanted = F.log_softmax(answers.double(), 1), F.log_softmax(reference.double(), 1)
+    return max(0.0, float(F.kl_div(own, wanted, reduction="batchmean", log_target=True)))
+
+
 def paired_difference(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Difference:
     """Accuracy minus the baseline's on the same n images.
 
@@ -65,7 +72,8 @@ def _adjusted_wald(gained: int, lost: int, n: int, z: float) -> Interval:
 
 
 def ratio_interval(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, Interval]:
-    """Median of the paired ratios ours/theirs of interleaved times [blocks], with its bootstrap interval.
+    """Median of the paired ratios ours/theirs of interleaved times [blocks], with its bootstrap interval; of times to
+    themselves 1, without spread.
 
     A percentile bootstrap over blocks (Efron and Tibshirani 1993, chapter 13): neighbouring calls share the machine's
     state, so that blocks and not calls are resampled.

@@ -32,23 +32,24 @@ def judge(*findings: Finding) -> Finding:
     return Finding("not-checked", "no gate applies")
 
 
-def on_accuracy(accuracy: Accuracy, limits: Limits) -> Finding:
-    """Non-inferiority: the loss from the baseline, on the same images, must be proven to lie within ``max_drop``."""
+def on_accuracy(accuracy: Accuracy, limits: Limits, reference: str = "the baseline") -> Finding:
+    """Non-inferiority: the loss from the baseline, on the same images, must be proven to lie within ``max_drop``.
+
+    ``reference``: what the accuracy's difference is from, in words.
+    """
     versus = accuracy.vs_baseline
     allowed = f"{_points(limits.max_drop)} allowed"
     if -versus.delta > limits.max_drop:
         return Finding(
-            "fail", f"top-1 fell by {_points(-versus.delta)} from the baseline, {allowed} (n = {accuracy.n:,})"
+            "fail", f"top-1 fell by {_points(-versus.delta)} from {reference}, {allowed} (n = {accuracy.n:,})"
         )
     if -versus.ci95[0] > limits.max_drop:
         return Finding(
             "not-checked",
-            f"top-1 changed by {_signed(versus.delta)} from the baseline, {allowed}, but {accuracy.n:,} test images cannot "
+            f"top-1 changed by {_signed(versus.delta)} from {reference}, {allowed}, but {accuracy.n:,} test images cannot "
             f"exclude a fall of {_points(-versus.ci95[0])}",
         )
-    return Finding(
-        "pass", f"top-1 changed by {_signed(versus.delta)} from the baseline, {allowed} (n = {accuracy.n:,})"
-    )
+    return Finding("pass", f"top-1 changed by {_signed(versus.delta)} from {reference}, {allowed} (n = {accuracy.n:,})")
 
 
 def on_latency(latency: Latency, limits: Limits) -> Finding:

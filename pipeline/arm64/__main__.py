@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.__main__ import FAILED, PASSED, guarded
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -16,31 +18,12 @@ if TYPE_CHECKING:
 
 CPUS = ("cortex-a53", "cortex-a76")
 """One without the integer dot product (Raspberry Pi 3) and one with it (Raspberry Pi 5): other kernels run."""
-PASSED, FAILED, WRONG_REQUEST, MISSING_BACKEND, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status, as ``python -m pipeline`` has them."""
     options = _parser().parse_args(arguments)
-    from calib_data import DataError
-    from pipeline.errors import EdgewiseError, RequestError
-    from targets import MissingBackend, TargetError
-
-    try:
-        return _run(options)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except MissingBackend as error:
-        return _refuse(error, MISSING_BACKEND)
-    except (RequestError, DataError, TargetError) as error:
-        return _refuse(error, WRONG_REQUEST)
-    except EdgewiseError as error:
-        return _refuse(error, FAILED)
-
-
-def _refuse(error: Exception, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return status
+    return guarded(lambda: _run(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,14 +17,14 @@ from torch import Tensor
 
 import calib_data
 import targets
-from pipeline import card, pieces, statistics
+from pipeline import card, pieces, statistics, verify
 from pipeline.arm64 import inside
 from pipeline.arm64.root import Root, run
 from pipeline.card import Card
 from pipeline.errors import RequestError
 from pipeline.files import machine
 from pipeline.images import feed
-from pipeline.report.numbers import points
+from pipeline.recipe import Limits
 from pipeline.rows import Accuracy, Agreement, Verdict, encode
 from pipeline.verify import Finding
 
@@ -145,11 +145,7 @@ def _row(
         machine=name,
         emulated=theirs is not mine,
         accuracy=accuracy,
-        agreement=Agreement(
-            top1=float((theirs.logits.argmax(1) == mine.logits.argmax(1)).float().mean()),
-            max_abs=float((theirs.logits - mine.logits).abs().max()),
-            n=len(labels),
-        ),
+        agreement=statistics.agree(theirs.logits, mine.logits),
         p50_ms=float(np.median(theirs.ms)),
         verdict=finding.verdict,
         reason=finding.reason,
@@ -163,10 +159,4 @@ def _correct(answers: Answers, labels: Tensor) -> NDArray[np.bool_]:
 
 def judge(accuracy: Accuracy, max_drop: float) -> Finding:
     """A file may lose as little between machines as it might between steps: ``max_drop``, on the same images."""
-    versus = accuracy.vs_baseline
-    text = f"top-1 changed by {points(versus.delta)} points from this machine's, {100 * max_drop:.2f} allowed"
-    if -versus.delta > max_drop:
-        return Finding("fail", f"{text} (n = {accuracy.n:,})")
-    if -versus.ci95[0] > max_drop:
-        return Finding("not-checked", f"{text}, but {accuracy.n:,} images cannot exclude {points(versus.ci95[0])}")
-    return Finding("pass", f"{text} (n = {accuracy.n:,})")
+    return verify.on_accuracy(accuracy, Limits(max_drop=max_drop), "this machine's")

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 
 import models
 import targets
-from pipeline import latency, statistics
+from pipeline import latency, memory, statistics
 from pipeline.files import machine
 from pipeline.journey.cells import Cell, installed
 from pipeline.journey.network import Prepared, agreement, answers, calibrated, capture, float_islands, prepare
@@ -92,7 +92,7 @@ def measure(cell: Cell, scratch: Path) -> dict[str, Any]:
         "latency": _timed(cell, target, runner, prepared, scratch, pace) if grade == "runtime" else None,
         "seconds": {"writing": round(made.seconds, 1)},
         "machine": machine(),
-        "memory_bytes": _memory(),
+        "memory_bytes": memory.high_water() or 0,
     }
 
 
@@ -148,20 +148,12 @@ def _timed(
         return None
     image = prepared.images[0]
     contenders: dict[str, Callable[[], object]] = {"ours": partial(runner, image)}
-    same = (cell.target, cell.precision) == ("onnx", "float")
-    if not same:
+    if (cell.target, cell.precision) != ("onnx", "float"):
         onnx = targets.get("onnx")
         assert onnx.load is not None
         contenders["float onnx"] = partial(onnx.load(_baseline(cell.model, scratch).artifact.path, 1), image)
     rounds = max(5, min(30, int(_TIMING / max(2 * pace, 1e-9))))
     found = latency.interleave(contenders, seconds=_TIMING, blocks=rounds)
-    ratio, interval = (1.0, (1.0, 1.0)) if same else statistics.ratio_interval(*(s.blocks for s in found.values()))
     ours = found["ours"]
+    ratio, interval = statistics.ratio_interval(ours.blocks, found.get("float onnx", ours).blocks)
     return {"p50_ms": ours.percentile(50), "ratio": ratio, "ci95": list(interval), "rounds": rounds}
-
-
-def _memory() -> int:
-    """Bytes of main memory that this process holds."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -13,6 +13,7 @@ import models
 import targets
 from models._published import PUBLISHED
 from pipeline.journey.cells import PRECISIONS, Cell, Results, plan
+from pipeline.report import markdown
 from pipeline.store import write_whole
 
 Result = Mapping[str, Any]
@@ -93,8 +94,7 @@ def _markdown(found: Found, wanted: Sequence[str], costs: Mapping[str, Result]) 
 
 
 def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"## {title}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), ""])
+    return "\n".join([f"## {title}", "", *markdown.table(head, rows), ""])
 
 
 def _sizes(costs: Mapping[str, Result]) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import calib_data
@@ -19,7 +18,9 @@ from pipeline.architecture import Base
 from pipeline.finetune import Train
 from pipeline.fold import Fold
 from pipeline.images import normalise
+from pipeline.norms import batch_norms, reestimate
 from pipeline.recipe import Context
+from pipeline.resized import resize
 from pipeline.training import Augment, Training
 
 CALIBRATION, CALIBRATION_LARGE = 512, 64
@@ -73,7 +74,8 @@ def load(name: str, weights: Path | None, data_name: str, folder: Path) -> Subje
     if weights is not None:
         architecture.load_weights(network, weights)
     elif large:
-        _estimate_norms(network, spec, data)
+        batches = torch.split(torch.arange(len(data.calib)), 16)
+        reestimate(network, batch_norms(network), (normalise(data.calib.batch(index), spec) for index in batches))
     else:
         network = Train(training=_TRAINING)(network, context).eval()
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -96,20 +98,8 @@ def _enlarged(data: Data, shape: tuple[int, int, int]) -> Data:
     def part(of: object, count: int) -> MemoryPart:
         source = getattr(data, str(of))
         index = torch.arange(min(count, len(source)))
-        images = source.batch(index).float()
-        images = F.interpolate(images, shape[1:], mode="bilinear", antialias=True).round().clamp(0, 255)
-        return MemoryPart(images.to(torch.uint8).expand(-1, shape[0], -1, -1).contiguous(), source.labels[index])
+        images = resize(source.batch(index), shape[1:]).expand(-1, shape[0], -1, -1).contiguous()
+        return MemoryPart(images, source.labels[index])
 
     calib, test = part("calib", CALIBRATION_LARGE), part("test", TEST_LARGE)
     return in_memory(f"{data.name}, enlarged", calib, calib, test, data.classes)
-
-
-@torch.no_grad()
-def _estimate_norms(network: nn.Module, spec: Spec, data: Data) -> None:
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.train().momentum = None
-        norm.reset_running_stats()
-    for index in torch.split(torch.arange(len(data.calib)), 16):
-        network(normalise(data.calib.batch(index), spec))
-    network.eval()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.report.markdown import table
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -70,10 +72,8 @@ def markdown(results: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
         "estimated on enlarged images: for them only time and the agreement with the float file mean something.\n\n"
         f"{_versions(environment)}\n\n"
     )
-    rows = ["| " + " | ".join(_TITLES) + " |", "|" + "---|" * len(_TITLES)]
-    rows += ["| " + " | ".join(line) + " |" for line in lines(results)]
     found = verdicts(results)
-    return first + "\n".join(rows) + "\n\n" + "\n".join(f"- {line}" for line in found) + "\n"
+    return first + "\n".join(table(_TITLES, lines(results))) + "\n\n" + "\n".join(f"- {line}" for line in found) + "\n"
 
 
 def _versions(environment: Mapping[str, Any]) -> str:

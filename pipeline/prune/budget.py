@@ -66,7 +66,7 @@ def spend(model: nn.Module, how: Prune, ctx: Context, part: float = 1.0) -> Spen
     """
     spender = _measured if how.budget[0] in ("bytes", "time", "milliseconds") else _counted
     widths = _widths(model, how, ctx)
-    found = spender(model, how, ctx, part)
+    found = spender(model, how, ctx, part, widths)
     after = _widths(model, how, ctx)
     changed = {name: [width, after.get(name, 0)] for name, width in widths.items()}
     return Spent(found.summary, {**found.facts, "widths": changed})
@@ -76,11 +76,11 @@ def _widths(model: nn.Module, how: Prune, ctx: Context) -> dict[str, int]:
     return {group.name: group.width for group in couple(model, how, ctx).groups}
 
 
-def _counted(model: nn.Module, how: Prune, ctx: Context, part: float) -> Spent:
+def _counted(model: nn.Module, how: Prune, ctx: Context, part: float, widths: Mapping[str, int]) -> Spent:
     """A budget that is counted: channels, multiply-accumulates, parameters."""
     kind, asked = how.budget
     wanted, groups, facts = 1 - part * (1 - asked), couple(model, how, ctx).groups, dict[str, Any]()
-    whole = _Whole(_amount(kind, model, groups, ctx), {group.name: group.width for group in groups})
+    whole = _Whole(_amount(kind, model, groups, ctx), widths)
     for step in range(1, how.steps + 1):
         state = _look(model, how, ctx, whole.widths, facts)
         if how.ratio is not None and how.scope != "layer" and how.max_layer_ratio == 1:
@@ -134,10 +134,9 @@ def _amount(kind: str, model: nn.Module, groups: Sequence[Group], ctx: Context) 
     return totals.macs if kind == "macs" else totals.params
 
 
-def _measured(model: nn.Module, how: Prune, ctx: Context, part: float) -> Spent:
+def _measured(model: nn.Module, how: Prune, ctx: Context, part: float, widths: Mapping[str, int]) -> Spent:
     """A budget that is measured on the declared runtime: milliseconds of a call, bytes of a file."""
     facts: dict[str, Any] = {}
-    widths = _widths(model, how, ctx)
     with clock(copy.deepcopy(model), ctx) as watch:
         whole = _size(how, watch, model)
         wanted = 1 - part * (1 - _share(how, whole))

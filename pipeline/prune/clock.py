@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import targets
-from pipeline.errors import StageError
+from pipeline.alone import written
 from pipeline.latency import interleave
-from pipeline.quantize import quiet_capture
 from pipeline.recipe import Context
 from pipeline.statistics import ratio_interval
 from targets import Runner
@@ -65,17 +62,3 @@ def clock(model: nn.Module, ctx: Context) -> Iterator[Clock]:
     """A clock whose files are removed in the end. Raises StageError where the runtime does not exist on this host."""
     with tempfile.TemporaryDirectory(dir=ctx.scratch) as folder:
         yield Clock(Path(folder), model, ctx)
-
-
-def written(model: nn.Module, image: Tensor, path: Path, ctx: Context) -> tuple[Runner, int]:
-    """``model`` as a file of the declared runtime captured on ``image`` [1, …], loaded; and the file's bytes."""
-    target = targets.get(ctx.runtime)
-    if target.load is None:
-        raise StageError(
-            f"{ctx.runtime} does not run on this host, so nothing can be timed on it; choose another runtime"
-        )
-    with quiet_capture():
-        program = torch.export.export(copy.deepcopy(model).cpu().eval(), (image,))
-    place = target.export(program, path.with_suffix(target.suffix), targets.USUAL).path
-    files = [place] if place.is_file() else [part for part in place.rglob("*") if part.is_file()]
-    return target.load(place, ctx.threads), sum(part.stat().st_size for part in files)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RequestError, StageError
 from pipeline.report import Report, Section, numbers
+from pipeline.report.markdown import table
 from pipeline.rows import Difference, Row
 
 if TYPE_CHECKING:
@@ -163,15 +164,18 @@ def markdown(network: str, baseline: Row, points: Sequence[Point], setting: str)
         "",
         f"Unpruned: top-1 {top1} % (n = {baseline.accuracy.n:,}), {macs} MACs. {setting}",
         "",
-        "| asked | top-1 % | change, points (95 %) | MACs | fewer MACs | time left | as it is cut | asked / predicted / measured |"
-        " to the first, points (95 %) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        *table(_HEAD, map(_cells, points)),
     ]
-    return "\n".join([*lines, *map(_line, points), "", *_published(network)]) + "\n"
+    return "\n".join([*lines, "", *_published(network)]) + "\n"
 
 
-def _line(point: Point) -> str:
-    low, high = (100 * end for end in point.delta_ci95)
+_HEAD = (
+    "asked", "top-1 %", "change, points (95 %)", "MACs", "fewer MACs", "time left", "as it is cut",
+    "asked / predicted / measured", "to the first, points (95 %)",
+)  # fmt: skip
+
+
+def _cells(point: Point) -> list[str]:
     budget = point.budget
     measured = (
         " / ".join(f"{budget[key]:.4g}" for key in ("wanted", "predicted", "measured")) + f" {budget['budget']}"
@@ -180,11 +184,17 @@ def _line(point: Point) -> str:
     )
     first = point.to_first
     versus = "–" if first is None else _change(first.delta, first.ci95) + f", p {first.p_value:.2g}"
-    return (
-        f"| {point.asked} | {100 * point.top1:.2f} | {100 * point.delta:+.2f} ({low:+.2f} to {high:+.2f}) "
-        f"| {point.macs / 1e6:.1f}M | {1 / point.macs_ratio:.2f}x | {point.time_ratio:.3f} | {100 * point.before_tuning:.2f} "
-        f"| {measured} | {versus} |"
-    )
+    return [
+        point.asked,
+        f"{100 * point.top1:.2f}",
+        _change(point.delta, point.delta_ci95),
+        f"{point.macs / 1e6:.1f}M",
+        f"{1 / point.macs_ratio:.2f}x",
+        f"{point.time_ratio:.3f}",
+        f"{100 * point.before_tuning:.2f}",
+        measured,
+        versus,
+    ]
 
 
 def _change(delta: float, interval: tuple[float, float]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
@@ -57,7 +58,7 @@ class Time:
         """The whole network's time."""
         return self.watch.read(model).time
 
-    @property
+    @cached_property
     def _now(self) -> float:
         return self.table.ms((0,) * len(self.choices))
 
@@ -74,7 +75,7 @@ class Bytes:
 
     def predict(self, counts: Counts) -> float:
         """The tensors' bytes, as a share of the bytes now."""
-        return _bytes(self.cut(counts)) / _bytes(self.cut((0,) * self.groups))
+        return _bytes(self.cut(counts)) / self._now
 
     def choose(self, share: float) -> Counts:
         """The cheapest moves, in order."""
@@ -83,6 +84,10 @@ class Bytes:
     def measure(self, model: nn.Module) -> float:
         """The whole file."""
         return self.watch.size(model) / self.watch.bytes
+
+    @cached_property
+    def _now(self) -> int:
+        return _bytes(self.cut((0,) * self.groups))
 
 
 def _bytes(model: nn.Module) -> int:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 import targets
 from pipeline import latency
+from pipeline.alone import written
 from pipeline.errors import StageError
 from pipeline.latency import interleave
-from pipeline.prune.clock import written
 from pipeline.prune.coupling import Group, Side, is_multiplier
 from pipeline.recipe import Context
 from pipeline.store import Store, file_digest, key_of

@@ -32,7 +32,7 @@ def sections(named: Sequence[tuple[Row, str]]) -> list[Section]:
             ("latency_table", "What each width of a layer costs", _latency_table),
             ("widths", "Channels before and after", _widths),
         ):
-            if isinstance(facts.get(key), Mapping if key == "sensitivity" else object) and facts.get(key):
+            if facts.get(key):
                 found.append(Section(title=f"{title} ({name})", figure=draw(facts[key])))
     return found
 

@@ -28,7 +28,7 @@ from pipeline.separate.fit import Fitted, Moments
 from pipeline.separate.forms import Form, Into, bias_of, form_of
 from pipeline.separate.head import PooledHead
 from pipeline.separate.keeping import kept_plan
-from pipeline.separate.plan import Candidate, Wishes, check_names, choose, refuse, survey, totals, unsettled
+from pipeline.separate.plan import Candidate, Wishes, check_names, choose, refuse, survey, told, unsettled
 from pipeline.separate.pool import AveragePool
 from pipeline.separate.recover import imitate
 from pipeline.separate.samples import BATCH, drawn
@@ -97,17 +97,19 @@ class Separate:
         if not chosen:
             raise StageError(_nothing(plan))
         judge = Judge(ctx=ctx)
-        stages = {"before": judge.top1(judge.answers(teacher))}
+        found = judge.states(before=teacher)
         swap = self._swap(teacher, plan, ctx)
         student = self._substituted(teacher, chosen, swap, ctx)
-        stages["substituted"] = judge.top1(judge.answers(student))
+        found |= judge.states(substituted=student)
         if self.recover_steps:
             points = [swap.norms.get(name, name) for name in chosen]
             imitate(
                 student, teacher, points, ctx, steps=self.recover_steps, lr=self.recover_lr, batch=self.recover_batch
             )
-            stages["distilled"] = judge.top1(judge.answers(student))
-        ctx.fact("plan", self._told(plan, stages, ctx))
+            found |= judge.states(distilled=student)
+        timed_on = ctx.runtime if any(candidate.dense_ms is not None for candidate in plan) else None
+        told_plan = told(self.into, plan, found, max_drop=self.max_drop, timed_on=timed_on, threads=ctx.threads)
+        ctx.fact("plan", told_plan)
         return _as_it_was(student, model)
 
     def plan(self, model: nn.Module, ctx: Context) -> tuple[Candidate, ...]:
@@ -171,17 +173,6 @@ class Separate:
     def _fit(self, layer: nn.Conv2d, middle: int, moments: Moments) -> Fitted:
         start = self._form.kernel_fit(layer.weight.detach(), bias_of(layer), middle)
         return start if self.init == "kernel" else self._form.output_fit(start, moments, self.sweeps)
-
-    def _told(self, plan: Sequence[Candidate], stages: dict[str, float], ctx: Context) -> dict[str, object]:
-        return {
-            "into": self.into,
-            "max_drop": self.max_drop,
-            "timed_on": ctx.runtime if any(c.dense_ms is not None for c in plan) else None,
-            "threads": ctx.threads,
-            "calibration": {"n": len(ctx.data.calib)} | stages,
-            **totals(plan),
-            "layers": [candidate.to_json() for candidate in plan],
-        }
 
 
 def _on_device(model: nn.Module, ctx: Context) -> nn.Module:

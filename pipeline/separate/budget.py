@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.images import logits
@@ -14,6 +13,7 @@ from pipeline.recipe import Context
 from pipeline.separate.fit import Fitted
 from pipeline.separate.plan import Candidate, merits, unsettled
 from pipeline.separate.substitute import Swap
+from pipeline.statistics import divergence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,10 @@ class Judge:
         """Share of the calibration images that these logits get right."""
         return float((answers.argmax(1) == self.ctx.data.calib.labels).float().mean())
 
-
-def divergence(answers: Tensor, reference: Tensor) -> float:
-    """Mean Kullback-Leibler divergence of the classes from those of ``reference``, both logits [N, C], in nats."""
-    ours, theirs = F.log_softmax(answers.double(), 1), F.log_softmax(reference.double(), 1)
-    return float(F.kl_div(ours, theirs, reduction="batchmean", log_target=True).clamp_min(0))
+    def states(self, **networks: nn.Module) -> dict[str, float]:
+        """Top-1 of each network under its name, and ``n``, the number of images."""
+        found = {name: self.top1(self.answers(network)) for name, network in networks.items()}
+        return {"n": len(self.ctx.data.calib)} | found
 
 
 def priced(

@@ -26,7 +26,7 @@ from pipeline.errors import StageError
 from pipeline.recipe import Context, in_range
 from pipeline.separate.budget import Judge
 from pipeline.separate.moments import captured
-from pipeline.separate.plan import Candidate, totals
+from pipeline.separate.plan import Candidate, told
 from pipeline.separate.samples import drawn
 
 _POOLS = (GridMean, nn.AdaptiveAvgPool2d)
@@ -63,9 +63,7 @@ class PooledHead:
         ctx.note(candidate.line())
         if not accepted:
             raise StageError(f"{candidate.line()}; relax max_error, or leave this step out")
-        judge = Judge(ctx=ctx)
-        found = {name: judge.top1(judge.answers(net)) for name, net in (("before", teacher), ("substituted", student))}
-        ctx.fact("plan", _told(candidate, {"n": len(ctx.data.calib)} | found))
+        ctx.fact("plan", told("pooled head", [candidate], Judge(ctx=ctx).states(before=teacher, substituted=student)))
         return student.to(next(model.parameters()).device).train(model.training)
 
 
@@ -173,15 +171,3 @@ def _done(model: nn.Module, head: _Head, weight: Tensor, bias: Tensor) -> nn.Mod
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)
     return student
-
-
-def _told(candidate: Candidate, calibration: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "into": "pooled head",
-        "max_drop": None,
-        "timed_on": None,
-        "threads": None,
-        "calibration": calibration,
-        **totals([candidate]),
-        "layers": [candidate.to_json()],
-    }

@@ -213,11 +213,25 @@ def _slowness(candidate: Candidate) -> str:
     return f"the new form is {word}: {low:.2f} to {high:.2f} of the layer's time"
 
 
-def totals(candidates: Iterable[Candidate]) -> Mapping[str, int]:
-    """Multiply-accumulates of the accepted layers before and after."""
+def told(
+    into: str,
+    candidates: Sequence[Candidate],
+    calibration: Mapping[str, float],
+    *,
+    max_drop: float | None = None,
+    timed_on: str | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """The fact ``plan``, from which the report draws its picture; ``calibration``: images, and top-1 at each state."""
     accepted = [c for c in candidates if c.accepted]
     return {
+        "into": into,
+        "max_drop": max_drop,
+        "timed_on": timed_on,
+        "threads": threads,
+        "calibration": dict(calibration),
         "accepted": len(accepted),
         "dense_macs": sum(c.dense_macs for c in accepted),
         "new_macs": sum(c.new_macs for c in accepted),
+        "layers": [candidate.to_json() for candidate in candidates],
     }

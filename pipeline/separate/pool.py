@@ -26,7 +26,7 @@ from pipeline.errors import StageError
 from pipeline.recipe import Context, in_range
 from pipeline.separate.budget import Judge
 from pipeline.separate.moments import captured
-from pipeline.separate.plan import Candidate, check_names, totals
+from pipeline.separate.plan import Candidate, check_names, told
 from pipeline.separate.samples import drawn
 
 
@@ -59,9 +59,7 @@ class AveragePool:
         if not chosen:
             raise StageError(_nothing(plan))
         student = self._done(teacher, teacher, chosen, drawn(ctx.data.train, self.images, ctx))
-        judge = Judge(ctx=ctx)
-        found = {name: judge.top1(judge.answers(net)) for name, net in (("before", teacher), ("substituted", student))}
-        ctx.fact("plan", _told(plan, {"n": len(ctx.data.calib)} | found))
+        ctx.fact("plan", told("average pooling", plan, Judge(ctx=ctx).states(before=teacher, substituted=student)))
         return student.to(next(model.parameters()).device).train(model.training)
 
     def _plan(self, teacher: nn.Module, ctx: Context) -> list[Candidate]:
@@ -206,18 +204,6 @@ def _channels(model: nn.Module, name: str, image: Tensor) -> int:
     with captured(model, [name], "input") as inputs:
         model(image)
     return inputs[name].shape[1]
-
-
-def _told(plan: Sequence[Candidate], calibration: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "into": "average pooling",
-        "max_drop": None,
-        "timed_on": None,
-        "threads": None,
-        "calibration": calibration,
-        **totals(plan),
-        "layers": [candidate.to_json() for candidate in plan],
-    }
 
 
 def _nothing(plan: Sequence[Candidate]) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RequestError
 from pipeline.report import numbers
+from pipeline.report.markdown import table
 from pipeline.rows import Row
 
 if TYPE_CHECKING:
@@ -60,13 +61,15 @@ class Study:
             f"{layers['accepted']} of {layers['of']} convolutions replaced; in them {numbers.count(layers['dense_macs'])} "
             f"multiply-accumulates became {numbers.count(layers['new_macs'])}, {layers['fewer']:.2f} times fewer.",
             "",
-            "| network | top-1, % | change, points | n | params | MACs | time | verdict |",
-            "|---|---|---|---|---|---|---|---|",
+            *table(_HEAD, map(_cells, self.report.rows)),
         ]
-        return "\n".join([*lines, *map(_line, self.report.rows)]) + "\n"
+        return "\n".join(lines) + "\n"
 
 
-def _line(row: Row) -> str:
+_HEAD = ("network", "top-1, %", "change, points", "n", "params", "MACs", "time", "verdict")
+
+
+def _cells(row: Row) -> list[str]:
     name = f"{row.target} file" if row.target else row.label
     top1 = change = count = "–"
     if row.accuracy is not None:
@@ -76,28 +79,14 @@ def _line(row: Row) -> str:
     if (latency := row.latency) is not None:
         low, high = map(numbers.ratio, latency.ci95)
         time = f"{numbers.significant(latency.p50_ms)} ms on {latency.on}, {numbers.ratio(latency.ratio_to_baseline)} ({low} to {high})"
-    cells = [name, top1, change, count, numbers.count(row.params), numbers.count(row.macs), time, row.verdict]
-    return f"| {' | '.join(cells)} |"
+    return [name, top1, change, count, numbers.count(row.params), numbers.count(row.macs), time, row.verdict]
 
 
 def study(job: Job, watch: Watch) -> Study:
     """Do it; ``report.json`` on disk grows by a row after each network. Raises RequestError for a recipe without it."""
-    from pipeline import lower
-    from pipeline.files import Files
-    from pipeline.report import Report, environment
-    from pipeline.run import Bench
-    from pipeline.steps import Steps
-    from pipeline.store import Store
+    from pipeline.run import opened
 
-    store = Store(job.store)
-    with lower.workers() as pool:
-        bench = Bench(
-            job=job,
-            watch=watch,
-            steps=Steps(job=job, store=store, watch=watch),
-            files=Files(job=job, store=store, pool=pool, watch=watch),
-            report=Report(recipe=job.recipe.describe(), environment=environment(job.recipe.threads)),
-        )
+    with opened(job, watch) as bench:
         plan = _rows(bench, job.recipe)
         return Study(report=bench.report, plan=plan)
 

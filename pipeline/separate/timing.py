@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +9,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import targets
 from pipeline import statistics
+from pipeline.alone import written
 from pipeline.latency import interleave
-from pipeline.quantize import quiet_capture
 from pipeline.recipe import Context
 from pipeline.rows import Interval
-from targets import Runner
 
 _SECONDS = 0.6
 
@@ -61,18 +59,9 @@ def _timed(dense: nn.Module, new: nn.Module, shape: tuple[int, ...], ctx: Contex
     image = torch.rand(shape, generator=torch.Generator().manual_seed(ctx.seed))
     with tempfile.TemporaryDirectory(dir=ctx.scratch) as folder:
         runners = {
-            kind: _loaded(layer, image, Path(folder) / kind, ctx) for kind, layer in (("dense", dense), ("new", new))
+            kind: written(layer, image, Path(folder) / kind, ctx)[0] for kind, layer in (("dense", dense), ("new", new))
         }
         calls = {kind: partial(run, image) for kind, run in runners.items()}
         samples = interleave(calls, seconds=_SECONDS, threads=ctx.threads)
     _, interval = statistics.ratio_interval(samples["new"].blocks, samples["dense"].blocks)
     return Times(dense_ms=samples["dense"].percentile(50), new_ms=samples["new"].percentile(50), ratio_ci95=interval)
-
-
-def _loaded(layer: nn.Module, image: Tensor, path: Path, ctx: Context) -> Runner:
-    target = targets.get(ctx.runtime)
-    assert target.load is not None
-    with quiet_capture():
-        program = torch.export.export(copy.deepcopy(layer).cpu().eval(), (image,))
-    written = target.export(program, path.with_suffix(target.suffix), targets.USUAL)
-    return target.load(written.path, ctx.threads)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import checkpoint, mixed
+from pipeline import checkpoint, mixed, statistics
 from pipeline.architecture import Base, build
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import RequestError
@@ -78,8 +78,8 @@ def test_a_scan_leaves_the_graph_as_it_was(base: Base) -> None:
 def test_divergence_by_hand() -> None:
     uniform, certain = torch.zeros(1, 2), torch.tensor([[1.0986122887, 0.0]])  # (1/2, 1/2) and (3/4, 1/4)
     # KL(reference ‖ own) = 3/4 ln(3/4 / 1/2) + 1/4 ln(1/4 / 1/2) = 0.1308
-    assert mixed.divergence(uniform, certain) == pytest.approx(0.13081203594)
-    assert mixed.divergence(certain, certain) == 0
+    assert statistics.divergence(uniform, certain) == pytest.approx(0.13081203594)
+    assert statistics.divergence(certain, certain) == 0
 
 
 class Fake:
@@ -128,11 +128,11 @@ def test_the_fall_back_of_the_worst_layer_mends_the_answers(base: Base) -> None:
         plain = model(IMAGES)
         whole, mended = prepared(model)(IMAGES), prepared(model, ("2", "5"))(IMAGES)
         scan = mixed.Scan(prepared(model), IMAGES)
-    assert mixed.divergence(mended, plain) < 0.1 * mixed.divergence(whole, plain)
+    assert statistics.divergence(mended, plain) < 0.1 * statistics.divergence(whole, plain)
     # What the scan foretells is what a graph prepared so computes; the tensor between both layers takes leaving both.
     assert torch.allclose(scan.answers(("0",)), mended, atol=1e-5)
     assert torch.equal(scan.answers(("0", "5")), scan.answers(None)) is False
-    assert mixed.divergence(scan.answers(("0", "5")), plain) > 0.5 * mixed.divergence(whole, plain)
+    assert statistics.divergence(scan.answers(("0", "5")), plain) > 0.5 * statistics.divergence(whole, plain)
 
 
 def test_the_picture_marks_what_is_left_in_float() -> None:

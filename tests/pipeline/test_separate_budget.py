@@ -18,8 +18,9 @@ from models._layers import GlobalMean, SeparableConv
 from pipeline.errors import RequestError, StageError
 from pipeline.recipe import Context
 from pipeline.separate import Separate
-from pipeline.separate.budget import Judge, divergence
+from pipeline.separate.budget import Judge
 from pipeline.separate.timing import Times
+from pipeline.statistics import divergence
 
 
 class Images:
