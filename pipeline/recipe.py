@@ -99,6 +99,9 @@ class Limits:
     """Largest loss of top-1 accuracy (0.01 = one percentage point)."""
     max_latency_ratio: float = 1.0
     """Largest time of a compressed network over the baseline's, on the same runtime."""
+    same_work_ratio: float = 1.05
+    """The same for one that saved no multiply-accumulates and claims no speed, such as folded or fine-tuned: two files of
+    equal work differ by where they lie in memory (Mytkowicz et al. 2009), and many rounds make that a certain difference."""
     max_step_ratio: float = 1.0
     """Largest time of a step that changed the number of MACs over the time of the network it was given."""
     min_agreement: float = 0.99
@@ -111,6 +114,7 @@ class Limits:
     def __post_init__(self) -> None:
         in_range("max_drop", self.max_drop, 0, 1)
         in_range("max_latency_ratio", self.max_latency_ratio, 0, float("inf"))
+        in_range("same_work_ratio", self.same_work_ratio, 0, float("inf"))
         in_range("max_step_ratio", self.max_step_ratio, 0, float("inf"))
         in_range("min_agreement", self.min_agreement, 0, 1)
         if self.max_undelegated is not None:

@@ -190,7 +190,10 @@ class Bench:
         made, reference = self._need(model, runtime), self._need(baseline, runtime)
         timing, load_ms, seconds = self.files.latency(runtime, made, reference)
         peak_bytes, more = self.files.peak(runtime, made)
-        finding = verify.judge(*findings, *([] if model is baseline else [verify.on_latency(timing, self.limits)]))
+        if model is not baseline:
+            same = _same_work((model, made), (baseline, reference))
+            findings.append(verify.on_latency(timing, self.limits, same_work=same))
+        finding = verify.judge(*findings)
         self._add(
             Row(
                 step=model.name,
@@ -254,7 +257,8 @@ class Bench:
             seconds += took
         if reference is not None:
             timing, load_ms, took = self.files.latency(target, made, reference)
-            findings.append(verify.on_latency(timing, self.limits))
+            same = _same_work((model, made), (baseline, reference))
+            findings.append(verify.on_latency(timing, self.limits, same_work=same))
             seconds += took
         finding = verify.judge(*findings)
         row = Row(
@@ -322,6 +326,12 @@ def float_candidates(
             if name is None or name in target.precisions:
                 found.setdefault(name, []).append(target)
     return [(name, tuple(able)) for name, able in found.items()]
+
+
+def _same_work(one: tuple[Model, File], other: tuple[Model, File]) -> bool:
+    """Whether neither network saved multiply-accumulates, nor its file precision."""
+    (model, made), (baseline, reference) = one, other
+    return model.macs == baseline.macs and made.artifact.precision == reference.artifact.precision
 
 
 def _lost(model: Model, target: Target, failure: LoweringError) -> Row:

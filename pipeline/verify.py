@@ -52,9 +52,13 @@ def on_accuracy(accuracy: Accuracy, limits: Limits, reference: str = "the baseli
     return Finding("pass", f"top-1 changed by {_signed(versus.delta)} from {reference}, {allowed} (n = {accuracy.n:,})")
 
 
-def on_latency(latency: Latency, limits: Limits) -> Finding:
-    """The time relative to the baseline must be proven to lie within ``max_latency_ratio``."""
-    return _on_ratio(latency, "the baseline's time", limits.max_latency_ratio)
+def on_latency(latency: Latency, limits: Limits, *, same_work: bool = False) -> Finding:
+    """The time relative to the baseline must be proven to lie within ``max_latency_ratio``.
+
+    ``same_work``: as many multiply-accumulates as the baseline, in the same precision; then within ``same_work_ratio``.
+    """
+    allowed = max(limits.max_latency_ratio, limits.same_work_ratio) if same_work else limits.max_latency_ratio
+    return _on_ratio(latency, "the baseline's time", allowed)
 
 
 def on_input(latency: Latency, given: str, limits: Limits) -> Finding:

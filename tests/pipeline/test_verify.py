@@ -68,6 +68,16 @@ def test_latency_gate(low: float, high: float, verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(1.0, 1.01, "pass"), (1.04, 1.06, "not-checked"), (1.06, 1.1, "fail")]
+)
+def test_a_step_that_saved_no_work_claims_no_speed(low: float, high: float, verdict: Verdict) -> None:
+    found = on_latency(timed((low + high) / 2, low, high), Limits(max_latency_ratio=0.8), same_work=True)
+    assert found.verdict == verdict and "1.05 allowed" in found.reason
+    assert on_latency(timed((low + high) / 2, low, high), Limits()).verdict != "pass"
+    assert on_latency(timed(1.2, 1.1, 1.3), Limits(max_latency_ratio=2), same_work=True).verdict == "pass"
+
+
+@pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [(0.7, 0.9, "pass"), (0.99, 1.0, "pass"), (0.99, 1.01, "not-checked"), (1.01, 1.2, "fail")],
 )
