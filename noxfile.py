@@ -145,6 +145,13 @@ def journey(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def evaluator(session: nox.Session) -> None:
+    """The Core ML evaluation against PyTorch, every architecture: ``nox -s evaluator -- [MODEL ...] --data cifar10:DIR``."""
+    _install(session, "coreml")
+    session.run("python", "-m", "pipeline.journey.evaluator", *session.posargs)
+
+
+@nox.session(python=PYTHON)
 def substitution(session: nox.Session) -> None:
     """What substitution costs and saves, stage by stage: ``nox -s substitution -- [RECIPE] --weights F --data D``.
 

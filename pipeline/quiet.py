@@ -16,3 +16,5 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Lightning asks for more data-loading workers; it is given no loader of its own to run.
     warnings.filterwarnings("ignore", module="lightning_fabric.*")
+    # torch's own record of a captured graph's inputs, told so whenever such a graph is copied.
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)

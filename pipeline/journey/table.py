@@ -121,10 +121,14 @@ def _of_target(found: Found, target: str) -> str:
     head = ["architecture"]
     head += ["float error, top-1", "outside", "size", "time"]
     head += ["int8 error, top-1", "drift", "outside", "islands", "size", "time"]
-    rows = [[name, *_columns(found, name, target)] for name in models.names()]
+    run = [name for name in models.names() if any((name, target, precision) in found for precision in PRECISIONS)]
+    rows = [[name, *_columns(found, name, target)] for name in run]
     grades = Counter(r["grade"] for (_, t, _), r in found.items() if t == target and "grade" in r)
     grade = ", ".join(f"{grade} ({count} files)" for grade, count in grades.items()) or "nothing was run"
-    return _table(f"{target}: {grade}", head, rows)
+    missing = len(models.names()) - len(run)
+    return _table(f"{target}: {grade}", head, rows) + (
+        f"\n{missing} other architectures: not run.\n" if missing else ""
+    )
 
 
 def _columns(found: Found, name: str, target: str) -> list[str]:

@@ -1,0 +1,267 @@
+"""Whether a target's reference evaluation of a file answers as PyTorch does, over a whole test set.
+
+``python -m pipeline.journey.evaluator --data digits``: every architecture, reduced as in the tests and trained for a
+moment, is written float and int8, and the file's evaluation is held against the network it was written from, image by
+image. A class that differs although PyTorch prefers its own by more than a tie is a fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import calib_data
+import models
+import targets
+from calib_data import Data, Part
+from models import Spec
+from pipeline import quantize, resized
+from pipeline.fold import Fold
+from pipeline.images import logits, normalise
+from pipeline.journey.cells import PRECISIONS, Precision
+from pipeline.journey.network import agreement, capture
+from pipeline.recipe import Context
+from pipeline.report import markdown
+from pipeline.store import write_whole
+from pipeline.training import Augment, Training, fit
+from targets import Target
+
+PASSED, FAILED, WRONG_REQUEST = 0, 1, 2
+
+_TRAINING = Training(
+    epochs=8, steps=50, lr=1e-3, batch_size=64, optimizer="adamw", augment=Augment(crop=0), precision="32-true"
+)
+_CALIBRATION = 128
+"""Images that the ranges of the int8 graph are observed on."""
+_TIE = {"float": 0.01, "int8": 0.02}
+"""How far apart PyTorch's two logits may lie, as a share of the spread of all, for the files' order to be a matter of
+rounding: some units in the last place of float16, or a few steps of an 8-bit grid."""
+_ERROR = {"float": 0.02, "int8": 0.1}
+"""Largest accepted ‖a − b‖ / ‖b − mean(b)‖ over all logits."""
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """A part whose images have as many channels as the network takes: gray repeated, colours averaged."""
+
+    source: Part
+    count: int
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]."""
+        return self.source.labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, index: Tensor) -> Tensor:
+        """The images at ``index`` (int64 [B]) as uint8 [B, count, H, W]."""
+        images = self.source.batch(index)
+        if images.shape[1] == self.count:
+            return images
+        return images.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, self.count, -1, -1)
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a file's evaluation compares with the network it was written from."""
+
+    model: str
+    target: str
+    precision: Precision
+    images: int
+    error: float
+    """‖a − b‖ / ‖b − mean(b)‖ over all logits of all images."""
+    ties: int
+    """Images in another class, between which PyTorch sees a tie."""
+    differ: int
+    """Images in another class, between which it does not."""
+    accuracy: float
+    """Top-1 of the network in PyTorch: it was trained for a moment only."""
+    seconds: float
+
+    @property
+    def agrees(self) -> bool:
+        """No class differs but by a tie, and the logits lie within the tolerance."""
+        return self.differ == 0 and self.error <= _ERROR[self.precision]
+
+
+def compare(found: Tensor, wanted: Tensor, tie: float) -> tuple[float, int, int]:
+    """Error of all logits [N, classes], images whose class differs by a tie, and images whose class differs otherwise.
+
+    ``tie``: how far apart the two classes' logits may lie in ``wanted``, as a share of the spread of all its logits.
+    """
+    rows = torch.arange(len(wanted))
+    theirs, ours = wanted.argmax(1), found.argmax(1)
+    apart = wanted[rows, theirs] - wanted[rows, ours]
+    spread = float(wanted.max() - wanted.min())
+    close = apart <= tie * spread
+    other = theirs != ours
+    return agreement(found, wanted).error, int((other & close).sum()), int((other & ~close).sum())
+
+
+def examine(name: str, data: Data, target: Target, precisions: Sequence[Precision], folder: Path) -> Iterable[Found]:
+    """Train the reduced network for a moment, write its files, and compare every image's logits."""
+    spec = models.get(name)
+    network, context = _trained(spec, data, folder)
+    floating = Fold()(network, context)
+    for precision in precisions:
+        started = time.perf_counter()
+        wanting: nn.Module = floating if precision == "float" else _quantized(floating, context, target)
+        path = folder / f"{name}-{precision}{target.suffix}"
+        target.export(capture(wanting, context.data.shape), path, targets.USUAL)
+        assert target.reference is not None
+        found = logits(target.reference(path), context.data.test, spec, batch=100)
+        wanted = logits(wanting, context.data.test, spec, batch=100)
+        error, ties, differ = compare(found, wanted, _TIE[precision])
+        right = float((wanted.argmax(1) == context.data.test.labels).float().mean())
+        taken = time.perf_counter() - started
+        yield Found(name, target.name, precision, len(found), error, ties, differ, right, taken)
+
+
+def _trained(spec: Spec, data: Data, folder: Path) -> tuple[nn.Module, Context]:
+    torch.manual_seed(0)
+    network = spec.build(**{**spec.small, "num_classes": len(data.classes)})
+    channels, height, width = spec.small_input or spec.input_shape
+    sized = resized.at(data, (height, width))
+    shown = replace(
+        sized,
+        train=_Channels(sized.train, channels),
+        calib=_Channels(sized.calib, channels),
+        test=_Channels(sized.test, channels),
+        shape=(channels, height, width),
+    )
+    context = Context(spec=spec, data=shown, scratch=folder / "training")
+    context.scratch.mkdir(parents=True, exist_ok=True)
+    fit(network, _TRAINING, context, None)
+    return network.eval(), context
+
+
+@torch.no_grad()
+def _quantized(network: nn.Module, context: Context, target: Target) -> GraphModule:
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+    graph = quantize.export_graph(network, context.data.shape, batch=None)
+    index = torch.arange(min(_CALIBRATION, len(context.data.calib)))
+    with quantize.quiet_capture():
+        observed = prepare_pt2e(graph, target.quantizer(target.grids[0]))
+        observed(normalise(context.data.calib.batch(index), context.spec))
+        return quantize.convert(observed)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 where every file agrees, 1 where one does not, 2 for a wrong request."""
+    options = _parser().parse_args(arguments)
+    try:
+        target, data = targets.get(options.target), calib_data.load(options.data)
+        names = [models.get(name).name for name in options.models] or list(models.names())
+        if target.reference is None:
+            raise targets.TargetError(f"{options.target} has no reference evaluation on this host")
+    except (models.ModelError, targets.TargetError, targets.MissingBackend, calib_data.DataError) as error:
+        _say(f"error: {error}")
+        return WRONG_REQUEST
+    out = options.out / f"{target.name}-{data.name}.json"
+    kept = _read(out)
+    precisions: Sequence[Precision] = PRECISIONS[1:] if target.integers_only else PRECISIONS
+    for number, name in enumerate(names, 1):
+        if options.again or name not in kept:
+            kept[name] = _rows(name, data, target, precisions)
+            write_whole(out, json.dumps(kept, indent=1).encode())
+        for row in kept[name]:
+            _say(f"{number}/{len(names)} {_in_words(name, row)}")
+    write_whole(out.with_suffix(".md"), _markdown(target.name, data, kept).encode())
+    _say(f"written: {out.with_suffix('.md')}")
+    return FAILED if any(_bad(row) for name in names for row in kept[name]) else PASSED
+
+
+def _rows(name: str, data: Data, target: Target, precisions: Sequence[Precision]) -> list[dict[str, Any]]:
+    if reason := models.get(name).cannot.get(target.name):
+        return [{"cannot": reason}]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = list(examine(name, data, target, precisions, Path(folder)))
+        except Exception as error:
+            # A backend raises what it likes; a row says so, and the other rows are measured.
+            return [{"failed": f"{type(error).__name__}: {str(error)[:500]}"}]
+    return [asdict(one) | {"agrees": one.agrees} for one in found]
+
+
+def _bad(row: dict[str, Any]) -> bool:
+    return "failed" in row or row.get("agrees") is False
+
+
+def _in_words(name: str, row: dict[str, Any]) -> str:
+    for word in ("cannot", "failed"):
+        if word in row:
+            return f"{name}: {word}: {row[word]}"
+    verdict = "agrees" if row["agrees"] else "DIFFERS"
+    return (
+        f"{name} {row['precision']}: {verdict}, {row['images'] - row['ties'] - row['differ']:,} of {row['images']:,} "
+        f"in the same class, {row['ties']} ties, error {row['error']:.2%}, {row['seconds']:.0f} s"
+    )
+
+
+def _markdown(target: str, data: Data, kept: dict[str, list[dict[str, Any]]]) -> str:
+    head = ["architecture, reduced", "precision", "images", "same class", "ties", "differ", "error", "agrees"]
+    rows = []
+    for name in sorted(kept):
+        for row in kept[name]:
+            told = next((f"{word}: {row[word]}" for word in ("cannot", "failed") if word in row), None)
+            rows.append([name, told, *[""] * 6] if told else _columns(name, row))
+    intro = (
+        f"# {target}: the reference evaluation against PyTorch, {data.name}\n\n"
+        "Written by `nox -s evaluator`. Each architecture is reduced as in the tests and trained for a moment; its files' "
+        "own instructions are evaluated over every test image and compared with the PyTorch network they were written "
+        "from. **Tie**: another class, but PyTorch's two logits lie within "
+        f"{_TIE['float']:.0%} (int8: {_TIE['int8']:.0%}) of the spread of all. **error**: ‖a − b‖ / ‖b − mean(b)‖ over "
+        f"all logits; {_ERROR['float']:.0%} (int8: {_ERROR['int8']:.0%}) allowed.\n"
+    )
+    return "\n".join([intro, *markdown.table(head, rows), ""])
+
+
+def _columns(name: str, row: dict[str, Any]) -> list[str]:
+    same = row["images"] - row["ties"] - row["differ"]
+    counts = [f"{row['images']:,}", f"{same:,}", str(row["ties"]), str(row["differ"])]
+    return [name, row["precision"], *counts, f"{row['error']:.3%}", "yes" if row["agrees"] else "**no**"]
+
+
+def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
+    try:
+        kept: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.journey.evaluator",
+        description="Holds a target's reference evaluation of written files against PyTorch, over a whole test set, for "
+        "every architecture. Goes on where it was stopped.",
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="only these (default: every registered one)")
+    parser.add_argument("--target", default="coreml", metavar="T", help="a target with a reference (%(default)s)")
+    parser.add_argument("--data", default="digits", metavar="D", help="digits, or reader:PATH (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluator"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--again", action="store_true", help="also what was measured before")
+    return parser
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The reference evaluation held against PyTorch: what counts as a tie, what as a fault, and that the command says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from calib_data import Data
+from pipeline.journey import evaluator
+from pipeline.journey.evaluator import Found, compare, main
+
+pytest.importorskip("coremltools")
+
+
+def test_another_class_is_a_tie_only_where_pytorch_sees_one() -> None:
+    wanted = torch.tensor([[1.0, 0.0], [0.51, 0.5], [0.0, 1.0]])
+    found = torch.tensor([[1.0, 0.0], [0.5, 0.51], [0.6, 0.5]])
+    # Spread 1: the second image's logits lie 0.01 apart, the third's 1.
+    assert compare(found, wanted, tie=0.02)[1:] == (1, 1)
+    assert compare(found, wanted, tie=0.001)[1:] == (0, 2)
+    assert compare(wanted, wanted, tie=0.0) == (0.0, 0, 0)
+
+
+def test_the_error_is_relative_to_the_spread_of_each_images_logits() -> None:
+    wanted = torch.tensor([[3.0, 1.0]])  # less its mean: 1, -1, of norm sqrt 2
+    assert compare(wanted + torch.tensor([[0.1, 0.1]]), wanted, tie=0.1)[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("error", "differ", "agrees"), [(0.01, 0, True), (0.01, 1, False), (0.3, 0, False)])
+def test_agreement_wants_both(error: float, differ: int, agrees: bool) -> None:
+    assert Found("net", "coreml", "int8", 540, error, 3, differ, 0.9, 1.0).agrees is agrees
+
+
+def test_every_image_is_compared_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tiny_resnet", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "coreml-digits.json").read_text(encoding="utf-8"))["tiny_resnet"]
+    assert [row["precision"] for row in rows] == ["float", "int8"]
+    assert all(row["images"] == 540 and row["agrees"] and row["accuracy"] > 0.5 for row in rows)
+    assert 0 < rows[0]["error"] < rows[1]["error"], "float16 rounds finer than eight bits"
+    assert "| tiny_resnet | int8 | 540 |" in (tmp_path / "coreml-digits.md").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main(["tiny_resnet", "--out", str(tmp_path)]) == 0
+    assert f"{rows[1]['seconds']:.0f} s" in capsys.readouterr().err, "measured before, told again"
+
+
+def test_a_file_that_answers_otherwise_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(part: object, *_: object, **__: object) -> torch.Tensor:
+        drawn.append(torch.randn(540, 10, generator=torch.Generator().manual_seed(len(drawn))))
+        return drawn[-1]
+
+    drawn: list[torch.Tensor] = []
+    monkeypatch.setattr(evaluator, "logits", wrong)
+    monkeypatch.setattr(evaluator, "_TRAINING", evaluator.replace(evaluator._TRAINING, epochs=1, steps=1))
+    assert main(["lenet5", "--out", str(tmp_path)]) == 1
+    rows = json.loads((tmp_path / "coreml-digits.json").read_text(encoding="utf-8"))["lenet5"]
+    assert all(row["differ"] > 300 and not row["agrees"] for row in rows)
+    assert "**no**" in (tmp_path / "coreml-digits.md").read_text(encoding="utf-8")
+
+
+def test_a_backend_that_breaks_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, data: Data, *_: object) -> list[Found]:
+        raise RuntimeError(f"no {name}")
+
+    monkeypatch.setattr(evaluator, "examine", broken)
+    assert main(["resnet20", "--out", str(tmp_path)]) == 1
+    assert "failed: RuntimeError: no resnet20" in (tmp_path / "coreml-digits.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["resnet21"], "resnet21"),
+        (["--target", "onnx"], "onnx has no reference"),
+        (["--data", "digit"], "unknown data set"),
+    ],
+)
+def test_a_wrong_request_is_refused(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
