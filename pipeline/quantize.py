@@ -146,11 +146,12 @@ class Quantize:
         if ctx.grid is None:
             raise StageError("quantization needs a grid: the targets of the recipe accept none in common")
         prepared = self._prepare(model, ctx, ())
-        if self.sensitivity and (left := self._examine(prepared, ctx)):
+        left = self._examine(prepared, ctx) if self.sensitivity else ()
+        if left:
             prepared = self._prepare(model, ctx, left)
         settings = constants(prepared)
         if self.training is not None:
-            self._train(prepared, self.training, ctx)
+            self._train(prepared, _Rebuild(model, ctx.grid.to_json(), ctx.input_shape, left, self.learn_ranges), ctx)
         unchanged(prepared, settings)
         freeze(prepared)
         halves.round_prepared(prepared)
@@ -185,17 +186,40 @@ class Quantize:
         prepared.to("cpu")
         ctx.fact("calibration", {"images": len(index), "seconds": time.perf_counter() - started})
 
-    def _train(self, prepared: GraphModule, training: Training, ctx: Context) -> None:
+    def _train(self, prepared: GraphModule, rebuild: _Rebuild, ctx: Context) -> None:
+        training = self.training
+        assert training is not None
         if self.learn_ranges:
-            for module in activations(prepared).values():
-                module.learn()
-        fit(prepared, training, ctx, ctx.baseline if training.distill else None, self._before_epoch)
+            _learn_ranges(prepared)
+        fit(prepared, training, ctx, ctx.baseline if training.distill else None, self._before_epoch, rebuild)
         for module in activations(prepared).values():
             module.settle()
 
     def _before_epoch(self, model: nn.Module, epoch: int) -> None:
         if self.training is not None and epoch >= self.observe * self.training.epochs:
             freeze(model)
+
+
+@dataclass(frozen=True)
+class _Rebuild:
+    """Makes a prepared graph anew where training is shared by several processes: a graph itself cannot be sent."""
+
+    model: nn.Module
+    grid: Mapping[str, Any]
+    input_shape: tuple[int, int, int]
+    float_layers: tuple[str, ...]
+    learn_ranges: bool
+
+    def __call__(self) -> nn.Module:
+        prepared = Prepare(self.grid, self.input_shape, self.float_layers).capture(self.model)
+        if self.learn_ranges:
+            _learn_ranges(prepared)
+        return prepared
+
+
+def _learn_ranges(prepared: GraphModule) -> None:
+    for module in activations(prepared).values():
+        module.learn()
 
 
 def freeze(model: nn.Module) -> None:

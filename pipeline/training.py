@@ -114,11 +114,18 @@ Hook = Callable[[nn.Module, int], None]
 
 
 def fit(
-    model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None = None
+    model: nn.Module,
+    how: Training,
+    ctx: Context,
+    teacher: nn.Module | None,
+    before_epoch: Hook | None = None,
+    rebuild: Callable[[], nn.Module] | None = None,
 ) -> None:
     """Train ``model`` in place on ``ctx.data.train``; it ends in evaluation mode, in main memory.
 
-    ``before_epoch(model, epoch)`` may change what is trained. Raises StageError when the loss is no longer finite.
+    ``before_epoch(model, epoch)`` may change what is trained. ``rebuild()`` makes the same network, of whatever values,
+    in another process, for a captured graph, which cannot be sent there. Raises StageError when the loss is no longer
+    finite.
     """
     if how.distill and teacher is None:
         raise RequestError("distillation needs a trained baseline, and there is none while the baseline is trained")
@@ -127,7 +134,8 @@ def fit(
         result = _loop(fabric, model, how, ctx, teacher, before_epoch)
         surgery.fill(model, result)
     else:
-        _in_processes(fabric, model, how, ctx, teacher)
+        _in_processes(fabric, _sent(model, rebuild), how, ctx, teacher, before_epoch)
+        surgery.fill(model, _result(ctx.scratch))
     _set_mode(model.to("cpu"), training=False)
 
 
@@ -154,14 +162,47 @@ def _fabric(how: Training, device: str) -> Any:
         return Fabric(accelerator=device, devices=how.devices, strategy=strategy, precision=precision)
 
 
-def _in_processes(fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None) -> None:
-    """Train in one process a device; the first writes the result, which is read back here."""
-    if isinstance(model, GraphModule):
-        raise RequestError("quantization-aware training runs on one device; set devices=1 for it")
+Maker = Callable[[], nn.Module]
+
+
+def _sent(model: nn.Module, rebuild: Maker | None) -> Maker:
+    """What makes ``model`` with its values in another process."""
+    if not isinstance(model, GraphModule):
+        return _Same(model)
+    if rebuild is None:
+        raise RequestError("this captured graph cannot be rebuilt in another process; set devices=1 for it")
+    return _Refilled(rebuild, _plain_tensors(model.state_dict()))
+
+
+class _Same:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self) -> nn.Module:
+        return self.model
+
+
+class _Refilled:
+    def __init__(self, rebuild: Maker, tensors: dict[str, Tensor]) -> None:
+        self.rebuild, self.tensors = rebuild, tensors
+
+    def __call__(self) -> nn.Module:
+        model = self.rebuild()
+        surgery.fill(model, self.tensors)
+        return model
+
+
+def _in_processes(
+    fabric: Any, maker: Maker, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
+) -> None:
+    """Train in one process a device; the first writes the result."""
     quiet = Context(spec=_portable(ctx), data=ctx.data, scratch=ctx.scratch, device=ctx.device, seed=ctx.seed)
-    fabric.launch(_Work(model, how, quiet, teacher).do)
-    with safe_open(ctx.scratch / "result.safetensors", "pt") as file:
-        surgery.fill(model, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    fabric.launch(_Work(maker, how, quiet, teacher, before_epoch).do)
+
+
+def _result(folder: Path) -> dict[str, Tensor]:
+    with safe_open(folder / "result.safetensors", "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _portable(ctx: Context) -> Any:
@@ -174,12 +215,14 @@ def _portable(ctx: Context) -> Any:
 class _Work:
     """What each process does; an object, since Fabric takes collections and dataclasses among arguments apart."""
 
-    def __init__(self, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None) -> None:
-        self.model, self.how, self.ctx, self.teacher = model, how, ctx, teacher
+    def __init__(
+        self, maker: Maker, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
+    ) -> None:
+        self.maker, self.how, self.ctx, self.teacher, self.before_epoch = maker, how, ctx, teacher, before_epoch
 
     def do(self, fabric: Any) -> None:
         """Train; the first process writes the result."""
-        result = _loop(fabric, self.model, self.how, self.ctx, self.teacher, None)
+        result = _loop(fabric, self.maker(), self.how, self.ctx, self.teacher, self.before_epoch)
         if fabric.is_global_zero:
             write_whole(self.ctx.scratch / "result.safetensors", save(_plain_tensors(result)))
         fabric.barrier()

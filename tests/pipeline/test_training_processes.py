@@ -1,7 +1,8 @@
-"""Training in two processes, on the CPU: the gradients are averaged, and the result comes back."""
+"""Training in two processes, on the CPU: the gradients are averaged, and the result comes back; so of a captured graph."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ import torch
 
 import calib_data
 import models
+import targets
+from pipeline.fold import Fold
 from pipeline.images import logits
+from pipeline.quantize import Quantize
 from pipeline.recipe import Context
 from pipeline.training import Augment, Training, fit
 
@@ -25,3 +29,24 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     assert any(not torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     right = logits(network, data.test, spec).argmax(1) == data.test.labels
     assert right.float().mean() > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learn", [False, True])
+def test_two_processes_train_a_captured_graph(tmp_path: Path, learn: bool) -> None:
+    spec, data = models.get("tiny_resnet"), calib_data.load("digits")
+    torch.manual_seed(0)
+    network = spec.build(num_classes=10, in_channels=1)
+    once = Training(epochs=4, lr=0.05, batch_size=64, precision="32-true", augment=Augment(crop=0))
+    (tmp_path / "float").mkdir()
+    fit(network, once, Context(spec=spec, data=data, scratch=tmp_path / "float"), None)
+    accuracy = {}
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        context = Context(spec=spec, data=data, scratch=folder, grid=targets.Grid(weight_bits=7), baseline=network)
+        trained = Quantize(
+            training=replace(once, epochs=2, lr=0.001, devices=devices, distill=0.5), learn_ranges=learn, sensitivity=0
+        )(Fold()(network, context), context)
+        accuracy[devices] = (logits(trained, data.test, spec).argmax(1) == data.test.labels).float().mean()
+    assert accuracy[2] > 0.9 and abs(accuracy[1] - accuracy[2]) < 0.02
