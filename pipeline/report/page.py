@@ -44,6 +44,7 @@ def render(report: Report) -> str:
     engine = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    engine.filters["columns"] = _columns
     named = list(zip(report.rows, labels(report.rows), strict=True))
     plans = pictures(named)
     extra = [*pruning.sections(named), *report.sections]
@@ -175,6 +176,15 @@ def _latency(latency: Latency | None, first: bool) -> list[tuple[str, str]]:
 def _undrawn(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts that no part of the page shows."""
     return {key: value for key, value in facts.items() if key != "plan" and key not in pruning.SHOWN}
+
+
+def _columns(entries: Sequence[object]) -> list[str]:
+    """The keys that all entries of a long list have in common, where it reads best as a table; else none."""
+    if len(entries) < 2 or not all(isinstance(entry, Mapping) for entry in entries):
+        return []
+    rows = [dict(entry) for entry in entries if isinstance(entry, Mapping)]
+    plain = not any(isinstance(value, (Mapping, list, tuple)) for row in rows for value in row.values())
+    return [str(key) for key in rows[0]] if plain and all(row.keys() == rows[0].keys() for row in rows) else []
 
 
 def _undelegated(row: Row, name: str) -> tuple[str, list[tuple[str, int]]]:

@@ -660,3 +660,14 @@ def test_the_backends_share_is_shown_on_the_page_and_in_the_terminal(tmp_path: P
     page = write_html(shown, tmp_path).read_text(encoding="utf-8")
     assert "75.0% of 400 MACs; 3 quantize, 4 dequantize" in page
     assert "<td><code>conv</code></td><td>2</td><td>1</td><td>400</td>" in page
+
+
+def test_many_facts_of_one_kind_are_a_table_and_numbers_are_short(tmp_path: Path) -> None:
+    costs = [{"layer": "conv1", "kl": 0.00012345678}, {"layer": "conv2", "kl": 0.5}]
+    shown = report()
+    shown.rows[0] = replace(shown.rows[0], facts={"sensitivity": costs, "trials": [{"ratio": 0.5}, {"macs": 3}]})
+    page = write_html(shown, tmp_path).read_text(encoding="utf-8")
+    told = " ".join(Elements(page).text)
+    assert "2 entries" in told and page.count("<th>kl</th>") == 1
+    assert "0.0001235" in told and "0.00012345678" not in told
+    assert "<th>ratio</th>" not in page, "entries that differ in kind stay a list"
