@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,6 @@ from targets import Sizes, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.fx import GraphModule
 
 Size = tuple[int, int]
 
@@ -74,8 +74,10 @@ def open_sides(sizes: Sizes | None, sides: tuple[int, int]) -> dict[int, Any]:
 
     if sizes is None or sizes.kind == "fixed":
         return {}
-    bounds = zip(("height", "width"), sides, (sizes.heights, sizes.widths), strict=True)
-    return {side: torch.export.Dim(name, min=low, max=high) for name, side, (low, high) in bounds if low < high}
+    bounds = zip(sides, (sizes.heights, sizes.widths), strict=True)
+    # DYNAMIC and not a named Dim: that one wants every condition proven, such as that the last window of a pooling
+    # rounded up starts inside the image, which holds always and which the solver cannot see. ``check`` tries them.
+    return {side: torch.export.Dim.DYNAMIC(min=low, max=high) for side, (low, high) in bounds if low < high}
 
 
 def check(network: nn.Module, name: str, image: Tensor, sizes: Sizes, wanted: Sequence[Target]) -> None:
@@ -110,15 +112,21 @@ def _forward(network: nn.Module, name: str, image: Tensor, size: Size) -> None:
 
 
 def _same_for_all(network: nn.Module, name: str, image: Tensor, sizes: Sizes) -> None:
-    from pipeline.quantize import export_graph
+    import torch
 
+    from pipeline.quantize import quiet_capture
+
+    blank, sides = image.new_zeros(1, *image.shape[1:]), open_sides(sizes, (2, 3))
     try:
-        graph = export_graph(network, tuple(image.shape[1:]), 1, sizes)
+        with quiet_capture():
+            program = torch.export.export(
+                network.eval(), (blank,), dynamic_shapes=(sides,), prefer_deferred_runtime_asserts_over_guards=True
+            )
     except Exception as error:
-        raise RequestError(
-            f"{name} is not one computation for all the sizes asked for, so that no file can hold it: {_cause(error)}. Ask "
-            "for one --input-size, or choose a model that treats every size alike"
-        ) from error
+        raise _unlike(name, _cause(error)) from error
+    graph = program.module(check_guards=False)
+    if found := _other_computation(graph, blank, sizes):
+        raise _unlike(name, found)
     if grids := _fixed_grids(graph):
         raise RequestError(
             f"{name} pools every image to a grid of {grids[0]}, which takes other windows at every size; one file cannot "
@@ -126,13 +134,48 @@ def _same_for_all(network: nn.Module, name: str, image: Tensor, sizes: Sizes) ->
         )
 
 
+def _unlike(name: str, why: str) -> RequestError:
+    return RequestError(
+        f"{name} is not one computation for all the sizes asked for, so that no file can hold it: {why}. Ask "
+        "for one --input-size, or choose a model that treats every size alike"
+    )
+
+
+def _other_computation(graph: nn.Module, blank: Tensor, sizes: Sizes) -> str | None:
+    """The first accepted size at which a condition of the captured ``graph`` does not hold, and the condition.
+
+    Without numbers (on the meta device) a graph tells shapes and conditions at once, so that every height and every
+    width of a range is tried.
+    """
+    import torch
+
+    from pipeline.quantize import quiet_capture
+
+    with quiet_capture():
+        shapes_only = copy.deepcopy(graph).to("meta")
+    for size in _accepted(sizes):
+        try:
+            shapes_only(torch.empty(1, blank.shape[1], *size, device="meta"))
+        except RuntimeError as error:
+            return f"at {show(size)}, {str(error).splitlines()[0]}"
+    return None
+
+
+def _accepted(sizes: Sizes) -> list[Size]:
+    """A list's sizes; of a range every height at the smallest width, and every width at the smallest height."""
+    if not sizes.ranged:
+        return list(sizes.choices)
+    (low, high), (narrow, wide) = sizes.heights, sizes.widths
+    return [*((h, narrow) for h in range(low, high + 1)), *((low, w) for w in range(narrow + 1, wide + 1))]
+
+
 def _cause(error: Exception) -> str:
-    """The first condition on the size that the capture found, where it names one."""
+    """What the capture says first."""
     lines = [line.strip(" -.") for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if "generated guard" in line), lines[0])
+    return lines[0]
 
 
-def _fixed_grids(graph: GraphModule) -> list[str]:
+def _fixed_grids(graph: Any) -> list[str]:
     """The output sizes, above 1×1, of poolings whose input's size is open."""
     import torch
 
