@@ -125,7 +125,7 @@ def _same_for_all(network: nn.Module, name: str, image: Tensor, sizes: Sizes) ->
     except Exception as error:
         raise _unlike(name, _cause(error)) from error
     graph = program.module(check_guards=False)
-    if found := _other_computation(graph, blank, sizes):
+    if found := _narrowed(program, sizes) or _other_computation(graph, blank, sizes):
         raise _unlike(name, found)
     if grids := _fixed_grids(graph):
         raise RequestError(
@@ -139,6 +139,27 @@ def _unlike(name: str, why: str) -> RequestError:
         f"{name} is not one computation for all the sizes asked for, so that no file can hold it: {why}. Ask "
         "for one --input-size, or choose a model that treats every size alike"
     )
+
+
+def _narrowed(program: Any, sizes: Sizes) -> str | None:
+    """How far the captured ``program`` reaches, where that is less than was asked for."""
+    shape = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == _input(program))
+    for side, (low, high) in zip(shape.meta["val"].shape[2:], (sizes.heights, sizes.widths), strict=True):
+        if isinstance(side, int):
+            reach = (side, side)
+        else:
+            bounds = program.range_constraints[side.node.expr]
+            reach = (int(bounds.lower), int(bounds.upper))
+        if reach[0] > low or reach[1] < high:
+            return (
+                f"from {reach[0]} to {reach[1]} it computes one thing, and another beyond, of {low} to {high} asked for"
+            )
+    return None
+
+
+def _input(program: Any) -> str:
+    (name,) = program.graph_signature.user_inputs
+    return str(name)
 
 
 def _other_computation(graph: nn.Module, blank: Tensor, sizes: Sizes) -> str | None:
