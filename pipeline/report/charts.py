@@ -21,6 +21,7 @@ from pipeline.rows import Difference, Row
 _FIRST, _FILE = "#8a8f98", "#d55e00"
 _STEPS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#9a7d0a")
 _REPEATS = ("circle", "circle-open", "circle-cross-open", "circle-x-open")
+_FILLS = ("", "-open", "-dot", "-open-dot")
 _FILES = ("diamond", "square", "triangle-up", "star", "hexagon", "cross", "x", "pentagon")
 
 Figure = dict[str, Any]
@@ -119,13 +120,13 @@ def _path(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Any:
 
 
 def _markers(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One colour per kind of step, and for files one symbol per target; a step's repetition gets another symbol."""
+    """One colour per kind of step, and for files one symbol per target, filled otherwise for each of its files."""
     kinds = list(dict.fromkeys(row.step for row in rows if row.target is None and row.step != "baseline"))
     targets = list(dict.fromkeys(row.target for row in rows if row.target is not None))
     seen: Counter[tuple[str, str | None]] = Counter()
     markers: list[dict[str, Any]] = []
     for row in rows:
-        symbols = _REPEATS if row.target is None else _FILES[targets.index(row.target) % len(_FILES) :] + _FILES
+        symbols = _REPEATS if row.target is None else _filled(targets.index(row.target))
         symbol = symbols[seen[row.step, row.target] % len(symbols)]
         seen[row.step, row.target] += 1
         if row.target is not None:
@@ -134,6 +135,11 @@ def _markers(rows: Sequence[Row]) -> list[dict[str, Any]]:
             colour = _FIRST if row.step == "baseline" else _STEPS[kinds.index(row.step) % len(_STEPS)]
         markers.append({"color": colour, "symbol": symbol, "size": 12})
     return markers
+
+
+def _filled(target: int) -> tuple[str, ...]:
+    """One symbol in the ways it can be drawn; beyond them another symbol, as ever fewer files share one."""
+    return tuple(symbol + fill for symbol in (_FILES * 2)[target % len(_FILES) :] for fill in _FILLS)
 
 
 def _hover(row: Row, name: str) -> str:

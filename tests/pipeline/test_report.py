@@ -671,3 +671,15 @@ def test_many_facts_of_one_kind_are_a_table_and_numbers_are_short(tmp_path: Path
     assert "2 entries" in told and page.count("<th>kl</th>") == 1
     assert "0.0001235" in told and "0.00012345678" not in told
     assert "<th>ratio</th>" not in page, "entries that differ in kind stay a list"
+
+
+def test_files_of_one_target_share_a_symbol_and_none_looks_like_another() -> None:
+    shown = report()
+    files = [row for row in shown.rows if row.target is not None]
+    figure = tradeoff([*shown.rows, *(replace(row, precision="float32") for row in files)])
+    assert figure is not None
+    entries = [trace for trace in figure["data"] if trace.get("showlegend")]
+    looks = [(trace["marker"]["color"], trace["marker"]["symbol"]) for trace in entries]
+    assert len(set(looks)) == len(looks)
+    symbols = {trace["name"]: str(trace["marker"]["symbol"]) for trace in entries}
+    assert symbols["onnx float32"].split("-")[0] == symbols["onnx int8"].split("-")[0]
