@@ -104,7 +104,7 @@ class _Recompute(Interpreter):
 
     def __init__(self, graph: GraphModule, given: Mapping[str, Tensor]) -> None:
         super().__init__(graph)
-        self._given = given
+        self._given = _at_every_reader(graph, given)
         self._own: dict[str, Tensor] = {}
         self._index = 0
 
@@ -123,6 +123,16 @@ class _Recompute(Interpreter):
                 given = self._given[n.name][self._index : self._index + 1]
                 return given.reshape(result.shape).to(result.dtype)
         return result
+
+
+def _at_every_reader(graph: GraphModule, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``given``, a quantized value also at its other dequantizations: a file has one value where the graph has several."""
+    found = dict(given)
+    for node in graph.graph.nodes:
+        if node.name in given and "dequantize_per_tensor" in str(node.target):
+            twins = [other for other in node.args[0].users if (other.target, other.args) == (node.target, node.args)]
+            found |= {twin.name: given[node.name] for twin in twins if twin.name not in given}
+    return found
 
 
 def _layer(

@@ -15,7 +15,7 @@ import torch
 import calib_data
 import models
 import targets
-from pipeline import card, checkpoint, layers, lower
+from pipeline import card, checkpoint, layers, lower, parity, quantize
 from pipeline.architecture import Base
 from pipeline.card import Card
 from pipeline.checkpoint import Checkpoint
@@ -246,3 +246,32 @@ def test_code_that_a_checkpoint_names_is_not_run_unasked(tmp_path: Path) -> None
     with pytest.raises(RequestError, match="holds no checkpoint"):
         checkpoint.allow(tmp_path / "none", None)
     checkpoint.allow(tmp_path, base["model"])
+
+
+def test_a_value_of_the_file_stands_at_every_node_that_reads_it() -> None:
+    """A gate reads a convolution's integers twice; with one of them recomputed, a rounded tie counts as a fault of the sigmoid."""
+
+    class Gated(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sigmoid(x) * x
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), Gated()).eval()
+    prepared = Prepare(Grid(weight_bits=7).to_json(), (1, 4, 4)).capture(network)
+    images = torch.linspace(-4, 4, 16).reshape(1, 1, 4, 4)
+    with torch.no_grad():
+        prepared(images)
+    quantize.freeze(prepared)
+    with quantize.quiet_capture():
+        program = torch.export.export(quantize.convert(prepared), (images,))
+    graph = parity.module_of(program)
+    values = parity.values_of(graph, images)
+    conv = next(node for node in graph.graph.nodes if "conv2d" in node.name)
+    second = next(node for node in graph.graph.nodes if "sigmoid" in node.name).args[0]
+    first = next(node for node in next(iter(conv.users)).users if node is not second)
+    shifted = values[first.name] + float(first.args[1])  # one step of its grid, everywhere
+    assert parity._at_every_reader(graph, {first.name: shifted})[second.name] is shifted
+    rest = parity._Recompute(graph, {first.name: shifted, second.name: shifted}).of(images, 0)
+    known = {first.name, *(name for name in values if "dequantize_per_tensor" in name and name != second.name)}
+    inside = targets.Inside(program=program, values={n: shifted if n == first.name else rest[n].float() for n in known})
+    found = parity.compare(inside, images, "int8", {})
+    assert {layer.operation: layer.worst for layer in found}["sigmoid"] == 0
