@@ -31,6 +31,7 @@ from pipeline.fold import Fold
 from pipeline.images import logits, normalise
 from pipeline.journey.cells import PRECISIONS, Precision
 from pipeline.journey.network import agreement, capture
+from pipeline.norms import batch_norms, reestimate
 from pipeline.recipe import Context
 from pipeline.report import markdown
 from pipeline.store import write_whole
@@ -44,6 +45,8 @@ _TRAINING = Training(
 )
 _CALIBRATION = 128
 """Images that the ranges of the int8 graph are observed on."""
+_STATISTICS = 512
+"""Training images that batch norms' statistics are estimated on after training."""
 _TIE = {"float": 0.01, "int8": 0.02}
 """How far apart PyTorch's two logits may lie, as a share of the spread of all, for the files' order to be a matter of
 rounding: some units in the last place of float16, or a few steps of an 8-bit grid."""
@@ -146,6 +149,10 @@ def _trained(spec: Spec, data: Data, folder: Path) -> tuple[nn.Module, Context]:
     context = Context(spec=spec, data=shown, scratch=folder / "training")
     context.scratch.mkdir(parents=True, exist_ok=True)
     fit(network, _TRAINING, context, None)
+    if norms := batch_norms(network):
+        # So short a training leaves running statistics behind the weights, and the answers near to one class's.
+        index = torch.arange(min(_STATISTICS, len(shown.train)))
+        reestimate(network, norms, [normalise(shown.train.batch(part), spec) for part in torch.split(index, 64)])
     return network.eval(), context
 
 
