@@ -1,14 +1,14 @@
 """What an .onnx file computes on the way to its answer, in ONNX Runtime.
 
 Every quantized tensor is made an output of the file. The integers are what the fused kernels write anyway, so that the
-graph that runs is the graph that is deployed; a float value in front of a quantization stays inside, since asking for it
-would break the fusion under examination.
+graph that runs is the graph that is deployed. Of the float values those are asked for that ONNX Runtime has left in its
+own graph; one that a kernel has swallowed stays inside, since asking for it would break the fusion under examination.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
-_FOLDED = ("QuantizeLinear", "Relu", "Clip", "HardSwish", "Sigmoid", "Gelu")
-"""Operators that a kernel before them may swallow: what they read need not exist while the file runs."""
-
 
 def inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
     """Values of the file at ``path`` for float32 ``images`` [N, C, H, W], under the names of ``program``'s nodes."""
@@ -34,10 +31,11 @@ def inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
     names = {node.name for node in program.graph.nodes if node.op == "call_function"}
     readings = _readings(model.graph)
     integers = {name: reading for name, reading in readings.items() if name in names}
-    floats = [name for name in _floats(model.graph) if name in names]
-    found = _run(path, model, [reading.source for reading in integers.values()] + floats, images)
+    kept = names & _kept(path)
+    found = _run(path, model, [reading.source for reading in integers.values()] + sorted(kept), images)
     values = {name: reading.of(found[reading.source]) for name, reading in integers.items()}
-    return Inside(program=program, values=values | {name: found[name].float() for name in floats})
+    floats = {name: found[name] for name in kept if found[name].is_floating_point()}
+    return Inside(program=program, values=floats | values)
 
 
 class _Reading:
@@ -74,20 +72,19 @@ def _single(constants: Mapping[str, Any], name: str) -> bool:
     return name in constants and not list(constants[name].dims)
 
 
-def _floats(graph: onnx.GraphProto) -> Iterable[str]:
-    """Float values that exist in the running file for certain: nothing that reads them can have been fused into them."""
-    readers: dict[str, list[str]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node.op_type)
-    outputs = {output.name for output in graph.output}
-    for node in graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            continue
-        for name in node.output:
-            used = readers.get(name, [])
-            if name in outputs or (used and not any(op in _FOLDED for op in used)):
-                yield name
+def _kept(path: Path) -> set[str]:
+    """Results that the running graph has under the file's own names: what it fused, or moved a quantization before, is gone.
+
+    To ask for such a one would have it computed on another way than the deployed graph's.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        session(path, threads=1, optimised=optimised)
+        graph = onnx.load(optimised, load_external_data=False).graph
+    computed = (node for node in graph.node if node.op_type not in ("QuantizeLinear", "DequantizeLinear"))
+    return {name for node in computed for name in node.output}
 
 
 def _run(path: Path, model: onnx.ModelProto, wanted: list[str], images: Tensor) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import copy
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ _SCALARS = {torch.float32: 6, torch.int8: 1}
 """ExecuTorch's numbers of the types."""
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 """Permutations to channels-last and back."""
+_QUANTIZATION = "quantize_per_tensor"
 _PASS_ON = ("relu", "hardtanh", "clamp", "relu6")
 
 
@@ -60,14 +61,21 @@ def _names(module: Any, program: ExportedProgram) -> dict[int, str]:
     """Debug handle of an XNNPACK operation -> node of ``program`` that its result is, quantized results as read."""
     pieces = [getattr(module, str(node.target)).original_module for node in module.graph.nodes if node.op == "get_attr"]
     names: dict[int, str] = {}
+    readers = _readers(program)
     for piece in pieces:
         for node in piece.graph_module.graph.nodes:
             handle = node.meta.get("debug_handle")
             if node.op == "call_function" and handle is not None and handle not in names:
                 source = _origin(_result(node), id(program.graph))
                 if source is not None:
-                    names[handle] = source
+                    names[handle] = readers.get(source, source)
     return names
+
+
+def _readers(program: ExportedProgram) -> dict[str, str]:
+    """Quantization -> the first dequantization of its result, which the value is known by when it has several."""
+    pairs = ((node, next(iter(node.users), None)) for node in program.graph.nodes if _QUANTIZATION in node.name)
+    return {node.name: user.name for node, user in pairs if user is not None and _reading(user)}
 
 
 def _result(node: Node) -> Node:
@@ -75,7 +83,7 @@ def _result(node: Node) -> Node:
     last = node
     for _ in range(3):  # an activation function, the quantization, the dequantization
         users = list(last.users)
-        fits = [user for user in users if any(part in user.name for part in (*_PASS_ON, "quantize_per_tensor"))]
+        fits = [user for user in users if any(part in user.name for part in (*_PASS_ON, _QUANTIZATION))]
         if not users or len(fits) != len(users) or (len(users) > 1 and not _reading(users[0])):
             break
         last = users[0]
@@ -133,9 +141,10 @@ def _cuts(path: Path, names: Mapping[int, str]) -> Iterator[_Cut]:
     for number, call in _calls(plan):
         data = file.program.backend_delegate_data[plan.delegates[call.delegate_index].processed.index]
         graph = _Graph.read(bytes(data.data))
+        last = graph.channels_last(names)
         for value, handle in graph.results():
             if handle in names and graph.type_of(value) is not None:
-                yield _cut(file, number, call, graph, value, names[handle])
+                yield _cut(file, number, call, graph, value, names[handle], last)
 
 
 def _calls(plan: Any) -> list[tuple[int, Any]]:
@@ -148,7 +157,7 @@ def _calls(plan: Any) -> list[tuple[int, Any]]:
     return [(number, call) for number, call in calls if plan.delegates[call.delegate_index].id == "XnnpackBackend"]
 
 
-def _cut(file: Any, number: int, call: Any, graph: _Graph, value: int, name: str) -> _Cut:
+def _cut(file: Any, number: int, call: Any, graph: _Graph, value: int, name: str, last: set[int]) -> _Cut:
     from executorch.exir._serialize._program import serialize_pte_binary
 
     changed = copy.deepcopy(file)
@@ -164,7 +173,7 @@ def _cut(file: Any, number: int, call: Any, graph: _Graph, value: int, name: str
     plan.outputs = [place]
     scale, zero_point = graph.grid_of(value)
     buffer = bytes(serialize_pte_binary(changed, extract_delegate_segments=True))
-    return _Cut(name, buffer, kind, graph.channels_last(value), scale, zero_point)
+    return _Cut(name, buffer, kind, value in last, scale, zero_point)
 
 
 def _retype(plan: Any, place: int, kind: torch.dtype, shape: list[int]) -> None:
@@ -254,23 +263,20 @@ class _Graph:
         parameters = self._value(value).get("quant_params", {})
         return parameters.get("scale", 1.0), parameters.get("zero_point", 0)
 
-    def channels_last(self, value: int) -> bool:
-        """Whether a value of four dimensions lies in channels-last order: traced from the graph's transpositions."""
-        return len(self.shape_of(value)) == 4 and value in self._channels_last()
+    def channels_last(self, ours: Container[int]) -> set[int]:
+        """Values of four dimensions that lie in channels-last order: traced from the transpositions that XNNPACK put in.
 
-    def _channels_last(self) -> set[int]:
+        ``ours``: debug handles of the network's own operations. A transposition among them changes what a value is, and
+        leaves the order that it lies in.
+        """
         last: set[int] = set()
         for node in self.document["xnodes"]:
             fields = node["xnode_union"]
-            kind, result = node["xnode_union_type"], fields.get("output_id", 0)
-            if (kind == "XNNStaticTranspose" and fields["perm"] == _TO_LAST) or (
-                (kind != "XNNStaticTranspose" or fields["perm"] != _TO_FIRST)
-                and any(
-                    source in last for key, source in fields.items() if key.startswith("input") and key.endswith("_id")
-                )
-            ):
-                last.add(result)
-        return last
+            put_in = node["xnode_union_type"] == "XNNStaticTranspose" and node["debug_handle"] not in ours
+            given = (source for key, source in fields.items() if key.startswith("input") and key.endswith("_id"))
+            if fields["perm"] == _TO_LAST if put_in else any(source in last for source in given):
+                last.add(fields.get("output_id", 0))
+        return {value for value in last if len(self.shape_of(value)) == 4}
 
     def _value(self, number: int) -> dict[str, Any]:
         for entry in self.document["xvalues"]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import fx
 
 from targets import Inside
 
@@ -20,7 +21,6 @@ from ._mil import Name, Operation, Reference, read
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
-    from torch.fx import Node
 
 _ENDINGS = ("_cast_fp16", "_cast_fp32")
 
@@ -39,17 +39,18 @@ def _places(program: ExportedProgram, operations: tuple[Operation, ...]) -> dict
     """Node of the program -> the package's value that is the same quantity."""
     readings = [node for node in program.graph.nodes if "dequantize_per_tensor" in node.name and _source(node)]
     scales = {_source(node): float(node.args[1]) for node in readings}
-    floats = _Floats(operations, scales)
+    floats = _Floats(operations, scales, {node.name: _source(node) for node in readings})
     found = {_source(node): floats.reading(_source(node)) for node in readings}
     places = {node.name: found[_source(node)] for node in readings}
     places |= {node.name: floats.made.get(node.name) for node in program.graph.nodes if node not in readings}
     return {name: place for name, place in places.items() if place is not None}
 
 
-def _source(reading: Node) -> str:
+def _source(reading: fx.Node) -> str:
     """What the quantization before a dequantization reads; empty where that is not a node."""
-    source = getattr(reading.args[0], "args", (None,))[0]
-    return str(getattr(source, "name", ""))
+    quantization = reading.args[0]
+    source = quantization.args[0] if isinstance(quantization, fx.Node) and quantization.args else None
+    return source.name if isinstance(source, fx.Node) else ""
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,17 @@ class _Floats:
     have their scales multiplied), so that everything between them is another quantity.
     """
 
-    def __init__(self, operations: tuple[Operation, ...], scales: Mapping[str, float]) -> None:
-        """``scales``: program's node that is quantized -> its scale."""
+    def __init__(
+        self, operations: tuple[Operation, ...], scales: Mapping[str, float], readers: Mapping[str, str]
+    ) -> None:
+        """``scales``: program's node that is quantized -> its scale; ``readers``: a dequantization -> that node."""
         self.made: dict[str, _Place] = {}
         """Plain name -> value, of operations in their own units."""
         self._read: dict[str, _Place] = {}
         """Plain name of what is quantized -> what a reader makes of the integers, where it reads in the program's units."""
         self._written: dict[str, _Place] = {}
         """The same -> the integers, with the grid they were written on."""
-        self._scales = scales
+        self._scales, self._readers = scales, readers
         self._quantized: dict[str, str] = {}
         self._foreign: set[str] = set()
         for operation in operations:
@@ -110,6 +113,8 @@ class _Floats:
 
     def _reading(self, operation: Operation, given: list[str], result: str) -> None:
         source = self._quantized.get(given[0], "") if given else ""
+        if source not in self._scales:  # what is quantized was given another name on the way: the reader's own tells
+            source = self._readers.get(_plain(result), "")
         if self._fits(source, _single(operation, "scale")):
             self._read.setdefault(source, _Place(result))
         elif source in self._scales:
