@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -119,11 +119,11 @@ def code_digest(reference: str) -> str:
     return source_digest(Path(inspect.getfile(inspect.unwrap(spec_of(reference).build))))
 
 
-def source_digest(path: Path, *, within: Path | None = None, leave_out: str | None = None) -> str:
+def source_digest(path: Path, *, within: Path | None = None, leave_out: Container[str] = ()) -> str:
     """SHA-256 over a source file and, through its imports, every file of this project that it uses.
 
     Of the imported ones, only those under ``within`` (None: the project), and none whose name without suffix, or folder,
-    is ``leave_out``.
+    is among ``leave_out``.
     """
     start, inside = path.resolve(), (within or _ROOT).resolve()
     seen: dict[Path, str] = {}
@@ -137,8 +137,10 @@ def source_digest(path: Path, *, within: Path | None = None, leave_out: str | No
     return hashlib.sha256(" ".join(sorted(seen.values())).encode()).hexdigest()
 
 
-def _counts(path: Path, within: Path, leave_out: str | None) -> bool:
-    return path.is_relative_to(within) and leave_out not in (path.stem, *path.relative_to(within).parts)
+def _counts(path: Path, within: Path, leave_out: Container[str]) -> bool:
+    return path.is_relative_to(within) and not any(
+        name in leave_out for name in (path.stem, *path.relative_to(within).parts)
+    )
 
 
 def _imported(text: str, path: Path) -> list[Path]:

@@ -22,6 +22,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _HERE = Path(__file__).parent
 _TARGETS = Path(targets.__file__).parent
+_LOOKING = ("_onnx_inside", "_xnnpack_inside", "_inside", "_onnx_profile", "_executorch_profile")
+"""Sources that no file and no figure depends on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +52,12 @@ def _model(name: str) -> list[str]:
 
 @cache
 def _target(name: str, precision: Precision) -> dict[str, Any]:
-    """Digest of a target's sources, and its backend's versions; the quantizer's sources count for an int8 file only."""
+    """Digest of the sources that make, run and evaluate a target's files, and its backend's versions.
+
+    The quantizer's sources count for an int8 file only; those that look inside a finished file, for none.
+    """
     target = targets.get(name)
-    leave_out = "_int8" if precision == "float" else None
+    leave_out = {*_LOOKING, *(["_int8"] if precision == "float" else [])}
     digest = architecture.source_digest(Path(inspect.getfile(target.export)), within=_TARGETS, leave_out=leave_out)
     return {"code": digest, "versions": targets.versions(("torch", "torchao", *targets.packages(target)))}
 

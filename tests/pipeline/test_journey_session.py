@@ -133,21 +133,31 @@ def test_small_architectures_first_and_float_onnx_before_what_is_timed_against_i
     assert [cell.model for cell in found] == [name for name in ("lenet5", "resnet18", "vgg19") for _ in range(4)]
 
 
-def test_a_changed_quantizer_changes_the_keys_of_int8_files_only(monkeypatch: pytest.MonkeyPatch) -> None:
+CHANGES = [
+    pytest.param("_int8", [False, True], id="the quantizer changes int8 files only"),
+    pytest.param("xnnpack", [True, True], id="the target's own file changes all"),
+    pytest.param("_xnnpack_inside", [False, False], id="looking inside changes none"),
+    pytest.param("onnx", [False, False], id="nor does another target"),
+]
+
+
+@pytest.mark.parametrize(("source", "changes"), CHANGES)
+def test_a_changed_source_changes_the_keys_of_what_depends_on_it(
+    source: str, changes: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = [Cell(model="lenet5", target="xnnpack", precision=precision) for precision in cells.PRECISIONS]
     before = [cell.key for cell in pairs]
     real = Path.read_text
 
     def changed(self: Path, *args: Any, **kwargs: Any) -> str:
         text = real(self, *args, **kwargs)
-        return f"{text}\n# changed\n" if "_int8" in (self.stem, *self.parts) else text
+        return f"{text}\n# changed\n" if source in (self.stem, *self.parts) else text
 
     monkeypatch.setattr(Path, "read_text", changed)
     cells._target.cache_clear()
     after = [cell.key for cell in pairs]
     cells._target.cache_clear()
-    assert after[0] == before[0]
-    assert after[1] != before[1]
+    assert [new != old for new, old in zip(after, before, strict=True)] == changes
 
 
 def test_only_what_is_missing_changed_or_failed_is_measured(tmp_path: Path) -> None:
