@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.fx import GraphModule
 
-from pipeline import architecture, quantize, surgery
+from pipeline import architecture, observers, quantize, surgery
 from pipeline.architecture import Base
 from pipeline.errors import RequestError, StoreError
 from targets import Sizes
@@ -48,23 +50,33 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
 def load(folder: Path, batch: int | None = None, sizes: Sizes | None = None) -> Checkpoint:
     """Rebuild the network written by ``save``, in evaluation mode.
 
-    ``batch`` re-captures a quantized graph at that fixed batch size, ``sizes`` for those image sizes. Raises StoreError when the files do not belong
-    together.
+    ``batch`` captures a quantized graph anew at that fixed batch size, ``sizes`` for those image sizes. Raises StoreError
+    when the files do not belong together.
     """
     description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     base = Base(**description["base"])
+    operations = [_operation(fields) for fields in description["surgery"]]
+    model = _rebuilt(base, operations, batch, None)
+    try:
+        surgery.fill(model, load_file(folder / "model.safetensors"))
+        if sizes is not None and sizes.kind != "fixed" and isinstance(model, GraphModule):
+            opened = _rebuilt(base, operations, batch, sizes)
+            assert isinstance(opened, GraphModule)
+            model = observers.carry_over(model, opened)
+    except RuntimeError as error:
+        raise StoreError(f"the tensors in {folder} do not fit the network rebuilt from its surgery: {error}") from error
+    return Checkpoint(base, model)
+
+
+def _rebuilt(base: Base, operations: Sequence[Any], batch: int | None, sizes: Sizes | None) -> nn.Module:
+    """The network after its surgery, with tensors of its own."""
     model = architecture.build(base).eval()
-    for fields in description["surgery"]:
-        operation = _operation(fields)
+    for operation in operations:
         if isinstance(operation, quantize.Prepare):
             model = operation.capture(model, batch, sizes)
         else:
             model = surgery.apply(model, operation)
-    try:
-        surgery.fill(model, load_file(folder / "model.safetensors"))
-    except RuntimeError as error:
-        raise StoreError(f"the tensors in {folder} do not fit the network rebuilt from its surgery: {error}") from error
-    return Checkpoint(base, model)
+    return model
 
 
 def allow(folder: Path, model: str | None) -> None:

@@ -19,8 +19,9 @@ import calib_data
 import targets
 from pipeline import card, checkpoint, lower, parity, resized
 from pipeline.errors import RequestError
-from pipeline.images import normalise
+from pipeline.images import feed
 from pipeline.parity import Layer
+from pipeline.preprocess import OUTSIDE, Baking, Preprocess
 from pipeline.report.numbers import percent
 
 if TYPE_CHECKING:
@@ -75,24 +76,22 @@ def inspect(path: Path, data_name: str, folder: Path | None = None, model: str |
 
     ``folder``: the checkpoint, where it does not lie beside the file as a run leaves it. ``model``: the user's own
     ``path/to/net.py:function`` that the checkpoint was made with; code named by a checkpoint alone is not run. Raises
-    RequestError for a file that has none, and for a target that lets nothing out.
+    RequestError for a file that has none, and for a target that lets nothing out. The float network is compared where the
+    file prepares nothing itself: its graph has nodes more otherwise.
     """
     kept = card.read(path)
     target = targets.get(kept.target)
     if target.inside is None:
         raise RequestError(f"target {target.name!r} lets no intermediate value out of its files; leave out --layers")
-    if kept.fed == "bytes" or kept.softmax:
-        raise RequestError(
-            f"{path.name} prepares its images or answers itself, which its network does not; write it with --feed normalised "
-            "and without --softmax to hold it against its network layer by layer"
-        )
     folder = card.checkpoint_of(path, kept) if folder is None else folder
     checkpoint.allow(folder, model)
     data = resized.at(calib_data.load(data_name, kept.seed), kept.input_shape[1:])
-    images = normalise(data.test.batch(torch.arange(min(IMAGES, len(data.test)))), kept)
-    found = target.inside(path, lower.program(folder, kept.accepted), images)
+    images = feed(data.test.batch(torch.arange(min(IMAGES, len(data.test)))), kept, kept.fed)
+    baking = Baking(preprocess=Preprocess(fed=kept.fed, softmax=kept.softmax), mean=kept.mean, std=kept.std)
+    found = target.inside(path, lower.program(folder, kept.accepted, baking), images)
     precision = kept.row.precision or ("int8" if _quantized(folder) else "float32")
-    layers = parity.compare(found, images, precision, _float_values(folder, images))
+    plain = _float_values(folder, images) if baking.preprocess == OUTSIDE else {}
+    layers = parity.compare(found, images, precision, plain)
     if not layers:
         raise RequestError(
             f"{path} and the graph rebuilt from {folder} have no value in common; they do not belong together"
@@ -145,4 +144,4 @@ def _amount(value: float, unit: str) -> str:
 
 
 def _decibels(value: float | None) -> str:
-    return "equal" if value is None else f"{value:.1f}"
+    return "equal" if value is None else "–" if math.isnan(value) else f"{value:.1f}"

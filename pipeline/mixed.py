@@ -57,8 +57,8 @@ def layers_of(prepared: GraphModule) -> dict[str, tuple[str, frozenset[str]]]:
     for node in prepared.graph.nodes:
         if node.op != "call_function" or node.target in passive:
             continue
-        inputs = {str(source.target) for source in node.all_input_nodes if _is_fake(prepared, source)}
-        outputs = {str(user.target) for user in _behind(node) if _is_fake(prepared, user)}
+        inputs = {str(source.target) for source in node.all_input_nodes if is_fake_quantizer(prepared, source)}
+        outputs = {str(user.target) for user in _behind(node) if is_fake_quantizer(prepared, user)}
         if inputs:
             _, places = found.setdefault(layer_name(node), (_operation(node), set()))
             places |= inputs | outputs
@@ -102,7 +102,8 @@ def _behind(node: Node) -> list[Node]:
     return list(users[0].users) if len(users) == 1 and _is_clip(users[0]) else users
 
 
-def _is_fake(prepared: GraphModule, node: Node) -> bool:
+def is_fake_quantizer(prepared: GraphModule, node: Node) -> bool:
+    """Whether ``node`` calls one of the prepared graph's fake quantizers."""
     from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
     return node.op == "call_module" and isinstance(prepared.get_submodule(str(node.target)), FakeQuantizeBase)

@@ -49,7 +49,7 @@ class Layer:
     drift_db: float | None
     """Signal to noise of the file against the graph, all layers before included; None: equal in every bit."""
     quantization_db: float | None
-    """Signal to noise of the graph against the float network; None: equal, or no such network."""
+    """Signal to noise of the graph against the float network; None: equal; not a number: no such value is known."""
 
     @property
     def diverges(self) -> bool:
@@ -58,7 +58,7 @@ class Layer:
 
 
 def compare(inside: Inside, images: Tensor, precision: Precision, plain: Mapping[str, Tensor]) -> list[Layer]:
-    """Every common value of graph and file in the graph's order, for normalised ``images`` [N, C, H, W].
+    """Every common value of graph and file in the graph's order, for ``images`` [N, ...] as the file takes them.
 
     ``plain``: node -> the float network's values, where they are known.
     """
@@ -155,7 +155,7 @@ def _layer(
         changed=float((difference > threshold).float().mean()),
         tolerance=allowed,
         drift_db=_decibels(given, cumulative),
-        quantization_db=None if plain is None else _decibels(cumulative, plain.reshape(cumulative.shape)),
+        quantization_db=math.nan if plain is None else _decibels(cumulative, plain.reshape(cumulative.shape)),
     )
 
 

@@ -14,7 +14,13 @@ def quieten() -> None:
         "torch.export",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Conditions on open image sides beyond its solver: each size is tried. A filter, since torch sets this level itself.
+    logging.getLogger("torch.fx.experimental.symbolic_shapes").addFilter(_is_error)
     # Lightning asks for more data-loading workers; it is given no loader of its own to run.
     warnings.filterwarnings("ignore", module="lightning_fabric.*")
     # torch's own record of a captured graph's inputs, told so whenever such a graph is copied.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
-    """Values of the file at ``path`` for float32 ``images`` [N, C, H, W], under the names of ``program``'s nodes."""
+    """Values of the file at ``path`` for ``images`` [N, ...] as it takes them, under the names of ``program``'s nodes."""
     import onnx
 
     model = onnx.load(path)
@@ -101,7 +101,7 @@ def _run(path: Path, model: onnx.ModelProto, wanted: list[str], images: Tensor) 
         onnx.save_model(model, aside, save_as_external_data=too_large(model), location=f"{path.name}.data")
         loaded = session(aside, threads=1)
     feed, names = loaded.get_inputs()[0].name, list(dict.fromkeys(wanted))
-    rows = [loaded.run(names, {feed: image[None].numpy()}) for image in images.float()]
+    rows = [loaded.run(names, {feed: image[None].numpy()}) for image in images]
     return {name: torch.cat([_tensor(row[index]) for row in rows]) for index, name in enumerate(names)}
 
 

@@ -41,7 +41,7 @@ _PASS_ON = ("relu", "hardtanh", "clamp", "relu6")
 
 
 def inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
-    """Values of the file at ``path`` for float32 ``images`` [N, C, H, W]; ``program`` as it is given to the lowering.
+    """Values of the file at ``path`` for ``images`` [N, ...] as it takes them; ``program`` as it is given to the lowering.
 
     Raises TargetError for a file that is no ExecuTorch program.
     """
@@ -53,7 +53,7 @@ def inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
         values = {}
         with runtime_log():
             for cut in _cuts(path, names):
-                values[cut.name] = torch.cat([cut.run(image[None]) for image in images.float()])
+                values[cut.name] = torch.cat([cut.run(image[None]) for image in images])
     return Inside(program=program, values=values)
 
 
@@ -121,7 +121,7 @@ class _Cut:
     zero_point: int
 
     def run(self, image: Tensor) -> Tensor:
-        """float32 value for one image [1, C, H, W]."""
+        """float32 value for one image [1, ...]."""
         from executorch.extension.pybindings import portable_lib
 
         program = portable_lib._load_program_from_buffer(self.buffer)

@@ -26,10 +26,10 @@ _ENDINGS = ("_cast_fp16", "_cast_fp32")
 
 
 def inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
-    """Values of the package at ``path`` for float32 ``images`` [N, C, H, W], under the names of ``program``'s nodes."""
+    """Values of the package at ``path`` for ``images`` [N, ...] as it takes them, under the names of ``program``'s nodes."""
     package = read(path)
     reference = Reference(package)
-    traces = [reference.trace(image[None]) for image in images.float()]
+    traces = [reference.trace(package.fed.pixels(image[None])) for image in images]
     places = _places(program, package.operations)
     values = {name: torch.cat([place.of(trace) for trace in traces]) for name, place in places.items()}
     return Inside(program=program, values=values, half=True)

@@ -85,7 +85,8 @@ def test_a_whole_file_agrees_layer_by_layer(folder: Path, name: str) -> None:
     assert found.first is None, found.sentence
     names = {layer.name for layer in found.layers}
     assert {"stem.0", "stages.0.conv2.0", "stages.1", "stages.1.shortcut.0", "pool"} <= names
-    assert all(layer.quantization_db is None or layer.quantization_db > 10 for layer in found.layers[:6])
+    known = [layer.quantization_db for layer in found.layers[:6] if layer.quantization_db is not None]
+    assert any(value > 10 for value in known) and not any(value <= 10 for value in known)
 
 
 def test_a_wrong_weight_scale_in_an_onnx_file_is_named(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from models import get
-from pipeline import card, lower, verify
+from pipeline import card, layers, lower, verify
 from pipeline.compare import compare
 from pipeline.errors import RequestError
 from pipeline.image_sizes import asked
@@ -88,6 +88,13 @@ def test_the_card_holds_the_input_and_verify_feeds_bytes(done: tuple[Job, Any]) 
     assert (found.verdict, found.fed, found.size) == ("pass", "bytes", (8, 8))
     other = recheck(path, "digits", size=(11, 9))
     assert other.accuracy is not None and other.accuracy.n == 540
+
+
+def test_its_layers_are_held_against_the_network_with_what_it_does_itself(done: tuple[Job, Any]) -> None:
+    found = layers.inspect(artifact(done[0]), "digits")
+    assert found.first is None, found.sentence
+    assert {"linear", "softmax"} <= {layer.operation for layer in found.layers}
+    assert all(layer["quantization_db"] is None for layer in found.to_json()["layers"])
 
 
 def test_bench_times_bytes_at_a_size_that_the_file_takes(done: tuple[Job, Any]) -> None:
