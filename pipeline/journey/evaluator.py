@@ -171,6 +171,8 @@ def _quantized(network: nn.Module, context: Context, target: Target) -> GraphMod
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 where every file agrees, 1 where one does not, 2 for a wrong request."""
     options = _parser().parse_args(arguments)
+    # Networks this small gain little from a second thread, and wait long for one whose core is taken.
+    torch.set_num_threads(1)
     try:
         target, data = targets.get(options.target), calib_data.load(options.data)
         names = [models.get(name).name for name in options.models] or list(models.names())
