@@ -35,8 +35,8 @@ def _quantize(
 ) -> Tensor:
     """clip(round(input / scale) + zero_point); halves round to even, as torch's and Core ML's own converters do."""
     dtype, low, high = _RANGE[output_dtype]
-    steps = (input / _along(scale, input, axis)).round_()
-    return steps.add_(_along(zero_point, input, axis)).clamp(low, high).to(dtype)
+    steps = torch.round(input / _along(scale, input, axis)) + _along(zero_point, input, axis)
+    return steps.clamp(low, high).to(dtype)
 
 
 def _dequantize(
@@ -45,12 +45,11 @@ def _dequantize(
     zero_point: Tensor | int = 0,
     axis: int | None = None,
 ) -> Tensor:
-    steps = input.to(torch.float32, copy=True)
-    return steps.sub_(_along(zero_point, input, axis)).mul_(_along(scale, input, axis))
+    return (input.float() - _along(zero_point, input, axis)) * _along(scale, input, axis)
 
 
 def _affine(quantized_data: Tensor, scale: Tensor | float, zero_point: Tensor | float, axis: int) -> Tensor:
-    return _dequantize(quantized_data, scale, zero_point, axis)
+    return (quantized_data.float() - _along(zero_point, quantized_data, axis)) * _along(scale, quantized_data, axis)
 
 
 def _stretch(parameter: Tensor, shape: Sequence[int]) -> Tensor:
