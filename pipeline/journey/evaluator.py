@@ -26,7 +26,7 @@ import models
 import targets
 from calib_data import Data, Part
 from models import Spec
-from pipeline import quantize, resized
+from pipeline import halves, quantize, resized
 from pipeline.__main__ import FAILED, PASSED, guarded
 from pipeline.fold import Fold
 from pipeline.images import logits, normalise
@@ -184,6 +184,7 @@ def _quantized(network: nn.Module, context: Context, target: Target) -> GraphMod
     with quantize.quiet_capture():
         observed = prepare_pt2e(graph, target.quantizer(target.grids[0]))
         observed(normalise(context.data.calib.batch(index), context.spec))
+        halves.round_prepared(observed)  # as every quantized network of a run is, before any file is written
         return quantize.convert(observed)
 
 
