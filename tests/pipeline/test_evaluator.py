@@ -44,7 +44,8 @@ def test_every_image_is_compared_and_kept(tmp_path: Path, capsys: pytest.Capture
     rows = json.loads((tmp_path / "coreml-digits.json").read_text(encoding="utf-8"))["tiny_resnet"]
     assert [row["precision"] for row in rows] == ["float", "int8"]
     assert all(row["images"] == 540 and row["agrees"] and row["accuracy"] > 0.9 for row in rows)
-    assert 0 < rows[0]["error"] < rows[1]["error"], "float16 rounds finer than eight bits"
+    assert rows[0]["error"] > 0, "float16 rounds"
+    assert rows[1]["error"] < 1e-3, "constants that float16 holds: the file computes the graph's own integers"
     assert f"| tiny_resnet | int8 | 540 | {rows[1]['accuracy']:.1%} |" in (tmp_path / "coreml-digits.md").read_text(
         encoding="utf-8"
     )
