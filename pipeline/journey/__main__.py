@@ -9,23 +9,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.__main__ import FAILED, PASSED, guarded
 from pipeline.journey import cells
 from pipeline.journey.cells import PRECISIONS, Cell, Results
 
-PASSED, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 where every chosen cell has a result, 1 where one failed, 2 for a wrong request."""
+    """Run the command; returns its exit status, as ``python -m pipeline`` has them."""
     options = _parser().parse_args(arguments)
-    from models import ModelError
-    from targets import MissingBackend, TargetError
+    return guarded(lambda: _run(options))
 
-    try:
-        chosen = _chosen(options)
-    except (ModelError, TargetError, MissingBackend) as error:
-        _say(f"error: {error}")
-        return WRONG_REQUEST
+
+def _run(options: argparse.Namespace) -> int:
+    """0 where every chosen cell has a result, 1 where one failed."""
+    chosen = _chosen(options)
     results = Results(options.out / "cells")
     status = PASSED
     if not options.table:
@@ -89,20 +86,16 @@ def _measure(options: argparse.Namespace, results: Results, pending: list[Cell],
                 results.keep(cell, result | {"key": key})
                 failed |= "failed" in result
                 _say(f"{number}/{total} {cell}: {_in_words(result)}, {time.perf_counter() - started:.0f} s")
-    except KeyboardInterrupt:
-        _say("interrupted: what was measured is kept, and the same command goes on from there")
-        return INTERRUPTED
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return FAILED if failed else PASSED
 
 
 def _in_words(result: dict[str, object]) -> str:
-    for word in ("failed", "cannot"):
-        if word in result:
-            return f"{word}: {result[word]}"
-    from pipeline.journey.table import error_of, ratio_of, size_of
+    from pipeline.journey.table import error_of, ratio_of, size_of, unmeasured
 
+    if reason := unmeasured(result):
+        return reason
     return f"error {error_of(result)}, {size_of(result)}, {ratio_of(result)} of float ONNX"
 
 
