@@ -276,3 +276,27 @@ def test_a_value_of_the_file_stands_at_every_node_that_reads_it() -> None:
     inside = targets.Inside(program=program, values={n: shifted if n == first.name else rest[n].float() for n in known})
     found = parity.compare(inside, images, "int8", {})
     assert {layer.operation: layer.worst for layer in found}["sigmoid"] == 0
+
+
+class Tokens(torch.nn.Module):
+    """Its values' first dimension counts patches, not images."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.reshape(4, 2, 2).relu()
+        return (tokens + 1).reshape(1, 16)
+
+
+def test_values_are_told_apart_by_image_whatever_their_first_dimension_counts() -> None:
+    program = torch.export.export(Tokens(), (torch.zeros(1, 1, 4, 4),))
+    images = torch.arange(32.0).reshape(2, 1, 4, 4) - 8
+    graph = parity.module_of(program)
+    relu, add = (node.name for node in graph.graph.nodes if node.name in ("relu", "add"))
+    values = {relu: images.reshape(8, 2, 2).relu(), add: images.reshape(8, 2, 2).relu() + 1}
+    found = parity.compare(targets.Inside(program=program, values=values), images, "float32", {})
+    assert [(layer.node, layer.worst) for layer in found] == [(relu, 0.0), (add, 0.0)]
+    values[relu] = values[relu].roll(4, 0)  # the images' values exchanged
+    swapped = {
+        layer.node: layer.diverges
+        for layer in parity.compare(targets.Inside(program=program, values=values), images, "float32", {})
+    }
+    assert swapped == {relu: True, add: True}
