@@ -194,6 +194,7 @@ class Quantize:
         fit(prepared, training, ctx, ctx.baseline if training.distill else None, self._before_epoch, rebuild)
         for module in activations(prepared).values():
             module.settle()
+        _weights_on_their_grid(prepared)
 
     def _before_epoch(self, model: nn.Module, epoch: int) -> None:
         if self.training is not None and epoch >= self.observe * self.training.epochs:
@@ -220,6 +221,14 @@ class _Rebuild:
 def _learn_ranges(prepared: GraphModule) -> None:
     for module in activations(prepared).values():
         module.learn()
+
+
+@torch.no_grad()
+def _weights_on_their_grid(prepared: GraphModule) -> None:
+    """Take each weight's scale from the weight as it is: the last step moved it, or an average stands in its place."""
+    for node in prepared.graph.nodes:
+        if mixed.is_fake_quantizer(prepared, node) and node.args[0].op == "get_attr":
+            prepared.get_submodule(node.target)(prepared.get_parameter(node.args[0].target))
 
 
 def freeze(model: nn.Module) -> None:

@@ -110,3 +110,24 @@ def test_bad_settings_are_refused() -> None:
         replace(HOW, observe=1.5)
     with pytest.raises(RequestError, match="calibrate"):
         replace(HOW, calibrate=0)
+
+
+@pytest.mark.parametrize("learn_ranges", [False, True])
+def test_averaged_weights_are_quantized_on_their_own_grid(tmp_path: Path, learn_ranges: bool) -> None:
+    assert HOW.training is not None
+    before, ctx = built(tmp_path), context(tmp_path, Grid(weight_bits=7))
+    how = replace(HOW, learn_ranges=learn_ranges)
+    last = how(before.model, replace(ctx, scratch=tmp_path / "last"))
+    mean = replace(how, training=replace(HOW.training, ema=0.5))(before.model, replace(ctx, scratch=tmp_path / "mean"))
+    weights = [{k: v for k, v in net.state_dict().items() if k.endswith("weight")} for net in (last, mean)]
+    assert len(weights[0]) == 3 and not any(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    for node in mean.graph.nodes:
+        if node.op == "call_module" and str(node.all_input_nodes[0].target).endswith("weight"):
+            weight = mean.get_parameter(node.all_input_nodes[0].target)
+            quantizer = mean.get_submodule(node.target)
+            largest = weight.abs().flatten(1).amax(1)
+            assert torch.allclose(quantizer.scale * 63, largest, rtol=2e-3)
+    images, labels = ctx.data.test.batch(torch.arange(32)), ctx.data.test.labels
+    with torch.no_grad():
+        found = convert(mean)((images.float() / 255 - 0.5) / 0.25).argmax(1)
+    assert float((found == labels).float().mean()) > 0.9
