@@ -127,7 +127,7 @@ def test_averaged_weights_are_quantized_on_their_own_grid(tmp_path: Path, learn_
             quantizer = mean.get_submodule(node.target)
             largest = weight.abs().flatten(1).amax(1)
             assert torch.allclose(quantizer.scale * 63, largest, rtol=2e-3)
-    images, labels = ctx.data.test.batch(torch.arange(32)), ctx.data.test.labels
+    images = (ctx.data.test.batch(torch.arange(32)).float() / 255 - 0.5) / 0.25
     with torch.no_grad():
-        found = convert(mean)((images.float() / 255 - 0.5) / 0.25).argmax(1)
-    assert float((found == labels).float().mean()) > 0.9
+        file, network = convert(mean)(images), mean(images)
+    assert (file - network).abs().max() < 1e-4 * network.abs().max()
