@@ -345,7 +345,9 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 def _average(state: State, decay: float) -> None:
     if state.average is None:
         return
-    for ours, theirs in zip(state.average.state_dict().values(), state.model.state_dict().values(), strict=True):
+    model = state.model.state_dict()
+    for name, ours in state.average.state_dict().items():  # by name: a copied graph lists its tensors in another order
+        theirs = model[name]
         if ours.is_floating_point():
             ours.lerp_(theirs.to(ours.dtype), 1 - decay)
         else:
