@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from pipeline.mixed import is_fake_quantizer
+
 
 @torch.no_grad()
 def round_prepared(prepared: GraphModule) -> None:
     """Round, in place, the scales of a prepared graph's fake quantizers and every constant that they do not quantize."""
     round_scales(prepared)
     for node in prepared.graph.nodes:
-        if node.op == "get_attr" and not any(_is_fake_quantizer(prepared, user.target) for user in node.users):
+        if node.op == "get_attr" and not any(is_fake_quantizer(prepared, user) for user in node.users):
             _round(_attribute(prepared, str(node.target)))
 
 
@@ -42,10 +44,6 @@ def round_converted(converted: GraphModule) -> None:
         elif "quantize_per_channel" in name and node.args[1].op == "get_attr":
             _round(_attribute(converted, str(node.args[1].target)))
     converted.recompile()
-
-
-def _is_fake_quantizer(graph: GraphModule, target: object) -> bool:
-    return isinstance(target, str) and hasattr(graph, target) and hasattr(getattr(graph, target), "fake_quant_enabled")
 
 
 def _attribute(graph: GraphModule, name: str) -> Tensor:

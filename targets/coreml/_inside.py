@@ -37,12 +37,12 @@ def inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
 
 def _places(program: ExportedProgram, operations: tuple[Operation, ...]) -> dict[str, _Place]:
     """Node of the program -> the package's value that is the same quantity."""
-    readings = [node for node in program.graph.nodes if "dequantize_per_tensor" in node.name and _source(node)]
-    scales = {_source(node): float(node.args[1]) for node in readings}
-    floats = _Floats(operations, scales, {node.name: _source(node) for node in readings})
-    found = {_source(node): floats.reading(_source(node)) for node in readings}
-    places = {node.name: found[_source(node)] for node in readings}
-    places |= {node.name: floats.made.get(node.name) for node in program.graph.nodes if node not in readings}
+    dequantized = (node for node in program.graph.nodes if "dequantize_per_tensor" in node.name)
+    readers = {node.name: source for node in dequantized if (source := _source(node))}
+    scales = {readers[node.name]: float(node.args[1]) for node in program.graph.nodes if node.name in readers}
+    floats = _Floats(operations, scales, readers)
+    places = {name: floats.reading(source) for name, source in readers.items()}
+    places |= {node.name: floats.made.get(node.name) for node in program.graph.nodes if node.name not in readers}
     return {name: place for name, place in places.items() if place is not None}
 
 
