@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from calib_data import Data, Part
 from pipeline.journey import __main__ as journey
 from pipeline.journey import evaluator
 from pipeline.journey.evaluator import Found, compare, main
+from targets.coreml._mil import Everything, Reference
 
 pytest.importorskip("coremltools")
 
@@ -37,6 +39,36 @@ def test_the_error_is_relative_to_the_spread_of_each_images_logits() -> None:
 @pytest.mark.parametrize(("error", "differ", "agrees"), [(0.01, 0, True), (0.01, 1, False), (0.3, 0, False)])
 def test_agreement_wants_both(error: float, differ: int, agrees: bool) -> None:
     assert Found("net", "coreml", "int8", 540, error, 3, differ, 0.9, 1.0).agrees is agrees
+
+
+@pytest.mark.parametrize(
+    ("error", "unrounded", "by_rounding"), [(0.01, 0, True), (0.01, 1, False), (0.01, None, False), (0.3, 0, False)]
+)
+def test_float16_alone_is_told_apart_from_a_fault(error: float, unrounded: int | None, by_rounding: bool) -> None:
+    found = Found("net", "coreml", "int8", 540, error, 3, 2, 0.9, 1.0, unrounded)
+    assert found.by_rounding is by_rounding and not found.agrees
+
+
+def test_a_difference_of_float16_alone_is_named_and_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rounded evaluation is disturbed, PyTorch's and the unrounded one are left alone."""
+
+    def disturbed(network: object, part: Part, *rest: Any, **named: Any) -> torch.Tensor:
+        answers = original(network, part, *rest, **named)  # type: ignore[arg-type]
+        whole = not isinstance(network, Reference) or isinstance(network._unrounded, Everything)
+        return answers if whole else torch.cat([-answers[:1], answers[1:]])
+
+    original = evaluator.logits
+    monkeypatch.setattr(evaluator, "logits", disturbed)
+    # One image of 540 turned over is an error of 2 / sqrt 540.
+    monkeypatch.setattr(evaluator, "_ERROR", {"float": 0.2, "int8": 0.2})
+    assert main(["tiny_resnet", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "coreml-digits.json").read_text(encoding="utf-8"))["tiny_resnet"]
+    assert [(row["differ"], row["unrounded"]) for row in rows] == [(1, 0)] * 2
+    assert not any(row["agrees"] for row in rows)
+    assert "| but for float16 |" in (tmp_path / "coreml-digits.md").read_text(encoding="utf-8")
+    assert "agrees but for float16, 539 of 540" in capsys.readouterr().err
 
 
 def test_every_image_is_compared_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,18 @@
+"""The evaluation of a package without float16's rounding between operators.
+
+PyTorch runs a graph in float32; a package declares float16. Where the two evaluations of one package differ, it is
+the declared precision that speaks, not the file's instructions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from targets import Runner
+
+from ._mil import Everything, Reference, read
+
+
+def reference(path: Path) -> Runner:
+    """As ``Target.reference``, nothing rounded but where the package itself quantizes."""
+    return Reference(read(path), unrounded=Everything())
