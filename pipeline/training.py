@@ -29,6 +29,7 @@ from torch.fx import GraphModule
 from pipeline import surgery
 from pipeline.errors import RequestError, StageError
 from pipeline.images import normalise
+from pipeline.quiet import quieten
 from pipeline.recipe import Context, in_range
 from pipeline.store import write_whole
 
@@ -151,15 +152,20 @@ def resolve_precision(precision: Precision, device: str) -> str:
 def _fabric(how: Training, device: str) -> Any:
     from lightning_fabric import Fabric
 
-    for name in ("lightning_fabric", "lightning.fabric"):  # importing it turns its announcements on
-        logging.getLogger(name).setLevel(logging.WARNING)
-
+    _quieten_fabric()
     strategy = "auto" if how.devices == 1 else "ddp_spawn"
     precision: Any = resolve_precision(how.precision, device)
     with warnings.catch_warnings():
         # Fabric hints at the cluster launcher and at precision plugins; neither concerns a run on one machine.
         warnings.simplefilter("ignore")
         return Fabric(accelerator=device, devices=how.devices, strategy=strategy, precision=precision)
+
+
+def _quieten_fabric() -> None:
+    import lightning_fabric  # noqa: F401 - importing it turns its announcements on
+
+    for name in ("lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 Maker = Callable[[], nn.Module]
@@ -219,6 +225,12 @@ class _Work:
         self, maker: Maker, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
     ) -> None:
         self.maker, self.how, self.ctx, self.teacher, self.before_epoch = maker, how, ctx, teacher, before_epoch
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrived in another process, where Fabric announces itself before it calls ``do``."""
+        quieten()
+        _quieten_fabric()
+        self.__dict__.update(state)
 
     def do(self, fabric: Any) -> None:
         """Train; the first process writes the result."""

@@ -33,7 +33,7 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("learn", [False, True])
-def test_two_processes_train_a_captured_graph(tmp_path: Path, learn: bool) -> None:
+def test_two_processes_train_a_captured_graph(tmp_path: Path, learn: bool, capfd: pytest.CaptureFixture[str]) -> None:
     spec, data = models.get("tiny_resnet"), calib_data.load("digits")
     torch.manual_seed(0)
     network = spec.build(num_classes=10, in_channels=1)
@@ -41,6 +41,7 @@ def test_two_processes_train_a_captured_graph(tmp_path: Path, learn: bool) -> No
     (tmp_path / "float").mkdir()
     fit(network, once, Context(spec=spec, data=data, scratch=tmp_path / "float"), None)
     accuracy = {}
+    capfd.readouterr()
     for devices in (1, 2):
         folder = tmp_path / str(devices)
         folder.mkdir()
@@ -50,3 +51,6 @@ def test_two_processes_train_a_captured_graph(tmp_path: Path, learn: bool) -> No
         )(Fold()(network, context), context)
         accuracy[devices] = (logits(trained, data.test, spec).argmax(1) == data.test.labels).float().mean()
     assert accuracy[2] > 0.9 and abs(accuracy[1] - accuracy[2]) < 0.02
+    written = "".join(capfd.readouterr())
+    for word in ("Initializing distributed", "Failed to load", "KernelPreference", "Warning"):
+        assert word not in written, "the other processes keep quiet too"
