@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.__main__ import FAILED, PASSED, guarded
 from pipeline.journey import cells
+from pipeline.journey.adopt import adopt
 from pipeline.journey.cells import PRECISIONS, Cell, Results
 
 
@@ -24,6 +25,9 @@ def _run(options: argparse.Namespace) -> int:
     """0 where every chosen cell has a result, 1 where one failed."""
     chosen = _chosen(options)
     results = Results(options.out / "cells")
+    table = options.docs / "architectures.json"
+    if adopted := adopt(table, results):
+        _say(f"{adopted} results taken over from {table}")
     status = PASSED
     if not options.table:
         status = _measure(options, results, list(results.pending(chosen, options.again)), len(chosen))
@@ -38,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.journey",
         description="Takes every architecture at its published size to every installed target, float and int8, and "
-        "writes a table of what was measured. Goes on where it was stopped; results of changed code are made anew.",
+        "writes a table of what was measured. Goes on where it was stopped, from the table's own figures where the results "
+        "are not at hand; results of changed code are made anew.",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="only these (default: every registered one)")
     parser.add_argument("--target", action="append", metavar="T", help="only this target; repeat for several")

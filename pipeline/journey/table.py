@@ -70,13 +70,10 @@ def _is_current(result: Result, cell: Cell) -> bool:
 
 
 def _document(found: Found, costs: Mapping[str, Result]) -> dict[str, Any]:
-    sizes = [
-        {"model": name, **{k: v for k, v in costs[name].items() if k != "key"}, "published": _published(name)}
-        for name in costs
-    ]
+    sizes = [{"model": name, **costs[name], "published": _published(name)} for name in costs]
     rows = [
         {"model": model, "target": target, "precision": precision}
-        | {k: v for k, v in result.items() if k not in ("key", "facts", "grid")}
+        | {k: v for k, v in result.items() if k not in ("facts", "grid")}
         for (model, target, precision), result in found.items()
     ]
     return {"schema": 1, "models": sizes, "files": rows}

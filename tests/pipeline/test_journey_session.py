@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from models._published import PUBLISHED
 from pipeline import analyze
 from pipeline.journey import __main__ as command
 from pipeline.journey import cells, table
+from pipeline.journey.adopt import adopt
 from pipeline.journey.cells import Cell, Results
 from pipeline.journey.network import Agreement, Prepared, agreement, calibrated, costs, float_islands, prepare
 from pipeline.journey.photographs import photographs
@@ -240,6 +242,33 @@ def test_a_failure_stands_in_the_table_and_in_the_exit_status(
     assert "lenet5 onnx float: failed: TargetError" in capsys.readouterr().err
     text = (tmp_path / "architectures.md").read_text(encoding="utf-8")
     assert "| lenet5 | failed: TargetError: a \\| b |" in text
+
+
+def test_a_fresh_clone_goes_on_from_the_written_table(
+    session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = tmp_path / "docs"
+    shutil.copytree(session / "docs", docs)
+    arguments = ["lenet5", "--target", "onnx", "--out", str(tmp_path / "out"), "--docs", str(docs)]
+    assert command.main(arguments) == 0
+    told = capsys.readouterr().err
+    assert "2 results taken over" in told and "2 of 2 files measured before, 0 to do" in told
+    for name in ("architectures.md", "architectures.json"):
+        assert (docs / name).read_bytes() == (session / "docs" / name).read_bytes(), "nothing is lost on the way"
+
+
+def test_a_result_at_hand_and_an_unknown_architecture_are_left_alone(session: Path, tmp_path: Path) -> None:
+    document = json.loads((session / "docs" / "architectures.json").read_text(encoding="utf-8"))
+    document["files"][0]["bytes"] = 1
+    document["files"].append({**document["files"][1], "model": "forgotten"})
+    written = tmp_path / "architectures.json"
+    written.write_text(json.dumps(document), encoding="utf-8")
+    results = Results(tmp_path / "cells")
+    floating = Cell(model="lenet5", target="onnx", precision="float")
+    results.keep(floating, {"key": "mine"})
+    assert adopt(written, results) == 1
+    assert results.read(floating) == {"key": "mine"}
+    assert adopt(tmp_path / "missing.json", results) == 0
 
 
 def test_results_of_older_code_are_marked(session: Path, tmp_path: Path) -> None:
