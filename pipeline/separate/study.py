@@ -20,6 +20,7 @@ from pipeline.errors import RequestError
 from pipeline.report import numbers
 from pipeline.report.markdown import table
 from pipeline.rows import Row
+from pipeline.store import write_whole
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe, Stage
@@ -165,6 +166,7 @@ def _run(options: argparse.Namespace) -> int:
     from pipeline.quiet import quieten
 
     quieten()
+    from pipeline.__main__ import FAILED, PASSED
     from pipeline.report import write_html
     from pipeline.resolve import find_recipe, override, resolve
     from pipeline.watch import Watch
@@ -176,10 +178,10 @@ def _run(options: argparse.Namespace) -> int:
     found = study(resolve(recipe, out), Watch(quiet=False))
     write_html(found.report, out)
     document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    (out / "substitution.json").write_text(document + "\n", encoding="utf-8")
-    (out / "substitution.md").write_text(found.markdown(), encoding="utf-8")
+    write_whole(out / "substitution.json", f"{document}\n".encode())
+    write_whole(out / "substitution.md", found.markdown().encode())
     print(document if options.json else found.markdown())
-    return 1 if any(row.verdict == "fail" for row in found.report.rows) else 0
+    return FAILED if any(row.verdict == "fail" for row in found.report.rows) else PASSED
 
 
 def _shortened(recipe: Recipe, epochs: int | None) -> Recipe:
