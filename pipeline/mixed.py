@@ -77,9 +77,16 @@ def layer_name(node: Node) -> str:
 
 
 def nodes_of(graph: GraphModule, layers: Collection[str]) -> frozenset[str]:
-    """Names of the graph's operations that belong to ``layers``."""
-    operations = [node for node in graph.graph.nodes if node.op == "call_function"]
-    return frozenset(node.name for node in operations if layer_name(node) in layers)
+    """Names of the graph's operations that belong to ``layers``, and of those that only move what these give.
+
+    A concatenation, say, of a float layer's values and others' would round them after all, on a grid they share.
+    """
+    passive, found = _passive(), set[str]()
+    for node in graph.graph.nodes:
+        moved = node.target in passive and any(source.name in found for source in node.all_input_nodes)
+        if node.op == "call_function" and (moved or layer_name(node) in layers):
+            found.add(node.name)
+    return frozenset(found)
 
 
 def _passive() -> frozenset[object]:

@@ -16,7 +16,7 @@ from pipeline.architecture import Base, build
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import RequestError
 from pipeline.mixed import Cost
-from pipeline.quantize import Prepare, Quantize, convert
+from pipeline.quantize import Prepare, Quantize, convert, export_graph
 from pipeline.recipe import silent
 from targets import Grid
 
@@ -133,6 +133,38 @@ def test_the_fall_back_of_the_worst_layer_mends_the_answers(base: Base) -> None:
     assert torch.allclose(scan.answers(("0",)), mended, atol=1e-5)
     assert torch.equal(scan.answers(("0", "5")), scan.answers(None)) is False
     assert statistics.divergence(scan.answers(("0", "5")), plain) > 0.5 * statistics.divergence(whole, plain)
+
+
+class Joined(nn.Module):
+    """Two convolutions side by side, the second thousands of times as large, joined and read by a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small, self.large, self.last = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 1, 3), nn.Conv2d(5, 2, 6)
+        with torch.no_grad():
+            self.large.weight.abs_().mul_(10_000)
+            self.last.weight[:, 4] = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.cat([self.small(x).relu(), self.large(x)], 1)).flatten(1)  # type: ignore[no-any-return]
+
+
+def test_what_only_moves_a_float_layers_values_is_float_too() -> None:
+    """Else the concatenation would round the small values on the grid of the large ones, whatever is left in float."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Joined().eval()
+    with torch.no_grad():
+        wanted = model(IMAGES)
+
+    def error(left: tuple[str, ...]) -> float:
+        with torch.no_grad():
+            return float((convert(prepared(model, left))(IMAGES) - wanted).norm() / wanted.norm())
+
+    graph = export_graph(model, (1, 8, 8), batch=None)
+    assert mixed.nodes_of(graph, ("small",)) == {"conv2d", "relu", "cat"}
+    assert mixed.nodes_of(graph, ("last",)) == {"conv2d_2", "flatten"}
+    assert error(()) > 0.1 and error(("small", "last")) < 0.02
 
 
 def test_the_picture_marks_what_is_left_in_float() -> None:
