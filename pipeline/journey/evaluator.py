@@ -222,7 +222,7 @@ def _run(options: argparse.Namespace) -> int:
     names = [models.get(name).name for name in options.models] or list(models.names())
     if target.reference is None:
         raise targets.TargetError(f"{options.target} has no reference evaluation on this host")
-    out = options.out / f"{target.name}-{data.name}.json"
+    out = options.out / f"{target.name}-{_reader(data)}.json"
     kept = _read(out)
     precisions: Sequence[Precision] = PRECISIONS[1:] if target.integers_only else PRECISIONS
     for number, name in enumerate(names, 1):
@@ -234,6 +234,11 @@ def _run(options: argparse.Namespace) -> int:
     write_whole(out.with_suffix(".md"), _markdown(target.name, data, kept).encode())
     _say(f"written: {out.with_suffix('.md')}")
     return FAILED if any(_bad(row) for name in names for row in kept[name]) else PASSED
+
+
+def _reader(data: Data) -> str:
+    """A data set's name without the place where it lies."""
+    return data.name.partition(":")[0]
 
 
 def _rows(name: str, data: Data, target: Target, precisions: Sequence[Precision]) -> list[dict[str, Any]]:
@@ -275,7 +280,7 @@ def _markdown(target: str, data: Data, kept: dict[str, list[dict[str, Any]]]) ->
             reason = unmeasured(row)
             rows.append([name, reason, *[""] * (len(head) - 2)] if reason else _columns(name, row))
     intro = (
-        f"# {target}: the reference evaluation against PyTorch, {data.name}\n\n"
+        f"# {target}: the reference evaluation against PyTorch, {_reader(data)}\n\n"
         "Written by `nox -s evaluator`. Each architecture is reduced as in the tests and trained in a minute or two; its files' "
         "own instructions are evaluated over every test image and compared with the PyTorch network they were written "
         "from. **top-1**: that network's own. **Tie**: another class, but PyTorch's two logits lie within "

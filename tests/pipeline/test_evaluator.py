@@ -111,6 +111,18 @@ def test_a_backend_that_breaks_is_a_row(tmp_path: Path, monkeypatch: pytest.Monk
     assert "failed: RuntimeError: no resnet20" in (tmp_path / "coreml-digits.md").read_text(encoding="utf-8")
 
 
+def test_the_table_is_named_by_the_data_set_and_not_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = replace(calib_data.load("digits"), name="cifar10:/some/where")
+    monkeypatch.setattr(calib_data, "load", lambda name: there)
+    monkeypatch.setattr(evaluator, "examine", lambda *_: [])
+    assert main(["tiny_resnet", "--data", "cifar10:/some/where", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coreml-cifar10.json", "coreml-cifar10.md"]
+    text = (tmp_path / "coreml-cifar10.md").read_text(encoding="utf-8")
+    assert "against PyTorch, cifar10\n" in text and "where/" not in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
