@@ -55,7 +55,35 @@ def files() -> list[object]:
 
 @cache
 def small(name: str) -> Prepared:
-    return prepare(models.get(name), small=True, images=4)
+    prepared = prepare(models.get(name), small=True, images=4)
+    keep_alive(prepared)
+    return prepared
+
+
+@torch.no_grad()
+def keep_alive(prepared: Prepared) -> None:
+    """Where nothing normalises, scale each layer's weights so that it gives values of variance one.
+
+    After Mishkin and Matas (2015, arXiv 1511.06422). In a deep plain network (VGG) they would fade to 1e-5, below the
+    smallest step that a grid may have.
+    """
+    modules = list(prepared.model.modules())
+    if any(isinstance(module, nn.BatchNorm2d | nn.LayerNorm) for module in modules):
+        return
+    layers = [module for module in modules if isinstance(module, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(_to_variance_one) for layer in layers]
+    prepared.model(torch.cat(prepared.normalised("train")))
+    for hook in hooks:
+        hook.remove()
+
+
+def _to_variance_one(layer: nn.Module, _: object, output: Tensor) -> Tensor:
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    scale = output.std()
+    layer.weight /= scale
+    if layer.bias is not None:
+        layer.bias /= scale
+    return output / scale
 
 
 def images(prepared: Prepared) -> Tensor:
