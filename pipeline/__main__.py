@@ -241,6 +241,10 @@ def _verify(options: argparse.Namespace) -> int:
 
     if options.layers and options.data is None:
         raise RequestError("--layers compares on images of a data set; name one with --data")
+    if options.layers and options.input_size:
+        raise RequestError(
+            "--layers compares at the size the network was captured at; leave --input-size out, or ask for one of the two"
+        )
     result = recheck(options.artifact, options.data, Watch().track, _size(options))
     inspected = _inspected(options) if options.layers else None
     if options.json:

@@ -16,6 +16,7 @@ import calib_data
 import models
 import targets
 from pipeline import card, checkpoint, layers, lower, parity, quantize
+from pipeline.__main__ import main
 from pipeline.architecture import Base
 from pipeline.card import Card
 from pipeline.checkpoint import Checkpoint
@@ -215,6 +216,17 @@ def test_the_command_names_the_layer_and_fails(folder: Path) -> None:
     assert shown.returncode == 1
     assert "first divergent layer: stages.0.conv1.0" in shown.stdout
     assert "Warning" not in shown.stderr + good.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [((), "name one with --data"), (("--data", "digits", "--input-size", "16", "16"), "leave --input-size out")],
+)
+def test_layers_are_compared_on_images_of_the_captured_size(
+    more: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", "net.onnx", "--layers", *more]) == 2
+    assert told in capsys.readouterr().err
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
