@@ -254,19 +254,22 @@ def _rows(name: str, data: Data, target: Target, precisions: Sequence[Precision]
 
 
 def _bad(row: dict[str, Any]) -> bool:
-    return "failed" in row or (row.get("agrees") is False and not row.get("by_rounding"))
+    return "failed" in row or ("agrees" in row and _verdict(row) == _NO)
+
+
+_YES, _BUT, _NO = "yes", "but for float16", "**no**"
+_SPOKEN = {_YES: "agrees", _BUT: "agrees but for float16", _NO: "DIFFERS"}
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    return "yes" if row["agrees"] else "but for float16" if row.get("by_rounding") else "**no**"
+    return _YES if row["agrees"] else _BUT if row.get("by_rounding") else _NO
 
 
 def _in_words(name: str, row: dict[str, Any]) -> str:
     if reason := unmeasured(row):
         return f"{name}: {reason}"
-    verdict = {"yes": "agrees", "but for float16": "agrees but for float16"}.get(_verdict(row), "DIFFERS")
     return (
-        f"{name} {row['precision']}: {verdict}, {row['images'] - row['ties'] - row['differ']:,} of {row['images']:,} "
+        f"{name} {row['precision']}: {_SPOKEN[_verdict(row)]}, {row['images'] - row['ties'] - row['differ']:,} of {row['images']:,} "
         f"in the same class, {row['ties']} ties, error {row['error']:.2%}, top-1 {row['accuracy']:.1%}, "
         f"{row['seconds']:.0f} s"
     )
