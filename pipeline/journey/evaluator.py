@@ -3,7 +3,9 @@
 ``python -m pipeline.journey.evaluator --data digits``: every architecture, reduced as in the tests and briefly
 trained, is written float and int8, and the file's evaluation is held against the network it was written from, image by
 image. A class that differs although PyTorch prefers its own by more than a tie is a fault, unless it is the declared
-float16 alone that makes it: such a file is evaluated once more without that rounding, as PyTorch runs its graph.
+float16 alone that makes it: such a file is evaluated once more without that rounding, as PyTorch runs its graph. Where
+classes still differ, every layer is held against PyTorch's on those images, from the file's own inputs to it: if none
+is more than a step away, the file's instructions are the network's, and roundings at ties have added up.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 import calib_data
@@ -27,7 +30,7 @@ import models
 import targets
 from calib_data import Data, Part
 from models import Spec
-from pipeline import halves, quantize, resized
+from pipeline import halves, parity, quantize, resized
 from pipeline.__main__ import FAILED, PASSED, guarded
 from pipeline.fold import Fold
 from pipeline.images import logits, normalise
@@ -56,6 +59,8 @@ _STATISTICS = 512
 _TIE = {"float": 0.01, "int8": 0.02}
 """How far apart PyTorch's two logits may lie, as a share of the spread of all, for the files' order to be a matter of
 rounding: some units in the last place of float16, or a few steps of an 8-bit grid."""
+_LOOKED_INTO = 16
+"""Images that differ, at most, on which the layers are compared."""
 _ERROR = {"float": 0.02, "int8": 0.1}
 """Largest accepted ‖a − b‖ / ‖b − mean(b)‖ over all logits."""
 
@@ -102,6 +107,8 @@ class Found:
     seconds: float
     unrounded: int | None = None
     """As ``differ``, evaluated without float16's rounding; None: not looked at, nothing differed."""
+    layers_apart: int | None = None
+    """Layers that compute something else than PyTorch's on the images that differ; None: not looked at."""
 
     @property
     def agrees(self) -> bool:
@@ -113,19 +120,35 @@ class Found:
         """Classes differ, and none would by more than a tie if nothing were rounded to float16."""
         return self.differ > 0 and self.unrounded == 0 and self.error <= _ERROR[self.precision]
 
+    @property
+    def by_layers(self) -> bool:
+        """Classes differ, but no layer computes anything else than PyTorch's from what it is given."""
+        return self.differ > 0 and self.layers_apart == 0 and self.error <= _ERROR[self.precision]
 
-def compare(found: Tensor, wanted: Tensor, tie: float) -> tuple[float, int, int]:
-    """Error of all logits [N, classes], images whose class differs by a tie, and images whose class differs otherwise.
+
+@dataclass(frozen=True)
+class Compared:
+    """Two networks' logits on the same images."""
+
+    error: float
+    """‖a − b‖ / ‖b − mean(b)‖."""
+    ties: int
+    """Images in another class by a tie."""
+    differing: Tensor
+    """Numbers of the images in another class otherwise, int64 [n]."""
+
+
+def compare(found: Tensor, wanted: Tensor, tie: float) -> Compared:
+    """Logits [N, classes] against the wanted ones.
 
     ``tie``: how far apart the two classes' logits may lie in ``wanted``, as a share of the spread of all its logits.
     """
     rows = torch.arange(len(wanted))
     theirs, ours = wanted.argmax(1), found.argmax(1)
     apart = wanted[rows, theirs] - wanted[rows, ours]
-    spread = float(wanted.max() - wanted.min())
-    close = apart <= tie * spread
+    close = apart <= tie * float(wanted.max() - wanted.min())
     other = theirs != ours
-    return agreement(found, wanted).error, int((other & close).sum()), int((other & ~close).sum())
+    return Compared(agreement(found, wanted).error, int((other & close).sum()), (other & ~close).nonzero().flatten())
 
 
 def examine(name: str, data: Data, target: Target, precisions: Sequence[Precision], folder: Path) -> Iterable[Found]:
@@ -134,20 +157,44 @@ def examine(name: str, data: Data, target: Target, precisions: Sequence[Precisio
     network, context = _trained(spec, data, folder)
     floating = Fold()(network, context)
     for precision in precisions:
-        started = time.perf_counter()
         wanting: nn.Module = floating if precision == "float" else _quantized(floating, context, target)
         path = folder / f"{name}-{precision}{target.suffix}"
-        target.export(capture(wanting, context.data.shape), path, targets.USUAL)
-        assert target.reference is not None
-        found = logits(target.reference(path), context.data.test, spec, batch=100)
-        wanted = logits(wanting, context.data.test, spec, batch=100)
-        error, ties, differ = compare(found, wanted, _TIE[precision])
-        unrounded = None
-        if differ and (exact := _exact(target)):
-            unrounded = compare(logits(exact(path), context.data.test, spec, batch=100), wanted, _TIE[precision])[2]
-        right = _right(wanted, context.data.test)
-        taken = time.perf_counter() - started
-        yield Found(name, target.name, precision, len(found), error, ties, differ, right, taken, unrounded)
+        yield _held(name, wanting, precision, context, target, path)
+
+
+def _held(name: str, network: nn.Module, precision: Precision, context: Context, target: Target, path: Path) -> Found:
+    """Write ``network`` to ``path`` and compare the file's answers with its own."""
+    started = time.perf_counter()
+    test, spec, tie = context.data.test, context.spec, _TIE[precision]
+    program = capture(network, context.data.shape)
+    target.export(program, path, targets.USUAL)
+    assert target.reference is not None
+    wanted = logits(network, test, spec, batch=100)
+    seen = compare(logits(target.reference(path), test, spec, batch=100), wanted, tie)
+    unrounded = layers = None
+    if len(seen.differing) and (exact := _exact(target)):
+        unrounded = len(compare(logits(exact(path), test, spec, batch=100), wanted, tie).differing)
+    if len(seen.differing) and unrounded != 0:
+        images = normalise(test.batch(seen.differing[:_LOOKED_INTO]), spec)
+        layers = layers_apart(target, path, program, images, precision)
+    return Found(
+        model=name, target=target.name, precision=precision, images=len(wanted), error=seen.error, ties=seen.ties,
+        differ=len(seen.differing), accuracy=_right(wanted, test), seconds=time.perf_counter() - started,
+        unrounded=unrounded, layers_apart=layers,
+    )  # fmt: skip
+
+
+def layers_apart(
+    target: Target, path: Path, program: ExportedProgram, images: Tensor, precision: Precision
+) -> int | None:
+    """Layers of the file that differ from the program's by more than a step, each from the file's own inputs to it.
+
+    ``images``: normalised, [N, C, H, W]. None where the target does not let intermediate values out.
+    """
+    if target.inside is None:
+        return None
+    kind: targets.Precision = "float16" if precision == "float" else "int8"
+    return sum(layer.diverges for layer in parity.compare(target.inside(path, program, images), images, kind, {}))
 
 
 def _exact(target: Target) -> Callable[[Path], Runner] | None:
@@ -215,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """0 where every file agrees, but for float16 at most; 1 where one does not."""
+    """0 where every file agrees, but for roundings at most; 1 where one does not."""
     # Networks this small gain little from a second thread, and wait long for one whose core is taken.
     torch.set_num_threads(1)
     target, data = targets.get(options.target), calib_data.load(options.data)
@@ -250,19 +297,24 @@ def _rows(name: str, data: Data, target: Target, precisions: Sequence[Precision]
         except Exception as error:
             # A backend raises what it likes; a row says so, and the other rows are measured.
             return [{"failed": f"{type(error).__name__}: {str(error)[:500]}"}]
-    return [asdict(one) | {"agrees": one.agrees, "by_rounding": one.by_rounding} for one in found]
+    return [
+        asdict(one) | {"agrees": one.agrees, "by_rounding": one.by_rounding, "by_layers": one.by_layers}
+        for one in found
+    ]
 
 
 def _bad(row: dict[str, Any]) -> bool:
     return "failed" in row or ("agrees" in row and _verdict(row) == _NO)
 
 
-_YES, _BUT, _NO = "yes", "but for float16", "**no**"
-_SPOKEN = {_YES: "agrees", _BUT: "agrees but for float16", _NO: "DIFFERS"}
+_YES, _BUT, _LAYERS, _NO = "yes", "but for float16", "layer by layer", "**no**"
+_SPOKEN = {_YES: "agrees", _BUT: "agrees but for float16", _LAYERS: "agrees layer by layer", _NO: "DIFFERS"}
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    return _YES if row["agrees"] else _BUT if row.get("by_rounding") else _NO
+    if row["agrees"]:
+        return _YES
+    return _BUT if row.get("by_rounding") else _LAYERS if row.get("by_layers") else _NO
 
 
 def _in_words(name: str, row: dict[str, Any]) -> str:
@@ -289,7 +341,9 @@ def _markdown(target: str, data: Data, kept: dict[str, list[dict[str, Any]]]) ->
         "from. **top-1**: that network's own. **Tie**: another class, but PyTorch's two logits lie within "
         f"{_TIE['float']:.0%} (int8: {_TIE['int8']:.0%}) of the spread of all. **error**: ‖a − b‖ / ‖b − mean(b)‖ over "
         f"all logits; {_ERROR['float']:.0%} (int8: {_ERROR['int8']:.0%}) allowed. **but for float16**: no class differs by more "
-        "than a tie once the evaluation leaves out the rounding to float16 that the file declares and PyTorch's graph lacks.\n"
+        "than a tie once the evaluation leaves out the rounding to float16 that the file declares and PyTorch's graph lacks. "
+        "**layer by layer**: classes differ even then, but on those images no layer is more than a step away from "
+        "PyTorch's, given the same inputs.\n"
     )
     return "\n".join([intro, *markdown.table(head, rows), ""])
 

@@ -17,6 +17,7 @@ from calib_data import Data, Part
 from pipeline.journey import __main__ as journey
 from pipeline.journey import evaluator
 from pipeline.journey.evaluator import Found, compare, main
+from pipeline.journey.network import calibrated, capture, prepare
 from targets.coreml._mil import Everything, Reference
 
 pytest.importorskip("coremltools")
@@ -26,14 +27,17 @@ def test_another_class_is_a_tie_only_where_pytorch_sees_one() -> None:
     wanted = torch.tensor([[1.0, 0.0], [0.51, 0.5], [0.0, 1.0]])
     found = torch.tensor([[1.0, 0.0], [0.5, 0.51], [0.6, 0.5]])
     # Spread 1: the second image's logits lie 0.01 apart, the third's 1.
-    assert compare(found, wanted, tie=0.02)[1:] == (1, 1)
-    assert compare(found, wanted, tie=0.001)[1:] == (0, 2)
-    assert compare(wanted, wanted, tie=0.0) == (0.0, 0, 0)
+    seen = compare(found, wanted, tie=0.02)
+    assert (seen.ties, seen.differing.tolist()) == (1, [2])
+    seen = compare(found, wanted, tie=0.001)
+    assert (seen.ties, seen.differing.tolist()) == (0, [1, 2])
+    seen = compare(wanted, wanted, tie=0.0)
+    assert (seen.error, seen.ties, seen.differing.tolist()) == (0.0, 0, [])
 
 
 def test_the_error_is_relative_to_the_spread_of_each_images_logits() -> None:
     wanted = torch.tensor([[3.0, 1.0]])  # less its mean: 1, -1, of norm sqrt 2
-    assert compare(wanted + torch.tensor([[0.1, 0.1]]), wanted, tie=0.1)[0] == pytest.approx(0.1)
+    assert compare(wanted + torch.tensor([[0.1, 0.1]]), wanted, tie=0.1).error == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(("error", "differ", "agrees"), [(0.01, 0, True), (0.01, 1, False), (0.3, 0, False)])
@@ -47,6 +51,51 @@ def test_agreement_wants_both(error: float, differ: int, agrees: bool) -> None:
 def test_float16_alone_is_told_apart_from_a_fault(error: float, unrounded: int | None, by_rounding: bool) -> None:
     found = Found("net", "coreml", "int8", 540, error, 3, 2, 0.9, 1.0, unrounded)
     assert found.by_rounding is by_rounding and not found.agrees
+
+
+@pytest.mark.parametrize(
+    ("error", "apart", "by_layers"), [(0.01, 0, True), (0.01, 1, False), (0.01, None, False), (0.3, 0, False)]
+)
+def test_roundings_that_add_up_are_told_apart_from_a_fault(error: float, apart: int | None, by_layers: bool) -> None:
+    found = Found("net", "coreml", "int8", 540, error, 3, 2, 0.9, 1.0, 1, apart)
+    assert found.by_layers is by_layers and not found.agrees and not found.by_rounding
+
+
+def test_a_layer_that_computes_something_else_is_counted(tmp_path: Path) -> None:
+    prepared, target = prepare(models.get("tiny_resnet"), small=True, images=4), targets.get("coreml")
+    graph = calibrated(prepared, target.quantizer(target.grids[0]))
+    program = capture(graph, prepared.shape)
+    path = tmp_path / "net.mlpackage"
+    target.export(program, path, targets.USUAL)
+    images = torch.cat(prepared.images[:2])
+    assert evaluator.layers_apart(target, path, program, images, "int8") == 0
+    weights = {name: value for name, value in graph.state_dict().items() if value.dtype == torch.int8}
+    with torch.no_grad():
+        next(iter(weights.values())).neg_()
+    other = capture(graph, prepared.shape)
+    assert evaluator.layers_apart(target, path, other, images, "int8") == 1, "the first convolution and no later one"
+    assert evaluator.layers_apart(replace(target, inside=None), path, other, images, "int8") is None
+
+
+def test_only_roundings_that_add_up_pass_and_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The evaluations, rounded and not, are disturbed in one image; what the file's layers compute is not."""
+
+    def disturbed(network: object, part: Part, *rest: Any, **named: Any) -> torch.Tensor:
+        answers = original(network, part, *rest, **named)  # type: ignore[arg-type]
+        return torch.cat([-answers[:1], answers[1:]]) if isinstance(network, Reference) else answers
+
+    original = evaluator.logits
+    monkeypatch.setattr(evaluator, "logits", disturbed)
+    monkeypatch.setattr(evaluator, "_ERROR", {"float": 0.2, "int8": 0.2})
+    assert main(["tiny_resnet", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "coreml-digits.json").read_text(encoding="utf-8"))["tiny_resnet"]
+    assert [(row["differ"], row["unrounded"], row["layers_apart"]) for row in rows] == [(1, 1, 0)] * 2
+    assert "| layer by layer |" in (tmp_path / "coreml-digits.md").read_text(encoding="utf-8")
+    assert "agrees layer by layer, 539 of 540" in capsys.readouterr().err
+    monkeypatch.setattr(evaluator, "layers_apart", lambda *_: 1)
+    assert main(["tiny_resnet", "--again", "--out", str(tmp_path)]) == 1
 
 
 def test_a_difference_of_float16_alone_is_named_and_passes(
