@@ -31,16 +31,19 @@ def summarize(report: Report) -> Summary:
     """The verdict, its words and the file to take, computed from the rows."""
     counts = Counter(row.verdict for row in report.rows)
     verdict: Verdict = "fail" if counts["fail"] else "pass" if counts["pass"] else "not-checked"
+    passed = _checks(counts["pass"])
     title = {
-        "fail": f"{counts['fail']} of {len(report.rows)} checks failed",
-        "pass": f"All {counts['pass']} checks passed"
-        if not counts["not-checked"]
-        else f"{counts['pass']} checks passed",
+        "fail": f"{counts['fail']} of {_checks(len(report.rows))} failed",
+        "pass": f"{passed} passed" if counts["not-checked"] or counts["pass"] == 1 else f"All {passed} passed",
         "not-checked": "Nothing was checked",
     }[verdict]
     if counts["not-checked"] and verdict != "not-checked":
         title += f", {counts['not-checked']} not checked"
     return Summary(verdict=verdict, title=title, best=_best(report.rows))
+
+
+def _checks(count: int) -> str:
+    return f"{count} check" if count == 1 else f"{count} checks"
 
 
 def baseline(rows: Sequence[Row]) -> Row | None:

@@ -403,7 +403,9 @@ def test_a_file_that_was_only_written_never_makes_a_pass() -> None:
     alone = summarize(Report(recipe={}, environment={}, rows=written))
     assert (alone.verdict, alone.title, alone.best) == ("not-checked", "Nothing was checked", "")
     beside = summarize(Report(recipe={}, environment={}, rows=[report().rows[0], *written]))
-    assert (beside.verdict, beside.title) == ("pass", "1 checks passed, 1 not checked")
+    assert (beside.verdict, beside.title) == ("pass", "1 check passed, 1 not checked")
+    single = summarize(Report(recipe={}, environment={}, rows=report().rows[:1]))
+    assert single.title == "1 check passed"
 
 
 # the terminal
