@@ -60,7 +60,7 @@ _TIE = {"float": 0.01, "int8": 0.02}
 """How far apart PyTorch's two logits may lie, as a share of the spread of all, for the files' order to be a matter of
 rounding: some units in the last place of float16, or a few steps of an 8-bit grid."""
 _LOOKED_INTO = 16
-"""Images that differ, at most, on which the layers are compared."""
+"""Images that may differ for the layers to be compared on all of them; a file with more is at fault."""
 _ERROR = {"float": 0.02, "int8": 0.1}
 """Largest accepted ‖a − b‖ / ‖b − mean(b)‖ over all logits."""
 
@@ -157,29 +157,28 @@ def examine(name: str, data: Data, target: Target, precisions: Sequence[Precisio
     network, context = _trained(spec, data, folder)
     floating = Fold()(network, context)
     for precision in precisions:
-        wanting: nn.Module = floating if precision == "float" else _quantized(floating, context, target)
-        path = folder / f"{name}-{precision}{target.suffix}"
-        yield _held(name, wanting, precision, context, target, path)
+        yield _held(floating, precision, context, target)
 
 
-def _held(name: str, network: nn.Module, precision: Precision, context: Context, target: Target, path: Path) -> Found:
-    """Write ``network`` to ``path`` and compare the file's answers with its own."""
+def _held(floating: nn.Module, precision: Precision, context: Context, target: Target) -> Found:
+    """Write the network in ``precision`` and compare the file's answers with its own."""
     started = time.perf_counter()
     test, spec, tie = context.data.test, context.spec, _TIE[precision]
-    program = capture(network, context.data.shape)
+    network = floating if precision == "float" else _quantized(floating, context, target)
+    program, path = capture(network, context.data.shape), context.scratch / f"{spec.name}-{precision}{target.suffix}"
     target.export(program, path, targets.USUAL)
     assert target.reference is not None
     wanted = logits(network, test, spec, batch=100)
     seen = compare(logits(target.reference(path), test, spec, batch=100), wanted, tie)
+    differ = len(seen.differing)
     unrounded = layers = None
-    if len(seen.differing) and (exact := _exact(target)):
+    if differ and (exact := _exact(target)):
         unrounded = len(compare(logits(exact(path), test, spec, batch=100), wanted, tie).differing)
-    if len(seen.differing) and unrounded != 0:
-        images = normalise(test.batch(seen.differing[:_LOOKED_INTO]), spec)
-        layers = layers_apart(target, path, program, images, precision)
+    if 0 < differ <= _LOOKED_INTO and unrounded != 0:
+        layers = layers_apart(target, path, program, normalise(test.batch(seen.differing), spec), precision)
     return Found(
-        model=name, target=target.name, precision=precision, images=len(wanted), error=seen.error, ties=seen.ties,
-        differ=len(seen.differing), accuracy=_right(wanted, test), seconds=time.perf_counter() - started,
+        model=spec.name, target=target.name, precision=precision, images=len(wanted), error=seen.error, ties=seen.ties,
+        differ=differ, accuracy=_right(wanted, test), seconds=time.perf_counter() - started,
         unrounded=unrounded, layers_apart=layers,
     )  # fmt: skip
 
@@ -189,12 +188,13 @@ def layers_apart(
 ) -> int | None:
     """Layers of the file that differ from the program's by more than a step, each from the file's own inputs to it.
 
-    ``images``: normalised, [N, C, H, W]. None where the target does not let intermediate values out.
+    ``images``: normalised, [N, C, H, W]. None where the target lets no intermediate value out, or none that both have.
     """
     if target.inside is None:
         return None
     kind: targets.Precision = "float16" if precision == "float" else "int8"
-    return sum(layer.diverges for layer in parity.compare(target.inside(path, program, images), images, kind, {}))
+    layers = parity.compare(target.inside(path, program, images), images, kind, {})
+    return sum(layer.diverges for layer in layers) if layers else None
 
 
 def _exact(target: Target) -> Callable[[Path], Runner] | None:

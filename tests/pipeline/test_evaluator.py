@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.journey import __main__ as journey
 from pipeline.journey import evaluator
 from pipeline.journey.evaluator import Found, compare, main
 from pipeline.journey.network import calibrated, capture, prepare
+from targets import Inside
 from targets.coreml._mil import Everything, Reference
 
 pytest.importorskip("coremltools")
@@ -75,25 +77,36 @@ def test_a_layer_that_computes_something_else_is_counted(tmp_path: Path) -> None
     other = capture(graph, prepared.shape)
     assert evaluator.layers_apart(target, path, other, images, "int8") == 1, "the first convolution and no later one"
     assert evaluator.layers_apart(replace(target, inside=None), path, other, images, "int8") is None
+    empty = replace(target, inside=lambda path, program, images: Inside(program=program, values={}))
+    assert evaluator.layers_apart(empty, path, other, images, "int8") is None, "nothing compared is no agreement"
+
+
+def disturb(monkeypatch: pytest.MonkeyPatch, chosen: Callable[[object], bool]) -> None:
+    """Turn over the first image's answers of the networks that are chosen."""
+
+    def disturbed(network: object, part: Part, *rest: Any, **named: Any) -> torch.Tensor:
+        answers = original(network, part, *rest, **named)  # type: ignore[arg-type]
+        return torch.cat([-answers[:1], answers[1:]]) if chosen(network) else answers
+
+    original = evaluator.logits
+    monkeypatch.setattr(evaluator, "logits", disturbed)
+    # One image of 540 turned over is an error of 2 / sqrt 540.
+    monkeypatch.setattr(evaluator, "_ERROR", {"float": 0.2, "int8": 0.2})
 
 
 def test_only_roundings_that_add_up_pass_and_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The evaluations, rounded and not, are disturbed in one image; what the file's layers compute is not."""
-
-    def disturbed(network: object, part: Part, *rest: Any, **named: Any) -> torch.Tensor:
-        answers = original(network, part, *rest, **named)  # type: ignore[arg-type]
-        return torch.cat([-answers[:1], answers[1:]]) if isinstance(network, Reference) else answers
-
-    original = evaluator.logits
-    monkeypatch.setattr(evaluator, "logits", disturbed)
-    monkeypatch.setattr(evaluator, "_ERROR", {"float": 0.2, "int8": 0.2})
+    disturb(monkeypatch, lambda network: isinstance(network, Reference))
     assert main(["tiny_resnet", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "coreml-digits.json").read_text(encoding="utf-8"))["tiny_resnet"]
     assert [(row["differ"], row["unrounded"], row["layers_apart"]) for row in rows] == [(1, 1, 0)] * 2
     assert "| layer by layer |" in (tmp_path / "coreml-digits.md").read_text(encoding="utf-8")
     assert "agrees layer by layer, 539 of 540" in capsys.readouterr().err
+    monkeypatch.setattr(evaluator, "_LOOKED_INTO", 0)
+    assert main(["tiny_resnet", "--again", "--out", str(tmp_path)]) == 1, "more images than are looked into"
+    monkeypatch.setattr(evaluator, "_LOOKED_INTO", 1)
     monkeypatch.setattr(evaluator, "layers_apart", lambda *_: 1)
     assert main(["tiny_resnet", "--again", "--out", str(tmp_path)]) == 1
 
@@ -102,16 +115,7 @@ def test_a_difference_of_float16_alone_is_named_and_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The rounded evaluation is disturbed, PyTorch's and the unrounded one are left alone."""
-
-    def disturbed(network: object, part: Part, *rest: Any, **named: Any) -> torch.Tensor:
-        answers = original(network, part, *rest, **named)  # type: ignore[arg-type]
-        whole = not isinstance(network, Reference) or isinstance(network._unrounded, Everything)
-        return answers if whole else torch.cat([-answers[:1], answers[1:]])
-
-    original = evaluator.logits
-    monkeypatch.setattr(evaluator, "logits", disturbed)
-    # One image of 540 turned over is an error of 2 / sqrt 540.
-    monkeypatch.setattr(evaluator, "_ERROR", {"float": 0.2, "int8": 0.2})
+    disturb(monkeypatch, lambda found: isinstance(found, Reference) and not isinstance(found._unrounded, Everything))
     assert main(["tiny_resnet", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "coreml-digits.json").read_text(encoding="utf-8"))["tiny_resnet"]
     assert [(row["differ"], row["unrounded"]) for row in rows] == [(1, 0)] * 2
