@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import RequestError, StageError
 from pipeline.recipe import Context, in_range
@@ -77,6 +77,9 @@ class Prune:
     """Calibration images that the measures of data (taylor, activation) and a sensitivity scan look at."""
     reestimate: int = 1024
     """Training images on which the batch norms are estimated anew after the cut; 0: they stay as they were."""
+    reconstruct: int = 0
+    """Training images on which every layer is fitted anew after the cut, to answer as it did (``reconstruct``); the batch
+    norms then keep the statistics that those answers have. 0: the weights that are left stay as they were."""
 
     def __post_init__(self) -> None:
         self._check_budget()
@@ -87,6 +90,7 @@ class Prune:
             in_range(f"Prune.{name}", getattr(self, name), 1, 1_000_000)
         in_range("Prune.round_to", 1 if self.round_to is None else self.round_to, 1, 1_000_000)
         in_range("Prune.reestimate", self.reestimate, 0, 100_000_000)
+        in_range("Prune.reconstruct", self.reconstruct, 0, 100_000_000)
         in_range("Prune.max_layer_ratio", self.max_layer_ratio, 0.01, 1)
         for share in self.scan:
             if not 0 < share < 1:
@@ -148,10 +152,28 @@ class Prune:
             raise StageError(
                 f"pruning changed nothing: {spent.summary}. Ask for more, or lower round_to ({self.rounding or 'eighths'})"
             )
-        used = fit_norms(pruned, self.reestimate, ctx)
+        if self.reconstruct:
+            fitted = self._reconstructed(pruned, model, spent, ctx)
+        else:
+            fitted = {"norm_images": fit_norms(pruned, self.reestimate, ctx)}
         summary = f"pruned {len(operation.attributes)} layers: {spent.summary}"
-        facts = {**spent.facts, "norm_images": used}
+        facts = {**spent.facts, **fitted}
         return surgery.record(pruned, operation), dataclasses.replace(spent, summary=summary, facts=facts)
+
+    def _reconstructed(self, pruned: nn.Module, model: nn.Module, spent: Spent, ctx: Context) -> dict[str, Any]:
+        """Fit ``pruned`` in place to what ``model`` answers; what came of it, for the report."""
+        from pipeline.prune.coupling import outputs_left
+        from pipeline.prune.reconstruct import reconstruct
+
+        place, whole = next(pruned.parameters()).device, copy.deepcopy(model).eval()
+        left = outputs_left(whole, spent.cuts)
+        errors = reconstruct(pruned.to(ctx.device), whole.to(ctx.device), left, self.reconstruct, ctx)
+        pruned.to(place)
+        before, after = (sum(pair[which] for pair in errors.values()) / max(len(errors), 1) for which in (0, 1))
+        ctx.note(
+            f"{len(errors)} layers fitted anew: relative error of their outputs {before:.2f} -> {after:.2f}, the mean"
+        )
+        return {"reconstruction": {name: [*pair] for name, pair in errors.items()}}
 
     @property
     def budget(self) -> tuple[Budget, float]:

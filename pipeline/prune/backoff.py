@@ -71,7 +71,7 @@ def back_off(model: nn.Module, how: Prune, ctx: Context, make: Make) -> tuple[nn
             "or ask for less"
         )
     pruned, spent = kept
-    return pruned, Spent(spent.summary, {**spent.facts, "accuracy_budget": told})
+    return pruned, dataclasses.replace(spent, facts={**spent.facts, "accuracy_budget": told})
 
 
 def _try(

@@ -17,7 +17,7 @@ from pipeline.prune import plan, sensitivity
 from pipeline.prune.aim import Aimed, Line, aim
 from pipeline.prune.checked import couple, cut_and_check
 from pipeline.prune.clock import Clock, clock
-from pipeline.prune.coupling import Group, cut
+from pipeline.prune.coupling import Cut, Group, cut
 from pipeline.prune.gauges import Bytes, Time
 from pipeline.prune.importance import score
 from pipeline.prune.knapsack import by_importance
@@ -34,6 +34,8 @@ class Spent:
     summary: str
     facts: Mapping[str, Any]
     """For the report; JSON types."""
+    cuts: Sequence[Cut]
+    """What was cut, step by step."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def spend(model: nn.Module, how: Prune, ctx: Context, part: float = 1.0) -> Spen
     found = spender(model, how, ctx, part, widths)
     after = _widths(model, how, ctx)
     changed = {name: [width, after.get(name, 0)] for name, width in widths.items()}
-    return Spent(found.summary, {**found.facts, "widths": changed})
+    return Spent(found.summary, {**found.facts, "widths": changed}, found.cuts)
 
 
 def _widths(model: nn.Module, how: Prune, ctx: Context) -> dict[str, int]:
@@ -80,17 +82,18 @@ def _counted(model: nn.Module, how: Prune, ctx: Context, part: float, widths: Ma
     """A budget that is counted: channels, multiply-accumulates, parameters."""
     kind, asked = how.budget
     wanted, groups, facts = 1 - part * (1 - asked), couple(model, how, ctx).groups, dict[str, Any]()
-    whole = _Whole(_amount(kind, model, groups, ctx), widths)
+    whole, cuts = _Whole(_amount(kind, model, groups, ctx), widths), list[Cut]()
     for step in range(1, how.steps + 1):
         state = _look(model, how, ctx, whole.widths, facts)
         if how.ratio is not None and how.scope != "layer" and how.max_layer_ratio == 1:
             plan.refuse_emptying(state.groups, state.scores, (1 - wanted) / how.steps)
         counts = _choose(state, how, ctx, whole, 1 - (1 - wanted) * step / how.steps)
-        cut_and_check(model, state.groups, plan.weakest(state.scores, counts), ctx)
+        cuts.append((state.groups, plan.weakest(state.scores, counts)))
+        cut_and_check(model, *cuts[-1], ctx)
     left = _amount(kind, model, couple(model, how, ctx).groups, ctx)
     summary = f"{kind} {whole.amount:,.0f} -> {left:,.0f} ({left / whole.amount:.1%}, wanted {wanted:.1%})"
     told = {"budget": kind, "wanted": wanted, "before": whole.amount, "left": left}
-    return Spent(summary, {"budget": told} | facts)
+    return Spent(summary, {"budget": told} | facts, cuts)
 
 
 def _look(
@@ -136,7 +139,7 @@ def _amount(kind: str, model: nn.Module, groups: Sequence[Group], ctx: Context) 
 
 def _measured(model: nn.Module, how: Prune, ctx: Context, part: float, widths: Mapping[str, int]) -> Spent:
     """A budget that is measured on the declared runtime: milliseconds of a call, bytes of a file."""
-    facts: dict[str, Any] = {}
+    facts, cuts = dict[str, Any](), list[Cut]()
     with clock(copy.deepcopy(model), ctx) as watch:
         whole = _size(how, watch, model)
         wanted = 1 - part * (1 - _share(how, whole))
@@ -147,10 +150,12 @@ def _measured(model: nn.Module, how: Prune, ctx: Context, part: float, widths: M
             share = 1 - (1 - wanted) * step / how.steps
             with _in_words(how, whole):
                 found = aim(gauge, share, partial(_cut, state), Line(found.measured))
-            cut_and_check(model, state.groups, plan.weakest(state.scores, found.counts), ctx)
+            cuts.append((state.groups, plan.weakest(state.scores, found.counts)))
+            cut_and_check(model, *cuts[-1], ctx)
             if isinstance(gauge, Time):
                 facts["latency_table"] = gauge.table.to_json()
-    return _told(how, ctx, whole, wanted, found, facts)
+    summary, told = _told(how, ctx, whole, wanted, found)
+    return Spent(summary, {"budget": told} | facts, cuts)
 
 
 def _gauge(how: Prune, watch: Clock, state: _State, ctx: Context) -> Bytes | Time:
@@ -192,7 +197,8 @@ def _in_words(how: Prune, whole: float) -> Iterator[None]:
         raise StageError(f"{error} (100 % is {_amount_of(how.budget[0], whole)})") from error
 
 
-def _told(how: Prune, ctx: Context, whole: float, wanted: float, found: Aimed, facts: dict[str, Any]) -> Spent:
+def _told(how: Prune, ctx: Context, whole: float, wanted: float, found: Aimed) -> tuple[str, dict[str, Any]]:
+    """In a line, and as JSON types."""
     kind = "bytes" if how.budget[0] == "bytes" else "milliseconds"
     told = {
         "budget": kind,
@@ -205,7 +211,8 @@ def _told(how: Prune, ctx: Context, whole: float, wanted: float, found: Aimed, f
         "trials": [{"predicted": trial[0] * whole, "measured": trial[1] * whole} for trial in found.trials],
     }
     amounts = [_amount_of(kind, share * whole) for share in (1.0, found.measured, wanted, found.predicted)]
-    return Spent(
-        f"{amounts[0]} -> {amounts[1]} on {ctx.runtime} ({found.measured:.1%}, wanted {amounts[2]}, predicted {amounts[3]})",
-        {"budget": told} | facts,
+    summary = (
+        f"{amounts[0]} -> {amounts[1]} on {ctx.runtime} "
+        f"({found.measured:.1%}, wanted {amounts[2]}, predicted {amounts[3]})"
     )
+    return summary, told

@@ -75,6 +75,10 @@ class Group:
         return tuple(m for m in sides if not is_multiplier(m.module))
 
 
+Cut = tuple[Sequence[Group], Removed]
+"""The groups of the network as it then was, and what went of each."""
+
+
 @dataclass(frozen=True, eq=False)
 class Coupling:
     """The groups of a network that can be pruned, and the reason for each that cannot."""
@@ -109,15 +113,32 @@ def trace(model: nn.Module, example: Tensor, *, classifier: str, keep: Collectio
 
 def cut(model: nn.Module, groups: Sequence[Group], removed: Removed) -> None:
     """Remove blocks in place from ``model``: the traced network, or a copy of it."""
+    for group, blocks in zip(groups, removed, strict=True):
+        if group.attention is not None:
+            attention = model.get_submodule(group.attention)
+            attention.num_heads = heads_of(attention) - len(blocks)  # type: ignore[assignment]
+    for name, lost in _gone(groups, removed).items():
+        _cut_layer(model.get_submodule(name), sorted(lost.get("out", ())), sorted(lost.get("in", ())))
+
+
+def outputs_left(model: nn.Module, cuts: Sequence[Cut]) -> dict[str, list[int]]:
+    """For every convolution and linear layer of ``model``, which of its outputs are left after ``cuts``, one by one."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
+    left = {name: list(range(int(_channels(module, "out")))) for name, module in layers.items()}
+    for groups, removed in cuts:
+        for name, lost in _gone(groups, removed).items():
+            if name in left:
+                left[name] = [left[name][place] for place in _others(len(left[name]), lost.get("out", ()))]
+    return left
+
+
+def _gone(groups: Sequence[Group], removed: Removed) -> dict[str, dict[Side, set[int]]]:
+    """Layer -> side -> the channels that go."""
     gone: dict[str, dict[Side, set[int]]] = {}
     for group, blocks in zip(groups, removed, strict=True):
         for member in group.members if blocks else ():
             gone.setdefault(member.name, {}).setdefault(member.side, set()).update(_chosen(member, blocks))
-        if group.attention is not None:
-            attention = model.get_submodule(group.attention)
-            attention.num_heads = heads_of(attention) - len(blocks)  # type: ignore[assignment]
-    for name, lost in gone.items():
-        _cut_layer(model.get_submodule(name), sorted(lost.get("out", ())), sorted(lost.get("in", ())))
+    return gone
 
 
 def heads_of(module: nn.Module) -> int:
@@ -519,4 +540,6 @@ def _ignore_inputs(module: nn.Module, channels: Sequence[int]) -> None:
         return
     weight = module.get_parameter("weight").data
     places = torch.arange(weight.numel()).view(weight.shape)
-    weight.view(-1)[channel_view(module, "in", places)[list(channels)].flatten().to(weight.device)] = 0
+    ignored = torch.zeros(weight.numel(), dtype=torch.bool)
+    ignored[channel_view(module, "in", places)[list(channels)].flatten()] = True
+    weight.masked_fill_(ignored.view(weight.shape).to(weight.device), 0)

@@ -10,7 +10,7 @@ from pipeline.report import numbers
 from pipeline.report.document import Section
 from pipeline.rows import Row
 
-SHOWN = ("budget", "accuracy_budget", "channel_sensitivity", "latency_table", "widths")
+SHOWN = ("budget", "accuracy_budget", "channel_sensitivity", "latency_table", "widths", "reconstruction")
 """The facts that these parts show, so that nothing else need."""
 
 _GREY, _BLUE = "#8a8f98", "#0072b2"
@@ -31,6 +31,7 @@ def sections(named: Sequence[tuple[Row, str]]) -> list[Section]:
             ("channel_sensitivity", "What each layer's channels are worth", _sensitivity),
             ("latency_table", "What each width of a layer costs", _latency_table),
             ("widths", "Channels before and after", _widths),
+            ("reconstruction", "How far each layer's answers are off", _reconstruction),
         ):
             if facts.get(key):
                 found.append(Section(title=f"{title} ({name})", figure=draw(facts[key])))
@@ -136,18 +137,22 @@ _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#9a7d0a", "#
 
 
 def _widths(widths: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    names = [escape(name) for name in widths]
+    return _pairs(widths, "channels", ("before", "after"))
+
+
+def _reconstruction(errors: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    return _pairs(errors, "relative error of the outputs", ("as it was cut", "fitted anew"))
+
+
+def _pairs(pairs: Mapping[str, Sequence[float]], what: str, labels: tuple[str, str]) -> dict[str, Any]:
+    """Two bars for every layer."""
+    names = [escape(name) for name in pairs]
     bars = [
-        {
-            "type": "bar",
-            "name": label,
-            "x": names,
-            "y": [pair[place] for pair in widths.values()],
-            "marker": {"color": c},
-        }
-        for place, (label, c) in enumerate((("before", _GREY), ("after", _BLUE)))
+        {"type": "bar", "name": label, "x": names, "y": [pair[place] for pair in pairs.values()]}
+        | {"marker": {"color": color}}
+        for place, (label, color) in enumerate(zip(labels, (_GREY, _BLUE), strict=True))
     ]
-    return {"data": bars, "layout": _layout("", "channels") | {"barmode": "group", "xaxis": {"tickangle": -60}}}
+    return {"data": bars, "layout": _layout("", what) | {"barmode": "group", "xaxis": {"tickangle": -60}}}
 
 
 def _layout(x: str, y: str) -> dict[str, Any]:

@@ -21,17 +21,17 @@ from torch import nn
 
 from pipeline.errors import StageError
 from pipeline.fold import find_norms
+from pipeline.moments import Fitted, Moments
 from pipeline.norms import reestimate
 from pipeline.recipe import Context
+from pipeline.samples import BATCH, drawn
 from pipeline.separate.budget import Judge, priced, spend
-from pipeline.separate.fit import Fitted, Moments
 from pipeline.separate.forms import Form, Into, bias_of, form_of
 from pipeline.separate.head import PooledHead
 from pipeline.separate.keeping import kept_plan
 from pipeline.separate.plan import Candidate, Wishes, check_names, choose, refuse, survey, told, unsettled
 from pipeline.separate.pool import AveragePool
 from pipeline.separate.recover import imitate
-from pipeline.separate.samples import BATCH, drawn
 from pipeline.separate.settings import Init, check
 from pipeline.separate.substitute import Swap
 from pipeline.separate.timing import layer_times

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.images import logits
+from pipeline.moments import Fitted
 from pipeline.recipe import Context
-from pipeline.separate.fit import Fitted
 from pipeline.separate.plan import Candidate, merits, unsettled
 from pipeline.separate.substitute import Swap
 from pipeline.statistics import divergence

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.separate.fit import Moments
+from pipeline.moments import Moments
 
 _STEPS_PER_SWEEP = 40
 _KERNEL_STEPS = 200

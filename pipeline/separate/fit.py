@@ -26,40 +26,13 @@ means enter, so that the data are passed through once for any number of fits. Ev
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-_DAMPING = 1e-7
+from pipeline.moments import Moments, solve
+
 _LARGEST_SYSTEM = 6000
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Means and covariances of a layer's input patches x (D = Cin·K values) and of its wanted outputs y (Cout)."""
-
-    mean_x: Tensor
-    """[D]"""
-    mean_y: Tensor
-    """[Cout]"""
-    cov_xx: Tensor
-    """[D, D]"""
-    cov_xy: Tensor
-    """[D, Cout]"""
-    var_y: Tensor
-    """[Cout]"""
-
-
-class Fitted(Protocol):
-    """A kernel in a cheaper form."""
-
-    @property
-    def bias(self) -> Tensor:
-        """[Cout]"""
-
-    def kernel(self) -> Tensor:
-        """The dense kernel it stands for, [Cout, Cin, K]."""
 
 
 @dataclass(frozen=True)
@@ -102,21 +75,12 @@ def output_fit(start: Factors, moments: Moments, sweeps: int) -> Factors:
     return _even(factors, moments)
 
 
-def error(fitted: Fitted, moments: Moments) -> float:
-    """Relative error of the outputs, the root of E‖y − V·x − b‖² / E‖y − E y‖²: 0 exact, 1 as bad as a constant."""
-    kernel = fitted.kernel().flatten(1).T  # [D, Cout]
-    spread = moments.var_y.sum() - 2 * (kernel * moments.cov_xy).sum() + (kernel * (moments.cov_xx @ kernel)).sum()
-    offset = moments.mean_y - moments.mean_x @ kernel - fitted.bias
-    energy = moments.var_y.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return float(((spread.clamp_min(0) + offset.square().sum()) / energy).sqrt())
-
-
 def _fit_pointwise(factors: Factors, moments: Moments) -> Factors:
     cov_zx = _filtered(factors.depthwise, moments.cov_xx)
     cov_zz = _filtered(factors.depthwise, cov_zx.T)
     cov_zy = _filtered(factors.depthwise, moments.cov_xy)
     old = factors.pointwise.flatten(1).T  # [Cin·rank, Cout]
-    new = old + _solve(cov_zz, cov_zy - cov_zz @ old)
+    new = old + solve(cov_zz, cov_zy - cov_zz @ old)
     return _with_bias(replace(factors, pointwise=new.T.reshape(factors.pointwise.shape)), moments)
 
 
@@ -134,16 +98,8 @@ def _fit_depthwise(factors: Factors, moments: Moments) -> Factors:
     system = (outer * inner).reshape(factors.depthwise.numel(), -1)
     wanted = torch.einsum("iko,oir->irk", moments.cov_xy.reshape(channels, positions, -1), factors.pointwise)
     old = factors.depthwise.flatten()
-    new = old + _solve(system, (wanted.flatten() - system @ old)[:, None])[:, 0]
+    new = old + solve(system, (wanted.flatten() - system @ old)[:, None])[:, 0]
     return _with_bias(replace(factors, depthwise=new.reshape(factors.depthwise.shape)), moments)
-
-
-def _solve(system: Tensor, right: Tensor) -> Tensor:
-    """Solution of a symmetric positive semidefinite system, each unknown damped in proportion to its own diagonal."""
-    diagonal = system.diagonal()
-    floor = diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
-    damped = system + torch.diag(_DAMPING * (diagonal + floor))
-    return torch.cholesky_solve(right, torch.linalg.cholesky(damped))
 
 
 def _with_bias(factors: Factors, moments: Moments) -> Factors:

@@ -13,9 +13,11 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from models._layers import SeparableConv
+from pipeline.gather import explicit_padding
+from pipeline.moments import Fitted, Moments
 from pipeline.separate import chain, fit
 from pipeline.separate.chain import Chain
-from pipeline.separate.fit import Factors, Fitted, Moments
+from pipeline.separate.fit import Factors
 
 Into = Literal["depthwise", "spatial", "stacked"]
 
@@ -171,16 +173,6 @@ def form_of(into: Into, rank: int, share: float) -> Form:
     """The form that a stage's settings name."""
     forms: Mapping[Into, Form] = {"depthwise": Depthwise(rank), "spatial": Spatial(share), "stacked": Stacked(share)}
     return forms[into]
-
-
-def explicit_padding(layer: nn.Conv2d) -> tuple[int, int] | None:
-    """Padding of a convolution in pixels, the same on both sides; None where it is not."""
-    if not isinstance(layer.padding, str):
-        return layer.padding[0], layer.padding[1]
-    if layer.padding == "valid":
-        return 0, 0
-    total = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
-    return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int]:

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from models._layers import GridMean
 from pipeline import surgery
 from pipeline.errors import StageError
+from pipeline.gather import captured
 from pipeline.recipe import Context, in_range
+from pipeline.samples import drawn
 from pipeline.separate.budget import Judge
-from pipeline.separate.moments import captured
 from pipeline.separate.plan import Candidate, told
-from pipeline.separate.samples import drawn
 
 _POOLS = (GridMean, nn.AdaptiveAvgPool2d)
 _SIMPLE = (nn.Linear, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Dropout, nn.Identity, nn.Flatten)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import RequestError
+from pipeline.gather import explicit_padding
 from pipeline.rows import Interval, encode_fields
-from pipeline.separate.forms import Form, explicit_padding
+from pipeline.separate.forms import Form
 
 
 @dataclass(frozen=True, kw_only=True)

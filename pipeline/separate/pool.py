@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from models._layers import CeilMaxPool
 from pipeline import surgery
 from pipeline.errors import StageError
+from pipeline.gather import captured
 from pipeline.recipe import Context, in_range
+from pipeline.samples import drawn
 from pipeline.separate.budget import Judge
-from pipeline.separate.moments import captured
 from pipeline.separate.plan import Candidate, check_names, told
-from pipeline.separate.samples import drawn
 
 
 @dataclass(frozen=True, kw_only=True)

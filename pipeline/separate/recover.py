@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.gather import captured
 from pipeline.images import normalise
 from pipeline.recipe import Context
-from pipeline.separate.moments import captured
 from pipeline.training import Augment, State, augment, rate, resume, write_state
 
 _SECONDS_BETWEEN = 60.0

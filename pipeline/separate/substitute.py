@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import surgery
-from pipeline.separate.fit import Fitted, Moments, error
+from pipeline.gather import gather
+from pipeline.moments import Fitted, Moments, error
 from pipeline.separate.forms import Form, convolution
-from pipeline.separate.moments import gather
 
 _BYTES_AT_ONCE = 1 << 30
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from calib_data import Data
 from pipeline import surgery
 from pipeline.analyze import count
 from pipeline.errors import RequestError
+from pipeline.journey.photographs import photographs
 from pipeline.prune import Prune
 from pipeline.recipe import Context
 
@@ -25,6 +28,17 @@ SLOW = DEEP | {
     "shufflenet_v2_x1_5",
     "shufflenet_v2_x2_0",
 }
+
+MANY_LAYERS = {
+    "resnet44",
+    "resnet56",
+    "resnet101",
+    "googlenet",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "mobilenet_v3_large",
+}
+"""For a fit of one layer after the other."""
 
 
 class Blank:
@@ -39,11 +53,11 @@ class Blank:
         raise AssertionError("magnitudes need no images")
 
 
-def cases() -> list[object]:
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in models.names()]
+def cases(slow: set[str]) -> list[object]:
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in models.names()]
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", cases(SLOW))
 def test_it_prunes_and_is_rebuilt_or_says_why_not(name: str) -> None:
     spec = models.get(name)
     shape = spec.small_input or spec.input_shape
@@ -68,3 +82,31 @@ def test_it_prunes_and_is_rebuilt_or_says_why_not(name: str) -> None:
     with torch.no_grad():
         assert torch.equal(rebuilt.eval()(images), pruned(images))
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("name", cases(SLOW | MANY_LAYERS))
+def test_every_architecture_is_fitted_and_rebuilt(name: str) -> None:
+    spec = models.get(name)
+    ctx = _photographed(spec)
+    torch.manual_seed(0)
+    model = spec.build(num_classes=10, **spec.small).eval()
+    facts: dict[str, Any] = {}
+    stage = Prune(ratio=0.25, scope="layer", round_to=1, reconstruct=32)
+    if "prune" in spec.cannot:
+        with pytest.raises(RequestError, match="cannot be pruned"):
+            stage(model, ctx)
+        return
+    pruned = stage(model, dataclasses.replace(ctx, fact=facts.__setitem__))
+    errors = facts["reconstruction"]
+    assert errors and all(after <= before for before, after in errors.values())
+    assert sum(after for _, after in errors.values()) < sum(before for before, _ in errors.values())
+    rebuilt = surgery.apply(model, surgery.history(pruned)[-1])
+    rebuilt.load_state_dict(pruned.state_dict(), strict=True)
+    images = torch.randn(2, *ctx.input_shape)
+    with torch.no_grad():
+        assert torch.equal(rebuilt.eval()(images), pruned(images)) and pruned(images).isfinite().all()
+
+
+def _photographed(spec: models.Spec) -> Context:
+    data = photographs(spec.small_input or spec.input_shape, 10, 32)
+    return Context(spec=spec, data=data, scratch=Path("unused"))

@@ -38,6 +38,7 @@ FACTS: dict[str, Any] = {
         }
     ],
     "widths": {"conv<1>": [16, 8]},
+    "reconstruction": {"conv<1>": [0.5, 0.25]},
     "norm_images": 1024,
 }
 
@@ -57,6 +58,7 @@ def test_each_fact_has_its_part() -> None:
         "What each layer's channels are worth (prune)",
         "What each width of a layer costs (prune)",
         "Channels before and after (prune)",
+        "How far each layer's answers are off (prune)",
     ]
     html, figures = [part.html or "" for part in parts], [part.figure or {} for part in parts]
     assert "<td>+1.0%</td>" in html[0], "measured against wanted"
@@ -65,6 +67,10 @@ def test_each_fact_has_its_part() -> None:
     assert figures[2]["data"][0]["y"] == [90.0, 50.0] and figures[2]["data"][0]["name"] == "conv&lt;1&gt;"
     assert [line["x"] for line in figures[3]["data"]] == [[8, 16]]
     assert [bar["y"] for bar in figures[4]["data"]] == [[16], [8]]
+    assert [(bar["name"], bar["y"]) for bar in figures[5]["data"]] == [
+        ("as it was cut", [0.5]),
+        ("fitted anew", [0.25]),
+    ]
 
 
 def test_a_counted_budget_has_no_trials() -> None:

@@ -25,10 +25,10 @@ from pipeline import surgery
 from pipeline.analyze.totals import count
 from pipeline.errors import RequestError, StageError
 from pipeline.fold import Fold
+from pipeline.gather import captured
 from pipeline.norms import reestimate
 from pipeline.recipe import Context
 from pipeline.separate import Candidate, Separate
-from pipeline.separate.moments import captured
 from pipeline.separate.plan import Wishes, choose, refuse
 from pipeline.separate.recover import imitate
 

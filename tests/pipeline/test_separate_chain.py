@@ -14,11 +14,11 @@ from calib_data import Data
 from models import Spec
 from pipeline.analyze.totals import count
 from pipeline.errors import StageError
+from pipeline.gather import gather
+from pipeline.moments import error
 from pipeline.recipe import Context
 from pipeline.separate import Separate
 from pipeline.separate.chain import Chain, composed, output_fit, spatial_fit, stacked_fit
-from pipeline.separate.fit import error
-from pipeline.separate.moments import gather
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.separate.fit import Factors, Moments, error, kernel_fit, output_fit
-from pipeline.separate.moments import gather
+from pipeline.gather import gather
+from pipeline.moments import Moments, error
+from pipeline.separate.fit import Factors, kernel_fit, output_fit
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

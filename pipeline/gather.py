@@ -1,4 +1,4 @@
-"""The statistics of convolutions' inputs and outputs on real images."""
+"""What layers are given and answer on real images, and its statistics."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.separate.fit import Moments
-from pipeline.separate.forms import explicit_padding
+from pipeline.moments import Moments
 
 _UNFOLDED_VALUES = 1 << 24
 
@@ -31,23 +30,53 @@ def gather(
 ) -> dict[str, Moments]:
     """Moments of each named layer: patches as the ``student`` feeds them, outputs as the ``teacher`` answers.
 
-    The two networks may be one; ``names`` are convolutions in the teacher. ``batches`` holds normalised images
-    [B, C, H, W] where the networks lie. ``positions``: how many output positions, drawn at random, are used per layer
-    and batch.
+    The two networks may be one; ``names`` are convolutions and linear layers in the teacher that run in evaluation.
+    ``batches`` holds normalised images [B, C, H, W] where the networks lie. ``positions``: how many output positions,
+    drawn at random, are used per layer and batch.
     """
     wanted = list(names)
     sums: dict[str, _Sums] = {}
     draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), captured(student, wanted, "input") as inputs, captured(teacher, wanted, "output") as outputs:
-        for images in batches:
-            teacher(images)
-            if student is not teacher:
-                student(images)
-            for name in wanted:
-                layer = teacher.get_submodule(name)
-                assert isinstance(layer, nn.Conv2d)
-                _add(sums, name, layer, inputs[name], outputs[name], positions, draw)
+    for images in batches:
+        answered = met(teacher, wanted, images)
+        given = answered if student is teacher else met(student, wanted, images)
+        for name in wanted:
+            layer = teacher.get_submodule(name)
+            assert isinstance(layer, (nn.Conv2d, nn.Linear))
+            _add(sums, name, layer, given[name][0], answered[name][1], positions, draw)
     return {name: _moments(found) for name, found in sums.items()}
+
+
+class _Enough(Exception):
+    """All that was asked for has been seen."""
+
+
+def met(model: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the named modules were given and returned for ``images``, in order of execution.
+
+    The network is run no further than the last of them. A module that did not run is not among the result.
+    """
+    wanted = set(names)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            found[name] = args[0], output
+            if len(found) == len(wanted):
+                raise _Enough
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in wanted]
+    try:
+        with torch.no_grad():
+            model(images)
+    except _Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 @contextmanager
@@ -70,7 +99,13 @@ def captured(model: nn.Module, names: Iterable[str], what: str) -> Iterator[Mapp
 
 
 def _add(
-    sums: dict[str, _Sums], name: str, layer: nn.Conv2d, x: Tensor, y: Tensor, positions: int, draw: torch.Generator
+    sums: dict[str, _Sums],
+    name: str,
+    layer: nn.Conv2d | nn.Linear,
+    x: Tensor,
+    y: Tensor,
+    positions: int,
+    draw: torch.Generator,
 ) -> None:
     for patches, outputs in _sampled(layer, x, y, positions, draw):
         rows = F.pad(patches.double(), (0, 1), value=1.0)
@@ -84,23 +119,29 @@ def _add(
 
 
 def _sampled(
-    layer: nn.Conv2d, x: Tensor, y: Tensor, positions: int, draw: torch.Generator
+    layer: nn.Conv2d | nn.Linear, x: Tensor, y: Tensor, positions: int, draw: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Patches [n, Cin·K] and outputs [n, Cout] at random positions of the images; memory stays bounded."""
+    if isinstance(layer, nn.Linear):
+        yield _chosen(x.flatten(0, -2), y.flatten(0, -2), positions / y.flatten(0, -2).shape[0], draw)
+        return
     per_image = x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1] * y.shape[2] * y.shape[3]
     step = max(1, _UNFOLDED_VALUES // per_image)
-    share = min(1.0, positions / (x.shape[0] * y.shape[2] * y.shape[3]))
+    share = positions / (x.shape[0] * y.shape[2] * y.shape[3])
     padding = explicit_padding(layer)
     assert padding is not None
     for part_x, part_y in zip(torch.split(x, step), torch.split(y, step), strict=True):
         unfolded = F.unfold(part_x, layer.kernel_size, layer.dilation, padding, layer.stride)
         patches = unfolded.transpose(1, 2).flatten(0, 1)
-        outputs = part_y.flatten(2).transpose(1, 2).flatten(0, 1)
-        if share < 1:
-            count = max(1, round(share * len(patches)))
-            chosen = torch.randperm(len(patches), generator=draw)[:count].to(patches.device)
-            patches, outputs = patches[chosen], outputs[chosen]
-        yield patches, outputs
+        yield _chosen(patches, part_y.flatten(2).transpose(1, 2).flatten(0, 1), share, draw)
+
+
+def _chosen(patches: Tensor, outputs: Tensor, share: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    if share >= 1:
+        return patches, outputs
+    count = max(1, round(share * len(patches)))
+    chosen = torch.randperm(len(patches), generator=draw)[:count].to(patches.device)
+    return patches[chosen], outputs[chosen]
 
 
 def _moments(sums: _Sums) -> Moments:
@@ -113,3 +154,13 @@ def _moments(sums: _Sums) -> Moments:
         cov_xy=sums.cross[:-1] / count - torch.outer(mean_x, mean_y),
         var_y=(sums.squares / count - mean_y.square()).clamp_min(0),
     )
+
+
+def explicit_padding(layer: nn.Conv2d) -> tuple[int, int] | None:
+    """Padding of a convolution in pixels, the same on both sides; None where it is not."""
+    if not isinstance(layer.padding, str):
+        return layer.padding[0], layer.padding[1]
+    if layer.padding == "valid":
+        return 0, 0
+    total = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+    return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)
