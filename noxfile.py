@@ -131,7 +131,7 @@ def prune_time(session: nox.Session) -> None:
     _install(session, "onnx")
     points = [
         part
-        for rule in ("sensitivity", "global", "layer,round_to=4")
+        for rule in ("sensitivity", "global", "layer,round_to=8")
         for part in ("--point", f"latency=1/2,scope={rule}")
     ]
     session.run("python", "-m", "pipeline.prune.curve", "--out", "runs/prune_time", *points, *session.posargs)
