@@ -30,6 +30,9 @@ class Gauge(Protocol):
     def choose(self, share: float) -> Counts:
         """Counts with at most ``share`` left by the prediction. Raises StageError where there are none."""
 
+    def least(self) -> Counts:
+        """Every group at its smallest allowed width."""
+
     def measure(self, model: nn.Module) -> float:
         """What ``model`` has."""
 
@@ -78,16 +81,17 @@ class Aimed:
 def aim(gauge: Gauge, share: float, cut: Callable[[Counts], nn.Module], line: Line) -> Aimed:
     """The trial that comes nearest to ``share`` without exceeding it by more than the gauge's slack.
 
-    ``cut`` makes the network of some counts. Raises StageError where no trial comes within the budget.
+    ``cut`` makes the network of some counts. A prediction alone refuses nothing: where it sees no way, the smallest
+    network is measured, and corrects it. Raises StageError where no trial comes within the budget.
     """
     trials: dict[Counts, tuple[float, float]] = {}
     for _ in range(_TRIALS):
         try:
             counts = gauge.choose(line.predicted(share))
         except StageError:
-            if not trials:
-                raise
-            break
+            if trials:
+                break
+            counts = gauge.least()
         if counts in trials:
             break
         predicted = gauge.predict(counts)
@@ -98,6 +102,9 @@ def aim(gauge: Gauge, share: float, cut: Callable[[Counts], nn.Module], line: Li
     within = [(measured, counts) for counts, (_, measured) in trials.items() if measured <= share * (1 + gauge.slack)]
     if not within:
         least = min(measured for _, measured in trials.values())
-        raise StageError(f"wanted {share:.1%}, and the nearest of {len(trials)} trials has {least:.1%} left")
+        raise StageError(
+            f"wanted {share:.1%}, and the nearest of {len(trials)} trials has {least:.1%} left. Ask for less, or lower "
+            "round_to, raise max_layer_ratio or shorten keep"
+        )
     measured, counts = max(within)
     return Aimed(counts, trials[counts][0], measured, tuple(trials.values()))

@@ -54,6 +54,10 @@ class Time:
             return plan.meet(self.moves, len(self.choices), self.predict, share)
         return lightest(self.table, self.choices, self.curves, share * self._now)
 
+    def least(self) -> Counts:
+        """All moves made."""
+        return plan.made(self.moves, len(self.choices))
+
     def measure(self, model: nn.Module) -> float:
         """The whole network's time."""
         return self.watch.read(model).time
@@ -80,6 +84,10 @@ class Bytes:
     def choose(self, share: float) -> Counts:
         """The cheapest moves, in order."""
         return plan.meet(self.moves, self.groups, self.predict, share)
+
+    def least(self) -> Counts:
+        """All moves made."""
+        return plan.made(self.moves, self.groups)
 
     def measure(self, model: nn.Module) -> float:
         """The whole file."""

@@ -79,7 +79,7 @@ def meet(moves: Sequence[Move], groups: int, cost: Callable[[Counts], float], ta
     cost = cache(cost)
 
     def after(number: int) -> float:
-        return cost(_made(moves[:number], groups))
+        return cost(made(moves[:number], groups))
 
     if after(len(moves)) > target:
         raise StageError(
@@ -88,8 +88,8 @@ def meet(moves: Sequence[Move], groups: int, cost: Callable[[Counts], float], ta
         )
     number = bisect_left(range(len(moves)), True, key=lambda n: after(n) <= target)
     if number == 0:
-        return _made((), groups)
-    start = _made(moves[: number - 1], groups)
+        return made((), groups)
+    start = made(moves[: number - 1], groups)
     next_of_each = {move.group: move for move in reversed(moves[number - 1 :])}
     cheapest = sorted(next_of_each.values(), key=lambda move: move.price)[:_LAST_MOVES]
     ends = [(*start[: m.group], m.count, *start[m.group + 1 :]) for m in cheapest]
@@ -104,7 +104,7 @@ def uniform(moves: Sequence[Move], groups: Sequence[Group], ratio: float) -> Cou
     for group in groups:
         if round(group.blocks * (1 - ratio), 6) < 1:
             raise StageError(emptied(group, ratio))
-    return _made([move for move in moves if move.price <= ratio], len(groups))
+    return made([move for move in moves if move.price <= ratio], len(groups))
 
 
 def refuse_emptying(groups: Sequence[Group], scores: Sequence[Tensor], ratio: float) -> None:
@@ -149,7 +149,8 @@ def _wanted(group: Group, rules: Rules) -> list[int]:
     return [n for n in range(1, group.blocks) if (group.blocks - n) * group.block_size % round_to == 0]
 
 
-def _made(moves: Sequence[Move], groups: int) -> Counts:
+def made(moves: Sequence[Move], groups: int) -> Counts:
+    """What is gone of each of so many groups after ``moves``."""
     counts = [0] * groups
     for move in moves:
         counts[move.group] = max(counts[move.group], move.count)

@@ -37,6 +37,9 @@ class Fake:
         gone = 1000 * (1 - share)
         return (int(-(-gone // self.step) * self.step),)
 
+    def least(self) -> Counts:
+        return (900,)
+
     def measure(self, model: nn.Module) -> float:
         assert isinstance(model, Size)
         return self.fixed + (1 - self.fixed) * self.predict(model.counts)
@@ -57,10 +60,32 @@ def test_the_budget_is_kept_from_below() -> None:
 
 
 def test_what_cannot_be_reached_is_refused_with_the_nearest() -> None:
-    with pytest.raises(StageError, match="out of reach"):
+    with pytest.raises(StageError, match=r"wanted 5\.0%, and the nearest of 1 trials has 55\.0% left\. Ask for less"):
         aim(Fake(), 0.05, Size, Line(1.0))
     with pytest.raises(StageError, match=r"wanted 50\.0%, and the nearest of \d+ trials has"):
         aim(Fake(fixed=0.9), 0.5, Size, Line(1.0))
+
+
+class Pessimist(Fake):
+    """Predicts that 60 % stay whatever goes, as a sum of single layers does that counts the call itself for each."""
+
+    def predict(self, counts: Counts) -> float:
+        return 0.6 + 0.4 * (1 - counts[0] / 1000)
+
+    def choose(self, share: float) -> Counts:
+        if share < self.predict(self.least()):
+            raise StageError("out of reach")
+        return (round(1000 * (1 - share) / 0.4),)
+
+    def measure(self, model: nn.Module) -> float:
+        assert isinstance(model, Size)
+        return 1 - model.counts[0] / 1000
+
+
+def test_a_prediction_alone_refuses_nothing() -> None:
+    found = aim(Pessimist(), 0.5, Size, Line(1.0))
+    assert [round(measured, 3) for _, measured in found.trials] == [0.1, 0.5]
+    assert found.counts == (500,) and found.predicted == pytest.approx(0.5)
 
 
 def test_a_line_goes_through_its_points_and_the_origin_before_there_are_two() -> None:
