@@ -90,8 +90,10 @@ def meet(moves: Sequence[Move], groups: int, cost: Callable[[Counts], float], ta
     if number == 0:
         return made((), groups)
     start = made(moves[: number - 1], groups)
-    next_of_each = {move.group: move for move in reversed(moves[number - 1 :])}
-    cheapest = sorted(next_of_each.values(), key=lambda move: move.price)[:_LAST_MOVES]
+    next_of_each: dict[int, Move] = {}
+    for move in moves[number - 1 :]:  # the one that gets there is the first, also among moves of one price
+        next_of_each.setdefault(move.group, move)
+    cheapest = list(next_of_each.values())[:_LAST_MOVES]
     ends = [(*start[: m.group], m.count, *start[m.group + 1 :]) for m in cheapest]
     return max((end for end in ends if cost(end) <= target), key=cost)
 
