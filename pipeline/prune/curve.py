@@ -107,7 +107,7 @@ def recipe_of(options: argparse.Namespace, point: str) -> Recipe:
     )
     sparse = Training(epochs=max(options.sparse_epochs, 1), lr=0.01, augment=augment)
     stages: list[Stage] = [Sparsify(training=sparse, strength=options.sparse)] if options.sparse_epochs else []
-    stages += [Prune(**parse(point)), Finetune(training=tune), Fold()]
+    stages += [Prune(**{"reconstruct": options.reconstruct} | parse(point)), Finetune(training=tune), Fold()]
     return dataclasses.replace(
         base,
         name=f"{base.model}-{_stem(point)}" if "/" not in base.model else _stem(point),
@@ -287,6 +287,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--distill", type=float, default=0.9, help="weight of the unpruned network's answers (%(default)s)"
     )
+    parser.add_argument(
+        "--reconstruct",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="images on which every layer is fitted anew after the cut; 0: none (%(default)s)",
+    )
     parser.add_argument("--sparse-epochs", type=int, default=0, help="of sparse learning before pruning (%(default)s)")
     parser.add_argument("--sparse", type=float, default=5e-4, help="its strength (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/prune_curve"), metavar="DIR", help="(%(default)s)")
@@ -323,15 +330,21 @@ def _run(options: argparse.Namespace) -> int:
         points.append(outcome(point, reports[point]))
         right.append(_right(reports[point], job))
         network = job.recipe.model
-        setting = f"Each point: {options.epochs} epochs at {options.lr:g}, distillation {options.distill:g}" + (
-            f", after {options.sparse_epochs} epochs of sparse learning." if options.sparse_epochs else "."
-        )
+        setting = _setting(options)
         write(options.out, network, reports, compared(points, right), setting)
     if not points:
         return 1
     text = (options.out / ("curve.json" if options.json else "curve.md")).read_text(encoding="utf-8")
     print(text)
     return 1 if failed else 0
+
+
+def _setting(options: argparse.Namespace) -> str:
+    """What every point gets, in words."""
+    fitted = f"layers fitted anew on {options.reconstruct:,} images, " if options.reconstruct else ""
+    sparse = f", after {options.sparse_epochs} epochs of sparse learning" if options.sparse_epochs else ""
+    tuned = f"{options.epochs} epochs at {options.lr:g}, distillation {options.distill:g}"
+    return f"Each point: {fitted}{tuned}{sparse}."
 
 
 def _right(report: Report, job: Any) -> Any:

@@ -50,6 +50,11 @@ def test_every_point_gets_the_same_training() -> None:
     assert first.stages[2] == second.stages[2] and first.stages[0] == second.stages[0]
     assert isinstance(first.stages[0], Sparsify) and first.stages[0].training.epochs == 2
     assert (first.stages[1].macs, second.stages[1].latency) == (0.5, 0.5)
+    assert first.stages[1].reconstruct == second.stages[1].reconstruct == 1024
+    assert curve.recipe_of(options, "macs=1/2,reconstruct=0").stages[1].reconstruct == 0
+    assert curve._setting(options) == (
+        "Each point: layers fitted anew on 1,024 images, 3 epochs at 0.02, distillation 0.9, after 2 epochs of sparse learning."
+    )
     assert first.name != second.name and first.weights == "w" and first.targets == ("onnx",)
 
 
