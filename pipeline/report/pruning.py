@@ -76,7 +76,7 @@ def _trials(told: Mapping[str, Any]) -> str:
         [
             str(number),
             f"{trial['part']:.0%}",
-            "–" if trial["drop"] is None else f"{-100 * trial['drop']:+.2f}",
+            "–" if trial["drop"] is None else f"{0 - 100 * trial['drop']:+.2f}",
             trial["outcome"],
         ]
         for number, trial in enumerate(told["trials"], 1)

@@ -24,7 +24,11 @@ FACTS: dict[str, Any] = {
         "max_drop": 0.01,
         "n": 100,
         "top1_before": 0.9,
-        "trials": [{"part": 1.0, "outcome": "<b>too much", "drop": 0.2}, {"part": 0.5, "outcome": "x", "drop": None}],
+        "trials": [
+            {"part": 1.0, "outcome": "<b>too much", "drop": 0.2},
+            {"part": 0.5, "outcome": "x", "drop": None},
+            {"part": 0.25, "outcome": "y", "drop": 0.0},
+        ],
     },
     "channel_sensitivity": {"conv<1>": {"0": READING, "0.5": {"top1": 0.5, "loss": 1.3}}},
     "latency_table": [
@@ -63,7 +67,7 @@ def test_each_fact_has_its_part() -> None:
     html, figures = [part.html or "" for part in parts], [part.figure or {} for part in parts]
     assert "<td>+1.0%</td>" in html[0], "measured against wanted"
     assert "<td>+33.3%</td>" in html[0], "the first trial, measured against predicted"
-    assert "&lt;b&gt;too much" in html[1] and "<td>-20.00</td>" in html[1]
+    assert "&lt;b&gt;too much" in html[1] and "<td>-20.00</td>" in html[1] and "<td>+0.00</td>" in html[1]
     assert figures[2]["data"][0]["y"] == [90.0, 50.0] and figures[2]["data"][0]["name"] == "conv&lt;1&gt;"
     assert [line["x"] for line in figures[3]["data"]] == [[8, 16]]
     assert [bar["y"] for bar in figures[4]["data"]] == [[16], [8]]
