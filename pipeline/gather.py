@@ -16,6 +16,34 @@ from pipeline.moments import Moments
 _UNFOLDED_VALUES = 1 << 24
 
 
+class Accumulator:
+    """Adds up what one layer is given and what it is to answer, until its moments are asked for."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, positions: int, draw: torch.Generator) -> None:
+        """``positions``: how many output positions of each batch are used, drawn by ``draw``."""
+        self._layer, self._positions, self._draw = layer, positions, draw
+        self._sums: _Sums | None = None
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Inputs and wanted outputs of a batch, as the layer takes and gives them, the outputs of any number of channels."""
+        for patches, outputs in _sampled(self._layer, x, y, self._positions, self._draw):
+            rows = F.pad(patches.double(), (0, 1), value=1.0)
+            answers = outputs.double()
+            if self._sums is None:
+                width, channels = rows.shape[1], answers.shape[1]
+                self._sums = _Sums(
+                    rows.new_zeros(width, width), rows.new_zeros(width, channels), rows.new_zeros(channels)
+                )
+            self._sums.patches.addmm_(rows.T, rows)
+            self._sums.cross.addmm_(rows.T, answers)
+            self._sums.squares.add_(answers.square().sum(0))
+
+    def moments(self) -> Moments:
+        """Of all that was added."""
+        assert self._sums is not None
+        return _moments(self._sums)
+
+
 @dataclass
 class _Sums:
     """Sums over positions; the patches have a one appended, so that the means come along."""
@@ -35,16 +63,16 @@ def gather(
     drawn at random, are used per layer and batch.
     """
     wanted = list(names)
-    sums: dict[str, _Sums] = {}
     draw = torch.Generator().manual_seed(seed)
+    found: dict[str, Accumulator] = {}
     for images in batches:
         answered = met(teacher, wanted, images)
         given = answered if student is teacher else met(student, wanted, images)
         for name in wanted:
             layer = teacher.get_submodule(name)
             assert isinstance(layer, (nn.Conv2d, nn.Linear))
-            _add(sums, name, layer, given[name][0], answered[name][1], positions, draw)
-    return {name: _moments(found) for name, found in sums.items()}
+            found.setdefault(name, Accumulator(layer, positions, draw)).add(given[name][0], answered[name][1])
+    return {name: sums.moments() for name, sums in found.items()}
 
 
 class _Enough(Exception):
@@ -96,26 +124,6 @@ def captured(model: nn.Module, names: Iterable[str], what: str) -> Iterator[Mapp
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _add(
-    sums: dict[str, _Sums],
-    name: str,
-    layer: nn.Conv2d | nn.Linear,
-    x: Tensor,
-    y: Tensor,
-    positions: int,
-    draw: torch.Generator,
-) -> None:
-    for patches, outputs in _sampled(layer, x, y, positions, draw):
-        rows = F.pad(patches.double(), (0, 1), value=1.0)
-        answers = outputs.double()
-        if name not in sums:
-            width, channels = rows.shape[1], answers.shape[1]
-            sums[name] = _Sums(rows.new_zeros(width, width), rows.new_zeros(width, channels), rows.new_zeros(channels))
-        sums[name].patches.addmm_(rows.T, rows)
-        sums[name].cross.addmm_(rows.T, answers)
-        sums[name].squares.add_(answers.square().sum(0))
 
 
 def _sampled(

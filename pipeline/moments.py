@@ -24,9 +24,9 @@ class Moments:
     var_y: Tensor
     """[Cout]"""
 
-    def of_outputs(self, kept: Tensor) -> Moments:
-        """The same for some of the outputs, int64 indices [n]."""
-        return replace(self, mean_y=self.mean_y[kept], cov_xy=self.cov_xy[:, kept], var_y=self.var_y[kept])
+    def scaled(self, scale: Tensor) -> Moments:
+        """The same for outputs multiplied by ``scale`` [Cout]."""
+        return replace(self, mean_y=self.mean_y * scale, cov_xy=self.cov_xy * scale, var_y=self.var_y * scale.square())
 
     def uncentred(self) -> Moments:
         """Second moments about 0 in the place of covariances, for layers without a bias."""

@@ -8,8 +8,9 @@ Zhang, Sun 2017, arXiv 1707.06168, section 3.1, the second part of equation 2). 
 
 with x the patches that the pruned network, fitted so far, gives the layer (so that it makes up for the errors before it,
 section 3.2 there), y what the unpruned network answers in the channels that are left, and W the weights as they were cut.
-The second term, small, holds what the data say nothing of. The normal equations (S + λ)·(V − W)' = C − S·W' need the
-moments S = Cov(x, x) and C = Cov(x, y) alone.
+Where the layer's answers are added to a branch that is there before them, a shortcut, y also holds what that branch lacks
+by now (section 3.3 there), divided by the scale of the batch norm between. The second term, small, holds what the data
+say nothing of. The normal equations (S + λ)·(V − W)' = C − S·W' need the moments S = Cov(x, x) and C = Cov(x, y) alone.
 
 A batch norm behind such a layer keeps the unpruned network's statistics, to which the outputs are fitted.
 """
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.fold import find_norms
-from pipeline.gather import explicit_padding, gather, met
+from pipeline.gather import Accumulator, explicit_padding, met
 from pipeline.moments import Moments, error, solve
+from pipeline.prune.sums import Meeting, Sum, find_sums, meet
 from pipeline.recipe import Context
 from pipeline.samples import drawn
 
@@ -33,12 +35,12 @@ _ROUNDING = 1e-13
 """Of a float64 sum over so many positions, relative; a covariance is the difference of two."""
 _POSITIONS = 20_000
 """Output positions of a layer, drawn from all images, that a fit looks at."""
+_SMALL_SCALE = 0.05
+"""Of a batch norm's channel, relative to the median: a smaller one passes on too little to make up for anything."""
 _LARGEST_SYSTEM = 6000
 """Inputs of a layer times the size of its kernel; a larger one stays as it was cut."""
 _EXACT = 1e-3
 """A layer whose outputs are off by no more lost nothing."""
-
-Layer = nn.Conv2d | nn.Linear
 
 
 @dataclass(frozen=True)
@@ -62,33 +64,28 @@ def reconstruct(
 
     Both networks in eval mode on ``ctx.device``, with batch norms as they were before the cut; ``left`` tells which of a
     layer's outputs remain. Fitted on so many training images and judged on a quarter as many calibration images: a layer
-    that the fit does not bring closer stays as it was cut, as do grouped convolutions. Returns the relative errors of the outputs of each layer that was off,
-    as it was cut (on what the layers before it, already fitted, give it) and as it is left.
+    that the fit does not bring closer stays as it was cut, as do grouped convolutions. Returns for each layer that was off
+    the relative errors of its answers behind its batch norm: as it was cut (on what the layers before it, already fitted,
+    give it), and as it is left.
     """
     fitting, judging = drawn(ctx.data.train, images, ctx), drawn(ctx.data.calib, -(-images // 4), ctx)
-    norms = find_norms(whole, judging[0][:2]).pairs
+    probe = judging[0][:2]
+    norms = find_norms(whole, probe).pairs
+    layers = [name for name in met(whole, left, probe) if _can_be_fitted(pruned.get_submodule(name))]
+    sums = find_sums(whole, {name: norms.get(name, name) for name in layers}, probe)
     found: dict[str, tuple[float, float]] = {}
-    layers = [name for name in met(whole, left, judging[0][:2]) if _can_be_fitted(pruned.get_submodule(name))]
     for name in ctx.track(layers, "reconstruction", len(layers)):
-        kept = torch.tensor(left[name], device=fitting[0].device)
-        seen, judged = (
-            gather(pruned, whole, [name], batches, -(-_POSITIONS // len(batches)), ctx.seed)[name].of_outputs(kept)
-            for batches in (fitting, judging)
-        )
+        place = _Place(pruned, whole, name, norms.get(name), sums.get(name), left[name])
+        seen, judged = (place.moments(batches, ctx.seed) for batches in (fitting, judging))
         if bool(judged.var_y.sum() <= _ROUNDING * judged.mean_y.square().sum()):
             continue  # answers that do not vary have no relative error
-        layer = pruned.get_submodule(name)
-        norm = pruned.get_submodule(norms[name]) if name in norms else None
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        if layer.bias is None and norm is None:
-            seen, judged = seen.uncentred(), judged.uncentred()
-        before = _cut(layer)
+        before = place.cut()
         after = fitted(before, seen)
-        errors = error(before, judged), error(after, judged)
+        errors = place.error(before, judged), place.error(after, judged)
         if errors[0] > _EXACT:
             found[name] = errors[0], min(errors)
         if errors[1] < errors[0]:
-            _write(layer, norm, after)
+            place.write(after)
     return found
 
 
@@ -108,18 +105,65 @@ def _can_be_fitted(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) and layer.in_features <= _LARGEST_SYSTEM
 
 
-def _cut(layer: Layer) -> Dense:
-    weight = layer.weight.detach().double().flatten(1)
-    return Dense(weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double())
+class _Place:
+    """A layer in the pruned network, and where it stands."""
+
+    def __init__(
+        self, pruned: nn.Module, whole: nn.Module, name: str, norm: str | None, where: Sum | None, left: Sequence[int]
+    ) -> None:
+        self._pruned, self._whole, self._name, self._where = pruned, whole, name, where
+        layer = pruned.get_submodule(name)
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        self._layer = layer
+        self._kept = torch.tensor(left, device=layer.weight.device)
+        self._norm = None if norm is None else pruned.get_submodule(norm)
+        self._scale = _scale(None if norm is None else whole.get_submodule(norm), self._kept)
+
+    def moments(self, batches: Sequence[Tensor], seed: int) -> Moments:
+        """Of what the layer is given, and of what it is to answer."""
+        sums = Accumulator(self._layer, -(-_POSITIONS // len(batches)), torch.Generator().manual_seed(seed))
+        for images in batches:
+            ours = meet(self._pruned, self._name, self._where, images)
+            sums.add(ours.given, self._wanted(ours, meet(self._whole, self._name, self._where, images)))
+        found = sums.moments()
+        return found.uncentred() if self._layer.bias is None and self._norm is None else found
+
+    def _wanted(self, ours: Meeting, theirs: Meeting) -> Tensor:
+        axis = 1 if isinstance(self._layer, nn.Conv2d) else -1
+        wanted = theirs.answered.index_select(axis, self._kept)
+        if ours.other is None or theirs.other is None:
+            return wanted
+        lacking = theirs.other.index_select(axis, self._kept) - ours.other
+        heard = self._scale.abs() > _SMALL_SCALE * self._scale.abs().median()
+        factor = torch.where(heard, 1 / self._scale, torch.zeros_like(self._scale))
+        return wanted + lacking * factor.view(-1, *[1] * (wanted.ndim - 2 if axis == 1 else 0))
+
+    def error(self, weights: Dense, moments: Moments) -> float:
+        """Relative error of what the layer answers, behind its batch norm."""
+        scale = self._scale.double()
+        return error(Dense(weights.weight * scale[:, None], weights.bias * scale), moments.scaled(scale))
+
+    def cut(self) -> Dense:
+        """The weights as they are."""
+        weight = self._layer.weight.detach().double().flatten(1)
+        bias = weight.new_zeros(len(weight)) if self._layer.bias is None else self._layer.bias.detach().double()
+        return Dense(weight, bias)
+
+    @torch.no_grad()
+    def write(self, found: Dense) -> None:
+        """Put the fit into the layer; a bias without a place there moves into the batch norm's mean."""
+        self._layer.weight.copy_(found.weight.view_as(self._layer.weight))
+        if self._layer.bias is not None:
+            self._layer.bias.copy_(found.bias)
+        elif self._norm is not None:
+            mean = self._norm.running_mean
+            assert isinstance(mean, Tensor)
+            mean.sub_(found.bias)
 
 
-@torch.no_grad()
-def _write(layer: Layer, norm: nn.Module | None, found: Dense) -> None:
-    """Put the fit into the layer; a bias without a place there moves into the batch norm's mean."""
-    layer.weight.copy_(found.weight.view_as(layer.weight))
-    if layer.bias is not None:
-        layer.bias.copy_(found.bias)
-    elif norm is not None:
-        mean = norm.running_mean
-        assert isinstance(mean, Tensor)
-        mean.sub_(found.bias)
+def _scale(norm: nn.Module | None, kept: Tensor) -> Tensor:
+    """What the batch norm multiplies each of the channels by; 1 where there is none."""
+    if norm is None:
+        return torch.ones(len(kept), device=kept.device)
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and isinstance(norm.running_var, Tensor)
+    return (torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight.detach()))[kept]

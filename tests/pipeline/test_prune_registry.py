@@ -30,15 +30,12 @@ SLOW = DEEP | {
 }
 
 MANY_LAYERS = {
-    "resnet44",
-    "resnet56",
-    "resnet101",
-    "googlenet",
-    "efficientnet_b1",
-    "efficientnet_b2",
-    "mobilenet_v3_large",
-}
-"""For a fit of one layer after the other."""
+    name
+    for name in models.names()
+    if name.startswith(("efficientnet", "mobilenet_v", "mobilevit", "googlenet", "squeezenet", "shufflenet", "resnet1"))
+    or name in {"resnet34", "resnet44", "resnet50", "resnet56", "vgg16", "vgg19", "vgg16_bn", "vgg19_bn"}
+} - {"resnet18", "mobilenet_v1"}
+"""A fit of one layer after the other takes its time."""
 
 
 class Blank:
