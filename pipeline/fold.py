@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from pipeline import surgery
 from pipeline.errors import RequestError, StageError
+from pipeline.functions import Watched
 from pipeline.images import normalise
 from pipeline.recipe import Context
 
@@ -92,7 +92,7 @@ def without_norms(model: nn.Module, images: Tensor) -> nn.Module:
     return _folded(model, norms.pairs, [name for name in norms.rest if _is_affine(model.get_submodule(name))])
 
 
-class _Reads(TorchFunctionMode):
+class _Reads(Watched):
     """Counts how many operations read each tensor, and keeps the tensors alive so that their ids stay theirs."""
 
     def __init__(self) -> None:
@@ -100,17 +100,9 @@ class _Reads(TorchFunctionMode):
         self.count: Counter[int] = Counter()
         self.alive: list[Tensor] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def after(self, given: Any, result: Any) -> None:
         if any(True for _ in _tensors(result)):  # asking for a shape or a device reads no values
-            self.add((args, kwargs))
-        return result
+            self.add(given)
 
     def add(self, value: Any) -> None:
         """Count every tensor in ``value`` as read once."""
@@ -180,20 +172,20 @@ def _partner(name: str, norm: nn.BatchNorm1d | nn.BatchNorm2d, trace: _Trace) ->
     return layer, ""
 
 
-def _folded(model: nn.Module, pairs: Mapping[str, str], affine: Iterable[str]) -> nn.Module:
+def _folded(model: nn.Module, pairs: Mapping[str, str], alone: Iterable[str]) -> nn.Module:
     old = dict(model.named_modules())
     layers = {layer: _described(old[layer]) for layer in pairs}
     identities: dict[str, dict[str, Any]] = {norm: {"type": "Identity"} for norm in pairs.values()}
-    pointwise = {norm: _described_affine(old[norm]) for norm in affine}
+    pointwise = {norm: _described_affine(old[norm]) for norm in alone}
     replaced = layers | identities | pointwise
     with torch.random.fork_rng(devices=[]):  # the fresh layers' own values are never used
         folded = surgery.apply(model, surgery.Replace(replaced))
     with torch.no_grad():
         for layer, norm in pairs.items():
-            scale, shift = _affine(old[norm])
+            scale, shift = affine(old[norm])
             _fill(folded.get_submodule(layer), old[layer], *_combined(old[layer], scale, shift))
         for norm in pointwise:
-            scale, shift = _affine(old[norm])
+            scale, shift = affine(old[norm])
             _fill(folded.get_submodule(norm), old[norm], scale[:, None, None, None], shift)
     for name in replaced:
         folded.get_submodule(name).train(old[name].training)
@@ -204,7 +196,7 @@ def _is_affine(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift of a batch norm in evaluation, float64 [C] each."""
     assert isinstance(norm, _NORMS) and norm.running_mean is not None and norm.running_var is not None
     scale = 1 / torch.sqrt(norm.running_var.double() + norm.eps)

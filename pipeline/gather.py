@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +75,8 @@ def gather(
     return {name: sums.moments() for name, sums in found.items()}
 
 
-class _Enough(Exception):
-    """All that was asked for has been seen."""
+class Enough(Exception):
+    """All that was asked for has been seen; the pass goes no further."""
 
 
 def met(model: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -87,23 +87,13 @@ def met(model: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, tup
     wanted = set(names)
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            found[name] = args[0], output
-            if len(found) == len(wanted):
-                raise _Enough
+    def hear(name: str, args: tuple[Any, ...], output: Any) -> None:
+        found[name] = args[0], output
+        if len(found) == len(wanted):
+            raise Enough
 
-        return hook
-
-    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in wanted]
-    try:
-        with torch.no_grad():
-            model(images)
-    except _Enough:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), suppress(Enough), listening(model, wanted, hear):
+        model(images)
     return found
 
 
@@ -112,18 +102,28 @@ def captured(model: nn.Module, names: Iterable[str], what: str) -> Iterator[Mapp
     """While open: what the named modules were last given (``what`` is "input") or returned ("output")."""
     found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            found[name] = args[0] if what == "input" else output
+    def hear(name: str, args: tuple[Any, ...], output: Any) -> None:
+        found[name] = args[0] if what == "input" else output
 
-        return hook
-
-    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    try:
+    with listening(model, names, hear):
         yield found
+
+
+@contextmanager
+def listening(
+    model: nn.Module, names: Iterable[str], hear: Callable[[str, tuple[Any, ...], Any], None]
+) -> Iterator[None]:
+    """While open, ``hear(name, arguments, output)`` is called whenever one of the named modules has run."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        return lambda module, args, output: hear(name, args, output)
+
+    hooks = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    try:
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
 
 
 def _sampled(

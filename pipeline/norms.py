@@ -40,3 +40,14 @@ def reestimate(model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]
         norm.momentum = momentum
         if norm.num_batches_tracked == 0:
             norm.load_state_dict(before[norm])
+
+
+@torch.no_grad()
+def put_bias(layer: nn.Conv2d | nn.Linear, norm: nn.Module | None, bias: Tensor) -> None:
+    """Write the layer's bias [C]; without a place there it moves into the mean of the batch norm that reads the layer."""
+    if layer.bias is not None:
+        layer.bias.copy_(bias)
+    elif norm is not None:
+        mean = norm.running_mean
+        assert isinstance(mean, Tensor)
+        mean.sub_(bias)

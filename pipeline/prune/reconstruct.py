@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.fold import find_norms
+from pipeline.fold import affine, find_norms
 from pipeline.gather import Accumulator, explicit_padding, met
 from pipeline.moments import Moments, error, solve
+from pipeline.norms import put_bias
 from pipeline.prune.sums import Meeting, Sum, find_sums, meet
 from pipeline.recipe import Context
 from pipeline.samples import drawn
@@ -118,6 +119,9 @@ class _Place:
         self._kept = torch.tensor(left, device=layer.weight.device)
         self._norm = None if norm is None else pruned.get_submodule(norm)
         self._scale = _scale(None if norm is None else whole.get_submodule(norm), self._kept)
+        heard = self._scale.abs() > _SMALL_SCALE * self._scale.abs().median()
+        self._made_up = torch.where(heard, 1 / self._scale, 0.0)
+        """What the layer has to answer for one that its shortcut lacks, per channel."""
 
     def moments(self, batches: Sequence[Tensor], seed: int) -> Moments:
         """Of what the layer is given, and of what it is to answer."""
@@ -134,14 +138,12 @@ class _Place:
         if ours.other is None or theirs.other is None:
             return wanted
         lacking = theirs.other.index_select(axis, self._kept) - ours.other
-        heard = self._scale.abs() > _SMALL_SCALE * self._scale.abs().median()
-        factor = torch.where(heard, 1 / self._scale, torch.zeros_like(self._scale))
-        return wanted + lacking * factor.view(-1, *[1] * (wanted.ndim - 2 if axis == 1 else 0))
+        return wanted + lacking * self._made_up.view(-1, *[1] * (wanted.ndim - 2 if axis == 1 else 0))
 
     def error(self, weights: Dense, moments: Moments) -> float:
         """Relative error of what the layer answers, behind its batch norm."""
-        scale = self._scale.double()
-        return error(Dense(weights.weight * scale[:, None], weights.bias * scale), moments.scaled(scale))
+        scaled = Dense(weights.weight * self._scale[:, None], weights.bias * self._scale)
+        return error(scaled, moments.scaled(self._scale))
 
     def cut(self) -> Dense:
         """The weights as they are."""
@@ -153,17 +155,11 @@ class _Place:
     def write(self, found: Dense) -> None:
         """Put the fit into the layer; a bias without a place there moves into the batch norm's mean."""
         self._layer.weight.copy_(found.weight.view_as(self._layer.weight))
-        if self._layer.bias is not None:
-            self._layer.bias.copy_(found.bias)
-        elif self._norm is not None:
-            mean = self._norm.running_mean
-            assert isinstance(mean, Tensor)
-            mean.sub_(found.bias)
+        put_bias(self._layer, self._norm, found.bias)
 
 
 def _scale(norm: nn.Module | None, kept: Tensor) -> Tensor:
-    """What the batch norm multiplies each of the channels by; 1 where there is none."""
+    """What the batch norm multiplies each of the channels by, float64; 1 where there is none."""
     if norm is None:
-        return torch.ones(len(kept), device=kept.device)
-    assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and isinstance(norm.running_var, Tensor)
-    return (torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight.detach()))[kept]
+        return torch.ones(len(kept), dtype=torch.float64, device=kept.device)
+    return affine(norm)[0].detach()[kept]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from pipeline.functions import Watched
+from pipeline.gather import Enough, captured, listening, met
 
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 
@@ -32,104 +35,108 @@ class Meeting:
     other: Tensor | None
 
 
-class _Enough(Exception):
-    """All that was asked for has been seen."""
-
-
-class _Additions(TorchFunctionMode):
-    """Calls ``at(number, a, b)`` before every addition, and ``after(result)`` after every function."""
-
-    def __init__(self, at: Callable[[int, Tensor, Tensor], None], after: Callable[[Any], None]) -> None:
-        super().__init__()
-        self._at, self._after, self._number = at, after, 0
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        tensors = [value for value in args[:2] if isinstance(value, Tensor)]
-        if getattr(func, "__name__", "") in _ADDITIONS and len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
-            self._at(self._number, tensors[0], tensors[1])
-            self._number += 1
-        result = func(*args, **(kwargs or {}))
-        self._after(result)
-        return result
-
-
 def find_sums(model: nn.Module, ends: Mapping[str, str], images: Tensor) -> dict[str, Sum]:
     """For each layer whose answers are added to a branch that was there before it ran, that addition.
 
     ``ends``: layer -> the module whose output stands for its answers (the batch norm behind it, or itself). Of two
     branches that are both computed the later one is named, so that one of them alone makes up for what the sum lacks.
     """
-    now = 0
-    born: dict[int, int] = {}
-    started: dict[str, int] = {}
-    source: dict[int, str] = {}
-    alive: list[Any] = []  # so that ids stay theirs
-    found: dict[str, Sum] = {}
-
-    def after(result: Any) -> None:
-        nonlocal now
-        now += 1
-        alive.append(result)
-        born[id(result)] = now
-        source.pop(id(result), None)  # changed in place, it is no longer what the layer answered
-
-    def at(number: int, *operands: Tensor) -> None:
-        for place, mine in enumerate(operands):
-            layer, other = source.get(id(mine)), 1 - place
-            if layer is not None and born.get(id(operands[other]), 0) <= started[layer]:
-                found.setdefault(layer, Sum(number, other))
-
-    def start(layer: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
-            started[layer] = now
-
-        return hook
-
-    def end(layer: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            alive.append(output)
-            source[id(output)] = layer
-
-        return hook
-
-    hooks = [model.get_submodule(layer).register_forward_pre_hook(start(layer)) for layer in ends]
-    hooks += [model.get_submodule(stands).register_forward_hook(end(layer)) for layer, stands in ends.items()]
+    history = _History()
+    layers = {end: layer for layer, end in ends.items()}
+    starts = [model.get_submodule(layer).register_forward_pre_hook(history.start(layer)) for layer in ends]
     try:
-        with torch.no_grad(), _Additions(at, after):
+        with (
+            torch.no_grad(),
+            listening(model, layers, lambda end, _, output: history.ended(layers[end], output)),
+            history,
+        ):
             model(images)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+        for handle in starts:
+            handle.remove()
+    return history.found
 
 
 def meet(model: nn.Module, layer: str, where: Sum | None, images: Tensor) -> Meeting:
     """What ``layer`` was given and answered for ``images``; the network is run no further than needed."""
-    seen: list[Tensor] = []
-    other: list[Tensor] = []
+    if where is None:
+        return Meeting(*met(model, [layer], images)[layer], None)
+    until = _Until(where)
+    with (
+        torch.no_grad(),
+        suppress(Enough),
+        captured(model, [layer], "input") as given,
+        captured(model, [layer], "output") as answered,
+        until,
+    ):
+        model(images)
+    return Meeting(given[layer], answered[layer], until.other)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        seen[:] = args[0], output
-        if where is None:
-            raise _Enough
 
-    def at(number: int, *operands: Tensor) -> None:
-        if where is not None and number == where.call:
-            other.append(operands[where.other])
-            raise _Enough
+class _Additions(Watched):
+    """Hears of every addition of two tensors of one shape."""
 
-    handle = model.get_submodule(layer).register_forward_hook(hook)
-    try:
-        with torch.no_grad(), _Additions(at, lambda _: None):
-            model(images)
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
-    return Meeting(seen[0], seen[1], other[0] if other else None)
+    def __init__(self) -> None:
+        super().__init__()
+        self._number = 0
+
+    def before(self, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        tensors = [value for value in args[:2] if isinstance(value, Tensor)]
+        if getattr(func, "__name__", "") in _ADDITIONS and len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
+            self.adding(self._number, *tensors)
+            self._number += 1
+
+    def adding(self, number: int, *operands: Tensor) -> None:
+        """Both operands of an addition that is about to run; ``number`` counts from 0."""
+
+
+class _Until(_Additions):
+    """Ends the pass at one addition, and keeps its other branch."""
+
+    def __init__(self, where: Sum) -> None:
+        super().__init__()
+        self._where = where
+        self.other: Tensor | None = None
+
+    def adding(self, number: int, *operands: Tensor) -> None:
+        if number == self._where.call:
+            self.other = operands[self._where.other]
+            raise Enough
+
+
+class _History(_Additions):
+    """When each tensor came to be, and which layer it is the answer of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, Sum] = {}
+        self._now = 0
+        self._born: dict[int, int] = {}
+        self._started: dict[str, int] = {}
+        self._source: dict[int, str] = {}
+        self._alive: list[Any] = []  # so that ids stay theirs
+
+    def start(self, layer: str) -> Callable[[nn.Module, Any], None]:
+        """The hook for what happens before ``layer`` runs."""
+
+        def hook(module: nn.Module, args: Any) -> None:
+            self._started[layer] = self._now
+
+        return hook
+
+    def ended(self, layer: str, output: Any) -> None:
+        """``output`` is what ``layer`` answered."""
+        self._alive.append(output)
+        self._source[id(output)] = layer
+
+    def after(self, given: Any, result: Any) -> None:
+        self._now += 1
+        self._alive.append(result)
+        self._born[id(result)] = self._now
+        self._source.pop(id(result), None)  # changed in place, it is no longer what the layer answered
+
+    def adding(self, number: int, *operands: Tensor) -> None:
+        for place, mine in enumerate(operands):
+            layer, other = self._source.get(id(mine)), 1 - place
+            if layer is not None and self._born.get(id(operands[other]), 0) <= self._started[layer]:
+                self.found.setdefault(layer, Sum(number, other))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline import surgery
 from pipeline.gather import gather
 from pipeline.moments import Fitted, Moments, error
+from pipeline.norms import put_bias
 from pipeline.separate.forms import Form, convolution
 
 _BYTES_AT_ONCE = 1 << 30
@@ -77,13 +78,8 @@ class Swap:
     @torch.no_grad()
     def fill(self, student: nn.Module, name: str, fitted: Fitted) -> None:
         """Write what was fitted into ``student``; a bias without a place there moves into the batch norm."""
-        last = self.form.fill(student.get_submodule(name), fitted)
-        if last.bias is not None:
-            last.bias.copy_(fitted.bias)
-        elif name in self.norms:
-            mean = student.get_submodule(self.norms[name]).running_mean
-            assert isinstance(mean, Tensor)
-            mean.sub_(fitted.bias)
+        norm = student.get_submodule(self.norms[name]) if name in self.norms else None
+        put_bias(self.form.fill(student.get_submodule(name), fitted), norm, fitted.bias)
 
 
 def _groups(model: nn.Module, names: Sequence[str]) -> list[list[str]]:

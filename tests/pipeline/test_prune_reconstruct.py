@@ -228,14 +228,14 @@ def test_a_fit_that_does_no_better_is_not_taken() -> None:
     assert torch.equal(pruned.get_parameter("head.weight"), weight)
 
 
-def test_on_digits_a_trained_network_keeps_more() -> None:
+def test_on_digits_a_trained_network_keeps_more(tmp_path: Path) -> None:
     from pipeline.training import Training, fit
 
     data = calib_data.load("digits")
     torch.manual_seed(0)
     model = TINY.build(width=16)
-    ctx = Context(spec=TINY, data=data, scratch=Path("unused"))
-    fit(model, Training(epochs=4, lr=0.1), dataclasses.replace(ctx, scratch=_scratch()), None)
+    ctx = Context(spec=TINY, data=data, scratch=tmp_path)
+    fit(model, Training(epochs=4, lr=0.1), ctx, None)
     request = Prune(macs=0.35, round_to=1)
     notes: list[str] = []
     facts: dict[str, Any] = {}
@@ -245,12 +245,6 @@ def test_on_digits_a_trained_network_keeps_more() -> None:
     right = [int((logits(net, data.test, TINY).argmax(1) == data.test.labels).sum()) for net in (model, cut, again)]
     assert right[2] > right[1], f"of {len(data.test)}: unpruned, cut, fitted anew {right}"
     assert "fitted anew" in notes[-2] and all(b >= a for b, a in facts["reconstruction"].values())
-
-
-def _scratch() -> Path:
-    import tempfile
-
-    return Path(tempfile.mkdtemp())
 
 
 def test_a_wrong_number_of_images_is_refused() -> None:
