@@ -19,13 +19,14 @@ from torch import nn
 from torch.fx import GraphModule
 
 from pipeline import halves, mixed, surgery
+from pipeline.augment import Augment
 from pipeline.calibrate import Ranges, activations, correct_biases, set_ranges
 from pipeline.constants import constants, unchanged
 from pipeline.errors import RequestError, StageError
 from pipeline.image_sizes import open_sides
 from pipeline.images import normalise
 from pipeline.recipe import Context, in_range
-from pipeline.training import Augment, Training, fit
+from pipeline.training import Training, fit
 from targets import Grid, Sizes
 
 

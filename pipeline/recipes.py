@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+from pipeline.augment import Augment
 from pipeline.finetune import Finetune, Train
 from pipeline.fold import Fold
 from pipeline.prune import Prune
 from pipeline.quantize import Quantize
 from pipeline.recipe import Limits, Recipe
 from pipeline.separate import Separate
-from pipeline.training import Augment, Training
+from pipeline.training import Training
 
 _DIGITS = Augment(crop=1, flip=False)
 

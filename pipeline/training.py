@@ -27,29 +27,15 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pipeline import surgery
+from pipeline.augment import Augment, Changes, augment, change, draw_changes
 from pipeline.errors import RequestError, StageError
 from pipeline.images import normalise
 from pipeline.quiet import quieten
 from pipeline.recipe import Context, in_range
 from pipeline.store import write_whole
+from pipeline.teacher import Teacher
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augment:
-    """Random changes of training images that keep their labels."""
-
-    crop: int = 4
-    """Zero-pad by this many pixels and crop the original size at random (He et al. 2015, section 4.2); 0: off."""
-    flip: bool | None = None
-    """Mirror half of the images; None: where the data set says that a mirrored image keeps its label."""
-    cutout: int = 0
-    """Side of a square set to zero at a random place (DeVries and Taylor 2017, arXiv 1708.04552); 0: off."""
-
-    def __post_init__(self) -> None:
-        in_range("augment.crop", self.crop, 0, 64)
-        in_range("augment.cutout", self.cutout, 0, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +59,8 @@ class Training:
     """Weight of the teacher's softened classes in the loss (Hinton et al. 2015, arXiv 1503.02531); 0: labels only."""
     temperature: float = 4.0
     """Of the softening."""
+    views: int = 0
+    """Random changes that each image takes turns in, so that the teacher is asked about each once; 0: ever new ones."""
     auxiliary: float = 0.3
     """Weight of auxiliary classifiers' losses, where a network has them (Szegedy et al. 2014, section 5)."""
     ema: float = 0.0
@@ -95,6 +83,9 @@ class Training:
         in_range("label_smoothing", self.label_smoothing, 0, 0.99)
         in_range("distill", self.distill, 0, 1)
         in_range("temperature", self.temperature, 1e-3, 1e3)
+        in_range("views", self.views, 0, 1000)
+        if self.views and not self.distill:
+            raise RequestError("views saves asking the teacher, and there is none without distill; leave views at 0")
         in_range("ema", self.ema, 0, 0.999999)
         in_range("devices", self.devices, 1, 1024)
 
@@ -248,19 +239,25 @@ def _loop(
     module, optimizer = fabric.setup(_place(model, how, fabric.device), state.optimizer)
     if state.average is not None:
         state.average.to(fabric.device)
-    if teacher is not None:
-        teacher = _place(copy.deepcopy(teacher).eval().requires_grad_(False), how, fabric.device)
+    asked = None if teacher is None or not how.distill else _teacher(fabric, teacher, how, ctx)
     epochs = range(state.epoch, how.epochs)
     for epoch in ctx.track(epochs, f"training, {how.epochs} epochs", how.epochs - state.epoch):
         if before_epoch is not None:
             before_epoch(model, epoch)
-        _epoch(fabric, module, optimizer, state, how, ctx, teacher, epoch)
+        _epoch(fabric, module, optimizer, state, how, ctx, asked, epoch)
+        if asked is not None:
+            asked.end_epoch(fabric, epoch)
         state.epoch = epoch + 1
         if fabric.is_global_zero:
             write_state(state, ctx.scratch)
         fabric.barrier()
     chosen = model if state.average is None else state.average
     return {name: tensor.detach().cpu() for name, tensor in chosen.state_dict().items()}
+
+
+def _teacher(fabric: Any, network: nn.Module, how: Training, ctx: Context) -> Teacher:
+    frozen = _place(copy.deepcopy(network).eval().requires_grad_(False), how, fabric.device)
+    return Teacher(frozen, views=how.views, images=len(ctx.data.train), folder=ctx.scratch)
 
 
 def _start(model: nn.Module, how: Training) -> State:
@@ -290,7 +287,7 @@ def _epoch(
     state: State,
     how: Training,
     ctx: Context,
-    teacher: nn.Module | None,
+    teacher: Teacher | None,
     epoch: int,
 ) -> None:
     _set_mode(state.model, training=True)
@@ -298,11 +295,16 @@ def _epoch(
     losses = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_mix(ctx.seed, epoch, fabric.global_rank))  # dropout and stochastic depth
-        for step, (images, labels) in enumerate(_batches(fabric, how, ctx, epoch)):
+        for step, (images, labels, which) in enumerate(_batches(fabric, how, ctx, epoch)):
             for group in optimizer.param_groups:
                 group["lr"] = how.lr * rate(epoch + step / steps, how.epochs, how.warmup)
             images, labels = images.to(fabric.device), labels.to(fabric.device)
-            loss = _loss(fabric, module, images, labels, how, teacher)
+            if how.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with fabric.autocast():
+                wanted = None if teacher is None else teacher.answer(images, which, epoch)
+                outputs = module(images)
+            loss = _loss(outputs, labels, wanted, how)
             fabric.backward(loss)
             if how.clip:
                 fabric.clip_gradients(module, optimizer, max_norm=how.clip)
@@ -324,15 +326,9 @@ def rate(position: float, epochs: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (position - warmup) / max(epochs - warmup, 1e-9)))
 
 
-def _loss(
-    fabric: Any, module: nn.Module, images: Tensor, labels: Tensor, how: Training, teacher: nn.Module | None
-) -> Tensor:
-    if how.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    with fabric.autocast():
-        outputs = module(images)
-        wanted = teacher(images) if teacher is not None and how.distill else None
+def _loss(outputs: Tensor | tuple[Tensor | None, ...], labels: Tensor, wanted: Tensor | None, how: Training) -> Tensor:
     main, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert main is not None
     loss = F.cross_entropy(main.float(), labels, label_smoothing=how.label_smoothing)
     for extra in others:
         if extra is not None:
@@ -366,18 +362,28 @@ def _average(state: State, decay: float) -> None:
             ours.copy_(theirs)
 
 
-def _batches(fabric: Any, how: Training, ctx: Context, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled, augmented, normalised batches of this process's share; the next one is made while this one is used."""
+def _batches(fabric: Any, how: Training, ctx: Context, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Shuffled, augmented, normalised batches of this process's share; the next one is made while this one is used.
+
+    Each is images [B, C, H, W], labels [B] and which of the training images they are [B].
+    """
     part = ctx.data.train
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(_mix(ctx.seed, epoch, 0)))
     chunks = [c[fabric.global_rank :: fabric.world_size] for c in torch.split(order, how.batch_size)]
     # A batch norm cannot be trained on one value a channel.
     chunks = ([chunk for chunk in chunks if len(chunk) > 1] or chunks)[: how.steps or None]
 
-    def make(number: int) -> tuple[Tensor, Tensor]:
-        draw = torch.Generator().manual_seed(_mix(ctx.seed, epoch, 1 + number * fabric.world_size + fabric.global_rank))
-        images = augment(part.batch(chunks[number]), how.augment, ctx.data.flip, draw)
-        return normalise(images, ctx.spec), part.labels[chunks[number]]
+    view = _view(how, ctx, epoch) if how.views else None
+
+    def make(number: int) -> tuple[Tensor, Tensor, Tensor]:
+        which = chunks[number]
+        if view is not None:
+            images = change(part.batch(which), how.augment, view.of(which))
+        else:
+            place = 1 + number * fabric.world_size + fabric.global_rank
+            draw = torch.Generator().manual_seed(_mix(ctx.seed, epoch, place))
+            images = augment(part.batch(which), how.augment, ctx.data.flip, draw)
+        return normalise(images, ctx.spec), part.labels[which], which
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(make, 0)
@@ -388,30 +394,10 @@ def _batches(fabric: Any, how: Training, ctx: Context, epoch: int) -> Iterator[t
             yield ready
 
 
-def augment(images: Tensor, how: Augment, flip: bool, draw: torch.Generator) -> Tensor:
-    """Randomly changed copies of uint8 images [B, C, H, W]; the same for the same generator state."""
-    count, _, height, width = images.shape
-    if how.crop:
-        padded = F.pad(images, (how.crop,) * 4)
-        top, left = torch.randint(0, 2 * how.crop + 1, (2, count), generator=draw)
-        rows = (top[:, None] + torch.arange(height))[:, None, :, None]
-        columns = (left[:, None] + torch.arange(width))[:, None, None, :]
-        images = padded[
-            torch.arange(count)[:, None, None, None], torch.arange(images.shape[1])[:, None, None], rows, columns
-        ]
-    if flip if how.flip is None else how.flip:
-        mirrored = torch.rand(count, generator=draw) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    if how.cutout:
-        images = images * _outside_square(count, height, width, how.cutout, draw)[:, None]
-    return images
-
-
-def _outside_square(count: int, height: int, width: int, side: int, draw: torch.Generator) -> Tensor:
-    middle = torch.stack([torch.randint(0, n, (count,), generator=draw) for n in (height, width)])
-    down = (torch.arange(height) - middle[0][:, None]).abs() * 2 <= side
-    across = (torch.arange(width) - middle[1][:, None]).abs() * 2 <= side
-    return ~(down[:, :, None] & across[:, None, :])
+def _view(how: Training, ctx: Context, epoch: int) -> Changes:
+    """The random change of every training image in the view that it is shown in."""
+    draw = torch.Generator().manual_seed(_mix(ctx.seed, epoch % how.views, 1))
+    return draw_changes(len(ctx.data.train), how.augment, ctx.data.flip, draw)
 
 
 def _mix(seed: int, epoch: int, number: int) -> int:

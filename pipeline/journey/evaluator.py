@@ -32,6 +32,7 @@ from calib_data import Data, Part
 from models import Spec
 from pipeline import halves, parity, quantize, resized
 from pipeline.__main__ import FAILED, PASSED, guarded
+from pipeline.augment import Augment
 from pipeline.fold import Fold
 from pipeline.images import logits, normalise
 from pipeline.journey.cells import PRECISIONS, Precision
@@ -41,7 +42,7 @@ from pipeline.norms import batch_norms, reestimate
 from pipeline.recipe import Context
 from pipeline.report import markdown
 from pipeline.store import write_whole
-from pipeline.training import Augment, Training, fit
+from pipeline.training import Training, fit
 from targets import Runner, Target
 
 _TRAINING = Training(

@@ -15,13 +15,14 @@ from calib_data._parts import MemoryPart, in_memory
 from models import Spec
 from pipeline import architecture
 from pipeline.architecture import Base
+from pipeline.augment import Augment
 from pipeline.finetune import Train
 from pipeline.fold import Fold
 from pipeline.images import normalise
 from pipeline.norms import batch_norms, reestimate
 from pipeline.recipe import Context
 from pipeline.resized import resize
-from pipeline.training import Augment, Training
+from pipeline.training import Training
 
 CALIBRATION, CALIBRATION_LARGE = 512, 64
 TEST_LARGE = 200

@@ -91,20 +91,22 @@ def _value(text: str) -> Any:
 
 def recipe_of(options: argparse.Namespace, point: str) -> Recipe:
     """The recipe of one point: (sparse learning), pruning, fine-tuning with distillation, folding; float files."""
+    from pipeline.augment import Augment
     from pipeline.finetune import Finetune
     from pipeline.fold import Fold
     from pipeline.prune import Prune
     from pipeline.prune.sparsify import Sparsify
     from pipeline.recipe import Limits, Stage
     from pipeline.resolve import find_recipe, override
-    from pipeline.training import Augment, Training
+    from pipeline.training import Training
 
     changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device")}
     base = override(find_recipe(options.recipe), changes)
     augment = base.baseline.training.augment if isinstance(base.baseline.training.augment, Augment) else Augment()
     tune = Training(
-        epochs=options.epochs, lr=options.lr, distill=options.distill, augment=augment, warmup=options.warmup
-    )
+        epochs=options.epochs, lr=options.lr, warmup=options.warmup, distill=options.distill, views=options.views,
+        augment=augment,
+    )  # fmt: skip
     sparse = Training(epochs=max(options.sparse_epochs, 1), lr=0.01, augment=augment)
     stages: list[Stage] = [Sparsify(training=sparse, strength=options.sparse)] if options.sparse_epochs else []
     stages += [Prune(**{"reconstruct": options.reconstruct} | parse(point)), Finetune(training=tune), Fold()]
@@ -288,6 +290,14 @@ def _parser() -> argparse.ArgumentParser:
         "--distill", type=float, default=0.9, help="weight of the unpruned network's answers (%(default)s)"
     )
     parser.add_argument(
+        "--views",
+        type=int,
+        default=0,
+        metavar="N",
+        help="random changes that each image takes turns in, so that the unpruned network is asked about each once; "
+        "0: ever new ones (%(default)s)",
+    )
+    parser.add_argument(
         "--reconstruct",
         type=int,
         default=1024,
@@ -343,7 +353,8 @@ def _setting(options: argparse.Namespace) -> str:
     """What every point gets, in words."""
     fitted = f"layers fitted anew on {options.reconstruct:,} images, " if options.reconstruct else ""
     sparse = f", after {options.sparse_epochs} epochs of sparse learning" if options.sparse_epochs else ""
-    tuned = f"{options.epochs} epochs at {options.lr:g}, distillation {options.distill:g}"
+    views = f" about {options.views} views of an image" if options.views else ""
+    tuned = f"{options.epochs} epochs at {options.lr:g}, distillation {options.distill:g}{views}"
     return f"Each point: {fitted}{tuned}{sparse}."
 
 

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.augment import Augment, augment
 from pipeline.gather import captured
 from pipeline.images import normalise
 from pipeline.recipe import Context
-from pipeline.training import Augment, State, augment, rate, resume, write_state
+from pipeline.training import State, rate, resume, write_state
 
 _SECONDS_BETWEEN = 60.0
 

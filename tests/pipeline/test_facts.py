@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from pipeline.augment import Augment
 from pipeline.finetune import Train
 from pipeline.recipe import Context, Recipe
 from pipeline.resolve import Job, resolve
 from pipeline.steps import Steps
 from pipeline.store import Store
-from pipeline.training import Augment, Training
+from pipeline.training import Training
 from pipeline.watch import Watch
 
 

@@ -23,6 +23,7 @@ from torch.fx import GraphModule
 import models
 import targets
 from pipeline import quantize, surgery
+from pipeline.augment import Augment
 from pipeline.errors import EdgewiseError, RequestError
 from pipeline.finetune import Finetune
 from pipeline.fold import Fold
@@ -33,7 +34,7 @@ from pipeline.recipe import Context
 from pipeline.recipes import demo
 from pipeline.resolve import resolve
 from pipeline.separate import Separate
-from pipeline.training import Augment, Training
+from pipeline.training import Training
 
 FAMILIES = (
     "alexnet", "convnext_tiny", "efficientnet_b0", "googlenet", "lenet5", "mobilenet_v2", "mobilenet_v3_small",

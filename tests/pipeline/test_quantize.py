@@ -14,11 +14,12 @@ from calib_data._parts import MemoryPart, in_memory
 from models import Spec
 from pipeline import checkpoint, surgery
 from pipeline.architecture import Base
+from pipeline.augment import Augment
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import RequestError, StageError
 from pipeline.quantize import Prepare, Quantize, convert
 from pipeline.recipe import Context
-from pipeline.training import Augment, Training
+from pipeline.training import Training
 from targets import Grid, TargetError
 
 SOURCE = """

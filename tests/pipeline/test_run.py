@@ -21,7 +21,8 @@ from pipeline.fold import Fold
 from pipeline.prune import Prune
 from pipeline.quantize import Quantize
 from pipeline.recipe import Limits, Recipe
-from pipeline.training import Augment, Training
+from pipeline.augment import Augment
+from pipeline.training import Training
 
 PLAIN = Augment(crop=0, flip=False)
 

@@ -10,12 +10,13 @@ import pytest
 from torch import nn
 
 from pipeline import surgery
+from pipeline.augment import Augment
 from pipeline.finetune import Train
 from pipeline.prune import Prune
 from pipeline.recipe import Context, Limits, Recipe
 from pipeline.resolve import resolve
 from pipeline.run import run
-from pipeline.training import Augment, Training
+from pipeline.training import Training
 from pipeline.watch import Watch
 
 

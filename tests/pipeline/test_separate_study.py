@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.augment import Augment
 from pipeline.errors import RequestError
 from pipeline.finetune import Finetune, Train
 from pipeline.fold import Fold
@@ -16,7 +17,7 @@ from pipeline.recipe import Limits, Recipe
 from pipeline.recipes import demo, separate_resnet20
 from pipeline.separate import Separate
 from pipeline.separate import study as command
-from pipeline.training import Augment, Training
+from pipeline.training import Training
 
 NAMES = ["baseline", "fitted filters", "fresh filters", "distilled block by block", "finetune", "fold"]
 

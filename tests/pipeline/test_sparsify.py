@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from calib_data import Data
 from models import Spec
+from pipeline.augment import Augment
 from pipeline.errors import RequestError, StageError
 from pipeline.prune.coupling import trace
 from pipeline.prune.sparsify import Sparsify, factors
 from pipeline.recipe import Context
-from pipeline.training import Augment, Training
+from pipeline.training import Training
 
 SHAPE = (1, 4, 4)
 

@@ -16,12 +16,16 @@ from calib_data import Data
 from calib_data._parts import MemoryPart, in_memory
 from models import Spec
 from pipeline import training
+from pipeline.augment import Augment
 from pipeline.errors import RequestError, StageError
 from pipeline.finetune import Finetune, Train
 from pipeline.recipe import Context
-from pipeline.training import Augment, Training, augment, distillation, fit, rate, resolve_precision
+from pipeline.teacher import Teacher
+from pipeline.training import Training, distillation, fit, rate, resolve_precision
 
 PLAIN = Training(epochs=3, lr=0.1, batch_size=16, augment=Augment(crop=0), precision="32-true")
+
+VIEWS = replace(PLAIN, epochs=5, lr=0.05, distill=0.9, views=2, augment=Augment(crop=1, flip=True))
 
 
 def data() -> Data:
@@ -146,34 +150,6 @@ def test_distillation_by_hand() -> None:
     assert float(distillation(teacher, teacher, 2.0)) == pytest.approx(0, abs=1e-6)
 
 
-def draw(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def test_augment_repeats_itself() -> None:
-    images = torch.randint(1, 256, (16, 3, 8, 6), dtype=torch.uint8, generator=draw())
-    how = Augment(crop=2, flip=True, cutout=3)
-    one, again, other = (augment(images, how, False, draw(seed)) for seed in (1, 1, 2))
-    assert one.shape == images.shape and one.dtype == torch.uint8
-    assert torch.equal(one, again) and not torch.equal(one, other) and not torch.equal(one, images)
-
-
-def mirrored(result: Tensor, images: Tensor) -> int:
-    assert all(torch.equal(r, i) or torch.equal(r, i.flip(2)) for r, i in zip(result, images, strict=True))
-    return sum(not torch.equal(r, i) for r, i in zip(result, images, strict=True))
-
-
-def test_images_are_mirrored_only_where_allowed() -> None:
-    images = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8, generator=draw())
-    counts = {
-        (flip, of_data): mirrored(augment(images, Augment(crop=0, flip=flip), of_data, draw(1)), images)
-        for flip in (None, True, False)
-        for of_data in (True, False)
-    }
-    assert {key for key, count in counts.items() if 5 < count < 35} == {(None, True), (True, True), (True, False)}
-    assert counts[None, False] == counts[False, True] == counts[False, False] == 0
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -191,11 +167,6 @@ def test_images_are_mirrored_only_where_allowed() -> None:
 def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=f"{next(iter(wrong))} must lie in"):
         replace(PLAIN, **wrong)
-
-
-def test_bad_augmentation_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"augment\.crop"):
-        Augment(crop=-1)
 
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +188,70 @@ def test_an_epoch_can_be_a_few_batches_drawn_anew(tmp_path: Path) -> None:
     how = Training(epochs=2, steps=3, lr=0.01, batch_size=4)
     ctx = context(tmp_path)
     fabric = training._fabric(how, "cpu")
-    first, second = ([labels for _, labels in training._batches(fabric, how, ctx, epoch)] for epoch in (0, 1))
+    first, second = ([labels for _, labels, _ in training._batches(fabric, how, ctx, epoch)] for epoch in (0, 1))
     assert [len(labels) for labels in first] == [4, 4, 4]
     assert len(ctx.data.train) > 12 and not torch.equal(torch.cat(first), torch.cat(second))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each question of a training was about."""
+    counts: list[int] = []
+    ask = Teacher._ask
+
+    def counted(self: Teacher, images: Tensor) -> Tensor:
+        counts.append(len(images))
+        return ask(self, images)
+
+    monkeypatch.setattr(Teacher, "_ask", counted)
+    return counts
+
+
+def test_training_asks_about_each_view_once(tmp_path: Path, asked: list[int]) -> None:
+    Finetune(training=VIEWS)(net(), context(tmp_path / "two", baseline=net().eval()))
+    assert sum(asked) == 2 * 64
+    asked.clear()
+    Finetune(training=replace(VIEWS, views=0))(net(), context(tmp_path / "ever", baseline=net().eval()))
+    assert sum(asked) == 5 * 64
+
+
+def test_one_view_of_unchanged_images_trains_as_asking_does(tmp_path: Path) -> None:
+    plain = replace(VIEWS, augment=Augment(crop=0, flip=False))
+    results = []
+    for views in (0, 1):
+        results.append(net())
+        fit(results[-1], replace(plain, views=views), context(tmp_path / str(views)), net().eval())
+    for name, tensor in results[0].state_dict().items():
+        torch.testing.assert_close(results[1].state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_killed_training_with_views_ends_with_the_same_bits(tmp_path: Path, asked: list[int]) -> None:
+    teacher = net().eval()
+    whole = net()
+    fit(whole, VIEWS, context(tmp_path / "whole"), teacher)
+    scratch = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        fit(net(), VIEWS, context(scratch, track=killing), teacher)
+    asked.clear()
+    resumed = net()
+    fit(resumed, VIEWS, context(scratch), teacher)
+    assert same(whole, resumed) and sum(asked) == 64
+
+
+def test_views_come_round_and_differ(tmp_path: Path) -> None:
+    ctx, fabric = context(tmp_path), training._fabric(VIEWS, "cpu")
+
+    def shown(epoch: int) -> Tensor:
+        parts = [(images, which) for images, _, which in training._batches(fabric, VIEWS, ctx, epoch)]
+        images, which = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return images[which.argsort()]
+
+    assert torch.equal(shown(0), shown(2)) and torch.equal(shown(1), shown(3))
+    assert not torch.equal(shown(0), shown(1))
+
+
+def test_views_without_a_teacher_are_refused() -> None:
+    with pytest.raises(RequestError, match="without distill"):
+        replace(VIEWS, distill=0.0)
+    with pytest.raises(RequestError, match="views must lie in"):
+        replace(VIEWS, views=-1)
