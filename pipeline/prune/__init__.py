@@ -73,6 +73,9 @@ class Prune:
     """The largest share of its channels that a single layer may lose."""
     keep: tuple[str, ...] = ()
     """Layers whose output channels are never pruned."""
+    shortcuts: bool = True
+    """Whether channels that a shortcut carries, where the answers of several layers are added, may go. Without them a
+    network keeps more of its answers as it is cut; with them more of its time can be saved."""
     images: int = 512
     """Calibration images that the measures of data (taylor, activation) and a sensitivity scan look at."""
     reestimate: int = 1024
@@ -80,6 +83,12 @@ class Prune:
     reconstruct: int = 0
     """Training images on which every layer is fitted anew after the cut, to answer as it did (``reconstruct``); the batch
     norms then keep the statistics that those answers have. 0: the weights that are left stay as they were."""
+    recover_steps: int = 0
+    """Training steps, after that, in which all layers together learn to answer as they did (``imitate``); 0: none."""
+    recover_lr: float = 3e-3
+    """Their learning rate at the start."""
+    recover_batch: int = 128
+    """Images per step."""
 
     def __post_init__(self) -> None:
         self._check_budget()
@@ -92,6 +101,9 @@ class Prune:
         in_range("Prune.reestimate", self.reestimate, 0, 100_000_000)
         in_range("Prune.reconstruct", self.reconstruct, 0, 100_000_000)
         in_range("Prune.max_layer_ratio", self.max_layer_ratio, 0.01, 1)
+        in_range("Prune.recover_steps", self.recover_steps, 0, 10_000_000)
+        in_range("Prune.recover_lr", self.recover_lr, 1e-12, 100)
+        in_range("Prune.recover_batch", self.recover_batch, 2, 1_000_000)
         for share in self.scan:
             if not 0 < share < 1:
                 raise RequestError(f"Prune.scan takes shares between 0 and 1, both excluded, found {share:g}")
@@ -156,6 +168,8 @@ class Prune:
             fitted = self._reconstructed(pruned, model, spent, ctx)
         else:
             fitted = {"norm_images": fit_norms(pruned, self.reestimate, ctx)}
+        if self.recover_steps:
+            fitted |= self._recovered(pruned, model, spent, ctx)
         summary = f"pruned {len(operation.attributes)} layers: {spent.summary}"
         facts = {**spent.facts, **fitted}
         return surgery.record(pruned, operation), dataclasses.replace(spent, summary=summary, facts=facts)
@@ -174,6 +188,21 @@ class Prune:
             f"{len(errors)} layers fitted anew: relative error of their outputs {before:.2f} -> {after:.2f}, the mean"
         )
         return {"reconstruction": {name: [*pair] for name, pair in errors.items()}}
+
+    def _recovered(self, pruned: nn.Module, model: nn.Module, spent: Spent, ctx: Context) -> dict[str, Any]:
+        """Train ``pruned`` in place to answer in every layer what ``model`` does; what came of it, for the report."""
+        from pipeline.prune.coupling import outputs_left
+        from pipeline.prune.recover import recover
+
+        place, whole = next(pruned.parameters()).device, copy.deepcopy(model).eval()
+        left = outputs_left(whole, spent.cuts)
+        losses = recover(
+            pruned.to(ctx.device), whole.to(ctx.device), left, ctx,
+            steps=self.recover_steps, lr=self.recover_lr, batch=self.recover_batch,
+        )  # fmt: skip
+        pruned.to(place)
+        ctx.note(f"{self.recover_steps:,} steps of block-wise distillation: loss {losses[0]:.3f} -> {losses[1]:.3f}")
+        return {"recovery": {"steps": self.recover_steps, "loss": [*losses]}}
 
     @property
     def budget(self) -> tuple[Budget, float]:

@@ -61,18 +61,19 @@ def _problem(
 
 def couple(model: nn.Module, how: Prune, ctx: Context) -> Coupling:
     """The groups of ``model`` (in eval mode) that ``how`` allows to prune; raises StageError where there is none."""
-    return trace_for(model, how.keep, ctx)
+    return trace_for(model, how.keep, ctx, shortcuts=how.shortcuts)
 
 
-def trace_for(model: nn.Module, keep: Sequence[str], ctx: Context) -> Coupling:
-    """The groups of ``model`` (in eval mode), but for the outputs of the layers in ``keep``.
+def trace_for(model: nn.Module, keep: Sequence[str], ctx: Context, *, shortcuts: bool = True) -> Coupling:
+    """The groups of ``model`` (in eval mode), but for the outputs of the layers in ``keep`` and, without ``shortcuts``, of
+    those that are added to each other.
 
     Raises StageError for a layer that does not exist, and where no group is left.
     """
     unknown = sorted(set(keep) - {name for name, _ in model.named_modules()})
     if unknown:
         raise StageError(f"keep names layers that the network does not have: {', '.join(unknown)}")
-    coupling = trace(model, _noise(model, ctx, 1), classifier=ctx.spec.classifier, keep=keep)
+    coupling = trace(model, _noise(model, ctx, 1), classifier=ctx.spec.classifier, keep=keep, shortcuts=shortcuts)
     if not coupling.groups:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in coupling.left_alone.items())
         raise StageError(f"no layer of this network can be pruned: {reasons}")

@@ -88,11 +88,13 @@ class Coupling:
     """Layer -> why its output channels stay."""
 
 
-def trace(model: nn.Module, example: Tensor, *, classifier: str, keep: Collection[str] = ()) -> Coupling:
+def trace(
+    model: nn.Module, example: Tensor, *, classifier: str, keep: Collection[str] = (), shortcuts: bool = True
+) -> Coupling:
     """The coupled channels of ``model``, found by running ``example`` [N, C, H, W] in eval mode.
 
-    ``classifier`` names the layer whose output channels are the classes; ``keep`` layers whose output channels stay.
-    Layers that run in training only (side classifiers) lose the inputs that are gone and keep their own channels.
+    ``classifier`` names the layer whose output channels are the classes; ``keep`` layers whose output channels stay;
+    without ``shortcuts`` those of layers whose outputs are added to each other stay, too. Layers that run in training only (side classifiers) lose the inputs that are gone and keep their own channels.
     Leaves the model in eval mode.
     """
     idle = _idle(model, example)
@@ -101,6 +103,8 @@ def trace(model: nn.Module, example: Tensor, *, classifier: str, keep: Collectio
     groups, left_alone = [], {}
     for reach in _all_reaches(graph, names):
         reason = "it runs in training only" if reach.items[0].module in idle else None
+        if not shortcuts and _is_sum(reach):
+            reason = reason or "its channels are added to other layers'"
         reason = reason or _reason_to_keep(reach, classifier, keep)
         group = None if reason else _as_group(graph, reach, model)
         if group is None:
@@ -314,6 +318,8 @@ class _Reach:
     items: list[_Item]
     obstacles: list[str]
     """What else is reached and cannot be cut, in words."""
+    added: bool
+    """Whether the channels go through an addition."""
 
 
 def _all_reaches(graph: DependencyGraph, names: Mapping[Any, str]) -> Iterator[_Reach]:
@@ -352,7 +358,8 @@ def _reach(graph: DependencyGraph, names: Mapping[Any, str], root: Any, handler:
                     waiting.append((dep.target, dep.handler, new))
     named = {key: pairs for key, pairs in reached.items() if key[0].module in names and pairs}
     items = [_Item(names[node.module], node.module, handler, pairs) for (node, handler), pairs in named.items()]
-    return _Reach(width, items, [words for node, _ in reached if (words := _obstacle(node))])
+    obstacles = [words for node, _ in reached if (words := _obstacle(node))]
+    return _Reach(width, items, obstacles, any(_is_addition(node) for node, _ in reached))
 
 
 def _mapped(dep: Any, indices: list[Any]) -> list[Any]:
@@ -360,6 +367,25 @@ def _mapped(dep: Any, indices: list[Any]) -> list[Any]:
         if mapping is not None and indices:
             indices = mapping(indices)
     return indices
+
+
+def _is_addition(node: Any) -> bool:
+    from torch_pruning import ops
+
+    return node.type == ops.OPTYPE.ELEMENTWISE and repr(node.module).endswith(("(AddBackward0)", "(SubBackward0)"))
+
+
+def _is_sum(reach: _Reach) -> bool:
+    """Whether several layers' outputs meet in an addition; a bias or a constant that is added makes no sum."""
+    makers = {item.name for item in reach.items if item.side == "out" and _makes(item.module)}
+    return reach.added and len(makers) > 1
+
+
+def _makes(module: nn.Module) -> bool:
+    """Whether it makes channels of its own; a depthwise convolution only filters those that it is given."""
+    if isinstance(module, CONVS) and module.groups > 1:
+        return module.groups < module.out_channels
+    return isinstance(module, (*WEIGHTED, PadShortcut))
 
 
 def _obstacle(node: Any) -> str | None:

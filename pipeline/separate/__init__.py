@@ -21,6 +21,7 @@ from torch import nn
 
 from pipeline.errors import StageError
 from pipeline.fold import find_norms
+from pipeline.imitate import imitate
 from pipeline.moments import Fitted, Moments
 from pipeline.norms import reestimate
 from pipeline.recipe import Context
@@ -31,7 +32,6 @@ from pipeline.separate.head import PooledHead
 from pipeline.separate.keeping import kept_plan
 from pipeline.separate.plan import Candidate, Wishes, check_names, choose, refuse, survey, told, unsettled
 from pipeline.separate.pool import AveragePool
-from pipeline.separate.recover import imitate
 from pipeline.separate.settings import Init, check
 from pipeline.separate.substitute import Swap
 from pipeline.separate.timing import layer_times
@@ -102,7 +102,7 @@ class Separate:
         student = self._substituted(teacher, chosen, swap, ctx)
         found |= judge.states(substituted=student)
         if self.recover_steps:
-            points = [swap.norms.get(name, name) for name in chosen]
+            points = {swap.norms.get(name, name): None for name in chosen}
             imitate(
                 student, teacher, points, ctx, steps=self.recover_steps, lr=self.recover_lr, batch=self.recover_batch
             )

@@ -226,6 +226,32 @@ def test_a_kept_layer_keeps_all_it_is_added_to() -> None:
     assert {group.width for group in groups_of(Shortcut(), 2, 5, 5, keep=("b",)).values()} == {3}
 
 
+def test_shortcuts_can_be_left_alone() -> None:
+    model = Shortcut().eval()
+    found = trace(model, torch.randn(1, 2, 5, 5), classifier="head", shortcuts=False)
+    added = [name for name, reason in found.left_alone.items() if "added" in reason]
+    whole = trace(model, torch.randn(1, 2, 5, 5), classifier="head")
+    assert len(whole.groups) == len(found.groups) + len(added) and len(added) == 1
+    (gone,) = [group for group in whole.groups if group.name not in {g.name for g in found.groups}]
+    assert len([m for m in gone.members if m.side == "out" and isinstance(m.module, nn.Conv2d)]) > 1
+
+
+class Gate(nn.Module):
+    """What ``a`` makes, multiplied by what ``b`` makes: no sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(1, 4, 1), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x) * self.b(x)).mean((2, 3))
+
+
+def test_a_gate_is_no_shortcut() -> None:
+    found = trace(Gate().eval(), torch.randn(1, 1, 4, 4), classifier="head", shortcuts=False)
+    assert [group.name for group in found.groups] == ["a"]
+
+
 def test_outputs_stay_whatever_the_last_layer_is_called() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 3, 1))
     assert list(groups_of(model, 1, 4, 4, classifier="nothing")) == ["0"]

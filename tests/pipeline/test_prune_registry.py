@@ -104,6 +104,28 @@ def test_every_architecture_is_fitted_and_rebuilt(name: str) -> None:
         assert torch.equal(rebuilt.eval()(images), pruned(images)) and pruned(images).isfinite().all()
 
 
+@pytest.mark.parametrize("name", cases(SLOW | MANY_LAYERS))
+def test_every_architecture_learns_block_by_block(name: str, tmp_path: Path) -> None:
+    spec = models.get(name)
+    if "prune" in spec.cannot:
+        pytest.skip(spec.cannot["prune"])
+    torch.manual_seed(0)
+    model = spec.build(num_classes=10, **spec.small).eval()
+    facts: dict[str, Any] = {}
+    ctx = dataclasses.replace(_photographed(spec), scratch=tmp_path, fact=facts.__setitem__)
+    stage = Prune(
+        ratio=0.25, scope="layer", round_to=1, reestimate=32, recover_steps=4, recover_lr=1e-5, recover_batch=8
+    )
+    pruned = stage(model, ctx)
+    before, after = facts["recovery"]["loss"]
+    assert 0 < after < 1.1 * before < float("inf")
+    rebuilt = surgery.apply(model, surgery.history(pruned)[-1])
+    rebuilt.load_state_dict(pruned.state_dict(), strict=True)
+    images = torch.randn(2, *ctx.input_shape)
+    with torch.no_grad():
+        assert torch.equal(rebuilt.eval()(images), pruned(images))
+
+
 def _photographed(spec: models.Spec) -> Context:
     data = photographs(spec.small_input or spec.input_shape, 10, 32)
     return Context(spec=spec, data=data, scratch=Path("unused"))

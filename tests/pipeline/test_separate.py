@@ -6,7 +6,6 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,10 @@ from pipeline import surgery
 from pipeline.analyze.totals import count
 from pipeline.errors import RequestError, StageError
 from pipeline.fold import Fold
-from pipeline.gather import captured
 from pipeline.norms import reestimate
 from pipeline.recipe import Context
 from pipeline.separate import Candidate, Separate
 from pipeline.separate.plan import Wishes, choose, refuse
-from pipeline.separate.recover import imitate
 
 
 class Images:
@@ -358,15 +355,6 @@ def test_fitted_beats_fresh(tmp_path: Path) -> None:
     assert distance("outputs") < distance("kernel") < distance("fresh")
 
 
-def test_imitation_comes_closer_to_the_old_blocks(tmp_path: Path) -> None:
-    ctx = context(tmp_path)
-    teacher = CifarResNet(8, 4, 3, 8).eval()
-    student = untimed(init="fresh")(teacher, ctx)
-    losses = imitate(student, teacher, ["bn1", "layer1.0.bn1"], ctx, steps=30, lr=1e-2, batch=16)
-    assert len(losses) == 30 and sum(losses[-5:]) < 0.7 * sum(losses[:5])
-    assert not student.training
-
-
 def test_batch_norm_statistics_by_hand() -> None:
     model = nn.Sequential(nn.Identity(), nn.BatchNorm2d(1), nn.BatchNorm2d(1)).eval()
     before = copy.deepcopy(model[2].state_dict())
@@ -394,59 +382,6 @@ def test_every_registered_architecture(name: str, tmp_path: Path) -> None:
         ), error
         return
     assert count(found, ctx.input_shape).macs < count(model, ctx.input_shape).macs
-
-
-def test_imitation_makes_the_residual_sums_agree(tmp_path: Path) -> None:
-    """The points are the batch norms before the additions; what the blocks answer after them comes closer too."""
-    ctx = context(tmp_path)
-    teacher = CifarResNet(8, 4, 3, 8).eval()
-    student = untimed(init="fresh")(teacher, ctx)
-
-    def distance() -> float:
-        with (
-            torch.no_grad(),
-            captured(student, ["layer2.0"], "output") as ours,
-            captured(teacher, ["layer2.0"], "output") as theirs,
-        ):
-            student(images_of(ctx)), teacher(images_of(ctx))
-        return float((ours["layer2.0"] - theirs["layer2.0"]).norm() / theirs["layer2.0"].norm())
-
-    before = distance()
-    imitate(
-        student,
-        teacher,
-        ["bn1", *(f"layer{n}.0.bn{m}" for n in (1, 2) for m in (1, 2))],
-        ctx,
-        steps=40,
-        lr=1e-2,
-        batch=16,
-    )
-    assert distance() < 0.8 * before
-
-
-def test_killed_imitation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.separate.recover._SECONDS_BETWEEN", -1.0)
-    teacher = CifarResNet(8, 2, 3, 4).eval()
-
-    def taught(folder: Path, stop: int) -> nn.Module:
-        folder.mkdir(exist_ok=True)
-        ctx = context(folder)
-        student = untimed(init="fresh")(teacher, ctx)
-
-        def track(items: Any, text: str, total: int | None = None) -> Iterator[Any]:
-            for item in items:
-                if item == stop:
-                    raise KeyboardInterrupt
-                yield item
-
-        imitate(student, teacher, ["bn1", "layer1.0.bn1"], replace(ctx, track=track), steps=6, lr=1e-2, batch=8)
-        return student
-
-    whole = taught(tmp_path / "a", 99)
-    with pytest.raises(KeyboardInterrupt):
-        taught(tmp_path / "b", 4)
-    resumed = taught(tmp_path / "b", 99)
-    assert all(torch.equal(t, resumed.state_dict()[k]) for k, t in whole.state_dict().items())
 
 
 def test_a_plan_is_kept_until_its_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
