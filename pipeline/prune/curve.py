@@ -25,7 +25,9 @@ from pipeline.rows import Difference, Row
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
-DEFAULT_POINTS = ("macs=1/2", "macs=1/2.57", "macs=1/4", "latency=1/2")
+DEFAULT_POINTS = (
+    "macs=1/2,shortcuts=False", "macs=1/2.57,shortcuts=False", "macs=1/4,shortcuts=False", "latency=1/2",
+)  # fmt: skip
 PUBLISHED: tuple[dict[str, Any], ...] = (
     # Fang et al. 2023 (arXiv 2301.12900), table 1: ResNet-56 on CIFAR-10, from 93.53 %.
     {"name": "DepGraph, sparse learning", "from": 0.9353, "top1": 0.9377, "speed_up": 2.13},
@@ -109,7 +111,8 @@ def recipe_of(options: argparse.Namespace, point: str) -> Recipe:
     )  # fmt: skip
     sparse = Training(epochs=max(options.sparse_epochs, 1), lr=0.01, augment=augment)
     stages: list[Stage] = [Sparsify(training=sparse, strength=options.sparse)] if options.sparse_epochs else []
-    stages += [Prune(**{"reconstruct": options.reconstruct} | parse(point)), Finetune(training=tune), Fold()]
+    common = {"reconstruct": options.reconstruct, "recover_steps": options.recover_steps}
+    stages += [Prune(**common | parse(point)), Finetune(training=tune), Fold()]
     return dataclasses.replace(
         base,
         name=f"{base.model}-{_stem(point)}" if "/" not in base.model else _stem(point),
@@ -304,6 +307,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images on which every layer is fitted anew after the cut; 0: none (%(default)s)",
     )
+    parser.add_argument(
+        "--recover-steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="steps of block-wise distillation before the fine-tune (%(default)s)",
+    )
     parser.add_argument("--sparse-epochs", type=int, default=0, help="of sparse learning before pruning (%(default)s)")
     parser.add_argument("--sparse", type=float, default=5e-4, help="its strength (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/prune_curve"), metavar="DIR", help="(%(default)s)")
@@ -352,10 +362,11 @@ def _run(options: argparse.Namespace) -> int:
 def _setting(options: argparse.Namespace) -> str:
     """What every point gets, in words."""
     fitted = f"layers fitted anew on {options.reconstruct:,} images, " if options.reconstruct else ""
+    taught = f"{options.recover_steps:,} steps of block-wise distillation, " if options.recover_steps else ""
     sparse = f", after {options.sparse_epochs} epochs of sparse learning" if options.sparse_epochs else ""
     views = f" about {options.views} views of an image" if options.views else ""
     tuned = f"{options.epochs} epochs at {options.lr:g}, distillation {options.distill:g}{views}"
-    return f"Each point: {fitted}{tuned}{sparse}."
+    return f"Each point: {fitted}{taught}{tuned}{sparse}."
 
 
 def _right(report: Report, job: Any) -> Any:

@@ -55,6 +55,13 @@ def test_every_point_gets_the_same_training() -> None:
     assert curve._setting(options) == (
         "Each point: layers fitted anew on 1,024 images, 3 epochs at 0.02, distillation 0.9, after 2 epochs of sparse learning."
     )
+    more = curve._parser().parse_args(["--epochs", "3", "--recover-steps", "20", "--views", "4"])
+    pruning, tuning, _ = curve.recipe_of(more, "macs=1/2").stages
+    assert (pruning.recover_steps, tuning.training.views) == (20, 4)
+    assert "20 steps of block-wise distillation, 3 epochs at 0.05, distillation 0.9 about 4 views" in curve._setting(
+        more
+    )
+    assert all(curve.parse(point) for point in curve.DEFAULT_POINTS)
     assert first.name != second.name and first.weights == "w" and first.targets == ("onnx",)
 
 
