@@ -54,7 +54,11 @@ def cifar_resnet56() -> Recipe:
         cifar_resnet20(),
         name="cifar_resnet56",
         model="resnet56",
-        stages=(Prune(macs=1 / 2.57), Finetune(training=Training(epochs=100, lr=0.02, distill=0.9)), Fold()),
+        stages=(
+            Prune(macs=1 / 2.57, reconstruct=1024, shortcuts=False),
+            Finetune(training=Training(epochs=100, lr=0.02, distill=0.9)),
+            Fold(),
+        ),
         quantize=Quantize(training=Training(epochs=4, lr=0.0001, distill=0.9)),
     )
 
@@ -75,7 +79,13 @@ def separate_resnet20() -> Recipe:
 
 def separate_resnet56() -> Recipe:
     """ResNet-56 on CIFAR-10 with depthwise-separable convolutions fitted to its own, distilled, then fine-tuned."""
-    return dataclasses.replace(separate_resnet20(), name="separate_resnet56", model="resnet56")
+    _, *recovery = separate_resnet20().stages
+    return dataclasses.replace(
+        separate_resnet20(),
+        name="separate_resnet56",
+        model="resnet56",
+        stages=(Separate(max_drop=0.08, recover_steps=1000), *recovery),
+    )
 
 
 def separate_vgg16() -> Recipe:
