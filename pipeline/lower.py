@@ -49,6 +49,10 @@ def workers(count: int = 2) -> Iterator[Executor]:
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_quiet_worker)
     try:
         yield pool
+    except Exception:
+        # A worker that is killed leaves to the interpreter's end, and to its warning, what the libraries in it hold.
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.kill()

@@ -16,7 +16,7 @@ from pipeline import lower
 _LOOK_EVERY = 2.0  # seconds
 
 
-class _Ended(Exception):
+class _Ended(BaseException):
     """Makes ``lower.workers`` end its process at once instead of waiting for it."""
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
 DEFAULT_POINTS = (
-    "macs=1/2,shortcuts=False", "macs=1/2.57,shortcuts=False", "macs=1/4,shortcuts=False", "latency=1/2",
+    "macs=1/2,shortcuts=False", "macs=1/2.57,shortcuts=False", "macs=1/4,shortcuts=False,round_to=4", "latency=1/2",
 )  # fmt: skip
 PUBLISHED: tuple[dict[str, Any], ...] = (
     # Fang et al. 2023 (arXiv 2301.12900), table 1: ResNet-56 on CIFAR-10, from 93.53 %.
