@@ -80,6 +80,7 @@ def test_the_curve_is_written_three_ways_with_what_was_published(tmp_path: Path)
     assert "93.53 to 93.64 % at 2.57x" in text
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Accuracy against work" in page and "DepGraph, published" in page
+    assert "1 check passed, 2 not checked" in page, "a curve holds nothing to a limit"
 
 
 def test_other_networks_are_not_held_against_it(tmp_path: Path) -> None:
