@@ -40,9 +40,7 @@ class Changes:
 
     def of(self, which: Tensor) -> Changes:
         """Those of the images ``which``, int64 [B]."""
-        return Changes(
-            corner=self.corner[:, which], mirrored=self.mirrored[which], middle=self.middle[:, which]
-        )  # fmt: skip
+        return Changes(corner=self.corner[:, which], mirrored=self.mirrored[which], middle=self.middle[:, which])
 
 
 def draw_changes(count: int, how: Augment, flip: bool, draw: torch.Generator) -> Changes:

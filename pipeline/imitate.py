@@ -86,22 +86,21 @@ def apart(student: nn.Module, teacher: nn.Module, points: Points, batches: Seque
 @contextmanager
 def _apart(student: nn.Module, teacher: nn.Module, points: Points) -> Iterator[Callable[[Tensor], Tensor]]:
     """While open: images -> the mean distance of the student's answers at the points."""
+    device = next(teacher.parameters()).device
+    kept = {point: left and (left[0], torch.tensor(left[1], device=device)) for point, left in points.items()}
 
     def distance(images: Tensor) -> Tensor:
         with torch.no_grad():
             teacher(images)
         student(images)
-        return torch.stack([_distance(ours[p], _only(theirs[p], left)) for p, left in points.items()]).mean()
+        return torch.stack([_distance(ours[p], _only(theirs[p], left)) for p, left in kept.items()]).mean()
 
     with captured(student, points, "output") as ours, captured(teacher, points, "output") as theirs:
         yield distance
 
 
-def _only(answer: Tensor, left: tuple[int, Sequence[int]] | None) -> Tensor:
-    if left is None:
-        return answer
-    axis, channels = left
-    return answer.index_select(axis, torch.tensor(channels, device=answer.device))
+def _only(answer: Tensor, left: tuple[int, Tensor] | None) -> Tensor:
+    return answer if left is None else answer.index_select(*left)
 
 
 def _distance(found: Tensor, wanted: Tensor) -> Tensor:

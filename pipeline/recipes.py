@@ -79,12 +79,12 @@ def separate_resnet20() -> Recipe:
 
 def separate_resnet56() -> Recipe:
     """ResNet-56 on CIFAR-10 with depthwise-separable convolutions fitted to its own, distilled, then fine-tuned."""
-    _, *recovery = separate_resnet20().stages
+    smaller = separate_resnet20()
     return dataclasses.replace(
-        separate_resnet20(),
+        smaller,
         name="separate_resnet56",
         model="resnet56",
-        stages=(Separate(max_drop=0.08, recover_steps=1000), *recovery),
+        stages=(Separate(max_drop=0.08, recover_steps=1000), *smaller.stages[1:]),
     )
 
 

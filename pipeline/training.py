@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pipeline import surgery
-from pipeline.augment import Augment, Changes, augment, change, draw_changes
+from pipeline.augment import Augment, Changes, change, draw_changes
 from pipeline.errors import RequestError, StageError
 from pipeline.images import normalise
 from pipeline.quiet import quieten
@@ -373,17 +373,13 @@ def _batches(fabric: Any, how: Training, ctx: Context, epoch: int) -> Iterator[t
     # A batch norm cannot be trained on one value a channel.
     chunks = ([chunk for chunk in chunks if len(chunk) > 1] or chunks)[: how.steps or None]
 
-    view = _view(how, ctx, epoch) if how.views else None
+    view = _changes(how, ctx, len(part), epoch % how.views, 1) if how.views else None
 
     def make(number: int) -> tuple[Tensor, Tensor, Tensor]:
         which = chunks[number]
-        if view is not None:
-            images = change(part.batch(which), how.augment, view.of(which))
-        else:
-            place = 1 + number * fabric.world_size + fabric.global_rank
-            draw = torch.Generator().manual_seed(_mix(ctx.seed, epoch, place))
-            images = augment(part.batch(which), how.augment, ctx.data.flip, draw)
-        return normalise(images, ctx.spec), part.labels[which], which
+        place = 1 + number * fabric.world_size + fabric.global_rank
+        changes = _changes(how, ctx, len(which), epoch, place) if view is None else view.of(which)
+        return normalise(change(part.batch(which), how.augment, changes), ctx.spec), part.labels[which], which
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(make, 0)
@@ -394,10 +390,10 @@ def _batches(fabric: Any, how: Training, ctx: Context, epoch: int) -> Iterator[t
             yield ready
 
 
-def _view(how: Training, ctx: Context, epoch: int) -> Changes:
-    """The random change of every training image in the view that it is shown in."""
-    draw = torch.Generator().manual_seed(_mix(ctx.seed, epoch % how.views, 1))
-    return draw_changes(len(ctx.data.train), how.augment, ctx.data.flip, draw)
+def _changes(how: Training, ctx: Context, count: int, epoch: int, number: int) -> Changes:
+    """Random changes for ``count`` images, the same for the same seed, epoch and number."""
+    draw = torch.Generator().manual_seed(_mix(ctx.seed, epoch, number))
+    return draw_changes(count, how.augment, ctx.data.flip, draw)
 
 
 def _mix(seed: int, epoch: int, number: int) -> int:

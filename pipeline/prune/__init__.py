@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -164,45 +165,50 @@ class Prune:
             raise StageError(
                 f"pruning changed nothing: {spent.summary}. Ask for more, or lower round_to ({self.rounding or 'eighths'})"
             )
-        if self.reconstruct:
-            fitted = self._reconstructed(pruned, model, spent, ctx)
-        else:
-            fitted = {"norm_images": fit_norms(pruned, self.reestimate, ctx)}
-        if self.recover_steps:
-            fitted |= self._recovered(pruned, model, spent, ctx)
+        facts = dict(spent.facts)
+        if not self.reconstruct:
+            facts["norm_images"] = fit_norms(pruned, self.reestimate, ctx)
+        if self.reconstruct or self.recover_steps:
+            facts |= self._taught(pruned, model, spent, ctx)
         summary = f"pruned {len(operation.attributes)} layers: {spent.summary}"
-        facts = {**spent.facts, **fitted}
         return surgery.record(pruned, operation), dataclasses.replace(spent, summary=summary, facts=facts)
 
-    def _reconstructed(self, pruned: nn.Module, model: nn.Module, spent: Spent, ctx: Context) -> dict[str, Any]:
-        """Fit ``pruned`` in place to what ``model`` answers; what came of it, for the report."""
+    def _taught(self, pruned: nn.Module, model: nn.Module, spent: Spent, ctx: Context) -> dict[str, Any]:
+        """Teach ``pruned`` in place to answer as ``model`` does; what came of it, for the report."""
         from pipeline.prune.coupling import outputs_left
-        from pipeline.prune.reconstruct import reconstruct
 
         place, whole = next(pruned.parameters()).device, copy.deepcopy(model).eval()
         left = outputs_left(whole, spent.cuts)
-        errors = reconstruct(pruned.to(ctx.device), whole.to(ctx.device), left, self.reconstruct, ctx)
+        pruned.to(ctx.device), whole.to(ctx.device)
+        facts: dict[str, Any] = {}
+        if self.reconstruct:
+            facts["reconstruction"] = self._reconstructed(pruned, whole, left, ctx)
+        if self.recover_steps:
+            facts["recovery"] = self._recovered(pruned, whole, left, ctx)
         pruned.to(place)
+        return facts
+
+    def _reconstructed(
+        self, pruned: nn.Module, whole: nn.Module, left: Mapping[str, Sequence[int]], ctx: Context
+    ) -> dict[str, Any]:
+        from pipeline.prune.reconstruct import reconstruct
+
+        errors = reconstruct(pruned, whole, left, self.reconstruct, ctx)
         before, after = (sum(pair[which] for pair in errors.values()) / max(len(errors), 1) for which in (0, 1))
         ctx.note(
             f"{len(errors)} layers fitted anew: relative error of their outputs {before:.2f} -> {after:.2f}, the mean"
         )
-        return {"reconstruction": {name: [*pair] for name, pair in errors.items()}}
+        return {name: [*pair] for name, pair in errors.items()}
 
-    def _recovered(self, pruned: nn.Module, model: nn.Module, spent: Spent, ctx: Context) -> dict[str, Any]:
-        """Train ``pruned`` in place to answer in every layer what ``model`` does; what came of it, for the report."""
-        from pipeline.prune.coupling import outputs_left
+    def _recovered(
+        self, pruned: nn.Module, whole: nn.Module, left: Mapping[str, Sequence[int]], ctx: Context
+    ) -> dict[str, Any]:
         from pipeline.prune.recover import recover
 
-        place, whole = next(pruned.parameters()).device, copy.deepcopy(model).eval()
-        left = outputs_left(whole, spent.cuts)
-        losses = recover(
-            pruned.to(ctx.device), whole.to(ctx.device), left, ctx,
-            steps=self.recover_steps, lr=self.recover_lr, batch=self.recover_batch,
-        )  # fmt: skip
-        pruned.to(place)
-        ctx.note(f"{self.recover_steps:,} steps of block-wise distillation: loss {losses[0]:.3f} -> {losses[1]:.3f}")
-        return {"recovery": {"steps": self.recover_steps, "loss": [*losses]}}
+        steps = self.recover_steps
+        losses = recover(pruned, whole, left, ctx, steps=steps, lr=self.recover_lr, batch=self.recover_batch)
+        ctx.note(f"{steps:,} steps of block-wise distillation: loss {losses[0]:.3f} -> {losses[1]:.3f}")
+        return {"steps": steps, "loss": [*losses]}
 
     @property
     def budget(self) -> tuple[Budget, float]:

@@ -94,8 +94,8 @@ def trace(
     """The coupled channels of ``model``, found by running ``example`` [N, C, H, W] in eval mode.
 
     ``classifier`` names the layer whose output channels are the classes; ``keep`` layers whose output channels stay;
-    without ``shortcuts`` those of layers whose outputs are added to each other stay, too. Layers that run in training only (side classifiers) lose the inputs that are gone and keep their own channels.
-    Leaves the model in eval mode.
+    without ``shortcuts`` those of layers whose outputs are added to each other stay, too. Layers that run in training
+    only (side classifiers) lose the inputs that are gone and keep their own channels. Leaves the model in eval mode.
     """
     idle = _idle(model, example)
     graph = _dependency_graph(model, example, aided=bool(idle))
@@ -103,9 +103,7 @@ def trace(
     groups, left_alone = [], {}
     for reach in _all_reaches(graph, names):
         reason = "it runs in training only" if reach.items[0].module in idle else None
-        if not shortcuts and _is_sum(reach):
-            reason = reason or "its channels are added to other layers'"
-        reason = reason or _reason_to_keep(reach, classifier, keep)
+        reason = reason or _reason_to_keep(reach, classifier, keep, shortcuts)
         group = None if reason else _as_group(graph, reach, model)
         if group is None:
             left_alone[reach.items[0].name] = reason or "its channels do not form blocks of one size"
@@ -397,7 +395,9 @@ def _obstacle(node: Any) -> str | None:
     return "its channels meet a free parameter" if isinstance(node.module, nn.Parameter) else None
 
 
-def _reason_to_keep(reach: _Reach, classifier: str, keep: Collection[str]) -> str | None:
+def _reason_to_keep(reach: _Reach, classifier: str, keep: Collection[str], shortcuts: bool) -> str | None:
+    if not shortcuts and _is_sum(reach):
+        return "its channels are added to other layers'"
     for item in reach.items:
         module, name = item.module, item.name
         if name == classifier and item.side == "out":

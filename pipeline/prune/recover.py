@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -14,6 +12,7 @@ from pipeline.gather import met
 from pipeline.imitate import apart, imitate
 from pipeline.recipe import Context
 from pipeline.samples import drawn
+from pipeline.store import key_of
 
 _JUDGED = 512
 
@@ -42,7 +41,6 @@ def _axis(layer: nn.Module) -> int:
 
 def _own_folder(ctx: Context, left: Mapping[str, Sequence[int]]) -> Context:
     """The context with a folder of this cut's own: a budget of time may cut otherwise when a killed step is repeated."""
-    name = hashlib.sha256(json.dumps({name: [*rows] for name, rows in left.items()}).encode()).hexdigest()[:16]
-    folder = ctx.scratch / f"recovery-{name}"
+    folder = ctx.scratch / f"recovery-{key_of(**{name: [*rows] for name, rows in left.items()})[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     return replace(ctx, scratch=folder)

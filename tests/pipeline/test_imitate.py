@@ -127,13 +127,13 @@ def test_the_distance_by_hand() -> None:
     assert apart(student, teacher, {"0": (1, [1])}, [images]) == pytest.approx(0.5)
 
 
-def trained_teacher() -> CifarResNet:
+def wide_teacher() -> CifarResNet:
     torch.manual_seed(0)
     return CifarResNet(8, 8, 3, 4).eval()
 
 
 def test_a_pruned_network_comes_closer_in_all_its_layers(tmp_path: Path) -> None:
-    ctx, model = context(tmp_path), trained_teacher()
+    ctx, model = context(tmp_path), wide_teacher()
     facts: dict[str, Any] = {}
     notes: list[str] = []
     told = replace(ctx, fact=facts.__setitem__, note=notes.append)
@@ -151,7 +151,7 @@ def test_a_pruned_network_comes_closer_in_all_its_layers(tmp_path: Path) -> None
 def test_every_cut_recovers_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed step left of another cut does not fit and is not taken up."""
     monkeypatch.setattr("pipeline.imitate._SECONDS_BETWEEN", -1.0)
-    ctx, model = context(tmp_path), trained_teacher()
+    ctx, model = context(tmp_path), wide_teacher()
     for macs in (0.5, 0.7, 0.5):
         Prune(macs=macs, round_to=1, reestimate=0, recover_steps=2, recover_batch=4)(model, ctx)
     assert len([*tmp_path.glob("recovery-*/epoch.safetensors")]) == 2
