@@ -90,7 +90,7 @@ def separate_resnet56() -> Recipe:
 
 def separate_vgg16() -> Recipe:
     """VGG-16 with batch norm on CIFAR-10, trained here, then with fitted depthwise-separable convolutions."""
-    return dataclasses.replace(separate_resnet20(), name="separate_vgg16", model="vgg16_bn_cifar")
+    return dataclasses.replace(separate_resnet56(), name="separate_vgg16", model="vgg16_bn_cifar")
 
 
 def cifar_resnet20_int8() -> Recipe:
