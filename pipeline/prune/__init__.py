@@ -177,9 +177,10 @@ class Prune:
         """Teach ``pruned`` in place to answer as ``model`` does; what came of it, for the report."""
         from pipeline.prune.coupling import outputs_left
 
-        place, whole = next(pruned.parameters()).device, copy.deepcopy(model).eval()
+        place = next(pruned.parameters()).device
+        whole = copy.deepcopy(model).eval().to(ctx.device)
         left = outputs_left(whole, spent.cuts)
-        pruned.to(ctx.device), whole.to(ctx.device)
+        pruned.to(ctx.device)
         facts: dict[str, Any] = {}
         if self.reconstruct:
             facts["reconstruction"] = self._reconstructed(pruned, whole, left, ctx)
