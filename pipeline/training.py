@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from pipeline import surgery
 from pipeline.augment import Augment, Changes, change, draw_changes
 from pipeline.errors import RequestError, StageError
 from pipeline.images import normalise
+from pipeline.layout import trains_channels_last
 from pipeline.quiet import quieten
 from pipeline.recipe import Context, in_range
 from pipeline.store import write_whole
@@ -71,6 +72,7 @@ class Training:
     precision: Precision = "auto"
     """auto: bfloat16 mixed precision where the device computes it natively, float32 elsewhere."""
     channels_last: bool = True
+    """Memory order of weights and images; a network that cannot be trained so is trained channels-first (``layout``)."""
     devices: int = 1
     """Processes, one a device; above 1 each takes its share of every batch (distributed data parallel)."""
 
@@ -204,9 +206,7 @@ def _result(folder: Path) -> dict[str, Tensor]:
 
 def _portable(ctx: Context) -> Any:
     """The spec without its build function, which another process could not import from a user's file."""
-    import dataclasses
-
-    return dataclasses.replace(ctx.spec, build=nn.Identity, small={})
+    return replace(ctx.spec, build=nn.Identity, small={})
 
 
 class _Work:
@@ -234,6 +234,8 @@ class _Work:
 def _loop(
     fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
 ) -> dict[str, Tensor]:
+    if not trains_channels_last(model, fabric.device):
+        how = replace(how, channels_last=False)
     state = _start(model, how)
     resume(state, ctx.scratch)
     module, optimizer = fabric.setup(_place(model, how, fabric.device), state.optimizer)

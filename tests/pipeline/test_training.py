@@ -63,6 +63,20 @@ def accuracy(model: nn.Module) -> float:
     return float((found == part.labels).float().mean())
 
 
+@pytest.mark.parametrize(("channels", "expected"), [(4, False), (8, True)])
+def test_a_network_that_cannot_be_trained_channels_last_is_trained_channels_first(
+    channels: int, expected: bool, tmp_path: Path
+) -> None:
+    pointwise = nn.Conv2d(channels, 8, 1, 2)
+    model = nn.Sequential(nn.Conv2d(1, channels, 3), nn.ReLU(), pointwise, nn.Flatten(), nn.Linear(32, 2))
+    seen: list[bool] = []
+    pointwise.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    fit(model, PLAIN, context(tmp_path), None)
+    assert set(seen) == {expected}
+
+
 def test_train_learns_and_leaves_its_input(tmp_path: Path) -> None:
     model = net()
     before = copy.deepcopy(model)

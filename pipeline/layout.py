@@ -1,0 +1,47 @@
+"""Which order in memory a network can be trained in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Size, nn
+from torch.fx import GraphModule, Node
+
+_CALLED = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
+_BLOCK = 8
+
+
+def trains_channels_last(model: nn.Module, device: torch.device) -> bool:
+    """Whether ``model`` can be trained in channels-last memory on ``device``.
+
+    On a CPU with AVX2, torch 2.13.0 (oneDNN's kernel jit_1x1:avx2) writes past a buffer in the weight gradient of an
+    ungrouped 1 x 1 convolution with a stride and 2 to 6 input channels, and the process dies; in channels-first memory
+    it does not. Every such convolution of fewer than 8 input channels counts here, on any CPU.
+    """
+    return device.type != "cpu" or not any(
+        shape[2:] == (1, 1) and shape[1] < _BLOCK and max(stride) > 1 and groups == 1
+        for shape, stride, groups in _convolutions(model)
+    )
+
+
+def _convolutions(model: nn.Module) -> Iterator[tuple[Size, Sequence[int], int]]:
+    """Weight's shape, stride and groups of every two-dimensional convolution, whether a module or called in a graph."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            yield module.weight.shape, module.stride, module.groups
+        elif isinstance(module, GraphModule):
+            yield from (_called(module, node) for node in module.graph.nodes if node.target in _CALLED)
+
+
+def _called(graph: GraphModule, node: Node) -> tuple[Size, Sequence[int], int]:
+    """The same of one call, whose weight may have come through fake quantization."""
+    given: Any = dict(
+        zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False)
+    )
+    source = given["weight"]
+    while source.op != "get_attr":
+        source = source.args[0]
+    return attrgetter(str(source.target))(graph).shape, given.get("stride", [1]), given.get("groups", 1)
