@@ -25,7 +25,7 @@ def _install(session: nox.Session, extras: str) -> None:
 def deploy(session: nox.Session) -> None:
     """The main job: train, prune, substitute, quantize, export to three runtimes, verify, report."""
     _install(session, ALL)
-    session.run("python", "-m", "pipeline", "run", "demo", *session.posargs)
+    session.run("python", "-m", "edgewise", "run", "demo", *session.posargs)
 
 
 @nox.session(python=PYTHON)
@@ -77,7 +77,7 @@ def _alone(name: str, runtime: str) -> None:
             session.install("pytest>=9")
             session.run("python", "-m", "pytest", f"tests/targets/test_{name}.py")
         job = ("--target", name, "--runtime", runtime, "--out", f"runs/{name}")
-        session.run("python", "-m", "pipeline", "run", *_network(session), *job)
+        session.run("python", "-m", "edgewise", "run", *_network(session), *job)
 
     build.__doc__ = (
         f"One network for {name} alone, in an environment of its own: ResNet-20 where it is given, else digits."
@@ -105,26 +105,28 @@ def arm64(session: nox.Session) -> None:
     """
     _install(session, "onnx,dev")
     network = _network(session)
-    session.run("python", "-m", "pipeline", "run", *network, "--target", "onnx", "--out", "runs/arm64")
+    session.run("python", "-m", "edgewise", "run", *network, "--target", "onnx", "--out", "runs/arm64")
     files = sorted(str(path) for path in Path("runs/arm64/artifacts/onnx").glob("*.onnx"))
     data = network[network.index("--data") + 1] if "--data" in network else "digits"
     count = os.environ.get("EDGEWISE_ARM64_IMAGES")
     some = ["--images", count] if count else []
-    session.run("python", "-m", "pipeline.arm64", *files, "--data", data, *some, "--out", "runs/arm64/arm64.json")
+    session.run(
+        "python", "-m", "edgewise.studies.arm64", *files, "--data", data, *some, "--out", "runs/arm64/arm64.json"
+    )
 
 
 @nox.session(python=PYTHON)
 def cifar(session: nox.Session) -> None:
     """ResNet-20 on CIFAR-10: ``nox -s cifar -- --weights FILE --data cifar10:DIR``."""
     _install(session, ALL)
-    session.run("python", "-m", "pipeline", "run", "cifar_resnet20", *session.posargs)
+    session.run("python", "-m", "edgewise", "run", "cifar_resnet20", *session.posargs)
 
 
 @nox.session(python=PYTHON)
 def prune_curve(session: nox.Session) -> None:
     """ResNet-56 at 2x, 2.57x, 4x fewer MACs and half the time: ``nox -s prune_curve -- --weights FILE --data cifar10:DIR``."""
     _install(session, "onnx")
-    session.run("python", "-m", "pipeline.prune.curve", *session.posargs)
+    session.run("python", "-m", "edgewise.studies.pruning_curve", *session.posargs)
 
 
 @nox.session(python=PYTHON)
@@ -136,21 +138,21 @@ def prune_time(session: nox.Session) -> None:
         for rule in ("sensitivity", "global", "layer,round_to=8")
         for part in ("--point", f"latency=1/2,scope={rule}")
     ]
-    session.run("python", "-m", "pipeline.prune.curve", "--out", "runs/prune_time", *points, *session.posargs)
+    session.run("python", "-m", "edgewise.studies.pruning_curve", "--out", "runs/prune_time", *points, *session.posargs)
 
 
 @nox.session(python=PYTHON)
 def journey(session: nox.Session) -> None:
     """Every architecture at full size to every target: ``nox -s journey -- resnet18 --target onnx``."""
     _install(session, ALL)
-    session.run("python", "-m", "pipeline.journey", *session.posargs)
+    session.run("python", "-m", "edgewise.studies.architectures", *session.posargs)
 
 
 @nox.session(python=PYTHON)
 def evaluator(session: nox.Session) -> None:
     """The Core ML evaluation against PyTorch, every architecture: ``nox -s evaluator -- [MODEL ...] --data cifar10:DIR``."""
     _install(session, "coreml")
-    session.run("python", "-m", "pipeline.journey.evaluator", *session.posargs)
+    session.run("python", "-m", "edgewise.studies.reference_evaluation", *session.posargs)
 
 
 @nox.session(python=PYTHON)
@@ -163,7 +165,7 @@ def substitution(session: nox.Session) -> None:
     _install(session, "onnx,xnnpack")
     named = session.posargs and not session.posargs[0].startswith("-")
     chosen = session.posargs if named else ["separate_resnet20", *session.posargs]
-    session.run("python", "-m", "pipeline.separate.study", *chosen)
+    session.run("python", "-m", "edgewise.studies.substitution", *chosen)
 
 
 @nox.session(python=PYTHON)
@@ -182,7 +184,7 @@ def bench(session: nox.Session) -> None:
     files = session.posargs or sorted(str(p) for p in Path("runs").glob("*/artifacts/*/*") if _timed(p))
     if not files:
         session.error("there is no file to time yet; run nox -s deploy first, or name files after --")
-    session.run("python", "-m", "pipeline", "bench", *files)
+    session.run("python", "-m", "edgewise", "bench", *files)
 
 
 @nox.session(python=PYTHON)
@@ -190,14 +192,14 @@ def peers(session: nox.Session) -> None:
     """Our int8 files against the runtimes' own quantizers: ``nox -s peers -- --network resnet20=FILE --data cifar10:DIR``."""
     _install(session, "onnx,xnnpack")
     session.install("nncf==3.4.*")
-    session.run("python", "-m", "pipeline.peers", *session.posargs)
+    session.run("python", "-m", "edgewise.studies.peers", *session.posargs)
 
 
 @nox.session(python=PYTHON)
 def bench_training(session: nox.Session) -> None:
     """What a step of quantization-aware training costs beside a float one, on a GPU where there is one."""
     _install(session, "onnx")
-    session.run("python", "-m", "pipeline.training_speed", *session.posargs)
+    session.run("python", "-m", "edgewise.studies.training_step", *session.posargs)
 
 
 def _timed(path: Path) -> bool:

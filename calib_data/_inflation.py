@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import DataError
+from edgewise.calib_data import DataError
 
 _SMALL = 64 * 2**20
 _MOST_RATIO = 100

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import DataError
-from ._split import Int64s
+from edgewise.calib_data import DataError
+from edgewise.calib_data._split import Int64s
 
 
 def check_range(labels: Int64s, classes: int, source: str) -> None:

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import Data
-from ._split import CALIB, Int64s, calib_count, hold_out
+from edgewise.calib_data import Data
+from edgewise.calib_data._split import CALIB, Int64s, calib_count, hold_out
 
 Bytes = NDArray[np.uint8]
 

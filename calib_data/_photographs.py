@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import DataError
-from ._parts import Bytes
+from edgewise.calib_data import DataError
+from edgewise.calib_data._parts import Bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import DataError
+from edgewise.calib_data import DataError
 
 
 def folder(reader: str, path: str) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from . import DataError
+from edgewise.calib_data import DataError
 
 Int64s = NDArray[np.int64]
 

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from . import Data, DataError
-from ._inflation import check_inflation
-from ._labels import check_classes, check_counts, check_range
-from ._parts import Bytes, MemoryPart, in_memory, without_calib
-from ._places import file
-from ._split import TEST, Int64s, hold_out
+from edgewise.calib_data import Data, DataError
+from edgewise.calib_data._inflation import check_inflation
+from edgewise.calib_data._labels import check_classes, check_counts, check_range
+from edgewise.calib_data._parts import Bytes, MemoryPart, in_memory, without_calib
+from edgewise.calib_data._places import file
+from edgewise.calib_data._split import TEST, Int64s, hold_out
 
 _PUBLISHED = ("x_train", "y_train", "x_test", "y_test")
 _CALIB = ("x_calib", "y_calib")

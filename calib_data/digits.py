@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import Data, DataError
-from ._parts import MemoryPart, in_memory
-from ._split import CALIB, TEST, hold_out
+from edgewise.calib_data import Data, DataError
+from edgewise.calib_data._parts import MemoryPart, in_memory
+from edgewise.calib_data._split import CALIB, TEST, hold_out
 
 _TEST, _CALIB = 540, 180
 _LEVELS = 16

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from . import Data, DataError
-from ._inflation import check_inflation
-from ._labels import check_classes, check_counts
-from ._parts import Bytes, MemoryPart, in_memory, without_calib
-from ._places import folder
-from ._split import Int64s
+from edgewise.calib_data import Data, DataError
+from edgewise.calib_data._inflation import check_inflation
+from edgewise.calib_data._labels import check_classes, check_counts
+from edgewise.calib_data._parts import Bytes, MemoryPart, in_memory, without_calib
+from edgewise.calib_data._places import folder
+from edgewise.calib_data._split import Int64s
 
 _UBYTE = 0x08
 

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import Data, DataError
-from ._labels import check_classes
-from ._photographs import Options, checked_sha256, decode, mute_metadata
-from ._places import folder
-from ._split import CALIB, TEST, Int64s, calib_count, hold_out
+from edgewise.calib_data import Data, DataError
+from edgewise.calib_data._labels import check_classes
+from edgewise.calib_data._photographs import Options, checked_sha256, decode, mute_metadata
+from edgewise.calib_data._places import folder
+from edgewise.calib_data._split import CALIB, TEST, Int64s, calib_count, hold_out
 
 _SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _TESTS = ("test", "val")

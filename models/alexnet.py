@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models import register
-from models._layers import GridMean
+from edgewise.models import register
+from edgewise.models._layers import GridMean
 
 
 class AlexNet(nn.Module):

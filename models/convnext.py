@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import register
-from models._attention import init_transformer
-from models._layers import LayerNorm2d, StochasticDepth
+from edgewise.models import register
+from edgewise.models._attention import init_transformer
+from edgewise.models._layers import LayerNorm2d, StochasticDepth
 
 _EPS = 1e-6
 _DROP_PATH = 0.1

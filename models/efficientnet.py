@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from models import register
-from models._layers import ConvBN, GlobalMean, SqueezeExcite, StochasticDepth, init_residual, round_channels
+from edgewise.models import register
+from edgewise.models._layers import ConvBN, GlobalMean, SqueezeExcite, StochasticDepth, init_residual, round_channels
 
 
 class Stage(NamedTuple):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import register
-from models._layers import CeilMaxPool, GlobalMean, init_residual
+from edgewise.models import register
+from edgewise.models._layers import CeilMaxPool, GlobalMean, init_residual
 
 
 class GoogLeNetOutputs(NamedTuple):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models import register
-from models._layers import GlobalMean
+from edgewise.models import register
+from edgewise.models._layers import GlobalMean
 
 
 class LeNet5(nn.Module):

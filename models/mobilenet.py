@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from models import register
-from models._layers import ConvBN, GlobalMean, SqueezeExcite, init_residual, round_channels
+from edgewise.models import register
+from edgewise.models._layers import ConvBN, GlobalMean, SqueezeExcite, init_residual, round_channels
 
 # V1, table 1: output channels and stride of each depthwise-separable pair.
 _V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import register
-from models._attention import TransformerBlock
-from models._layers import GlobalMean, init_residual, round_channels
+from edgewise.models import register
+from edgewise.models._attention import TransformerBlock
+from edgewise.models._layers import GlobalMean, init_residual, round_channels
 
 _HEADS = 4
 _PATCH = 2

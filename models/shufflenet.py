@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import register
-from models._layers import ConvBN, GlobalMean, init_residual
+from edgewise.models import register
+from edgewise.models._layers import ConvBN, GlobalMean, init_residual
 
 
 def shuffle(x: Tensor) -> Tensor:

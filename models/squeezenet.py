@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import register
-from models._layers import CeilMaxPool, GlobalMean
+from edgewise.models import register
+from edgewise.models._layers import CeilMaxPool, GlobalMean
 
 
 class Fire(nn.Module):

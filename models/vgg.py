@@ -6,8 +6,8 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from models import register
-from models._layers import GridMean
+from edgewise.models import register
+from edgewise.models._layers import GridMean
 
 # Convolutions in each of the five stages, by the number of weight layers (table 1: A, B, D, E).
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import register
-from models._attention import TransformerBlock, attend, init_transformer
+from edgewise.models import register
+from edgewise.models._attention import TransformerBlock, attend, init_transformer
 
 _EPS = 1e-6
 _PATCH = 16

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import calib_data
-import models
-import targets
+from edgewise import calib_data, models, targets
+from edgewise.errors import RequestError
+from edgewise.network import architecture
+from edgewise.recipe import Recipe
+
+if TYPE_CHECKING:
+    pass
+
 
 _FOLDER = Path(__file__).parent
 _RECIPES = _FOLDER / "recipes.py"
@@ -54,3 +60,22 @@ def recipe_names() -> dict[str, str]:
     tree = ast.parse(_RECIPES.read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
     return {node.name: (ast.get_docstring(node) or "").split("\n")[0] for node in functions}
+
+
+def find_recipe(reference: str) -> Recipe:
+    """A ready recipe by name, or the user's ``path/to/recipe.py:function``. Raises RequestError."""
+    if ".py:" in reference:
+        function = architecture.load_function(reference)
+    elif reference in recipe_names():
+        from edgewise import recipes
+
+        function = getattr(recipes, reference)
+    else:
+        near = difflib.get_close_matches(reference, recipe_names(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        choices = ", ".join(recipe_names())
+        raise RequestError(f"unknown recipe {reference!r}.{hint} Choices: {choices}; or path/to/recipe.py:function")
+    recipe = function()
+    if not isinstance(recipe, Recipe):
+        raise RequestError(f"{reference} returned {type(recipe).__name__}; wanted a pipeline.recipe.Recipe")
+    return recipe

@@ -8,119 +8,20 @@ function returns it, a derived recipe calls that function and replaces fields.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pipeline.errors import RequestError
-from pipeline.preprocess import OUTSIDE, Preprocess
-from targets import USUAL, Packaging, Precision
+from edgewise.errors import RequestError
+from edgewise.images.preprocess import OUTSIDE, Preprocess
+from edgewise.targets import USUAL, Packaging, Precision
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from calib_data import Data
-    from models import Spec
-    from pipeline.finetune import Train
-    from pipeline.quantize import Quantize
-    from pipeline.store import Store
-    from targets import Grid
-
+    from edgewise.stages.quantize import Quantize
+    from edgewise.stages.train import Train
+from edgewise.stage import Stage, describe, in_range
+from edgewise.verify.gates import Limits
 
 Candidate = Precision | Literal["float"]
-
-
-class Track(Protocol):
-    """Shows progress: yields the items of ``items`` one by one under ``description``."""
-
-    def __call__(self, items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]: ...
-
-
-def silent(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
-    """A Track that shows nothing."""
-    yield from items
-
-
-def unheard(text: str) -> None:
-    """A note that nobody is told."""
-
-
-def unkept(name: str, value: Any) -> None:
-    """A fact that nobody keeps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """What a stage may know besides the model it is given."""
-
-    spec: Spec
-    data: Data
-    scratch: Path
-    """A folder of the step's own that survives a kill until the step is finished: checkpoints of long training."""
-    device: str = "cpu"
-    seed: int = 0
-    threads: int = 1
-    """Threads of the declared runtime when a stage times something on it."""
-    runtime: str = "onnx"
-    """The target whose milliseconds decide."""
-    baseline: nn.Module | None = None
-    """The unmodified trained network: the teacher of distillation. None while it is being trained itself."""
-    grid: Grid | None = None
-    """The quantization grid that the recipe's targets share."""
-    track: Track = silent
-    note: Callable[[str], None] = unheard
-    """Tells the person watching one line."""
-    fact: Callable[[str, Any], None] = unkept
-    """Keeps ``value`` (JSON types) under ``name`` among the facts of the step's row, with the step's result."""
-    store: Store | None = None
-    """Where measurements are kept for later steps and runs; None: nowhere."""
-    machine: str = ""
-    """What a time measured here belongs to, a part of such a measurement's key."""
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the images the model is fed."""
-        return self.data.shape
-
-
-class Stage(Protocol):
-    """A step of a recipe."""
-
-    def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
-        """Return a new model; ``model`` is left as it was. Raises StageError when the step cannot be done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a step or a file may cost; beyond it the gate fails. Fractions and ratios, all relative to the baseline."""
-
-    max_drop: float = 0.01
-    """Largest loss of top-1 accuracy (0.01 = one percentage point)."""
-    max_latency_ratio: float = 1.0
-    """Largest time of a compressed network over the baseline's, on the same runtime."""
-    same_work_ratio: float = 1.05
-    """The same for one that saved no multiply-accumulates and claims no speed, such as folded or fine-tuned: two files of
-    equal work differ by where they lie in memory (Mytkowicz et al. 2009), and many rounds make that a certain difference."""
-    max_step_ratio: float = 1.0
-    """Largest time of a step that changed the number of MACs over the time of the network it was given."""
-    min_agreement: float = 0.99
-    """Smallest share of test images to which a file gives the same class as the PyTorch model it was made from."""
-    max_undelegated: int | None = None
-    """Largest number of operators that the target's backend may leave outside; None: reported, not limited."""
-    max_undelegated_macs: float | None = None
-    """Largest share of a file's MACs that the backend, or in an int8 file the int8 kernels, may leave outside."""
-
-    def __post_init__(self) -> None:
-        in_range("max_drop", self.max_drop, 0, 1)
-        in_range("max_latency_ratio", self.max_latency_ratio, 0, float("inf"))
-        in_range("same_work_ratio", self.same_work_ratio, 0, float("inf"))
-        in_range("max_step_ratio", self.max_step_ratio, 0, float("inf"))
-        in_range("min_agreement", self.min_agreement, 0, 1)
-        if self.max_undelegated is not None:
-            in_range("max_undelegated", self.max_undelegated, 0, float("inf"))
-        if self.max_undelegated_macs is not None:
-            in_range("max_undelegated_macs", self.max_undelegated_macs, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,23 +85,3 @@ def _check_candidates(recipe: Recipe) -> None:
         raise RequestError(f"unknown candidate {unknown[0]!r} in recipe {recipe.name!r}; choices: {', '.join(known)}")
     if "int8" in recipe.candidates and recipe.quantize is None:
         raise RequestError(f"recipe {recipe.name!r} asks for an int8 file and has no quantize step; give it one")
-
-
-def stage_name(stage: Stage) -> str:
-    """The name a stage goes by in the report: its class in lower case."""
-    return type(stage).__name__.lower()
-
-
-def describe(stage: Stage) -> dict[str, Any]:
-    """A stage as JSON-serialisable values: its name and every field."""
-    value: Any = stage
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        raise RequestError(f"a stage must be a frozen dataclass with __call__, found {stage!r}")
-    fields: dict[str, Any] = dataclasses.asdict(value)
-    return {"stage": stage_name(stage)} | fields
-
-
-def in_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise RequestError unless ``low`` ≤ ``value`` ≤ ``high``; a NaN never is."""
-    if not low <= value <= high:
-        raise RequestError(f"{name} must lie in {low:g} … {high:g}, found {value:g}")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipeline.augment import Augment
-from pipeline.finetune import Finetune, Train
-from pipeline.fold import Fold
-from pipeline.prune import Prune
-from pipeline.quantize import Quantize
-from pipeline.recipe import Limits, Recipe
-from pipeline.separate import Separate
-from pipeline.training import Training
+from edgewise.recipe import Recipe
+from edgewise.stages.fold import Fold
+from edgewise.stages.prune import Prune
+from edgewise.stages.quantize import Quantize
+from edgewise.stages.separate import Separate
+from edgewise.stages.train import Finetune, Train
+from edgewise.stages.training.augment import Augment
+from edgewise.stages.training.settings import Training
+from edgewise.verify.gates import Limits
 
 _DIGITS = Augment(crop=1, flip=False)
 

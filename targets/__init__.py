@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torchao.quantization.pt2e.quantizer import Quantizer
 
+
 _FOLDER = Path(__file__).parent
 
 COMMON_OPERATORS = frozenset({"conv", "linear", "relu", "add", "mul", "cat", "pool", "mean", "reshape"})

@@ -8,16 +8,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from targets import Artifact, Precision
-from targets._coverage import Work, node_macs, shares
-from targets._program import is_quantized
-from targets._quiet import LEAF_SPEC, quiet
-from targets._whole import whole
+from edgewise.targets import Artifact, Precision
+from edgewise.targets._coverage import Work, node_macs, shares
+from edgewise.targets._program import is_quantized
+from edgewise.targets._quiet import LEAF_SPEC, quiet
+from edgewise.targets._whole import whole
 
 if TYPE_CHECKING:
     from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
+
 
 _IDLE = frozenset({"getitem", "executorch_call_delegate", "alloc"})
 """Calls that move no data: they pass results along or reserve memory."""

@@ -9,9 +9,9 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from targets import TargetError
-from targets._executorch import quieted
-from targets._executorch_runtime import load, runtime_log
+from edgewise.targets import TargetError
+from edgewise.targets._executorch import quieted
+from edgewise.targets._executorch_runtime import load, runtime_log
 
 
 def profile(path: Path, image: Tensor, threads: int) -> NoReturn:

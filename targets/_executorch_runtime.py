@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from targets import TargetError
-from targets._executorch import quieted
+from edgewise.targets import TargetError
+from edgewise.targets._executorch import quieted
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from targets import Packaging, TargetError
-from targets._quiet import LEAF_SPEC, quiet
+from edgewise.targets import Packaging, TargetError
+from edgewise.targets._quiet import LEAF_SPEC, quiet
 
 
 def with_float16(program: ExportedProgram, packaging: Packaging) -> ExportedProgram:

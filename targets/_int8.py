@@ -35,9 +35,9 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from targets import Grid, TargetError
-from targets._fake_quantize import ActivationFakeQuantize, FixedFakeQuantize, PerChannelWeightFakeQuantize
-from targets._rewrite import Rule, attention_as_products, rewrite, silu_as_product
+from edgewise.targets import Grid, TargetError
+from edgewise.targets._fake_quantize import ActivationFakeQuantize, FixedFakeQuantize, PerChannelWeightFakeQuantize
+from edgewise.targets._rewrite import Rule, attention_as_products, rewrite, silu_as_product
 
 WEIGHT_SCALE_FLOOR = 2.0**-14
 """Smallest weight scale: float16's smallest normal number, as some runtimes keep scales; biases then fit int32."""

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from targets import Packaging, TargetError
-from targets._quiet import LEAF_SPEC, quiet
+from edgewise.targets import Packaging, TargetError
+from edgewise.targets._quiet import LEAF_SPEC, quiet
 
 SMALLEST = 256
 """Elements of the smallest weight that is stored so; below it, scales take what the integers save."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from targets import Packaging, Precision, SizeKind, TargetError
-from targets._quiet import LEAF_SPEC, quiet
+from edgewise.targets import Packaging, Precision, SizeKind, TargetError
+from edgewise.targets._quiet import LEAF_SPEC, quiet
 
 _aten = torch.ops.aten
 _DROPOUTS = frozenset(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from targets import Grid
-from targets._quiet import quiet
+from edgewise.targets import Grid
+from edgewise.targets._quiet import quiet
 
 if TYPE_CHECKING:
     from torchao.quantization.pt2e.quantizer import Quantizer
@@ -14,5 +14,5 @@ if TYPE_CHECKING:
 def int8_quantizer(grid: Grid, qat: bool = False) -> Quantizer:
     """The quantizer on ``grid``."""
     with quiet("torchao", "torch.utils._pytree"):
-        from targets._int8 import Int8Quantizer
+        from edgewise.targets._int8 import Int8Quantizer
     return Int8Quantizer(grid, qat=qat)

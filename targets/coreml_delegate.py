@@ -8,15 +8,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from targets import USUAL, Artifact, Grid, Packaging, Runner, Target, TargetError
-from targets._executorch import artifact, coverage, lowered, quieted, write
-from targets._executorch_runtime import load
-from targets._program import as_captured, for_inference, is_quantized
-from targets._quantizer import int8_quantizer
-from targets._subsample import subsampling_as_convolution
+from edgewise.targets import USUAL, Artifact, Grid, Packaging, Runner, Target, TargetError
+from edgewise.targets._executorch import artifact, coverage, lowered, quieted, write
+from edgewise.targets._executorch_runtime import load
+from edgewise.targets._program import as_captured, for_inference, is_quantized
+from edgewise.targets._quantizer import int8_quantizer
+from edgewise.targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
 
 _PACKAGE = "lowered_module/model.mlpackage"
 """Where a delegate's data, unfolded, holds the package."""
@@ -29,7 +30,7 @@ _LOGGERS = tuple(
 def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
     """Lower ``program``, captured at batch 1, to Core ML (iOS 17, float16) and write the .pte file, whole or not at all."""
     as_captured(packaging, "coreml_delegate")
-    from targets.coreml._coremltools import converting
+    from edgewise.targets.coreml._coremltools import converting
 
     with quieted(), converting() as coremltools:
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
@@ -47,7 +48,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
 
 def reference(path: Path) -> Runner:
     """The carried package's own instructions, evaluated. Raises TargetError where they are not the whole network."""
-    from targets.coreml import _mil
+    from edgewise.targets.coreml import _mil
 
     with tempfile.TemporaryDirectory() as folder:
         read = _mil.read(_unfold(path, Path(folder)))

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from targets import USUAL, Artifact, Grid, Packaging, Runner, Target
-from targets._executorch import artifact, coverage, lowered, precision, quieted, write
-from targets._program import as_captured, for_inference
-from targets._quantizer import int8_quantizer
-from targets._subsample import subsampling_as_convolution
+from edgewise.targets import USUAL, Artifact, Grid, Packaging, Runner, Target
+from edgewise.targets._executorch import artifact, coverage, lowered, precision, quieted, write
+from edgewise.targets._program import as_captured, for_inference
+from edgewise.targets._quantizer import int8_quantizer
+from edgewise.targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -72,7 +72,7 @@ def load(path: Path, threads: int) -> Runner:
 
     OpenVINO takes one thread for each core it is allowed at this moment, and offers no other way to say how many here.
     """
-    from targets._executorch_runtime import load as load_program
+    from edgewise.targets._executorch_runtime import load as load_program
 
     with _allowed_cores(threads):
         return load_program(path, threads)

@@ -11,11 +11,12 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets import USUAL, Artifact, Packaging, Target, TargetError
-from targets._onnx_profile import profile
-from targets._whole import whole
-from targets.onnx import TARGET as ONNX
-from targets.onnx import fused_copy, load
+from edgewise.targets import USUAL, Artifact, Packaging, Target, TargetError
+from edgewise.targets._whole import whole
+from edgewise.targets.onnx import TARGET as ONNX
+from edgewise.targets.onnx import load
+from edgewise.targets.onnx._lowering import fused_copy
+from edgewise.targets.onnx._profile import profile
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets import USUAL, Artifact, Grid, Packaging, Target
-from targets._executorch import artifact, coverage, lowered, precision, quieted, write
-from targets._program import as_captured, for_inference
-from targets._quantizer import int8_quantizer
-from targets._subsample import subsampling_as_convolution
+from edgewise.targets import USUAL, Artifact, Grid, Packaging, Target
+from edgewise.targets._executorch import artifact, coverage, lowered, precision, quieted, write
+from edgewise.targets._program import as_captured, for_inference
+from edgewise.targets._quantizer import int8_quantizer
+from edgewise.targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 LINES = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip() and not line.startswith("#")]
-QUICK = [line for line in LINES if re.match(r"python -m pipeline (list|analyze|--help)", line)]
+QUICK = [line for line in LINES if re.match(r"python -m edgewise (list|analyze|--help)", line)]
 
 
 @pytest.mark.parametrize("line", QUICK)
@@ -37,15 +37,15 @@ def test_every_nox_session_named_exists() -> None:
 
 
 def test_every_pipeline_command_parses() -> None:
-    from pipeline.__main__ import _parser
+    from edgewise.__main__ import _parser
 
     for line in LINES:
-        if line.startswith("python -m pipeline ") and "--help" not in line:
+        if line.startswith("python -m edgewise ") and "--help" not in line:
             _parser().parse_args(shlex.split(line)[3:])
 
 
 def test_a_recipe_block_is_a_recipe(tmp_path: Path) -> None:
-    from pipeline.resolve import find_recipe
+    from edgewise.catalogue import find_recipe
 
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (tmp_path / "mine.py").write_text(block, encoding="utf-8")

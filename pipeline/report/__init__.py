@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from pipeline.report._host import cpu_name, environment
-from pipeline.report.document import Report, Section
-from pipeline.report.page import write_html
-from pipeline.report.terminal import table
+from edgewise.report.document import Report, Section
+from edgewise.report.page import write_html
+from edgewise.report.terminal import table
+from edgewise.store.machine import cpu_name, environment
 
 __all__ = ["Report", "Section", "cpu_name", "environment", "table", "write_html"]

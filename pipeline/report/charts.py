@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, cast
 
-from pipeline.report import numbers
-from pipeline.report.summary import WORDS, baseline, labels
-from pipeline.rows import Difference, Row
+from edgewise.measure.values import Difference
+from edgewise.report import numbers
+from edgewise.report.rows import Row
+from edgewise.report.summary import WORDS, baseline, labels
 
 # Okabe & Ito's palette, distinguishable to colour-blind readers and on dark as on light ground.
 _FIRST, _FILE = "#8a8f98", "#d55e00"

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.errors import RequestError
-from pipeline.report._whole import write_whole
-from pipeline.report.recommend import Recommendation
-from pipeline.rows import ArtifactFile, Row, decode, encode, encode_fields
+from edgewise.errors import RequestError, StoreError
+from edgewise.report.recommend import Recommendation
+from edgewise.report.rows import ArtifactFile, Row
+from edgewise.store import entries
+from edgewise.store.json_values import decode, encode, encode_fields
 
 SCHEMA = 1
 FILE = "report.json"
@@ -120,3 +121,12 @@ def _section(value: object, where: str) -> Section:
 
 def _recommendation(value: object, where: str) -> Recommendation:
     return decode(Recommendation, value, where)
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write ``text`` aside, then move it to ``path``; makes the folder. Raises StoreError and leaves no scrap."""
+    try:
+        entries.write_whole(path, text.encode())
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; make room or choose another --out") from error
+    return path

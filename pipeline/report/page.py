@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.report import charts, numbers, pruning
-from pipeline.report._whole import write_whole
-from pipeline.report.document import Report, Section
-from pipeline.report.markup import sanitize
-from pipeline.report.plan import Picture, pictures
-from pipeline.report.summary import SYMBOLS, WORDS, estimates, labels, summarize, timing
-from pipeline.rows import Accuracy, Latency, Row
+from edgewise.measure.values import Accuracy, Latency
+from edgewise.report import charts, numbers, pruning
+from edgewise.report.document import Report, Section, write_whole
+from edgewise.report.markup import sanitize
+from edgewise.report.plan import Picture, pictures
+from edgewise.report.rows import Row
+from edgewise.report.summary import SYMBOLS, WORDS, estimates, labels, summarize, timing
 
 if TYPE_CHECKING:
     from markupsafe import Markup
+
 
 FILE = "report.html"
 _FOLDER = Path(__file__).parent

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from pipeline.report import numbers
-from pipeline.report.charts import Figure, _json
-from pipeline.rows import Row
+from edgewise.report import numbers
+from edgewise.report.charts import Figure, _json
+from edgewise.report.rows import Row
 
 ACCEPTED, REJECTED = "#009e73", "#d55e00"
 """Okabe and Ito's green and vermilion, distinguishable to colour-blind readers; the signs say the same."""

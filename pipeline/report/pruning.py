@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pipeline.report import numbers
-from pipeline.report.document import Section
-from pipeline.rows import Row
+from edgewise.report import numbers
+from edgewise.report.document import Section
+from edgewise.report.rows import Row
 
 SHOWN = ("budget", "accuracy_budget", "channel_sensitivity", "latency_table", "widths", "reconstruction")
 """The facts that these parts show, so that nothing else need."""

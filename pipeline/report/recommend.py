@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report import numbers
-from pipeline.rows import ArtifactFile, Row, encode_fields
+from edgewise.report import numbers
+from edgewise.report.rows import ArtifactFile, Row
+from edgewise.store.json_values import encode_fields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from pipeline.report import numbers
-from pipeline.report.document import Report
-from pipeline.rows import Row, Verdict
+from edgewise.report import numbers
+from edgewise.report.document import Report
+from edgewise.report.rows import Row, Verdict
 
 SYMBOLS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "not-checked": "–"}
 WORDS: dict[Verdict, str] = {"pass": "pass", "fail": "fail", "not-checked": "not checked"}

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.report import numbers
-from pipeline.report.document import Report
-from pipeline.report.summary import SYMBOLS, WORDS, coverage, estimates, labels, summarize, timing
-from pipeline.rows import Row, Verdict
+from edgewise.report import numbers
+from edgewise.report.document import Report
+from edgewise.report.rows import Row, Verdict
+from edgewise.report.summary import SYMBOLS, WORDS, coverage, estimates, labels, summarize, timing
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
+
 
 _STYLES: dict[Verdict, str] = {"pass": "green", "fail": "bold red", "not-checked": "yellow"}
 _WIDE = 98

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from targets import (
+from edgewise.targets import (
     COMMON_OPERATORS,
     GATES,
     PRODUCTS,
@@ -21,34 +21,34 @@ from targets import (
     SizeKind,
     Target,
 )
-from targets._quantizer import int8_quantizer
+from edgewise.targets._quantizer import int8_quantizer
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
+
 SIZES: frozenset[SizeKind] = frozenset({"fixed", "enumerated", "ranged"})
 
 
 def _export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
-    from ._lowering import export
+    from edgewise.targets.coreml._lowering import export
 
     return export(program, path, packaging)
 
 
 def _reference(path: Path) -> Runner:
     """Raises TargetError for a package that is not whole, and for operators the evaluation does not know."""
-    from ._islands import integer_values
-    from ._mil import Reference, read
+    from edgewise.targets.coreml._islands import integer_values
+    from edgewise.targets.coreml._mil import Reference, read
 
     program = read(path)
     return Reference(program, unrounded=integer_values(program))
 
 
 def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
-    from targets._program import for_inference
-
-    from ._inside import inside
+    from edgewise.targets._program import for_inference
+    from edgewise.targets.coreml._inside import inside
 
     return inside(path, for_inference(program), images)
 

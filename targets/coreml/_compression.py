@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ._weights import unpack
+from edgewise.targets.coreml._weights import unpack
 
 _RANGE = {"int8": (torch.int8, -128, 127), "uint8": (torch.uint8, 0, 255)}
 

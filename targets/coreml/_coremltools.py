@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from targets._quiet import LEAF_SPEC, quiet
+from edgewise.targets._quiet import LEAF_SPEC, quiet
 
 # On import coremltools says that it was tested with older torch and scikit-learn versions and that its macOS bindings
 # are absent elsewhere; torchao and torch's pytree, which it imports, add notices about optional kernels.

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from targets import Packaging, TargetError
-from targets._program import open_sides
-from targets._quiet import LEAF_SPEC, quiet
+from edgewise.targets import Packaging, TargetError
+from edgewise.targets._program import open_sides
+from edgewise.targets._quiet import LEAF_SPEC, quiet
 
 LABELS = "labels"
 """Key of the package's metadata that holds the class names, a JSON list in the order of the outputs."""

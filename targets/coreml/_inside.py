@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from targets import Inside
-
-from ._mil import Name, Operation, Reference, read
+from edgewise.targets import Inside
+from edgewise.targets.coreml._mil import Name, Operation, Reference, read
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
+
 
 _ENDINGS = ("_cast_fp16", "_cast_fp32")
 

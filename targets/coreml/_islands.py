@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from targets._coverage import Work, convolution_macs
-
-from ._mil import Name, Operation, Program
+from edgewise.targets._coverage import Work, convolution_macs
+from edgewise.targets.coreml._mil import Name, Operation, Program
 
 _MOVES = frozenset({
     "concat", "crop", "depth_to_space", "expand_dims", "identity", "pad", "pixel_shuffle", "pixel_unshuffle",

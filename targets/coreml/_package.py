@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from targets import TargetError
+from edgewise.targets import TargetError
 
 _FORMAT = "1.0.0"
 _AUTHOR = "com.apple.CoreML"

@@ -9,9 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from targets import Packaging, TargetError
-
-from ._coremltools import load
+from edgewise.targets import Packaging, TargetError
+from edgewise.targets.coreml._coremltools import load
 
 PALETTE_BITS = (1, 2, 4, 6, 8)
 """What Core ML unpacks; 3 bits came with iOS 18 only."""

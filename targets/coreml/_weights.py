@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from targets import TargetError
-
-from ._package import Package
+from edgewise.targets import TargetError
+from edgewise.targets.coreml._package import Package
 
 Value = Tensor | bool | int | float | str | list[Any]
 """A constant: scalars and short integer vectors as Python values, everything else as a tensor."""

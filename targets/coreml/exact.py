@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from targets import Runner
-
-from ._mil import Everything, Reference, read
+from edgewise.targets import Runner
+from edgewise.targets.coreml._mil import Everything, Reference, read
 
 
 def reference(path: Path) -> Runner:

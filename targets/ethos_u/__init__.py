@@ -5,29 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets import USUAL, Artifact, Estimate, Grid, Packaging, Runner, Target
-from targets._quantizer import int8_quantizer
+from edgewise.targets import USUAL, Artifact, Estimate, Grid, Packaging, Runner, Target
+from edgewise.targets._quantizer import int8_quantizer
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
 def _export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
-    from ._lowering import export
+    from edgewise.targets.ethos_u._lowering import export
 
     return export(program, path, packaging)
 
 
 def _reference(path: Path) -> Runner:
     """Raises TargetError for a folder that is not whole."""
-    from ._reference import Reference
+    from edgewise.targets.ethos_u._reference import Reference
 
     return Reference(path)
 
 
 def _estimate(path: Path) -> Estimate:
     """Raises TargetError for a folder that is not whole."""
-    from ._vela import estimate
+    from edgewise.targets.ethos_u._vela import estimate
 
     return estimate(path)
 

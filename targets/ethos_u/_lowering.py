@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets import USUAL, Artifact, Packaging, TargetError
-from targets._executorch import artifact, coverage, lowered, quieted
-from targets._program import as_captured, for_inference, is_quantized
-from targets._subsample import subsampling_as_convolution
-
-from ._integers import as_integers, mark_integers
-from ._vela import ACCELERATOR, SUMMARY
+from edgewise.targets import USUAL, Artifact, Packaging, TargetError
+from edgewise.targets._executorch import artifact, coverage, lowered, quieted
+from edgewise.targets._program import as_captured, for_inference, is_quantized
+from edgewise.targets._subsample import subsampling_as_convolution
+from edgewise.targets.ethos_u._integers import as_integers, mark_integers
+from edgewise.targets.ethos_u._vela import ACCELERATOR, SUMMARY
 
 if TYPE_CHECKING:
     from executorch.exir import EdgeProgramManager
     from torch.export import ExportedProgram
+
 
 PROGRAM, TOSA = "network.pte", "network.tosa"
 _LOGGERS = ("executorch.backends.arm",)

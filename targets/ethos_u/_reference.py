@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from targets import TargetError
-from targets._executorch_runtime import constants
-
-from ._lowering import PROGRAM, TOSA
-from ._tosa import evaluate, open_program
+from edgewise.targets import TargetError
+from edgewise.targets._executorch_runtime import constants
+from edgewise.targets.ethos_u._lowering import PROGRAM, TOSA
+from edgewise.targets.ethos_u._tosa import evaluate, open_program
 
 _GRIDS = ("input0_scale", "input0_zp", "output0_scale", "output0_zp")
 _SHARE = 32

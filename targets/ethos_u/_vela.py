@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from targets import Estimate, TargetError
+from edgewise.targets import Estimate, TargetError
 
 ACCELERATOR = "ethos-u55-128"
 """128 multiply-accumulates a cycle, the middle of the U55's sizes and the one on Arm's reference boards."""

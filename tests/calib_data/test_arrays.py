@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-import calib_data
-from calib_data import Data, DataError
+from edgewise import calib_data
+from edgewise.calib_data import Data, DataError
 
 LABELS = np.arange(40) % 4
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 5, 7, 3), dtype=np.uint8)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import calib_data
-from calib_data import DataError, cifar10
+from edgewise import calib_data
+from edgewise.calib_data import DataError, cifar10
 
 FILES = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
 RECORDS = 40

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import calib_data
-from calib_data import Data, DataError
+from edgewise import calib_data
+from edgewise.calib_data import Data, DataError
 
 sklearn_datasets = pytest.importorskip("sklearn.datasets")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-import calib_data
-from calib_data import DataError
+from edgewise import calib_data
+from edgewise.calib_data import DataError
 
 Broken = Callable[[bytes], bytes]
 

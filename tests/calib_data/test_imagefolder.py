@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-import calib_data
-from calib_data import DataError
-from calib_data._photographs import Options, decode
+from edgewise import calib_data
+from edgewise.calib_data import DataError
+from edgewise.calib_data._photographs import Options, decode
 
 
 def save(path: Path, value: int, size: tuple[int, int] = (8, 8)) -> None:

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import torch
 
-from calib_data import Part
-from calib_data._parts import MemoryPart, digest, in_memory, without_calib
+from edgewise.calib_data import Part
+from edgewise.calib_data._parts import MemoryPart, digest, in_memory, without_calib
 
 
 def part(*values: int) -> MemoryPart:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import calib_data
-from calib_data import DataError
+from edgewise import calib_data
+from edgewise.calib_data import DataError
 
 ROOT = Path(calib_data.__file__).parents[1]
 

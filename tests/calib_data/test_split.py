@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from calib_data import DataError
-from calib_data._split import CALIB, TEST, calib_count, hold_out
+from edgewise.calib_data import DataError
+from edgewise.calib_data._split import CALIB, TEST, calib_count, hold_out
 
 
 def labels_of(*sizes: int) -> np.ndarray:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models._attention import Attention, attend
-from models._layers import (
+from edgewise.models._attention import Attention, attend
+from edgewise.models._layers import (
     CeilMaxPool,
     ConvBN,
     GlobalMean,
@@ -22,8 +22,8 @@ from models._layers import (
     StochasticDepth,
     round_channels,
 )
-from models.mobilevit import fold, unfold
-from models.shufflenet import shuffle
+from edgewise.models.mobilevit import fold, unfold
+from edgewise.models.shufflenet import shuffle
 
 
 class TestPadShortcut:

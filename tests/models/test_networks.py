@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import models
+from edgewise import models
 
 CLASSES = 5
 ONE_EACH = (

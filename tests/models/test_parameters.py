@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-import models
-from models._published import PUBLISHED
+from edgewise import models
+from edgewise.models._published import PUBLISHED
 
 
 def _count(model: nn.Module) -> int:

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import models
-from models._published import PUBLISHED
+from edgewise import models
+from edgewise.models._published import PUBLISHED
 
 TORCHVISION = (
     "alexnet",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import models
+from edgewise import models
 
 ROOT = Path(models.__file__).parent.parent
 
@@ -23,7 +23,7 @@ def test_every_registration_is_listed_and_every_listed_name_is_registered() -> N
 
 
 def test_listing_imports_no_torch() -> None:
-    code = "import models, sys; models.names(); assert 'torch' not in sys.modules, 'torch was imported'"
+    code = "from edgewise import models\nimport sys; models.names(); assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

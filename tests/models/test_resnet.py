@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-import models
-from models._layers import PadShortcut
+from edgewise import models
+from edgewise.models._layers import PadShortcut
 
 WEIGHTS = Path(os.environ.get("EDGEWISE_WEIGHTS", Path(models.__file__).parents[2] / "shared" / "data" / "weights"))
 
@@ -42,7 +42,7 @@ def test_two_shortcuts_without_parameters(name: str) -> None:
 
 
 def test_depth_must_be_six_n_plus_two() -> None:
-    from models.resnet import CifarResNet
+    from edgewise.models.resnet import CifarResNet
 
     with pytest.raises(ValueError, match=r"6n \+ 2 .* found 21"):
         CifarResNet(21, 10, 3, 16)
@@ -50,7 +50,7 @@ def test_depth_must_be_six_n_plus_two() -> None:
 
 def test_cifar_block_by_hand() -> None:
     """With the convolutions at zero a block is the ReLU of its shortcut."""
-    from models.resnet import CifarBlock
+    from edgewise.models.resnet import CifarBlock
 
     block = CifarBlock(2, 4, 2).eval()
     nn.init.zeros_(block.conv1.weight)

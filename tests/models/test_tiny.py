@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import models
+from edgewise import models
 
 
 def _digits() -> tuple[torch.Tensor, torch.Tensor]:

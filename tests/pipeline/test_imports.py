@@ -37,7 +37,7 @@ def test_no_module_of_the_project_loads_a_backend() -> None:
 
 
 def test_packages_themselves_and_the_catalogue_do_not_even_load_torch() -> None:
-    names = ["pipeline", "models", "targets", "calib_data", "pipeline.catalogue", "pipeline.__main__"]
+    names = ["pipeline", "models", "targets", "calib_data", "edgewise.catalogue", "edgewise.__main__"]
     assert loaded(names) & (BACKENDS | {"torch", "numpy"}) == set()
 
 

@@ -13,17 +13,19 @@ from typing import Any
 import pytest
 from torch import nn
 
-import pipeline
-from pipeline import recipes
-from pipeline.catalogue import recipe_names, stage_names
-from pipeline.errors import RequestError
-from pipeline.recipe import Context, Limits, Recipe, describe, in_range, silent, stage_name
+import edgewise
+from edgewise import recipes
+from edgewise.catalogue import recipe_names, stage_names
+from edgewise.errors import RequestError
+from edgewise.recipe import Recipe
+from edgewise.stage import Context, describe, in_range, silent, stage_name
+from edgewise.verify.gates import Limits
 
 
 def stage_classes() -> dict[str, type[Any]]:
     """Lower-case name -> class, for every stage that the catalogue lists."""
     found: dict[str, type[Any]] = {}
-    for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
+    for module in pkgutil.walk_packages(edgewise.__path__, "pipeline."):
         if not module.name.endswith("__main__"):
             classes = inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
             found |= {name.lower(): kind for name, kind in classes if kind.__module__.startswith("pipeline")}

@@ -12,10 +12,10 @@ from torch.fx import GraphModule
 
 pytest.importorskip("coremltools")
 
-from targets import COMMON_OPERATORS, GATES, PRODUCTS, USUAL, Artifact, Grid, TargetError, get
-from targets._quiet import quiet
-from targets.coreml._islands import float_islands
-from targets.coreml._mil import Everything, Reference, read
+from edgewise.targets import COMMON_OPERATORS, GATES, PRODUCTS, USUAL, Artifact, Grid, TargetError, get
+from edgewise.targets._quiet import quiet
+from edgewise.targets.coreml._islands import float_islands
+from edgewise.targets.coreml._mil import Everything, Reference, read
 
 TARGET = get("coreml")
 SHAPE = (3, 12, 12)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from targets.coreml._compression import OPERATORS
-from targets.coreml._weights import unpack
+from edgewise.targets.coreml._compression import OPERATORS
+from edgewise.targets.coreml._weights import unpack
 
 
 def test_packed_indices_run_from_the_least_significant_bit_on() -> None:
@@ -85,7 +85,7 @@ def test_a_packed_mask_places_what_is_not_zero() -> None:
 @pytest.mark.parametrize("kind", ["palettized", "linear int8", "sparse"])
 def test_packages_that_coremltools_compressed(kind: str, tmp_path: Path) -> None:
     coremltools = pytest.importorskip("coremltools")
-    from targets import get
+    from edgewise.targets import get
 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 10)).eval()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 pytest.importorskip("executorch")
 pytest.importorskip("coremltools")
 
-from targets import Artifact, Grid, TargetError
-from targets import coreml_delegate as target
+from edgewise.targets import Artifact, Grid, TargetError
+from edgewise.targets import coreml_delegate as target
 
 
 class Small(nn.Module):
@@ -77,7 +77,7 @@ def test_a_damaged_file_is_refused(written: Artifact, tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_backend_is_refused(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
-    from targets import xnnpack
+    from edgewise.targets import xnnpack
 
     other = xnnpack.export(torch.export.export(model, (images[:1],)), tmp_path / "net.pte")
     with pytest.raises(TargetError, match="Core ML has in one piece"):

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 pytest.importorskip("coremltools")
 
-from targets import USUAL, get
-from targets.coreml._coremltools import load
-from targets.coreml._mil import read
+from edgewise.targets import USUAL, get
+from edgewise.targets.coreml._coremltools import load
+from edgewise.targets.coreml._mil import read
 
 TARGET = get("coreml")
 

@@ -16,9 +16,9 @@ from torch import nn
 
 pytest.importorskip("coremltools")
 
-from targets import TargetError, get
-from targets.coreml import _package
-from targets.coreml._mil import Reference, UnknownOperatorError, read
+from edgewise.targets import TargetError, get
+from edgewise.targets.coreml import _package
+from edgewise.targets.coreml._mil import Reference, UnknownOperatorError, read
 
 TARGET = get("coreml")
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
@@ -27,7 +27,7 @@ MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
 _NET = """
 import sys, pathlib, torch
 from torch import nn
-from targets import get
+from edgewise.targets import get
 torch.manual_seed(0)
 net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.SiLU(), nn.Flatten(), nn.Linear(256, 10)).eval()
 program = torch.export.export(net, (torch.zeros(1, 3, 6, 6),))

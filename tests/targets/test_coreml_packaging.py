@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 pytest.importorskip("coremltools")
 
-from targets import USUAL, Artifact, Grid, Packaging, TargetError, get
-from targets.coreml._mil import read
+from edgewise.targets import USUAL, Artifact, Grid, Packaging, TargetError, get
+from edgewise.targets.coreml._mil import read
 
 TARGET = get("coreml")
 SHAPE = (3, 8, 8)
@@ -46,7 +46,7 @@ def wanted() -> Tensor:
 
 def weight_of(artifact: Artifact) -> Tensor:
     """The convolution's weight as the file's own instructions make it."""
-    from targets.coreml._mil import Reference
+    from edgewise.targets.coreml._mil import Reference
 
     reference = Reference(read(artifact.path))
     (weight,) = (value for value in reference._fixed.values() if value.shape == (16, 3, 3, 3))
@@ -139,7 +139,7 @@ def test_a_quantized_network_is_int8_and_needs_ios17(tmp_path: Path) -> None:
 
 
 def test_metadata_is_written_and_the_bytes_are_the_same_again(tmp_path: Path) -> None:
-    from targets.coreml._coremltools import load
+    from edgewise.targets.coreml._coremltools import load
 
     packaging = Packaging(precision="palette", palette_bits=4, metadata={"recipe": "demo"})
     first, again = (export(tmp_path / name, packaging).path for name in ("one", "two"))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from targets import USUAL, Grid, get
-from targets._coverage import Work, shares
+from edgewise.targets import USUAL, Grid, get
+from edgewise.targets._coverage import Work, shares
 
 CONV = 8 * 3 * 9 * 6 * 6
 """3 -> 8 channels, 3×3, on 8×8 images without padding."""
@@ -32,7 +32,7 @@ class Net(nn.Module):
 def quantized(operators: frozenset[str]) -> torch.fx.GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    from targets._int8 import Int8Quantizer
+    from edgewise.targets._int8 import Int8Quantizer
 
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     graph = torch.export.export(Net().eval(), (x,)).module(check_guards=False)

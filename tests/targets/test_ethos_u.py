@@ -15,9 +15,10 @@ from torch.fx import GraphModule
 pytest.importorskip("ethosu", reason="Ethos-U's compiler is not installed")
 pytest.importorskip("tosa_reference_model", reason="the TOSA reference model is not installed")
 
-from targets import Artifact, Grid, TargetError
-from targets import ethos_u as package
-from targets.ethos_u._integers import as_integers
+from edgewise import targets
+from edgewise.targets import Artifact, Grid, TargetError
+from edgewise.targets import ethos_u as package
+from edgewise.targets.ethos_u._integers import as_integers
 
 TARGET = package.TARGET
 assert TARGET.reference is not None and TARGET.estimate is not None
@@ -78,7 +79,7 @@ def program(images: Tensor) -> ExportedProgram:
 
 @pytest.fixture(scope="module")
 def written(program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return TARGET.export(program, tmp_path_factory.mktemp("npu") / "net.ethosu", package.USUAL)
+    return TARGET.export(program, tmp_path_factory.mktemp("npu") / "net.ethosu", targets.USUAL)
 
 
 def outputs(run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -162,7 +163,7 @@ def test_a_truncated_tosa_program_ends_neither_the_run_nor_passes(
 def test_a_mean_that_drops_axes_is_taken(images: Tensor, tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph = quantize(Tail(cosine=False), images[:8])
-    artifact = TARGET.export(torch.export.export(graph, (images[:1],)), tmp_path / "net.ethosu", package.USUAL)
+    artifact = TARGET.export(torch.export.export(graph, (images[:1],)), tmp_path / "net.ethosu", targets.USUAL)
     assert artifact.undelegated == ()
     assert torch.allclose(TARGET.reference(artifact.path)(images[:4]), outputs(graph, images[:4]), atol=0.02)
 
@@ -170,7 +171,7 @@ def test_a_mean_that_drops_axes_is_taken(images: Tensor, tmp_path: Path) -> None
 def test_what_the_npu_does_not_take_is_named_and_the_target_allows_none(images: Tensor, tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph = quantize(Tail(cosine=True), images[:8])
-    artifact = TARGET.export(torch.export.export(graph, (images[:1],)), tmp_path / "net.ethosu", package.USUAL)
+    artifact = TARGET.export(torch.export.export(graph, (images[:1],)), tmp_path / "net.ethosu", targets.USUAL)
     assert "cos" in artifact.undelegated and TARGET.max_undelegated == 0
     with pytest.raises(TargetError, match="whole network in one piece"):
         TARGET.reference(artifact.path)
@@ -179,4 +180,4 @@ def test_what_the_npu_does_not_take_is_named_and_the_target_allows_none(images: 
 def test_a_float_network_is_refused(images: Tensor, tmp_path: Path) -> None:
     program = torch.export.export(Tail(cosine=False).eval(), (images[:1],))
     with pytest.raises(TargetError, match="integers only"):
-        TARGET.export(program, tmp_path / "net.ethosu", package.USUAL)
+        TARGET.export(program, tmp_path / "net.ethosu", targets.USUAL)

@@ -10,7 +10,7 @@ from torch import nn
 
 pytest.importorskip("executorch")
 
-from targets import USUAL, TargetError, _executorch_profile, get
+from edgewise.targets import USUAL, TargetError, _executorch_profile, get
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchao.quantization.pt2e.observer import MovingAverageMinMaxObserver, PerChannelMinMaxObserver
 
-from targets._fake_quantize import ActivationFakeQuantize, PerChannelWeightFakeQuantize
+from edgewise.targets._fake_quantize import ActivationFakeQuantize, PerChannelWeightFakeQuantize
 
 
 def activation(symmetric: bool = False) -> ActivationFakeQuantize:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from targets import USUAL, Artifact, Packaging, Sizes, Target, TargetError, get
-from targets._float16 import with_float16
-from targets._int8_weights import with_int8_weights
+from edgewise.targets import USUAL, Artifact, Packaging, Sizes, Target, TargetError, get
+from edgewise.targets._float16 import with_float16
+from edgewise.targets._int8_weights import with_int8_weights
 
 
 def network() -> nn.Module:

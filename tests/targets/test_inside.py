@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-import targets
-from pipeline import parity, quantize
-from pipeline.journey.network import capture
+from edgewise import library_noise, targets
+from edgewise.network import captured
+from edgewise.studies.architectures.network import capture
+from edgewise.verify import layerwise
 
 SHAPE = (3, 8, 6)
 
@@ -83,16 +84,16 @@ def test_every_value_that_a_file_lets_out_is_the_graphs_own(
         pytest.skip(str(missing))
     torch.manual_seed(0)
     images = torch.randn(4, *SHAPE)
-    with torch.no_grad(), quantize.quiet_capture():
-        graph = quantize.export_graph(network().eval(), SHAPE, batch=1)
+    with torch.no_grad(), library_noise.quiet_capture():
+        graph = captured.export_graph(network().eval(), SHAPE, batch=1)
         observed = prepare_pt2e(graph, target.quantizer(target.grids[0]))
         for image in images:
             observed(image[None])
-        program = capture(quantize.convert(observed), SHAPE)
+        program = capture(captured.convert(observed), SHAPE)
     path = tmp_path / f"net{target.suffix}"
     artifact = target.export(program, path, targets.USUAL)
     assert target.inside is not None
-    layers = parity.compare(target.inside(path, program, images), images, artifact.precision, {})
-    assert parity.first_divergent(layers) is None, layers
+    layers = layerwise.compare(target.inside(path, program, images), images, artifact.precision, {})
+    assert layerwise.first_divergent(layers) is None, layers
     assert any(MUST_HOLD[network] in f"{layer.operation} {layer.node}" for layer in layers), layers
     assert len({layer.node for layer in layers}) >= 4

@@ -12,14 +12,9 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import move_exported_model_to_eval
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
-from targets import COMMON_OPERATORS, GATES, PRODUCTS, Grid, TargetError
-from targets._int8 import (
-    PATTERNS,
-    WEIGHT_SCALE_FLOOR,
-    ActivationFakeQuantize,
-    Int8Quantizer,
-    PerChannelWeightFakeQuantize,
-)
+from edgewise.targets import COMMON_OPERATORS, GATES, PRODUCTS, Grid, TargetError
+from edgewise.targets._fake_quantize import ActivationFakeQuantize, PerChannelWeightFakeQuantize
+from edgewise.targets._int8 import PATTERNS, WEIGHT_SCALE_FLOOR, Int8Quantizer
 
 QUANTIZE, DEQUANTIZE = ".quantize_per_tensor.default", ".dequantize_per_tensor.default"
 

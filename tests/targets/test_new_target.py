@@ -17,8 +17,8 @@ TARGET = '''"""PyTorch's own exported program: a .pt2 file, run by PyTorch."""
 
 import torch
 
-from targets import USUAL, Artifact, Grid, Target
-from targets._quantizer import int8_quantizer
+from edgewise.targets import USUAL, Artifact, Grid, Target
+from edgewise.targets._quantizer import int8_quantizer
 
 
 def export(program, path, packaging=USUAL):
@@ -39,9 +39,9 @@ TARGET = Target(
 '''
 
 RECIPE = """
-from pipeline.finetune import Train
-from pipeline.recipe import Recipe
-from pipeline.training import Training
+from edgewise.stages.train import Train
+from edgewise.recipe import Recipe
+from edgewise.stages.training.settings import Training
 
 
 def short():
@@ -58,7 +58,7 @@ def test_one_new_file_goes_the_whole_way(tmp_path: Path) -> None:
     (tmp_path / "recipe.py").write_text(RECIPE, encoding="utf-8")
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "pipeline", *arguments]
+        command = [sys.executable, "-m", "edgewise", *arguments]
         environment = os.environ | {"EDGEWISE_STORE": str(tmp_path / "store"), "PYTHONPATH": str(tmp_path)}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -19,8 +19,9 @@ pytest.importorskip("onnxscript")
 
 from onnx import numpy_helper  # noqa: E402
 
-from targets import Artifact, Grid, TargetError  # noqa: E402
-from targets import onnx as target  # noqa: E402
+from edgewise.targets import Artifact, Grid, TargetError  # noqa: E402
+from edgewise.targets import onnx as targets_onnx  # noqa: E402
+from edgewise.targets.onnx import _lowering as target
 
 GRID = Grid(weight_bits=7)
 
@@ -60,7 +61,7 @@ def quantize(
 ) -> GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    from targets._int8 import Int8Quantizer
+    from edgewise.targets._int8 import Int8Quantizer
 
     graph = torch.export.export(model.eval(), (images[:1],)).module(check_guards=False)
     prepared = prepare_pt2e(graph, Int8Quantizer(grid, float_nodes=float_nodes))
@@ -113,7 +114,7 @@ def test_integers_run_from_the_input_to_the_output(written: Artifact) -> None:
 def test_the_file_computes_what_the_quantized_graph_computes(
     written: Artifact, graph: GraphModule, images: Tensor
 ) -> None:
-    expected, found = each(graph, images), target.load(written.path, 1)(images)
+    expected, found = each(graph, images), targets_onnx.load(written.path, 1)(images)
     assert found.dtype == torch.float32 and found.shape == (24, 6)
     steps = (found - expected).abs() / last_step(graph)
     assert steps.max() < 2.01 and steps.mean() < 0.25
@@ -123,7 +124,7 @@ def test_the_file_computes_what_the_quantized_graph_computes(
 
 
 def test_two_threads_give_the_same_numbers(written: Artifact, images: Tensor) -> None:
-    assert torch.equal(target.load(written.path, 2)(images), target.load(written.path, 1)(images))
+    assert torch.equal(targets_onnx.load(written.path, 2)(images), targets_onnx.load(written.path, 1)(images))
 
 
 def test_activations_are_uint8_weights_seven_bits_and_biases_int32(written: Artifact) -> None:
@@ -182,7 +183,7 @@ def test_a_clip_narrower_than_the_grid_is_kept(tmp_path: Path, images: Tensor) -
     graph = quantize(net, images[:4])
     path = target.export(program(graph, images[:1]), tmp_path / "net.onnx").path
     assert "Clip" in {node.op_type for node in onnx.load(path).graph.node}
-    found = target.load(path, 1)(images[:4])
+    found = targets_onnx.load(path, 1)(images[:4])
     assert (found - each(graph, images[:4])).abs().max() < 1.01 * last_step(graph)
 
 
@@ -200,13 +201,13 @@ def test_a_float_network_stays_float(tmp_path: Path, images: Tensor) -> None:
     model = Mixed().eval()
     artifact = target.export(program(model, images[:1]), tmp_path / "net.onnx")
     assert artifact.precision == "float32" and artifact.undelegated == () and artifact.facts["fused"] == 0
-    assert torch.allclose(target.load(artifact.path, 1)(images), model(images), atol=1e-5)
+    assert torch.allclose(targets_onnx.load(artifact.path, 1)(images), model(images), atol=1e-5)
 
 
 def test_a_file_of_a_larger_batch_runs_whole_batches(tmp_path: Path, images: Tensor) -> None:
     model = Mixed().eval()
     path = target.export(program(model, images[:4]), tmp_path / "net.onnx").path
-    assert torch.allclose(target.load(path, 1)(images[:8]), model(images[:8]), atol=1e-5)
+    assert torch.allclose(targets_onnx.load(path, 1)(images[:8]), model(images[:8]), atol=1e-5)
 
 
 def test_the_same_program_gives_the_same_bytes_and_no_traces_of_this_machine(
@@ -228,7 +229,7 @@ def test_large_weights_go_to_a_file_beside_the_model(
     monkeypatch.setattr(target, "EXTERNAL_ABOVE", 0)
     path = target.export(program(graph, images[:1]), tmp_path / "net.onnx").path
     assert sorted(file.name for file in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
-    assert torch.equal(target.load(path, 1)(images), target.load(written.path, 1)(images))
+    assert torch.equal(targets_onnx.load(path, 1)(images), targets_onnx.load(written.path, 1)(images))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -237,12 +238,12 @@ def test_a_truncated_file_is_refused(written: Artifact, tmp_path: Path, share: f
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(held[: int(share * len(held))])
     with pytest.raises(TargetError, match=r"wanted an ONNX model at .*cut.onnx, found .* bytes .*export it again"):
-        target.load(cut, 1)
+        targets_onnx.load(cut, 1)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="found no such file"):
-        target.load(tmp_path / "none.onnx", 1)
+        targets_onnx.load(tmp_path / "none.onnx", 1)
 
 
 def test_a_failed_write_leaves_the_old_file(
@@ -269,8 +270,8 @@ def test_an_active_dropout_is_refused(tmp_path: Path, images: Tensor) -> None:
 
 
 def test_weights_have_seven_bits_here() -> None:
-    assert [grid.weight_bits for grid in target.TARGET.grids] == [7]
-    assert target.TARGET.quantizer(GRID, qat=True).qat
+    assert [grid.weight_bits for grid in targets_onnx.TARGET.grids] == [7]
+    assert targets_onnx.TARGET.quantizer(GRID, qat=True).qat
 
 
 def hard(layers: nn.ModuleDict, x: Tensor) -> Tensor:
@@ -285,13 +286,13 @@ def test_gates_run_in_integers(tmp_path: Path, images: Tensor) -> None:
     net = Body(hard, **{name: nn.Conv2d(*size, 1) for name, size in sizes.items()})
     net.layers["stem"].weight.data *= 8  # both ends of the clips are reached
     net.layers["up"].weight.data *= 40
-    graph = quantize(net, images[:8], grid=target.TARGET.grids[0])
+    graph = quantize(net, images[:8], grid=targets_onnx.TARGET.grids[0])
     artifact = target.export(program(graph, images[:1]), tmp_path / "net.onnx")
     operators = artifact.facts["operators"]
     assert artifact.facts["float_operators"] == {} and operators["QLinearConv"] == 4
     assert (operators["QuantizeLinear"], operators["DequantizeLinear"]) == (1, 1)
     assert (operators["QLinearAdd"], operators["QLinearMul"], operators["QLinearSigmoid"]) == (2, 3, 1)
-    found, expected = target.load(artifact.path, 1)(images), each(graph, images)
+    found, expected = targets_onnx.load(artifact.path, 1)(images), each(graph, images)
     steps = (found - expected).abs() / last_step(graph)
     assert steps.mean() < 0.3 and steps.max() <= 3.01
     assert "hardswish" in {value for node in onnx.load(artifact.path).graph.node for value in node.output}

@@ -10,8 +10,8 @@ from torch import nn
 
 pytest.importorskip("onnxruntime")
 
-from targets import USUAL, TargetError, get
-from targets._onnx_profile import _by_operator, profile
+from edgewise.targets import USUAL, TargetError, get
+from edgewise.targets.onnx._profile import _by_operator, profile
 
 
 def test_the_heavy_operator_comes_first(tmp_path: Path) -> None:

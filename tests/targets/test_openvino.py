@@ -12,8 +12,8 @@ from torch import Tensor, nn
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 pytest.importorskip("nncf", reason="NNCF, which ExecuTorch's OpenVINO package imports, is not installed")
 
-from targets import Grid, TargetError
-from targets import openvino as target
+from edgewise.targets import Grid, TargetError
+from edgewise.targets import openvino as target
 
 
 class Small(nn.Module):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import targets
-from targets import COMMON_OPERATORS, Grid, MissingBackend, Target, TargetError, common_grid
+from edgewise import targets
+from edgewise.targets import COMMON_OPERATORS, Grid, MissingBackend, Target, TargetError, common_grid
 
 BACKENDS = ("executorch", "coremltools", "onnx", "onnxruntime", "onnxscript", "torchao")
 
@@ -76,7 +76,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all() -> None:
 
 NEW = '''"""A target of one file."""
 
-from targets import Grid, Target
+from edgewise.targets import Grid, Target
 
 TARGET = Target(
     name="paper", summary="Paper", suffix=".txt", extra="paper", needs=({needs}), grids=(Grid(),),
@@ -89,7 +89,7 @@ TARGET = Target(
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(targets, "_FOLDER", tmp_path)
     monkeypatch.setattr(targets, "__path__", [str(tmp_path), *targets.__path__])
-    monkeypatch.delitem(sys.modules, "targets.paper", raising=False)
+    monkeypatch.delitem(sys.modules, "edgewise.targets.paper", raising=False)
     return tmp_path
 
 
@@ -99,7 +99,7 @@ def test_a_new_file_is_a_new_target(folder: Path, path: str) -> None:
     (folder / path).write_text(NEW.format(needs=""), encoding="utf-8")
     assert targets.names() == {"paper": "A target of one file."}
     assert targets.get("paper").summary == "Paper"
-    sys.modules.pop("targets.paper")
+    sys.modules.pop("edgewise.targets.paper")
 
 
 def test_a_missing_backend_is_answered_with_the_line_that_installs_it(folder: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_missing_backend_is_answered_with_the_line_that_installs_it(folder: Pa
     ) as missing:
         targets.get("paper")
     assert isinstance(missing.value, ImportError)
-    sys.modules.pop("targets.paper")
+    sys.modules.pop("edgewise.targets.paper")
 
 
 def test_two_grids_meet_in_what_both_hold() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from targets._rewrite import HARD_SIGMOID, attention_as_products, rewritten, silu_as_product
+from edgewise.targets._rewrite import HARD_SIGMOID, attention_as_products, rewritten, silu_as_product
 
 _aten = torch.ops.aten
 

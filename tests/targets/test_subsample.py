@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from targets import Grid
-from targets._int8 import Int8Quantizer
-from targets._subsample import subsampling_as_convolution
+from edgewise.targets import Grid
+from edgewise.targets._int8 import Int8Quantizer
+from edgewise.targets._subsample import subsampling_as_convolution
 
 
 class Shortcut(nn.Module):

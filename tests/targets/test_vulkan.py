@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 pytest.importorskip("executorch")
 
-from targets import Artifact, Grid, TargetError, vulkan
-from targets._executorch_runtime import load
+from edgewise.targets import Artifact, Grid, TargetError, vulkan
+from edgewise.targets._executorch_runtime import load
 
 
 class Small(nn.Module):

@@ -13,9 +13,9 @@ from torch.fx import GraphModule
 
 pytest.importorskip("executorch")
 
-from targets import Artifact, Grid, TargetError
-from targets import xnnpack as target
-from targets._executorch_runtime import runtime_log
+from edgewise.targets import Artifact, Grid, TargetError, _executorch_runtime
+from edgewise.targets import xnnpack as target
+from edgewise.targets._executorch_runtime import runtime_log
 
 
 class Residual(nn.Module):
@@ -96,7 +96,7 @@ def test_the_file_computes_what_the_quantized_graph_computes(
     written: Artifact, graph: GraphModule, images: Tensor
 ) -> None:
     expected = torch.cat([graph(image[None]) for image in images])
-    found = target.load(written.path, 1)(images)
+    found = _executorch_runtime.load(written.path, 1)(images)
     assert found.dtype == torch.float32 and found.shape == (24, 6)
     step = [n.args[1] for n in graph.graph.nodes if str(n.target).endswith(".quantize_per_tensor.default")][-1]
     steps = (found - expected).abs() / step
@@ -111,14 +111,14 @@ def test_the_number_of_threads_is_the_one_asked_for(written: Artifact, images: T
 
     results = []
     for threads in (1, 2, 1):
-        runner = target.load(written.path, threads)
+        runner = _executorch_runtime.load(written.path, threads)
         assert portable_lib._threadpool_get_thread_count() == threads
         results.append(runner(images[:4]))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 def test_results_outlive_the_next_call(written: Artifact, images: Tensor) -> None:
-    runner = target.load(written.path, 1)
+    runner = _executorch_runtime.load(written.path, 1)
     first = runner(images[:1])
     copy = first.clone()
     runner(images[1:2])
@@ -129,7 +129,7 @@ def test_what_xnnpack_does_not_take_is_named_and_still_right(tiny: tuple[nn.Modu
     model, artifact = tiny
     assert artifact.precision == "float32"
     assert artifact.undelegated == ("mean",) and artifact.facts["undelegated"] == {"mean": 1}
-    assert torch.allclose(target.load(artifact.path, 1)(images), model(images), atol=1e-5)
+    assert torch.allclose(_executorch_runtime.load(artifact.path, 1)(images), model(images), atol=1e-5)
 
 
 def test_the_same_program_gives_the_same_bytes_and_no_traces_of_this_machine(
@@ -153,7 +153,7 @@ def test_a_truncated_file_is_refused_with_the_runtimes_reason(
     with pytest.raises(
         TargetError, match=rf"wanted an ExecuTorch program .*cut.pte, found .*{reason}.*export it again"
     ):
-        target.load(cut, 1)
+        _executorch_runtime.load(cut, 1)
     assert capfd.readouterr().err == ""
 
 
@@ -161,14 +161,14 @@ def test_another_kind_of_file_and_a_missing_one_are_refused(tmp_path: Path) -> N
     other = tmp_path / "other.pte"
     other.write_bytes(b"x" * 4096)
     with pytest.raises(TargetError, match="Program identifier"):
-        target.load(other, 1)
+        _executorch_runtime.load(other, 1)
     with pytest.raises(TargetError, match="found: No such file"):
-        target.load(tmp_path / "none.pte", 1)
+        _executorch_runtime.load(tmp_path / "none.pte", 1)
 
 
 def test_loading_is_silent(written: Artifact, capfd: pytest.CaptureFixture[str]) -> None:
-    target.load(written.path, 2)
-    target.load(written.path, 1)
+    _executorch_runtime.load(written.path, 2)
+    _executorch_runtime.load(written.path, 1)
     assert capfd.readouterr() == ("", "")
 
 

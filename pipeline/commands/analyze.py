@@ -1,0 +1,30 @@
+"""``edgewise analyze``: a network layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from edgewise.commands.console import PASSED, _print_json
+
+
+def _analyze(options: argparse.Namespace) -> int:
+    from edgewise.measure.cost import layers, picture, show
+    from edgewise.network import architecture
+    from edgewise.network.architecture import Base
+
+    spec = architecture.spec_of(options.model)
+    shape = spec.input_shape if options.input_size is None else (spec.input_shape[0], *options.input_size)
+    model = architecture.build(Base(options.model, spec.num_classes, spec.input_shape[0]))
+    found = layers.analyze(model, shape, name=options.model)
+    if options.picture is not None:
+        picture.write_picture(found, options.picture)
+    if options.json:
+        _print_json(show.to_json(found))
+        return PASSED
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(show.table(found))
+    if options.picture is not None:
+        print(f"Picture: {options.picture}")
+    return PASSED

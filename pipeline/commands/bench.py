@@ -1,0 +1,160 @@
+"""``edgewise bench``: latency of written files side by side, interleaved in one run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgewise import targets
+from edgewise.commands.console import PASSED, _print_json, _size
+from edgewise.errors import RequestError
+from edgewise.images.preprocess import blank
+from edgewise.images.sizes import Size, show
+from edgewise.measure import statistics
+from edgewise.measure.latency import interleave
+from edgewise.targets import Runner
+from edgewise.verify import card
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from edgewise.library_noise import quieten
+
+    quieten()
+    from edgewise.commands.bench import compare, table
+
+    if options.profile:
+        return _profile(options)
+    found = compare(options.artifacts, options.threads, options.seconds, _size(options))
+    if options.json:
+        _print_json({"files": [entry.to_json() for entry in found]})
+        return PASSED
+    from rich.console import Console
+
+    Console(highlight=False).print(table(found))
+    return PASSED
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from edgewise.commands.bench import profiled
+
+    found = profiled(options.artifacts, options.threads)
+    if options.json:
+        _print_json({"profiles": found})
+        return PASSED
+    for path, times in found.items():
+        print(f"{path}: {sum(times.values()):.3f} ms in its operators")
+        for operator, time in times.items():
+            print(f"  {operator:24} {time:8.4f} ms  {time / sum(times.values()):6.1%}")
+    return PASSED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One file's time; the ratio is to the first file's in the same run."""
+
+    artifact: str
+    target: str
+    threads: int
+    batch: int
+    p50_ms: float
+    p90_ms: float
+    ratio_to_first: float
+    ci95: tuple[float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return asdict(self) | {"ci95": list(self.ci95)}
+
+
+def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | None = None) -> list[Timing]:
+    """Time the files against each other at batch 1 for about ``seconds``, on images as each is fed.
+
+    ``size``: height and width of the images; None: those that each file was judged on.
+
+    Raises RequestError for files that cannot be run here or have no card.
+    """
+    if threads < 1 or not 0 < seconds < float("inf"):
+        raise RequestError(f"wanted at least 1 thread and a positive time, found {threads} and {seconds:g} s")
+    opened = {str(path): _open(path, threads, size) for path in paths}
+    calls = {name: partial(runner, image) for name, (_, runner, image) in opened.items()}
+    samples = interleave(calls, seconds=seconds, threads=threads)
+    first = samples[str(paths[0])]
+    rows = []
+    for name, (target, _, _) in opened.items():
+        mine = samples[name]
+        ratio, interval = statistics.ratio_interval(mine.blocks, first.blocks)
+        rows.append(
+            Timing(
+                artifact=name,
+                target=target,
+                threads=threads,
+                batch=1,
+                p50_ms=mine.percentile(50),
+                p90_ms=mine.percentile(90),
+                ratio_to_first=ratio,
+                ci95=interval,
+            )
+        )
+    return rows
+
+
+def _open(path: Path, threads: int, size: Size | None) -> tuple[str, Runner, torch.Tensor]:
+    if not path.exists():
+        raise RequestError(f"there is no file {path}")
+    kept = card.read(path)
+    side = size or kept.input_shape[1:]
+    if not kept.takes(side):
+        raise RequestError(f"{path} was written for other image sizes than {show(side)}; its card names them")
+    target = targets.get(kept.target)
+    if target.load is None:
+        raise RequestError(
+            f"{path}: the runtime of {target.name} does not exist on this machine, so it has no time here"
+        )
+    return target.name, target.load(path, threads), blank((kept.input_shape[0], *side), kept.fed)
+
+
+def profiled(paths: Sequence[Path], threads: int) -> dict[str, dict[str, float]]:
+    """File -> operator -> milliseconds of one call, by the profiler of the file's own runtime.
+
+    Raises RequestError for files that cannot be run here, have no card, or whose runtime has no profiler, TargetError
+    where the installed runtime's profiler records nothing.
+    """
+    found = {}
+    for path in paths:
+        name, _, image = _open(path, threads, None)
+        profile = targets.get(name).profile
+        if profile is None:
+            raise RequestError(f"{path}: the runtime of {name} tells no time by operator; leave --profile out for it")
+        found[str(path)] = dict(profile(path, image, threads))
+    return found
+
+
+def table(timings: Sequence[Timing]) -> Table:
+    """A Rich table, the first file as the measure of the others."""
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD)
+    for title in ("file", "on", "threads", "p50 ms", "p90 ms", "ratio", "95 % interval"):
+        shown.add_column(title, justify="left" if title in ("file", "on") else "right", no_wrap=title != "file")
+    for entry in timings:
+        low, high = entry.ci95
+        shown.add_row(
+            entry.artifact,
+            entry.target,
+            str(entry.threads),
+            f"{entry.p50_ms:.3g}",
+            f"{entry.p90_ms:.3g}",
+            f"{entry.ratio_to_first:.2f}",
+            f"{low:.2f} to {high:.2f}",
+        )
+    return shown

@@ -1,0 +1,83 @@
+"""``edgewise run``: a recipe, from top to bottom."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from edgewise.commands.console import _command
+from edgewise.commands.report import _outcome, _show
+
+
+def _add_run(commands: Any) -> None:
+    run = _command(commands, "run", "run a recipe: compress, quantize, export, verify")
+    run.add_argument("recipe", metavar="RECIPE", help="a name from 'list recipes', or path/to/recipe.py:function")
+    run.add_argument("--model", metavar="M", help="a name from 'list models', or path/to/net.py:function")
+    run.add_argument(
+        "--weights", metavar="F", help="safetensors or a weights-only checkpoint; skips training a baseline"
+    )
+    run.add_argument("--data", metavar="D", help="a data set: reader or reader:PATH, for example cifar10:DIR")
+    run.add_argument("--target", action="append", metavar="T", help="write for this target; repeat for several")
+    run.add_argument("--float", action="store_true", help="leave the quantization out: the files compute in float")
+    run.add_argument("--runtime", metavar="T", help="the target whose milliseconds judge the float steps")
+    run.add_argument(
+        "--input-size",
+        nargs=2,
+        type=int,
+        action="append",
+        metavar=("H", "W"),
+        help="resize the images to this height and width, train, judge and write for it; repeat for files that accept "
+        "several sizes, of which the first is trained at",
+    )
+    run.add_argument(
+        "--input-size-range",
+        nargs=2,
+        type=int,
+        metavar=("LOW", "HIGH"),
+        help="write files that accept every height and width from LOW to HIGH; trained at --input-size, else at the "
+        "data's own size where that lies inside, else at LOW",
+    )
+    run.add_argument(
+        "--feed",
+        choices=("normalised", "bytes"),
+        help="what the files are fed: normalised floats [1, C, H, W] (default), or a camera's bytes [1, H, W, C], which "
+        "they normalise themselves",
+    )
+    run.add_argument("--softmax", action="store_true", default=None, help="the files answer with probabilities")
+    run.add_argument("--device", choices=("cpu", "cuda"), help="where to train")
+    run.add_argument("--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE)")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from edgewise.library_noise import quieten
+
+    quieten()
+    from edgewise.catalogue import find_recipe
+    from edgewise.run.job import resolve
+    from edgewise.run.request import asked, override, packaged
+
+    changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device", "runtime")}
+    changes["targets"] = tuple(options.target) if options.target else None
+    recipe = override(find_recipe(options.recipe), changes)
+    recipe = packaged(
+        _in_float(recipe) if options.float else recipe,
+        asked(options.input_size, options.input_size_range),
+        {"fed": options.feed, "softmax": options.softmax},
+    )
+    job = resolve(recipe, options.out)
+    from edgewise.report.page import write_html
+    from edgewise.report.watch import Watch
+    from edgewise.run import run
+
+    report = run(job, Watch(quiet=False))
+    page = write_html(report, job.out)
+    _show(report, options.json, page)
+    return _outcome(report)
+
+
+def _in_float(recipe: Any) -> Any:
+    """The recipe without its quantization and the files that need it."""
+    others = tuple(name for name in recipe.candidates if name != "int8")
+    return dataclasses.replace(recipe, quantize=None, candidates=others)

@@ -1,0 +1,47 @@
+"""From a camera's bytes to what a network is fed, and through a network to its logits."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from edgewise.errors import RequestError
+from edgewise.images.preprocess import Fed
+
+
+class Normalisation(Protocol):
+    """What images are normalised with: a model's spec, or a file's card."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, in units of 0 to 1."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel, in units of 0 to 1."""
+
+
+def normalise(images: Tensor, spec: Normalisation) -> Tensor:
+    """uint8 [B, C, H, W] -> float32: divided by 255, then the spec's mean and deviation per channel."""
+    channels = images.shape[1]
+    return (images.float() / 255 - _per_channel(spec.mean, channels)) / _per_channel(spec.std, channels)
+
+
+def feed(images: Tensor, spec: Normalisation, fed: Fed) -> Tensor:
+    """uint8 [B, C, H, W] -> what a network or a file is fed: bytes [B, H, W, C], or normalised as ``normalise`` does."""
+    return images.permute(0, 2, 3, 1).contiguous() if fed == "bytes" else normalise(images, spec)
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:
+    return torch.tensor(per_channel(values, channels)).view(1, -1, 1, 1)
+
+
+def per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A spec's values for images of so many channels. Raises RequestError where they do not fit."""
+    if len(values) == channels:
+        return tuple(values)
+    if len(set(values)) == 1 or channels == 1:
+        return (sum(values) / len(values),) * channels
+    raise RequestError(f"the model normalises {len(values)} channels, the data has {channels}")

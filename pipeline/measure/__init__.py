@@ -1,0 +1,1 @@
+"""Numbers: accuracy, latency, memory and cost, with the statistics behind the verdicts."""

@@ -1,0 +1,70 @@
+"""Peak memory of loading a written file and answering one image, in a process that does nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from edgewise.errors import LoweringError
+from edgewise.files import workers
+from edgewise.images.preprocess import Fed
+
+
+def peak(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed: Fed) -> int | None:
+    """Bytes by which a fresh process grows while ``target``'s runtime loads the file and answers one image.
+
+    That is the high-water mark of its resident set (Linux: VmHWM; macOS: ru_maxrss) after the answer, minus the same
+    before: the interpreter, the libraries and the image are there by then, so they are not counted; the file's pages, its
+    weights as the runtime lays them out and its activations are, and whatever the runtime brings in for its first file.
+    On Linux the mark is first set back to the memory in use; on macOS it cannot be, and what importing took for a moment
+    can hide some of the growth. ``shape``: channels, height and width; ``fed``: what the file is fed.
+
+    None where the system tells no such mark. Raises TargetError for a file that the runtime cannot read and LoweringError
+    where the process died.
+    """
+    with workers.workers(1) as pool:
+        try:
+            return pool.submit(_growth, target, path, threads, shape, fed).result()
+        except BrokenProcessPool as error:
+            raise LoweringError(
+                f"{target}: the process that measured the memory of {path.name} died (out of memory, or a runtime's crash)"
+            ) from error
+
+
+def _growth(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed: Fed) -> int | None:
+    """To be called in a fresh process."""
+    from edgewise import targets
+    from edgewise.images.preprocess import blank
+
+    load = targets.get(target).load
+    assert load is not None
+    image = blank(shape, fed)
+    # However it is refused, a file that is not there has brought in the runtime's libraries and its pool.
+    with contextlib.suppress(Exception):
+        load(path.with_name(f"no {path.name}"), threads)
+    _set_back()
+    before = high_water()
+    load(path, threads)(image)
+    after = high_water()
+    return None if before is None or after is None else after - before
+
+
+def _set_back() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def high_water() -> int | None:
+    """The most main memory that this process has held, in bytes; None where the system does not tell."""
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not ru_maxrss on Linux: there it starts from that of the process that started this one.
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None

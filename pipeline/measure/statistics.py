@@ -1,0 +1,95 @@
+"""The statistics behind the verdicts, on SciPy and statsmodels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgewise.measure.values import Accuracy, Agreement, Difference, Interval
+
+LEVEL = 0.95
+
+
+def accuracy(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Accuracy:
+    """Top-1 of a model from which test images it got right, [n], beside the baseline's on the same images.
+
+    The interval is Wilson's (1927); the difference is ``paired_difference``.
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(int(correct.sum()), len(correct), alpha=1 - LEVEL, method="wilson")
+    return Accuracy(
+        top1=float(correct.mean()),
+        n=len(correct),
+        ci95=(float(low), float(high)),
+        vs_baseline=paired_difference(correct, baseline),
+    )
+
+
+def agree(answers: Tensor, reference: Tensor) -> Agreement:
+    """A file's answers against its PyTorch model's, both [N, classes], image by image."""
+    return Agreement(
+        top1=float((answers.argmax(1) == reference.argmax(1)).float().mean()),
+        max_abs=float((answers - reference).abs().max()),
+        n=len(answers),
+    )
+
+
+def divergence(answers: Tensor, reference: Tensor) -> float:
+    """Mean Kullback-Leibler divergence in nats of softmax(answers) from softmax(reference), both logits [N, classes]."""
+    own, wanted = F.log_softmax(answers.double(), 1), F.log_softmax(reference.double(), 1)
+    return max(0.0, float(F.kl_div(own, wanted, reduction="batchmean", log_target=True)))
+
+
+def paired_difference(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Difference:
+    """Accuracy minus the baseline's on the same n images.
+
+    The interval is the adjusted Wald interval for paired proportions (Bonett and Price 2012, equation 4: one added to
+    each discordant count, two to n); the p-value is McNemar's exact test of equal accuracy (1947).
+    """
+    from scipy.stats import norm
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    n = len(correct)
+    gained, lost = int((correct & ~baseline).sum()), int((~correct & baseline).sum())
+    if gained == lost == 0 and (correct is baseline or np.array_equal(correct, baseline)):
+        interval: Interval = (0.0, 0.0) if correct is baseline else _adjusted_wald(0, 0, n, float(norm.ppf(0.975)))
+        return Difference(delta=0.0, ci95=interval, p_value=1.0)
+    both, neither = int((correct & baseline).sum()), int((~correct & ~baseline).sum())
+    p_value = float(mcnemar([[both, lost], [gained, neither]], exact=True).pvalue)
+    interval = _adjusted_wald(gained, lost, n, float(norm.ppf(1 - (1 - LEVEL) / 2)))
+    return Difference(delta=(gained - lost) / n, ci95=interval, p_value=min(1.0, p_value))
+
+
+def _adjusted_wald(gained: int, lost: int, n: int, z: float) -> Interval:
+    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    return (max(-1.0, up - down - half), min(1.0, up - down + half))
+
+
+def ratio_interval(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, Interval]:
+    """Median of the paired ratios ours/theirs of interleaved times [blocks], with its bootstrap interval; of times to
+    themselves 1, without spread.
+
+    A percentile bootstrap over blocks (Efron and Tibshirani 1993, chapter 13): neighbouring calls share the machine's
+    state, so that blocks and not calls are resampled.
+    """
+    from scipy.stats import bootstrap
+
+    ratios = ours / theirs
+    if np.ptp(ratios) == 0:
+        return float(ratios[0]), (float(ratios[0]), float(ratios[0]))
+    found = bootstrap(
+        (ratios,),
+        np.median,
+        confidence_level=LEVEL,
+        n_resamples=2_000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    interval = found.confidence_interval
+    return float(np.median(ratios)), (float(interval.low), float(interval.high))

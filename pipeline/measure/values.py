@@ -1,0 +1,95 @@
+"""What was measured, as plain values: accuracy, latency, agreement, each with its interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from edgewise.store.json_values import decode, encode_fields
+
+Interval = tuple[float, float]
+"""Lower and upper end of a 95 % confidence interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Paired difference in top-1 from the baseline, on the same images. The baseline's own is 0, (0, 0), p 1."""
+
+    delta: float
+    """This row's top-1 minus the baseline's, as a fraction: −0.01 is one point lost."""
+    ci95: Interval
+    p_value: float
+
+    def to_json(self) -> dict[str, Any]:
+        """This value as plain JSON types."""
+        return encode_fields(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """The value again. Raises ValueError that names what does not fit."""
+        return decode(cls, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Top-1 over the whole test set."""
+
+    top1: float
+    n: int
+    """Number of test images."""
+    ci95: Interval
+    vs_baseline: Difference
+
+    def to_json(self) -> dict[str, Any]:
+        """This value as plain JSON types."""
+        return encode_fields(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """The value again. Raises ValueError that names what does not fit."""
+        return decode(cls, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Time of one call, measured interleaved with the baseline in one run."""
+
+    on: str
+    """The target whose runtime was timed."""
+    batch: int
+    threads: int
+    p50_ms: float
+    p90_ms: float
+    ratio_to_baseline: float
+    """Time divided by the baseline's time in the same run; below 1 is faster."""
+    ci95: Interval
+    """Of the ratio."""
+
+    def to_json(self) -> dict[str, Any]:
+        """This value as plain JSON types."""
+        return encode_fields(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """The value again. Raises ValueError that names what does not fit."""
+        return decode(cls, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """A written file against the PyTorch model it was written from, image by image."""
+
+    top1: float
+    """Fraction of test images that both put into the same class."""
+    max_abs: float
+    """Largest absolute difference between two logits."""
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        """This value as plain JSON types."""
+        return encode_fields(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """The value again. Raises ValueError that names what does not fit."""
+        return decode(cls, value)

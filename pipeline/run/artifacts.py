@@ -1,0 +1,298 @@
+"""Written files: made in worker processes, kept in the store, loaded, timed, and delivered into the report's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgewise import targets
+from edgewise.errors import LoweringError
+from edgewise.files import lower, parts
+from edgewise.files.open import Grade
+from edgewise.images.normalise import feed, per_channel
+from edgewise.images.preprocess import OUTSIDE
+from edgewise.images.wrapper import Baking
+from edgewise.measure import latency as measure_latency
+from edgewise.measure import memory, statistics
+from edgewise.measure.values import Latency
+from edgewise.report.watch import Watch
+from edgewise.run.job import Job
+from edgewise.store.entries import Entry, Store, key_of
+from edgewise.store.machine import machine
+from edgewise.store.sources import source_digest
+from edgewise.targets import Artifact, Packaging, Precision, Runner, Target
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network that files are written from."""
+
+    name: str
+    folder: Path
+    """Its checkpoint."""
+    digest: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A written file in the store."""
+
+    artifact: Artifact
+    digest: str
+    bytes: int
+    seconds: float
+
+
+Written = dict[tuple[str, str], File | LoweringError]
+"""(network's digest, target's name) -> its file, or why there is none."""
+
+
+@dataclass(kw_only=True)
+class Files:
+    """Writes and loads files for one run."""
+
+    job: Job
+    store: Store
+    pool: Executor
+    watch: Watch
+    precision: Precision | None = None
+    """Written in place of the recipe's own."""
+    _runners: dict[Path, tuple[Runner, float]] = field(default_factory=dict)
+
+    def write(self, orders: Sequence[tuple[Source, Target]]) -> Written:
+        """The files for (network, target) pairs, two at a time; those that the store holds are taken from there."""
+        results: Written = {}
+        pending = []
+        for source, target in dict.fromkeys(orders):
+            key = self._key(source, target)
+            if (entry := self.store.find(key)) is not None:
+                results[source.digest, target.name] = _file(entry)
+            else:
+                aside = self.store.aside(key)
+                order = lower.Order(
+                    source.folder, target.name, aside, self._stem(source), self._packaging(source), self.baking
+                )
+                pending.append((source, target, key, aside, lower.submit(self.pool, order), time.perf_counter()))
+        label = "writing " + ", ".join(dict.fromkeys(target.name for _, target, *_ in pending))
+        for source, target, key, aside, future, started in self.watch.track(pending, label, len(pending)):
+            failure = lower.outcome(future, target.name)
+            results[source.digest, target.name] = failure or self._keep(key, aside, time.perf_counter() - started)
+            shutil.rmtree(aside, ignore_errors=True)
+        return results
+
+    def _packaging(self, source: Source) -> Packaging:
+        """The recipe's, with what a file should tell of itself where its format has a place for it."""
+        packaging, spec = self.job.recipe.packaging, self.job.spec
+        told = {
+            "recipe": self.job.recipe.name,
+            "network": source.digest,
+            "fed": self.job.recipe.preprocess.fed,
+            "mean": json.dumps(list(spec.mean)),
+            "std": json.dumps(list(spec.std)),
+        }
+        packaging = dataclasses.replace(packaging, metadata={**told, **packaging.metadata})
+        return packaging if self.precision is None else dataclasses.replace(packaging, precision=self.precision)
+
+    def evaluator(self, target: Target, grade: Grade, made: File) -> str:
+        """What answers to images are kept under: the file, and the program that evaluates it."""
+        code = (
+            source_digest(Path(inspect.getfile(target.reference))) if grade == "reference" and target.reference else ""
+        )
+        versions = targets.versions(targets.packages(target))
+        return key_of(kind="evaluator", grade=grade, target=target.name, file=made.digest, code=code, versions=versions)
+
+    def at(self, precision: Precision | None) -> Files:
+        """The same, writing another precision."""
+        return dataclasses.replace(self, precision=precision)
+
+    @property
+    def baking(self) -> Baking:
+        """What goes into every file around its network."""
+        spec, channels = self.job.spec, self.job.data.shape[0]
+        return Baking(
+            preprocess=self.job.recipe.preprocess,
+            mean=per_channel(spec.mean, channels),
+            std=per_channel(spec.std, channels),
+        )
+
+    def _keep(self, key: str, aside: Path, seconds: float) -> File:
+        entry = self.store.keep(key, lambda folder, _: _move_into(aside, folder), seconds)
+        return _file(entry)
+
+    def _stem(self, source: Source) -> str:
+        name = "-".join(part for part in (self.job.recipe.name, source.name, self.precision) if part)
+        return "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
+
+    def _key(self, source: Source, target: Target) -> str:
+        return key_of(
+            kind="file",
+            model=source.digest,
+            stem=self._stem(source),
+            shape=self.job.data.shape,
+            packaging=dataclasses.asdict(self._packaging(source)),
+            baking=None if self.job.recipe.preprocess == OUTSIDE else dataclasses.asdict(self.baking),
+            target=target.name,
+            code=[source_digest(Path(inspect.getfile(target.export))), source_digest(_HERE / "lower.py")],
+            versions=targets.versions(("torch", "torchao", *targets.packages(target))),
+        )
+
+    def facts(self, target: Target, made: File) -> Mapping[str, Any]:
+        """What a target tells about a file, its vendor's estimate of the cost included where it has one."""
+        facts = dict(made.artifact.facts)
+        if target.estimate is not None:
+            with contextlib.suppress(targets.TargetError):
+                facts["estimate"] = dataclasses.asdict(target.estimate(made.artifact.path))
+        return facts
+
+    def open(self, target: Target, made: File) -> tuple[Grade, Runner | None, str]:
+        """The best evaluator of a file on this host: its grade, itself, and why there is none."""
+        if target.load is not None:
+            return "runtime", self._runner(target, made)[0], ""
+        if target.reference is not None:
+            try:
+                return "reference", target.reference(made.artifact.path), ""
+            except targets.TargetError as error:
+                return "written", None, str(error)
+        return "written", None, f"{target.name} has no runtime on {platform.system()} and no reference evaluator"
+
+    def _runner(self, target: Target, made: File) -> tuple[Runner, float]:
+        assert target.load is not None
+        path = made.artifact.path
+        if path not in self._runners:
+            started = time.perf_counter()
+            runner = target.load(path, self.job.recipe.threads)
+            self._runners[path] = (runner, 1000 * (time.perf_counter() - started))
+        return self._runners[path]
+
+    def latency(self, target: Target, ours: File, baseline: File) -> tuple[Latency, float, float]:
+        """Batch-1 latency of a file against the baseline's on the same target, milliseconds to load it, seconds taken."""
+        key = key_of(
+            kind="latency",
+            ours=ours.digest,
+            baseline=baseline.digest,
+            target=target.name,
+            threads=self.job.recipe.threads,
+            machine=machine(),
+            versions=targets.versions(targets.packages(target)),
+            code=[source_digest(_HERE / name) for name in ("latency.py", "cpus.py", "statistics.py")],
+        )
+
+        def make(folder: Path, _: Path) -> None:
+            found = self._time(target, ours, baseline)
+            document = {"latency": found.to_json(), "load_ms": self._runner(target, ours)[1]}
+            (folder / "latency.json").write_text(json.dumps(document), encoding="utf-8")
+
+        entry = self.store.keep(key, make)
+        kept = json.loads((entry.path / "latency.json").read_text(encoding="utf-8"))
+        return Latency.from_json(kept["latency"]), float(kept["load_ms"]), entry.seconds
+
+    def _time(self, target: Target, ours: File, baseline: File) -> Latency:
+        image = feed(self.job.data.test.batch(torch.tensor([0])), self.job.spec, self.job.recipe.preprocess.fed)
+        mine, theirs = self._runner(target, ours)[0], self._runner(target, baseline)[0]
+        self.watch.detail(f"timing on {target.name}")
+        same = ours.digest == baseline.digest
+        contenders = {"ours": lambda: mine(image)} | ({} if same else {"baseline": lambda: theirs(image)})
+        found = measure_latency.interleave(contenders, threads=self.job.recipe.threads)
+        ratio, interval = statistics.ratio_interval(found["ours"].blocks, found.get("baseline", found["ours"]).blocks)
+        return Latency(
+            on=target.name,
+            batch=1,
+            threads=self.job.recipe.threads,
+            p50_ms=found["ours"].percentile(50),
+            p90_ms=found["ours"].percentile(90),
+            ratio_to_baseline=ratio,
+            ci95=interval,
+        )
+
+    def peak(self, target: Target, made: File) -> tuple[int | None, float]:
+        """Peak memory of loading a file and answering one image, as ``memory.peak`` measures it, and the seconds taken."""
+        threads, shape, fed = self.job.recipe.threads, self.job.data.shape, self.job.recipe.preprocess.fed
+        key = key_of(
+            kind="memory",
+            file=made.digest,
+            target=target.name,
+            threads=threads,
+            shape=shape,
+            machine=machine(),
+            versions=targets.versions(("torch", *targets.packages(target))),
+            code=source_digest(_HERE / "memory.py"),
+        )
+
+        def make(folder: Path, _: Path) -> None:
+            self.watch.detail(f"measuring memory on {target.name}")
+            found = memory.peak(target.name, made.artifact.path, threads, shape, fed)
+            (folder / "memory.json").write_text(json.dumps({"peak_bytes": found}), encoding="utf-8")
+
+        entry = self.store.keep(key, make)
+        kept = json.loads((entry.path / "memory.json").read_text(encoding="utf-8"))
+        return kept["peak_bytes"], entry.seconds
+
+    def deliver(self, target: Target, made: File) -> Path:
+        """Copy a file into the report's folder, whole or not at all; returns its path relative to that folder."""
+        relative = Path("artifacts") / target.name / made.artifact.path.name
+        place = self.job.out / relative
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for root in reversed(parts.roots(made.artifact.path)):
+            _copy(root, place.with_name(root.name))
+        return relative
+
+    def deliver_checkpoint(self, source: Source) -> str:
+        """Copy the network that files were written from into the report's folder; returns its name there."""
+        name = f"{self._stem(source)}-{source.digest[:12]}"
+        place = self.job.out / "checkpoints" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _replaced(place) as aside:
+            aside.mkdir()
+            for file in ("model.json", "model.safetensors", "input.json"):
+                shutil.copy2(source.folder / file, aside / file)
+        return name
+
+
+def _file(entry: Entry) -> File:
+    artifact = lower.read_artifact(entry.path)
+    return File(artifact, parts.digest(artifact.path), parts.size(artifact.path), entry.seconds)
+
+
+def _copy(source: Path, place: Path) -> None:
+    """Copy a file or folder, whole or not at all, in place of what is there."""
+    with _replaced(place) as aside:
+        if source.is_dir():
+            shutil.copytree(source, aside)
+        else:
+            shutil.copy2(source, aside)
+
+
+@contextlib.contextmanager
+def _replaced(place: Path) -> Iterator[Path]:
+    """Where to make, within the block, the file or folder that in the end takes the place of what is there."""
+    aside = place.with_name(f".{place.name}.partial")
+    _remove(aside)
+    yield aside
+    _remove(place)
+    aside.rename(place)
+
+
+def _move_into(source: Path, folder: Path) -> None:
+    for path in source.iterdir():
+        path.rename(folder / path.name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,74 @@
+"""The card of a delivered file, from its job and its row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.report.rows import Row
+from edgewise.run.job import Job
+from edgewise.store.entries import write_whole
+from edgewise.store.json_values import encode
+from edgewise.verify.golden import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+from edgewise.verify.card import PROBES, Card, path_of
+
+
+def write(
+    artifact: Path,
+    sha256: str,
+    row: Row,
+    job: Job,
+    checkpoint: str,
+    environment: Mapping[str, Any],
+    golden: Record | None = None,
+    answers: Tensor | None = None,
+) -> None:
+    """Write the card beside a delivered file. ``answers``: the file's, [N, classes], for the test images."""
+    sizes = job.recipe.packaging.sizes
+    card = Card(
+        target=row.target or "",
+        sha256=sha256,
+        recipe=job.recipe.name,
+        model=job.recipe.model,
+        data_digest=job.data.digest,
+        seed=job.recipe.seed,
+        input_shape=job.data.shape,
+        mean=tuple(job.spec.mean),
+        std=tuple(job.spec.std),
+        classes=job.data.classes,
+        max_drop=job.recipe.limits.max_drop,
+        row=row,
+        recipe_fields=job.recipe.describe(),
+        environment=environment,
+        input=_input(job),
+        output={
+            "shape": [1, len(job.data.classes)],
+            "dtype": "float32",
+            "meaning": "probabilities" if job.recipe.preprocess.softmax else "logits",
+        },
+        golden=golden,
+        checkpoint=checkpoint,
+        fed=job.recipe.preprocess.fed,
+        softmax=job.recipe.preprocess.softmax,
+        sizes=sizes.choices[1:] if sizes else (),
+        ranged=bool(sizes and sizes.ranged),
+        answers=() if answers is None else tuple(tuple(given) for given in answers[:PROBES].tolist()),
+    )
+    text = json.dumps(encode(card), indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(path_of(artifact), text.encode())
+
+
+def _input(job: Job) -> Mapping[str, Any]:
+    channels, height, width = job.data.shape
+    if job.recipe.preprocess.fed == "bytes":
+        return {"shape": [1, height, width, channels], "dtype": "uint8", "meaning": "bytes as a camera gives them"}
+    return {
+        "shape": [1, channels, height, width],
+        "dtype": "float32",
+        "meaning": "bytes / 255, less mean, over std, each per channel",
+    }

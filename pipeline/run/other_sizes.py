@@ -1,0 +1,69 @@
+"""A file tried at image sizes it was not captured at, against the PyTorch network at the same sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.images import resized
+from edgewise.images.sizes import Size, untraced
+from edgewise.measure.statistics import agree
+from edgewise.measure.values import Agreement
+from edgewise.network import checkpoint
+from edgewise.run.steps import Model, Steps
+from edgewise.targets import Runner
+
+SAMPLE = 512
+"""Test images, evenly spaced over the test set, that a file is tried on at each further size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtSize:
+    """What a file does at one size."""
+
+    size: Size
+    agreement: Agreement
+    top1: float
+    """Share of the sample's images put into their own class; the network was not trained at this size."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        height, width = self.size
+        return {"height": height, "width": width, "top1": self.top1, "agreement": self.agreement.to_json()}
+
+
+def at_other_sizes(steps: Steps, model: Model, runner: Runner, digest: str, label: str) -> tuple[list[AtSize], float]:
+    """How a file made from ``model`` does at every size it accepts and was not captured at, and the seconds taken.
+
+    Nothing where the file accepts one size. ``digest``: of the file, with what evaluates it.
+    """
+    recipe = steps.job.recipe
+    sizes, preprocess = recipe.packaging.sizes, recipe.preprocess
+
+    @cache
+    def network() -> nn.Module:
+        return checkpoint.load(model.folder, sizes=sizes).model
+
+    found, seconds = [], 0.0
+    for size in untraced(sizes):
+        wanted, took = steps.answers_at(size, SAMPLE, lambda images: network()(images), model.digest, model.name)
+        given, more = steps.answers_at(size, SAMPLE, runner, digest, label, preprocess.fed)
+        right = resized.sample(steps.job.data.test, size, SAMPLE).labels
+        found.append(_held_against(size, given, preprocess.finished(wanted), right))
+        seconds += took + more
+    return found, seconds
+
+
+def _held_against(size: Size, given: Tensor, wanted: Tensor, labels: Tensor) -> AtSize:
+    top1 = float((given.argmax(1) == labels).to(torch.float64).mean())
+    return AtSize(size=size, agreement=agree(given, wanted), top1=top1)
+
+
+def facts(found: Sequence[AtSize]) -> dict[str, Any]:
+    """What a row tells of them."""
+    return {"at_other_sizes": [entry.to_json() for entry in found]} if found else {}

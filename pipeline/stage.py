@@ -1,0 +1,99 @@
+"""The contract of a stage: a frozen dataclass that is called with a network and a context, and returns a new network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgewise.errors import RequestError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgewise.calib_data import Data
+    from edgewise.models import Spec
+    from edgewise.store.entries import Store
+    from edgewise.targets import Grid
+
+
+class Track(Protocol):
+    """Shows progress: yields the items of ``items`` one by one under ``description``."""
+
+    def __call__(self, items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]: ...
+
+
+def silent(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
+    """A Track that shows nothing."""
+    yield from items
+
+
+def unheard(text: str) -> None:
+    """A note that nobody is told."""
+
+
+def unkept(name: str, value: Any) -> None:
+    """A fact that nobody keeps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a stage may know besides the model it is given."""
+
+    spec: Spec
+    data: Data
+    scratch: Path
+    """A folder of the step's own that survives a kill until the step is finished: checkpoints of long training."""
+    device: str = "cpu"
+    seed: int = 0
+    threads: int = 1
+    """Threads of the declared runtime when a stage times something on it."""
+    runtime: str = "onnx"
+    """The target whose milliseconds decide."""
+    baseline: nn.Module | None = None
+    """The unmodified trained network: the teacher of distillation. None while it is being trained itself."""
+    grid: Grid | None = None
+    """The quantization grid that the recipe's targets share."""
+    track: Track = silent
+    note: Callable[[str], None] = unheard
+    """Tells the person watching one line."""
+    fact: Callable[[str, Any], None] = unkept
+    """Keeps ``value`` (JSON types) under ``name`` among the facts of the step's row, with the step's result."""
+    store: Store | None = None
+    """Where measurements are kept for later steps and runs; None: nowhere."""
+    machine: str = ""
+    """What a time measured here belongs to, a part of such a measurement's key."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images the model is fed."""
+        return self.data.shape
+
+
+class Stage(Protocol):
+    """A step of a recipe."""
+
+    def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
+        """Return a new model; ``model`` is left as it was. Raises StageError when the step cannot be done."""
+
+
+def stage_name(stage: Stage) -> str:
+    """The name a stage goes by in the report: its class in lower case."""
+    return type(stage).__name__.lower()
+
+
+def describe(stage: Stage) -> dict[str, Any]:
+    """A stage as JSON-serialisable values: its name and every field."""
+    value: Any = stage
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise RequestError(f"a stage must be a frozen dataclass with __call__, found {stage!r}")
+    fields: dict[str, Any] = dataclasses.asdict(value)
+    return {"stage": stage_name(stage)} | fields
+
+
+def in_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise RequestError unless ``low`` ≤ ``value`` ≤ ``high``; a NaN never is."""
+    if not low <= value <= high:
+        raise RequestError(f"{name} must lie in {low:g} … {high:g}, found {value:g}")

@@ -1,0 +1,247 @@
+"""The stage that removes whole channels, heads and hidden units, so that what is left is a smaller dense network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgewise.errors import RequestError, StageError
+from edgewise.stage import Context, in_range
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgewise.stages.prune.budget import Spent
+    from edgewise.stages.training.settings import Training
+
+
+__all__ = ["Prune"]
+
+IMPORTANCES = ("l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "activation", "random")
+SCOPES = ("global", "layer", "sensitivity")
+
+_SHARES = ("ratio", "macs", "params", "latency")
+_BUDGETS = ("ratio", "macs", "params", "bytes", "latency", "milliseconds")
+_DEEPEST = 0.05
+"""Share of the multiply-accumulates that an accuracy budget alone aims at first."""
+_SCAN = (0.25, 0.5, 0.75)
+
+Budget = Literal["channels", "macs", "params", "bytes", "time", "milliseconds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """Structured pruning to a budget: channels, MACs, parameters, bytes, milliseconds on the target, or accuracy.
+
+    Exactly one of ``ratio``, ``macs``, ``params``, ``bytes``, ``latency`` and ``milliseconds`` is given, ``max_drop``
+    beside it or alone. Time and bytes are those of a float file of the recipe's declared runtime at batch 1.
+    """
+
+    ratio: float | None = None
+    """Share of the channels to remove, above 0 and below 1."""
+    macs: float | None = None
+    """Share of the multiply-accumulates to keep, for example 1 / 2.57; at most this much is left."""
+    params: float | None = None
+    """Share of the parameters to keep; at most this much is left."""
+    bytes: float | None = None
+    """Below 1, the share of the file's bytes to keep; from 1, so many bytes; at most this much is left."""
+    latency: float | None = None
+    """Share of the measured time to keep, on the declared runtime."""
+    milliseconds: float | None = None
+    """The time of one call on the declared runtime, on this machine."""
+    max_drop: float | None = None
+    """Largest loss of top-1 on the calibration images (0.01 = one point). The reduction is made whole where it costs no
+    more, else as much of it as does; without another budget as many multiply-accumulates go as can."""
+    trials: int = 6
+    """Networks that are tried for ``max_drop``."""
+    training: Training | None = None
+    """How each of those is trained before it is judged, which the result keeps; None: judged as it is cut."""
+    importance: Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "activation", "random"] = "l2"
+    """What makes a channel worth keeping; random is the control."""
+    scope: Literal["global", "layer", "sensitivity"] = "global"
+    """global: rank the channels of all layers against each other; layer: take the same share of every layer;
+    sensitivity: go by what each layer's loss cost in a scan. A time budget weighs that cost against the time saved."""
+    scan: tuple[float, ...] = ()
+    """Shares at which a sensitivity scan prunes every group alone, for a picture in the report; scope "sensitivity"
+    scans at 0.25, 0.5 and 0.75 where none are given."""
+    round_to: int | None = None
+    """Leave a multiple of this many channels; vector units and NPUs work in such blocks. None: 8; for a time budget
+    eighths of every layer, of which the measured times choose."""
+    steps: int = 1
+    """Reach the budget in so many equal steps, and look at the importance anew before each."""
+    max_layer_ratio: float = 0.9
+    """The largest share of its channels that a single layer may lose."""
+    keep: tuple[str, ...] = ()
+    """Layers whose output channels are never pruned."""
+    shortcuts: bool = True
+    """Whether channels that a shortcut carries, where the answers of several layers are added, may go. Without them a
+    network keeps more of its answers as it is cut; with them more of its time can be saved."""
+    images: int = 512
+    """Calibration images that the measures of data (taylor, activation) and a sensitivity scan look at."""
+    reestimate: int = 1024
+    """Training images on which the batch norms are estimated anew after the cut; 0: they stay as they were."""
+    reconstruct: int = 0
+    """Training images on which every layer is fitted anew after the cut, to answer as it did (``reconstruct``); the batch
+    norms then keep the statistics that those answers have. 0: the weights that are left stay as they were."""
+    recover_steps: int = 0
+    """Training steps, after that, in which all layers together learn to answer as they did (``imitate``); 0: none."""
+    recover_lr: float = 3e-3
+    """Their learning rate at the start."""
+    recover_batch: int = 128
+    """Images per step."""
+
+    def __post_init__(self) -> None:
+        self._check_budget()
+        for name, choices in (("importance", IMPORTANCES), ("scope", SCOPES)):
+            if getattr(self, name) not in choices:
+                raise RequestError(f"Prune.{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        for name in ("steps", "images", "trials"):
+            in_range(f"Prune.{name}", getattr(self, name), 1, 1_000_000)
+        in_range("Prune.round_to", 1 if self.round_to is None else self.round_to, 1, 1_000_000)
+        in_range("Prune.reestimate", self.reestimate, 0, 100_000_000)
+        in_range("Prune.reconstruct", self.reconstruct, 0, 100_000_000)
+        in_range("Prune.max_layer_ratio", self.max_layer_ratio, 0.01, 1)
+        in_range("Prune.recover_steps", self.recover_steps, 0, 10_000_000)
+        in_range("Prune.recover_lr", self.recover_lr, 1e-12, 100)
+        in_range("Prune.recover_batch", self.recover_batch, 2, 1_000_000)
+        for share in self.scan:
+            if not 0 < share < 1:
+                raise RequestError(f"Prune.scan takes shares between 0 and 1, both excluded, found {share:g}")
+        if self.training is not None and self.max_drop is None:
+            raise RequestError("Prune.training is how the trials of max_drop are trained; put a Finetune after Prune")
+        if self.scope == "layer" and self.ratio is not None and self.ratio > self.max_layer_ratio:
+            raise RequestError(
+                f"Prune.ratio {self.ratio:g} of every layer exceeds max_layer_ratio {self.max_layer_ratio:g}"
+            )
+
+    def _check_budget(self) -> None:
+        given = {name: value for name in _BUDGETS if (value := getattr(self, name)) is not None}
+        if len(given) > 1 or (not given and self.max_drop is None):
+            found = ", ".join(given) or "none"
+            raise RequestError(f"Prune wants exactly one of {', '.join(_BUDGETS)}, or max_drop, found {found}")
+        for name, value in given.items():
+            if name in _SHARES and not 0 < value < 1:
+                raise RequestError(f"Prune.{name} must lie between 0 and 1, both excluded, found {value:g}")
+            if not 0 < value < float("inf"):
+                raise RequestError(f"Prune.{name} must be above 0, found {value:g}")
+        if self.max_drop is not None:
+            in_range("Prune.max_drop", self.max_drop, 0, 1)
+
+    def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
+        """A pruned copy of ``model``, which carries the surgery that made it.
+
+        Raises StageError when nothing can be removed, when the budget cannot be met, when a layer would be emptied,
+        when no trial is within ``max_drop``, and when the smaller network does not compute what the larger one does
+        without the removed channels.
+        """
+        if "prune" in ctx.spec.cannot:
+            raise RequestError(f"{ctx.spec.name} cannot be pruned: {ctx.spec.cannot['prune']}")
+        if self.max_drop is None:
+            pruned, spent = self._pruned(model, ctx, 1.0)
+        else:
+            from edgewise.stages.prune.backoff import back_off
+
+            pruned, spent = back_off(model, self, ctx, lambda part, here: self._pruned(model, here, part))
+        for name, value in spent.facts.items():
+            ctx.fact(name, value)
+        ctx.note(spent.summary)
+        for before, after in zip(model.modules(), pruned.modules(), strict=True):
+            after.training = before.training
+        return pruned
+
+    def _pruned(self, model: nn.Module, ctx: Context, part: float) -> tuple[nn.Module, Spent]:
+        """A copy, in eval mode, pruned by ``part`` of the reduction; and what became of it."""
+        import dataclasses
+
+        from edgewise.network import surgery
+        from edgewise.stages.prune.budget import spend
+        from edgewise.stages.prune.sensitivity import fit_norms
+
+        pruned = copy.deepcopy(model).eval().requires_grad_(True)
+        spent = spend(pruned, self, ctx, part)
+        operation = surgery.difference(model, pruned)
+        if not operation.shapes:
+            raise StageError(
+                f"pruning changed nothing: {spent.summary}. Ask for more, or lower round_to ({self.rounding or 'eighths'})"
+            )
+        facts = dict(spent.facts)
+        if not self.reconstruct:
+            facts["norm_images"] = fit_norms(pruned, self.reestimate, ctx)
+        if self.reconstruct or self.recover_steps:
+            facts |= self._taught(pruned, model, spent, ctx)
+        summary = f"pruned {len(operation.attributes)} layers: {spent.summary}"
+        return surgery.record(pruned, operation), dataclasses.replace(spent, summary=summary, facts=facts)
+
+    def _taught(self, pruned: nn.Module, model: nn.Module, spent: Spent, ctx: Context) -> dict[str, Any]:
+        """Teach ``pruned`` in place to answer as ``model`` does; what came of it, for the report."""
+        from edgewise.stages.prune.coupling import outputs_left
+
+        place = next(pruned.parameters()).device
+        whole = copy.deepcopy(model).eval().to(ctx.device)
+        left = outputs_left(whole, spent.cuts)
+        pruned.to(ctx.device)
+        facts: dict[str, Any] = {}
+        if self.reconstruct:
+            facts["reconstruction"] = self._reconstructed(pruned, whole, left, ctx)
+        if self.recover_steps:
+            facts["recovery"] = self._recovered(pruned, whole, left, ctx)
+        pruned.to(place)
+        return facts
+
+    def _reconstructed(
+        self, pruned: nn.Module, whole: nn.Module, left: Mapping[str, Sequence[int]], ctx: Context
+    ) -> dict[str, Any]:
+        from edgewise.stages.prune.reconstruct import reconstruct
+
+        errors = reconstruct(pruned, whole, left, self.reconstruct, ctx)
+        before, after = (sum(pair[which] for pair in errors.values()) / max(len(errors), 1) for which in (0, 1))
+        ctx.note(
+            f"{len(errors)} layers fitted anew: relative error of their outputs {before:.2f} -> {after:.2f}, the mean"
+        )
+        return {name: [*pair] for name, pair in errors.items()}
+
+    def _recovered(
+        self, pruned: nn.Module, whole: nn.Module, left: Mapping[str, Sequence[int]], ctx: Context
+    ) -> dict[str, Any]:
+        from edgewise.stages.prune.recover import recover
+
+        steps = self.recover_steps
+        losses = recover(pruned, whole, left, ctx, steps=steps, lr=self.recover_lr, batch=self.recover_batch)
+        ctx.note(f"{steps:,} steps of block-wise distillation: loss {losses[0]:.3f} -> {losses[1]:.3f}")
+        return {"steps": steps, "loss": [*losses]}
+
+    @property
+    def budget(self) -> tuple[Budget, float]:
+        """What is limited, and what is to be left: a share, milliseconds, or bytes where it is 1 or more."""
+        if self.ratio is not None:
+            return "channels", 1 - self.ratio
+        kinds: dict[Budget, float | None] = {
+            "macs": self.macs,
+            "params": self.params,
+            "bytes": self.bytes,
+            "time": self.latency,
+            "milliseconds": self.milliseconds,
+        }
+        return next(((kind, value) for kind, value in kinds.items() if value is not None), ("macs", _DEEPEST))
+
+    @property
+    def rounding(self) -> int | None:
+        """Widths are multiples of this; None: eighths."""
+        return 8 if self.round_to is None and not self.timed else self.round_to
+
+    @property
+    def timed(self) -> bool:
+        """Whether the budget is one of time."""
+        return self.budget[0] in ("time", "milliseconds")
+
+    @property
+    def measure_time(self) -> bool:
+        """Whether the outcome depends on the runtime and the machine, so that the step's key names them."""
+        return self.timed or self.budget[0] == "bytes"
+
+    @property
+    def scanned(self) -> tuple[float, ...]:
+        """The shares at which a sensitivity scan is made; none: there is no scan."""
+        return self.scan or (_SCAN if self.scope == "sensitivity" else ())

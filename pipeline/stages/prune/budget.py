@@ -1,0 +1,218 @@
+"""Spends a pruning budget: step by step, the least important channels first, each cut checked by running it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from edgewise.errors import StageError
+from edgewise.measure.cost.totals import count
+from edgewise.stages.prune import plan, sensitivity
+from edgewise.stages.prune.checked_cut import couple, cut_and_check
+from edgewise.stages.prune.coupling import Cut, Group, cut
+from edgewise.stages.prune.importance import score
+from edgewise.stages.prune.knapsack import by_importance
+from edgewise.stages.prune.measured_budget import Aimed, Line, aim
+from edgewise.stages.prune.predictions import Bytes, Time
+from edgewise.stages.prune.timer import Clock, clock
+
+if TYPE_CHECKING:
+    from edgewise.stage import Context
+    from edgewise.stages.prune import Prune
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What became of a network."""
+
+    summary: str
+    facts: Mapping[str, Any]
+    """For the report; JSON types."""
+    cuts: Sequence[Cut]
+    """What was cut, step by step."""
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The network before the first step."""
+
+    amount: float
+    """Of what the budget limits."""
+    widths: Mapping[str, int]
+    """Channels of every group."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """The network before one step."""
+
+    model: nn.Module
+    groups: Sequence[Group]
+    scores: Sequence[Tensor]
+    curves: Sequence[plan.Curve]
+    """What a group's loss costs; empty where the budget needs no such thing."""
+    moves: Sequence[plan.Move]
+    choices: Sequence[Sequence[int]]
+
+
+def spend(model: nn.Module, how: Prune, ctx: Context, part: float = 1.0) -> Spent:
+    """Prune ``model`` in place (in eval mode, every parameter requiring grad), and tell what is left.
+
+    ``part`` (above 0, at most 1): how much of the reduction asked for is made. Raises StageError as ``Prune`` does.
+    """
+    spender = _measured if how.budget[0] in ("bytes", "time", "milliseconds") else _counted
+    widths = _widths(model, how, ctx)
+    found = spender(model, how, ctx, part, widths)
+    after = _widths(model, how, ctx)
+    changed = {name: [width, after.get(name, 0)] for name, width in widths.items()}
+    return Spent(found.summary, {**found.facts, "widths": changed}, found.cuts)
+
+
+def _widths(model: nn.Module, how: Prune, ctx: Context) -> dict[str, int]:
+    return {group.name: group.width for group in couple(model, how, ctx).groups}
+
+
+def _counted(model: nn.Module, how: Prune, ctx: Context, part: float, widths: Mapping[str, int]) -> Spent:
+    """A budget that is counted: channels, multiply-accumulates, parameters."""
+    kind, asked = how.budget
+    wanted, groups, facts = 1 - part * (1 - asked), couple(model, how, ctx).groups, dict[str, Any]()
+    whole, cuts = _Whole(_amount(kind, model, groups, ctx), widths), list[Cut]()
+    for step in range(1, how.steps + 1):
+        state = _look(model, how, ctx, whole.widths, facts)
+        if how.ratio is not None and how.scope != "layer" and how.max_layer_ratio == 1:
+            plan.refuse_emptying(state.groups, state.scores, (1 - wanted) / how.steps)
+        counts = _choose(state, how, ctx, whole, 1 - (1 - wanted) * step / how.steps)
+        cuts.append((state.groups, plan.weakest(state.scores, counts)))
+        cut_and_check(model, *cuts[-1], ctx)
+    left = _amount(kind, model, couple(model, how, ctx).groups, ctx)
+    summary = f"{kind} {whole.amount:,.0f} -> {left:,.0f} ({left / whole.amount:.1%}, wanted {wanted:.1%})"
+    told = {"budget": kind, "wanted": wanted, "before": whole.amount, "left": left}
+    return Spent(summary, {"budget": told} | facts, cuts)
+
+
+def _look(
+    model: nn.Module, how: Prune, ctx: Context, widths: Mapping[str, int], facts: dict[str, Any], curved: bool = False
+) -> _State:
+    """The network's groups, what their channels matter, and the moves among which a step chooses."""
+    groups = couple(model, how, ctx).groups
+    scores = score(how.importance, model, groups, ctx, how.images)
+    curves: list[list[float]] = []
+    if how.scanned:
+        found = sensitivity.scan(model, how, ctx, how.scanned)
+        facts.setdefault("channel_sensitivity", sensitivity.to_json(found))
+        curves = sensitivity.curves(found, groups, scores)
+    if how.scope != "sensitivity":
+        curves = by_importance(scores) if curved else []
+    rules = plan.Rules(how.scope, how.rounding, how.max_layer_ratio, widths)
+    moves = plan.moves(groups, scores, rules, curves)
+    choices = [plan.allowed(group, importance, rules) for group, importance in zip(groups, scores, strict=True)]
+    return _State(model, groups, scores, curves, moves, choices)
+
+
+def _choose(state: _State, how: Prune, ctx: Context, whole: _Whole, share: float) -> plan.Counts:
+    """How many blocks of each group go, so that at most ``share`` of the whole network is left."""
+    kind, groups, scores = how.budget[0], state.groups, state.scores
+
+    def left(counts: plan.Counts) -> float:
+        trial, removed = copy.deepcopy(state.model), plan.weakest(scores, counts)
+        cut(trial, groups, removed)
+        gone = sum(group.block_size * len(blocks) for group, blocks in zip(groups, removed, strict=True))
+        return (_amount(kind, trial, groups, ctx) - (gone if kind == "channels" else 0)) / whole.amount
+
+    if how.ratio is not None and how.scope == "layer":
+        return plan.uniform(state.moves, groups, 1 - share / left((0,) * len(groups)))
+    return plan.meet(state.moves, len(groups), left, share)
+
+
+def _amount(kind: str, model: nn.Module, groups: Sequence[Group], ctx: Context) -> float:
+    if kind == "channels":
+        return sum(group.width for group in groups)
+    totals = count(model, ctx.input_shape)
+    return totals.macs if kind == "macs" else totals.params
+
+
+def _measured(model: nn.Module, how: Prune, ctx: Context, part: float, widths: Mapping[str, int]) -> Spent:
+    """A budget that is measured on the declared runtime: milliseconds of a call, bytes of a file."""
+    facts, cuts = dict[str, Any](), list[Cut]()
+    with clock(copy.deepcopy(model), ctx) as watch:
+        whole = _size(how, watch, model)
+        wanted = 1 - part * (1 - _share(how, whole))
+        found = Aimed((), 1.0, 1.0, ())
+        for step in range(1, how.steps + 1):
+            state = _look(model, how, ctx, widths, facts, curved=True)
+            gauge = _gauge(how, watch, state, ctx)
+            share = 1 - (1 - wanted) * step / how.steps
+            with _in_words(how, whole):
+                found = aim(gauge, share, partial(_cut, state), Line(found.measured))
+            cuts.append((state.groups, plan.weakest(state.scores, found.counts)))
+            cut_and_check(model, *cuts[-1], ctx)
+            if isinstance(gauge, Time):
+                facts["latency_table"] = gauge.table.to_json()
+    summary, told = _told(how, ctx, whole, wanted, found)
+    return Spent(summary, {"budget": told} | facts, cuts)
+
+
+def _gauge(how: Prune, watch: Clock, state: _State, ctx: Context) -> Bytes | Time:
+    if how.budget[0] == "bytes":
+        return Bytes(watch, state.moves, len(state.groups), partial(_cut, state))
+    return Time.of(watch, state.model, state.groups, ctx, how.scope, state.moves, state.choices, state.curves)
+
+
+def _cut(state: _State, counts: plan.Counts) -> nn.Module:
+    trial = copy.deepcopy(state.model)
+    cut(trial, state.groups, plan.weakest(state.scores, counts))
+    return trial
+
+
+def _size(how: Prune, watch: Clock, model: nn.Module) -> float:
+    """Milliseconds or bytes of the network before the first step."""
+    return watch.bytes if how.budget[0] == "bytes" else watch.read(model).reference_ms
+
+
+def _share(how: Prune, whole: float) -> float:
+    """The budget as a share of the whole network's size or time."""
+    kind, asked = how.budget
+    share = asked / whole if kind == "milliseconds" or (kind == "bytes" and asked >= 1) else asked
+    if share >= 1:
+        raise StageError(f"wanted at most {_amount_of(kind, asked)}; the network has {_amount_of(kind, whole)} already")
+    return share
+
+
+def _amount_of(kind: str, value: float) -> str:
+    return f"{value:,.0f} bytes" if kind == "bytes" else f"{value:.3g} ms"
+
+
+@contextmanager
+def _in_words(how: Prune, whole: float) -> Iterator[None]:
+    """Say what the shares in a message are shares of."""
+    try:
+        yield
+    except StageError as error:
+        raise StageError(f"{error} (100 % is {_amount_of(how.budget[0], whole)})") from error
+
+
+def _told(how: Prune, ctx: Context, whole: float, wanted: float, found: Aimed) -> tuple[str, dict[str, Any]]:
+    """In a line, and as JSON types."""
+    kind = "bytes" if how.budget[0] == "bytes" else "milliseconds"
+    told = {
+        "budget": kind,
+        "on": ctx.runtime,
+        "threads": ctx.threads,
+        "before": whole,
+        "wanted": wanted * whole,
+        "predicted": found.predicted * whole,
+        "measured": found.measured * whole,
+        "trials": [{"predicted": trial[0] * whole, "measured": trial[1] * whole} for trial in found.trials],
+    }
+    amounts = [_amount_of(kind, share * whole) for share in (1.0, found.measured, wanted, found.predicted)]
+    summary = (
+        f"{amounts[0]} -> {amounts[1]} on {ctx.runtime} "
+        f"({found.measured:.1%}, wanted {amounts[2]}, predicted {amounts[3]})"
+    )
+    return summary, told

@@ -1,0 +1,110 @@
+"""Hits a budget that can only be measured: choose by a prediction, measure, correct the prediction, choose again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import nn
+
+from edgewise.errors import StageError
+from edgewise.stages.prune.plan import Counts
+
+_TRIALS = 8
+_CLOSE = 0.03
+"""A trial this near below the budget ends the search."""
+
+
+class Gauge(Protocol):
+    """Predicts and measures what a budget limits. All numbers are shares: of the network a step is given where they are
+    predicted, of the network before the first step where they are measured."""
+
+    @property
+    def slack(self) -> float:
+        """How much above the budget, relative to it, is still within it: the noise of the measurement."""
+
+    def predict(self, counts: Counts) -> float:
+        """What would be left; 1 for the network the step is given."""
+
+    def choose(self, share: float) -> Counts:
+        """Counts with at most ``share`` left by the prediction. Raises StageError where there are none."""
+
+    def least(self) -> Counts:
+        """Every group at its smallest allowed width."""
+
+    def measure(self, model: nn.Module) -> float:
+        """What ``model`` has."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is measured as a function of what is predicted, through the points seen."""
+
+    start: float
+    """Measured for the network the step is given, whose prediction is 1."""
+    seen: tuple[tuple[float, float], ...] = ()
+
+    def measured(self, predicted: float) -> float:
+        """The measurement to be expected."""
+        slope, (x, y) = self._through(predicted, 0)
+        return y + slope * (predicted - x)
+
+    def predicted(self, measured: float) -> float:
+        """The prediction that goes with a measurement."""
+        slope, (x, y) = self._through(measured, 1)
+        return x + (measured - y) / slope
+
+    def _through(self, at: float, axis: int) -> tuple[float, tuple[float, float]]:
+        """Slope and one point: through the neighbours of ``at`` along an axis, or the two nearest points."""
+        points = sorted({(1.0, self.start), *self.seen}, key=lambda point: abs(point[axis] - at))
+        near = points[0]
+        side = [p for p in points[1:] if (p[axis] - at) * (near[axis] - at) < 0] or points[1:]
+        for other in side:
+            if (other[0] - near[0]) * (other[1] - near[1]) > 0:
+                return (other[1] - near[1]) / (other[0] - near[0]), near
+        return near[1] / near[0], near
+
+
+@dataclass(frozen=True)
+class Aimed:
+    """What was chosen."""
+
+    counts: Counts
+    predicted: float
+    """What was expected of it before it was measured."""
+    measured: float
+    trials: tuple[tuple[float, float], ...] = field(default=())
+    """(expected, measured) of every trial, in order."""
+
+
+def aim(gauge: Gauge, share: float, cut: Callable[[Counts], nn.Module], line: Line) -> Aimed:
+    """The trial that comes nearest to ``share`` without exceeding it by more than the gauge's slack.
+
+    ``cut`` makes the network of some counts. A prediction alone refuses nothing: where it sees no way, the smallest
+    network is measured, and corrects it. Raises StageError where no trial comes within the budget.
+    """
+    trials: dict[Counts, tuple[float, float]] = {}
+    for _ in range(_TRIALS):
+        try:
+            counts = gauge.choose(line.predicted(share))
+        except StageError:
+            if trials:
+                break
+            counts = gauge.least()
+        if counts in trials:
+            break
+        predicted = gauge.predict(counts)
+        trials[counts] = (line.measured(predicted), gauge.measure(cut(counts)))
+        line = Line(line.start, (*line.seen, (predicted, trials[counts][1])))
+        if 1 - _CLOSE <= trials[counts][1] / share <= 1 + gauge.slack:
+            break
+    within = [(measured, counts) for counts, (_, measured) in trials.items() if measured <= share * (1 + gauge.slack)]
+    if not within:
+        least = min(measured for _, measured in trials.values())
+        raise StageError(
+            f"wanted {share:.1%}, and the nearest of {len(trials)} trials has {least:.1%} left. Ask for less, or lower "
+            "round_to, raise max_layer_ratio or shorten keep"
+        )
+    measured, counts = max(within)
+    return Aimed(counts, trials[counts][0], measured, tuple(trials.values()))

@@ -1,0 +1,165 @@
+"""The layers of a pruned network fitted anew, so that on what they are now given they answer as they did.
+
+A cut leaves the weights that remain as they were, and every layer misses what the removed channels told it. Part of that
+the others know as well, and the layer can be taught to read it from them: the least-squares step of channel pruning (He,
+Zhang, Sun 2017, arXiv 1707.06168, section 3.1, the second part of equation 2). Layer by layer, in order of execution,
+
+    V, b = argmin E‖y − V·x − b‖² + λ‖V − W‖²,
+
+with x the patches that the pruned network, fitted so far, gives the layer (so that it makes up for the errors before it,
+section 3.2 there), y what the unpruned network answers in the channels that are left, and W the weights as they were cut.
+Where the layer's answers are added to a branch that is there before them, a shortcut, y also holds what that branch lacks
+by now (section 3.3 there), divided by the scale of the batch norm between. The second term, small, holds what the data
+say nothing of. The normal equations (S + λ)·(V − W)' = C − S·W' need the moments S = Cov(x, x) and C = Cov(x, y) alone.
+
+A batch norm behind such a layer keeps the unpruned network's statistics, to which the outputs are fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.network.norm_pairs import affine, find_norms
+from edgewise.stage import Context
+from edgewise.stages.fitting.batch_norms import put_bias
+from edgewise.stages.fitting.image_batches import drawn
+from edgewise.stages.fitting.layer_io import Accumulator, explicit_padding, met
+from edgewise.stages.fitting.least_squares import Moments, error, solve
+from edgewise.stages.prune.shortcut_sums import Meeting, Sum, find_sums, meet
+
+_DAMPING = 1e-6
+_ROUNDING = 1e-13
+"""Of a float64 sum over so many positions, relative; a covariance is the difference of two."""
+_POSITIONS = 20_000
+"""Output positions of a layer, drawn from all images, that a fit looks at."""
+_SMALL_SCALE = 0.05
+"""Of a batch norm's channel, relative to the median: a smaller one passes on too little to make up for anything."""
+_LARGEST_SYSTEM = 6000
+"""Inputs of a layer times the size of its kernel; a larger one stays as it was cut."""
+_EXACT = 1e-3
+"""A layer whose outputs are off by no more lost nothing."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A layer's weights, as a fit sees them."""
+
+    weight: Tensor
+    """float64 [Cout, Cin·K]."""
+    bias: Tensor
+    """float64 [Cout]."""
+
+    def kernel(self) -> Tensor:
+        """The weights."""
+        return self.weight
+
+
+def reconstruct(
+    pruned: nn.Module, whole: nn.Module, left: Mapping[str, Sequence[int]], images: int, ctx: Context
+) -> dict[str, tuple[float, float]]:
+    """Fit the convolutions and linear layers of ``pruned`` in place to what those of ``whole`` answer.
+
+    Both networks in eval mode on ``ctx.device``, with batch norms as they were before the cut; ``left`` tells which of a
+    layer's outputs remain. Fitted on so many training images and judged on a quarter as many calibration images: a layer
+    that the fit does not bring closer stays as it was cut, as do grouped convolutions. Returns for each layer that was off
+    the relative errors of its answers behind its batch norm: as it was cut (on what the layers before it, already fitted,
+    give it), and as it is left.
+    """
+    fitting, judging = drawn(ctx.data.train, images, ctx), drawn(ctx.data.calib, -(-images // 4), ctx)
+    probe = judging[0][:2]
+    norms = find_norms(whole, probe).pairs
+    layers = [name for name in met(whole, left, probe) if _can_be_fitted(pruned.get_submodule(name))]
+    sums = find_sums(whole, {name: norms.get(name, name) for name in layers}, probe)
+    found: dict[str, tuple[float, float]] = {}
+    for name in ctx.track(layers, "reconstruction", len(layers)):
+        place = _Place(pruned, whole, name, norms.get(name), sums.get(name), left[name])
+        seen, judged = (place.moments(batches, ctx.seed) for batches in (fitting, judging))
+        if bool(judged.var_y.sum() <= _ROUNDING * judged.mean_y.square().sum()):
+            continue  # answers that do not vary have no relative error
+        before = place.cut()
+        after = fitted(before, seen)
+        errors = place.error(before, judged), place.error(after, judged)
+        if errors[0] > _EXACT:
+            found[name] = errors[0], min(errors)
+        if errors[1] < errors[0]:
+            place.write(after)
+    return found
+
+
+def fitted(start: Dense, moments: Moments) -> Dense:
+    """The least-squares weights near ``start``, with the bias that makes the means equal."""
+    old = start.weight.T
+    size = (moments.cov_xx.diagonal() + moments.mean_x.square()).sum()
+    system = moments.cov_xx + _ROUNDING * size * torch.eye(len(old)).to(moments.cov_xx)
+    new = old + solve(system, moments.cov_xy - moments.cov_xx @ old, _DAMPING)
+    return Dense(new.T, moments.mean_y - moments.mean_x @ new)
+
+
+def _can_be_fitted(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv2d):
+        plain = layer.groups == 1 and layer.padding_mode == "zeros" and explicit_padding(layer) is not None
+        return plain and layer.weight[0].numel() <= _LARGEST_SYSTEM
+    return isinstance(layer, nn.Linear) and layer.in_features <= _LARGEST_SYSTEM
+
+
+class _Place:
+    """A layer in the pruned network, and where it stands."""
+
+    def __init__(
+        self, pruned: nn.Module, whole: nn.Module, name: str, norm: str | None, where: Sum | None, left: Sequence[int]
+    ) -> None:
+        self._pruned, self._whole, self._name, self._where = pruned, whole, name, where
+        layer = pruned.get_submodule(name)
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        self._layer = layer
+        self._kept = torch.tensor(left, device=layer.weight.device)
+        self._norm = None if norm is None else pruned.get_submodule(norm)
+        self._scale = _scale(None if norm is None else whole.get_submodule(norm), self._kept)
+        heard = self._scale.abs() > _SMALL_SCALE * self._scale.abs().median()
+        self._made_up = torch.where(heard, 1 / self._scale, 0.0)
+        """What the layer has to answer for one that its shortcut lacks, per channel."""
+
+    def moments(self, batches: Sequence[Tensor], seed: int) -> Moments:
+        """Of what the layer is given, and of what it is to answer."""
+        sums = Accumulator(self._layer, -(-_POSITIONS // len(batches)), torch.Generator().manual_seed(seed))
+        for images in batches:
+            ours = meet(self._pruned, self._name, self._where, images)
+            sums.add(ours.given, self._wanted(ours, meet(self._whole, self._name, self._where, images)))
+        found = sums.moments()
+        return found.uncentred() if self._layer.bias is None and self._norm is None else found
+
+    def _wanted(self, ours: Meeting, theirs: Meeting) -> Tensor:
+        axis = 1 if isinstance(self._layer, nn.Conv2d) else -1
+        wanted = theirs.answered.index_select(axis, self._kept)
+        if ours.other is None or theirs.other is None:
+            return wanted
+        lacking = theirs.other.index_select(axis, self._kept) - ours.other
+        return wanted + lacking * self._made_up.view(-1, *[1] * (wanted.ndim - 2 if axis == 1 else 0))
+
+    def error(self, weights: Dense, moments: Moments) -> float:
+        """Relative error of what the layer answers, behind its batch norm."""
+        scaled = Dense(weights.weight * self._scale[:, None], weights.bias * self._scale)
+        return error(scaled, moments.scaled(self._scale))
+
+    def cut(self) -> Dense:
+        """The weights as they are."""
+        weight = self._layer.weight.detach().double().flatten(1)
+        bias = weight.new_zeros(len(weight)) if self._layer.bias is None else self._layer.bias.detach().double()
+        return Dense(weight, bias)
+
+    @torch.no_grad()
+    def write(self, found: Dense) -> None:
+        """Put the fit into the layer; a bias without a place there moves into the batch norm's mean."""
+        self._layer.weight.copy_(found.weight.view_as(self._layer.weight))
+        put_bias(self._layer, self._norm, found.bias)
+
+
+def _scale(norm: nn.Module | None, kept: Tensor) -> Tensor:
+    """What the batch norm multiplies each of the channels by, float64; 1 where there is none."""
+    if norm is None:
+        return torch.ones(len(kept), dtype=torch.float64, device=kept.device)
+    return affine(norm)[0].detach()[kept]

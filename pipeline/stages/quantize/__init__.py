@@ -1,0 +1,170 @@
+"""Quantization-aware training on a captured graph, once per quantization grid.
+
+The network is captured with its batch norms already folded and dropout off, gets fake quantizers by the targets' one
+int8 quantizer, and is trained on: ranges are observed first, then frozen. What it learned is tensors; the graph is
+rebuilt from the float network and the grid.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from edgewise.errors import RequestError, StageError
+from edgewise.images.normalise import normalise
+from edgewise.network import float16_constants, graph_layers
+from edgewise.network.captured import Prepare
+from edgewise.stage import Context, in_range
+from edgewise.stages.quantize import sensitivity as mixed
+from edgewise.stages.quantize.calibrate import Ranges, activations, correct_biases, set_ranges
+from edgewise.stages.quantize.graph_settings import constants, unchanged
+from edgewise.stages.training.augment import Augment
+from edgewise.stages.training.loop import fit
+from edgewise.stages.training.settings import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """Quantization on the grid that ``ctx.grid`` names: calibrated, then trained (Jacob et al. 2018, arXiv 1712.05877).
+
+    Batch norms are folded before, not simulated: every step then trains exactly what is deployed, and there are no
+    statistics left to freeze. The price is a small learning rate, since what the norms scaled is now in the weights.
+    """
+
+    training: Training | None = field(
+        default_factory=lambda: Training(epochs=4, lr=0.0001, distill=0.9, augment=Augment())
+    )
+    """None: calibration alone (post-training quantization)."""
+    observe: float = 0.5
+    """Share of the epochs after which the activation ranges are frozen."""
+    calibrate: int = 512
+    """Calibration images that set the first ranges."""
+    ranges: Ranges = "percentile"
+    """How calibration chooses them: minmax, percentile or mse."""
+    bias_correction: bool = True
+    """Move biases so that rounding keeps each channel's mean; with training, which learns them, not done."""
+    learn_ranges: bool = False
+    """Train the activations' scales as well (learned step size) instead of following a moving average."""
+    control: bool = True
+    """Report calibration alone, on the same grid, beside what training makes of it."""
+    sensitivity: int = 128
+    """Calibration images on which each layer's own cost is measured, for the report; 0: not measured."""
+    budget: float = 0.005
+    """Top-1 that the calibrated network may lose on those images, before any training, ..."""
+    max_float_layers: int = 0
+    """... or else its costliest layers are left in float, at most this many."""
+
+    def __post_init__(self) -> None:
+        in_range("observe", self.observe, 0, 1)
+        in_range("calibrate", self.calibrate, 1, 1_000_000)
+        in_range("sensitivity", self.sensitivity, 1 if self.max_float_layers else 0, 1_000_000)
+        in_range("budget", self.budget, 0, 1)
+        in_range("max_float_layers", self.max_float_layers, 0, 1_000_000)
+        if self.ranges not in get_args(Ranges):
+            raise RequestError(f"ranges must be one of {', '.join(get_args(Ranges))}, found {self.ranges!r}")
+
+    def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
+        if ctx.grid is None:
+            raise StageError("quantization needs a grid: the targets of the recipe accept none in common")
+        prepared = self._prepare(model, ctx, ())
+        left = self._examine(prepared, ctx) if self.sensitivity else ()
+        if left:
+            prepared = self._prepare(model, ctx, left)
+        settings = constants(prepared)
+        if self.training is not None:
+            self._train(prepared, _Rebuild(model, ctx.grid.to_json(), ctx.input_shape, left, self.learn_ranges), ctx)
+        unchanged(prepared, settings)
+        freeze(prepared)
+        float16_constants.round_prepared(prepared)
+        return prepared
+
+    def _prepare(self, model: nn.Module, ctx: Context, float_layers: tuple[str, ...]) -> GraphModule:
+        assert ctx.grid is not None
+        prepared = Prepare(ctx.grid.to_json(), ctx.input_shape, float_layers).capture(model)
+        self._calibrate(prepared, ctx)
+        return prepared
+
+    def _examine(self, prepared: GraphModule, ctx: Context) -> tuple[str, ...]:
+        """Measure every layer's cost, keep it for the report, and name the layers to leave in float."""
+        index = torch.arange(min(self.sensitivity, len(ctx.data.calib)))
+        scan = mixed.Scan(prepared, normalise(ctx.data.calib.batch(index), ctx.spec))
+        costs = mixed.sensitivity(scan, ctx.track)
+        left = mixed.fall_back(scan, costs, ctx.data.calib.labels[index], self.budget, self.max_float_layers)
+        ctx.fact("sensitivity", [cost.to_json() for cost in costs])
+        ctx.fact("float_layers", list(left))
+        if left:
+            ctx.note(f"left in float: {', '.join(left)}")
+        return left
+
+    def _calibrate(self, prepared: GraphModule, ctx: Context) -> None:
+        started = time.perf_counter()
+        prepared.to(ctx.device)
+        index = torch.arange(min(self.calibrate, len(ctx.data.calib)))
+        batches = [normalise(ctx.data.calib.batch(part), ctx.spec).to(ctx.device) for part in torch.split(index, 128)]
+        set_ranges(prepared, batches, self.ranges)
+        if self.training is None and self.bias_correction:
+            correct_biases(prepared, torch.cat(batches)[: max(1, _AT_ONCE // batches[0][0].numel())])
+        prepared.to("cpu")
+        ctx.fact("calibration", {"images": len(index), "seconds": time.perf_counter() - started})
+
+    def _train(self, prepared: GraphModule, rebuild: _Rebuild, ctx: Context) -> None:
+        training = self.training
+        assert training is not None
+        if self.learn_ranges:
+            _learn_ranges(prepared)
+        fit(prepared, training, ctx, ctx.baseline if training.distill else None, self._before_epoch, rebuild)
+        for module in activations(prepared).values():
+            module.settle()
+        _weights_on_their_grid(prepared)
+
+    def _before_epoch(self, model: nn.Module, epoch: int) -> None:
+        if self.training is not None and epoch >= self.observe * self.training.epochs:
+            freeze(model)
+
+
+@dataclass(frozen=True)
+class _Rebuild:
+    """Makes a prepared graph anew where training is shared by several processes: a graph itself cannot be sent."""
+
+    model: nn.Module
+    grid: Mapping[str, Any]
+    input_shape: tuple[int, int, int]
+    float_layers: tuple[str, ...]
+    learn_ranges: bool
+
+    def __call__(self) -> nn.Module:
+        prepared = Prepare(self.grid, self.input_shape, self.float_layers).capture(self.model)
+        if self.learn_ranges:
+            _learn_ranges(prepared)
+        return prepared
+
+
+def _learn_ranges(prepared: GraphModule) -> None:
+    for module in activations(prepared).values():
+        module.learn()
+
+
+@torch.no_grad()
+def _weights_on_their_grid(prepared: GraphModule) -> None:
+    """Take each weight's scale from the weight as it is: the last step moved it, or an average stands in its place."""
+    for node in prepared.graph.nodes:
+        if graph_layers.is_fake_quantizer(prepared, node) and node.args[0].op == "get_attr":
+            prepared.get_submodule(node.target)(prepared.get_parameter(node.args[0].target))
+
+
+def freeze(model: nn.Module) -> None:
+    """Stop following ranges; the scales become what every runtime holds, before training goes on with them."""
+    from torchao.quantization.pt2e.fake_quantize import disable_observer
+
+    model.apply(disable_observer)
+    float16_constants.round_scales(model)
+
+
+_AT_ONCE = 2**23
+"""Numbers in the images that bias correction sends through in one batch."""

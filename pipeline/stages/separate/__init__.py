@@ -1,0 +1,237 @@
+"""Dense convolutions of a trained network replaced by cheaper forms that are fitted to them.
+
+*depthwise*: a depthwise K x K convolution with m filters per input channel and a pointwise one after it take
+m·(K²·Cin + Cin·Cout) multiply-accumulates a pixel where the dense one takes K²·Cin·Cout (Howard et al. 2017,
+arXiv 1704.04861, section 3.1). ``fit`` states the fit.
+
+*spatial*: a K x 1 and a 1 x K convolution with M channels between take K·M·(Cin + Cout) (Jaderberg et al. 2014,
+arXiv 1405.3866). *stacked*: (K − 1) / 2 convolutions of 3 x 3, of the same receptive field (Simonyan and Zisserman
+2014, arXiv 1409.1556, section 2.3). ``chain`` states both fits.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from edgewise.errors import RequestError, StageError
+from edgewise.network.norm_pairs import find_norms
+from edgewise.stage import Context, in_range
+from edgewise.stages.fitting.batch_norms import reestimate
+from edgewise.stages.fitting.image_batches import BATCH, drawn
+from edgewise.stages.fitting.least_squares import Fitted, Moments
+from edgewise.stages.separate.average_pool import AveragePool
+from edgewise.stages.separate.budget import Judge, priced, spend
+from edgewise.stages.separate.forms import Form, Into, bias_of, form_of
+from edgewise.stages.separate.plan import (
+    Candidate,
+    Wishes,
+    check_names,
+    choose,
+    kept_plan,
+    refuse,
+    survey,
+    told,
+    unsettled,
+)
+from edgewise.stages.separate.pooled_head import PooledHead
+from edgewise.stages.separate.substitute import Swap
+from edgewise.stages.separate.timing import layer_times
+from edgewise.stages.training.blockwise import imitate
+
+__all__ = ["AveragePool", "Candidate", "PooledHead", "Separate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separate:
+    """Replaces dense convolutions by separable (or stacked) ones that start as the best fit of what was trained."""
+
+    into: Into = "depthwise"
+    """depthwise: K x K depthwise, then 1 x 1; spatial: K x 1, then 1 x K; stacked: 5 x 5 and larger by 3 x 3 ones."""
+    rank: int = 1
+    """Of depthwise: filters per input channel, m, the rank at which each input channel's filters are approximated."""
+    share: float = 0.5
+    """Of spatial and stacked: the largest share of a layer's multiply-accumulates left; the channels between follow."""
+    init: Init = "outputs"
+    """outputs: least squares on the layer's outputs; kernel: on its weights; fresh: random, nothing is kept (the same
+    layers are chosen, as the control)."""
+    sweeps: int = 3
+    """How often the output fit alternates between the parts; 0: the last part only (chains: the kernel fit)."""
+    images: int = 512
+    """Training images the outputs are fitted on (as many calibration images judge the fit)."""
+    positions: int = 16384
+    """Output positions used per layer, drawn at random from those images."""
+    max_error: float = 1.0
+    """Largest relative error of a layer's outputs on calibration images; a layer with more stays dense."""
+    max_drop: float | None = None
+    """The accuracy budget: largest fall of top-1 on the calibration images, right after the fit and before anything is
+    trained. Layers join in the order of their cost per time saved. None: no budget, every layer is judged alone."""
+    max_layers: int | None = None
+    """How many layers are replaced at most, those with the least cost for what they save; None: all that may."""
+    layers: tuple[str, ...] | None = None
+    """Only these are considered; None: every dense convolution larger than one pixel."""
+    keep: tuple[str, ...] = ()
+    """These stay dense."""
+    measure_time: bool = True
+    """Whether each layer is timed, as it is against its new form, on the declared runtime, and stays where it would not
+    be faster. A plan that rests on a clock may come out differently when a lost step is repeated; False: what a layer
+    saves is counted in multiply-accumulates."""
+    recover_steps: int = 0
+    """Training steps in which every new block learns to answer as the old one did; 0: none."""
+    recover_lr: float = 3e-3
+    """Their learning rate at the start."""
+    recover_batch: int = 128
+    """Images per step."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
+        """A copy of ``model`` with the planned layers replaced, fitted, and taught where ``recover_steps`` asks for it.
+
+        Every candidate's verdict is told through ``ctx.note`` and kept among the facts. Raises StageError when no layer
+        can be replaced.
+        """
+        teacher = _on_device(model, ctx)
+        plan = kept_plan(ctx.scratch, _subject(self, teacher, ctx), lambda: self.plan(model, ctx))
+        for candidate in plan:
+            ctx.note(candidate.line())
+        chosen = [candidate.name for candidate in plan if candidate.accepted]
+        if not chosen:
+            raise StageError(_nothing(plan))
+        judge = Judge(ctx=ctx)
+        found = judge.states(before=teacher)
+        swap = self._swap(teacher, plan, ctx)
+        student = self._substituted(teacher, chosen, swap, ctx)
+        found |= judge.states(substituted=student)
+        if self.recover_steps:
+            points = {swap.norms.get(name, name): None for name in chosen}
+            imitate(
+                student, teacher, points, ctx, steps=self.recover_steps, lr=self.recover_lr, batch=self.recover_batch
+            )
+            found |= judge.states(distilled=student)
+        timed_on = ctx.runtime if any(candidate.dense_ms is not None for candidate in plan) else None
+        told_plan = told(self.into, plan, found, max_drop=self.max_drop, timed_on=timed_on, threads=ctx.threads)
+        ctx.fact("plan", told_plan)
+        return _as_it_was(student, model)
+
+    def plan(self, model: nn.Module, ctx: Context) -> tuple[Candidate, ...]:
+        """The verdict on every spatial convolution of ``model``, in order of execution.
+
+        Raises RequestError for a name in ``layers`` or ``keep`` that is none of them.
+        """
+        teacher = _on_device(model, ctx)
+        wishes = Wishes(layers=self.layers, keep=self.keep, max_error=self.max_error, max_layers=self.max_layers)
+        found = survey(teacher, drawn(ctx.data.calib, 1, ctx)[0], self._form)
+        check_names(self.layers or (), found, "layers")
+        check_names(self.keep, found, "keep")
+        found = refuse(found, wishes)
+        fitting, judging = drawn(ctx.data.train, self.images, ctx), drawn(ctx.data.calib, self.images, ctx)
+        swap = self._swap(teacher, found, ctx)
+        fits = swap.alone(teacher, [c.name for c in unsettled(found)], fitting, judging)
+        found = refuse([replace(c, error=fits[c.name][1]) if c.name in fits else c for c in found], wishes)
+        found = refuse(self._timed(found, teacher, swap, ctx), wishes)
+        if self.max_drop is None:
+            return choose(found, wishes)
+        judge = Judge(ctx=ctx)
+        found = priced(found, teacher, {name: fitted for name, (fitted, _) in fits.items()}, swap, judge)
+        return spend(found, teacher, swap, fitting, judge, max_drop=self.max_drop, max_layers=self.max_layers)
+
+    @property
+    def _form(self) -> Form:
+        return form_of(self.into, self.rank, self.share)
+
+    def _swap(self, teacher: nn.Module, plan: Sequence[Candidate], ctx: Context) -> Swap:
+        norms = find_norms(teacher, drawn(ctx.data.calib, 2, ctx)[0]).pairs
+        batches = -(-min(self.images, len(ctx.data.train)) // BATCH)
+        return Swap(
+            form=self._form,
+            method=self._fit,
+            middles={c.name: c.middle for c in plan},
+            norms=norms,
+            positions=-(-self.positions // batches),
+            seed=ctx.seed,
+        )
+
+    def _timed(self, found: list[Candidate], teacher: nn.Module, swap: Swap, ctx: Context) -> list[Candidate]:
+        shapes = {c.name: c.input_shape for c in unsettled(found)}
+        if not (self.measure_time and shapes):
+            return found
+        times = layer_times(teacher, swap.done(teacher, shapes), shapes, ctx)
+        return [
+            replace(c, dense_ms=t.dense_ms, new_ms=t.new_ms, ratio_ci95=t.ratio_ci95) if (t := times.get(c.name)) else c
+            for c in found
+        ]
+
+    def _substituted(self, teacher: nn.Module, chosen: list[str], swap: Swap, ctx: Context) -> nn.Module:
+        student = swap.done(teacher, chosen)
+        batches = drawn(ctx.data.train, self.images, ctx)
+        if self.init != "fresh":
+            for name in ctx.track(chosen, "fitting", len(chosen)):
+                swap.fit(student, teacher, name, batches)
+        if self.init != "outputs":
+            reestimate(student, [swap.norms[name] for name in chosen if name in swap.norms], batches)
+        return student
+
+    def _fit(self, layer: nn.Conv2d, middle: int, moments: Moments) -> Fitted:
+        start = self._form.kernel_fit(layer.weight.detach(), bias_of(layer), middle)
+        return start if self.init == "kernel" else self._form.output_fit(start, moments, self.sweeps)
+
+
+def _on_device(model: nn.Module, ctx: Context) -> nn.Module:
+    return copy.deepcopy(model).to(ctx.device).eval()
+
+
+def _as_it_was(student: nn.Module, model: nn.Module) -> nn.Module:
+    """On the device and in the mode of the network it came from."""
+    first = next(model.parameters())
+    return student.to(first.device).train(model.training)
+
+
+def _subject(stage: Separate, teacher: nn.Module, ctx: Context) -> str:
+    """What a plan belongs to, so that an interrupted step takes up its own and no other."""
+    content = hashlib.sha256(f"{stage} {ctx.seed} {ctx.data.digest} {ctx.runtime} {ctx.threads}".encode())
+    for tensor in teacher.state_dict().values():
+        content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
+
+
+def _nothing(plan: Sequence[Candidate]) -> str:
+    if not plan:
+        return "no convolution here has a kernel larger than one pixel and mixes channels; leave this step out"
+    reasons = "; ".join(f"{c.name}: {c.reason}" for c in plan)
+    return f"no convolution can be replaced ({reasons}); relax max_error, max_drop or keep, or leave this step out"
+
+
+Init = Literal["outputs", "kernel", "fresh"]
+
+
+def check(stage: Separate) -> None:
+    """Raise RequestError for a value that cannot be."""
+    for name, choices in (("init", get_args(Init)), ("into", get_args(Into))):
+        if getattr(stage, name) not in choices:
+            raise RequestError(f"{name} must be one of {', '.join(choices)}, found {getattr(stage, name)!r}")
+    in_range("rank", stage.rank, 1, 121)
+    in_range("share", stage.share, 0.01, 1)
+    in_range("sweeps", stage.sweeps, 0, 1000)
+    in_range("images", stage.images, 2, 1_000_000)
+    in_range("positions", stage.positions, 64, 10_000_000)
+    in_range("max_error", stage.max_error, 0, 10)
+    in_range("recover_steps", stage.recover_steps, 0, 10_000_000)
+    in_range("recover_lr", stage.recover_lr, 1e-12, 100)
+    in_range("recover_batch", stage.recover_batch, 2, 1_000_000)
+    if stage.max_layers is not None:
+        in_range("max_layers", stage.max_layers, 1, 1_000_000)
+    if stage.max_drop is not None:
+        in_range("max_drop", stage.max_drop, 0, 1)
+    if stage.into != "depthwise" and stage.rank != 1:
+        raise RequestError(f"rank belongs to into='depthwise'; with {stage.into!r} set share, found rank={stage.rank}")
+    both = sorted(set(stage.layers or ()) & set(stage.keep))
+    if both:
+        raise RequestError(f"layers and keep both name {', '.join(both)}; name each layer in one of them")

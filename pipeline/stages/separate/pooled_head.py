@@ -1,0 +1,173 @@
+"""Global average pooling and one linear layer in the place of a fully connected head.
+
+A head of linear layers on a flattened C x G x G grid (AlexNet, VGG) holds most of its network's weights. With f the mean
+of the C feature maps over the image (Lin, Chen, Yan 2013, Network in Network, arXiv 1312.4400, section 3.2) the one
+layer W, b that takes its place is fitted to the head's own logits y on real images, the linear least squares problem
+
+    minimise E‖y − W·f − b‖² + λ·‖W‖²_D,    (Cov(f, f) + λ·D) W' = Cov(f, y),    b = E y − W·E f,
+
+with D the features' variances, so that λ (the ridge) has no unit. Float64 throughout.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgewise.errors import StageError
+from edgewise.models._layers import GridMean
+from edgewise.network import surgery
+from edgewise.stage import Context, in_range
+from edgewise.stages.fitting.image_batches import drawn
+from edgewise.stages.fitting.layer_io import captured
+from edgewise.stages.separate.budget import Judge
+from edgewise.stages.separate.plan import Candidate, told
+
+_POOLS = (GridMean, nn.AdaptiveAvgPool2d)
+_SIMPLE = (nn.Linear, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Dropout, nn.Identity, nn.Flatten)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledHead:
+    """Replaces a fully connected head by global average pooling and one linear layer fitted to its logits."""
+
+    images: int = 4096
+    """Training images the layer is fitted on (the calibration images judge it)."""
+    ridge: float = 1e-3
+    """λ: how much each weight is held towards 0, relative to its feature's variance."""
+    max_error: float = 1.0
+    """Largest relative error of the logits on calibration images; beyond it the head stays, and the step fails."""
+
+    def __post_init__(self) -> None:
+        in_range("images", self.images, 2, 10_000_000)
+        in_range("ridge", self.ridge, 0, 1000)
+        in_range("max_error", self.max_error, 0, 1000)
+
+    def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
+        """A copy of ``model`` with the small head. Raises StageError where it has no such head, or the error is too large."""
+        teacher = copy.deepcopy(model).to(ctx.device).eval()
+        head = _find(teacher, ctx.spec.classifier, drawn(ctx.data.calib, 2, ctx)[0])
+        weight, bias = fitted(*_gathered(teacher, head, drawn(ctx.data.train, self.images, ctx)), self.ridge)
+        student = _done(teacher, head, weight, bias)
+        features, logits = _gathered(teacher, head, drawn(ctx.data.calib, len(ctx.data.calib), ctx))
+        error = _error(features @ weight.T + bias, logits)
+        accepted = error <= self.max_error
+        word = "within" if accepted else "above"
+        candidate = head.candidate(error, accepted, f"the error of the logits is {word} {self.max_error:g}")
+        ctx.note(candidate.line())
+        if not accepted:
+            raise StageError(f"{candidate.line()}; relax max_error, or leave this step out")
+        ctx.fact("plan", told("pooled head", [candidate], Judge(ctx=ctx).states(before=teacher, substituted=student)))
+        return student.to(next(model.parameters()).device).train(model.training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    pool: str
+    """The pooling in front of it."""
+    name: str
+    """The Sequential of its layers."""
+    layers: tuple[str, ...]
+    """Their names, in order."""
+    widths: tuple[int, ...]
+    """Inputs of each linear layer, then the classes."""
+    channels: int
+    """Feature maps that the pooling is given."""
+
+    def candidate(self, error: float, accepted: bool, reason: str) -> Candidate:
+        """The verdict as the report shows it."""
+        return Candidate(
+            name=self.name,
+            shape=" to ".join(map(str, self.widths)),
+            dense_macs=sum(a * b for a, b in pairwise(self.widths)),
+            new_macs=self.channels * self.widths[-1],
+            error=error,
+            accepted=accepted,
+            reason=reason,
+        )
+
+
+def _find(model: nn.Module, classifier: str, images: Tensor) -> _Head:
+    name = classifier.rpartition(".")[0]
+    head = model.get_submodule(name)
+    children = list(head.named_children())
+    odd = [type(module).__name__ for _, module in children if not isinstance(module, _SIMPLE)]
+    if not name or not isinstance(head, nn.Sequential) or f"{name}.{children[-1][0]}" != classifier or odd:
+        found = f", found {', '.join(odd)}" if odd else ""
+        raise StageError(
+            f"the classifier {classifier!r} does not end a Sequential of linear layers and activations{found}; "
+            "this step replaces heads as AlexNet's and VGG's, so leave it out"
+        )
+    pool, given = _feeding(model, name, images)
+    linear = [module for _, module in children if isinstance(module, nn.Linear)]
+    widths = (*(layer.in_features for layer in linear), linear[-1].out_features)
+    if len(linear) == 1 and widths[0] == given.shape[1]:
+        raise StageError(f"{name} is one linear layer on the mean of every feature map already; leave this step out")
+    layers = tuple(f"{name}.{child}" for child, _ in children)
+    return _Head(pool=pool, name=name, layers=layers, widths=widths, channels=given.shape[1])
+
+
+def _feeding(model: nn.Module, head: str, images: Tensor) -> tuple[str, Tensor]:
+    """The pooling whose flattened output is what ``head`` is given, and its own input [N, C, H, W]."""
+    pools = [name for name, module in model.named_modules() if isinstance(module, _POOLS)]
+    with (
+        torch.no_grad(),
+        captured(model, pools, "input") as inputs,
+        captured(model, pools, "output") as outputs,
+        captured(model, [head], "input") as wanted,
+    ):
+        model(images)
+    for name in pools:
+        if name in outputs and torch.equal(outputs[name].flatten(1), wanted[head].flatten(1)):
+            return name, inputs[name]
+    raise StageError(f"{head} is not fed by an average pooling over a grid; this step cannot tell its feature maps")
+
+
+@torch.no_grad()
+def _gathered(model: nn.Module, head: _Head, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Means of the feature maps [N, C] and the logits [N, classes], float64."""
+    features, logits = [], []
+    with captured(model, [head.pool], "input") as inputs, captured(model, [head.name], "output") as outputs:
+        for images in batches:
+            model(images)
+            features.append(inputs[head.pool].double().mean((2, 3)))
+            logits.append(outputs[head.name].double())
+    return torch.cat(features), torch.cat(logits)
+
+
+def fitted(features: Tensor, logits: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Weight [classes, C] and bias [classes] of the ridge regression of ``logits`` [N, classes] on ``features`` [N, C]."""
+    mean_f, mean_y = features.mean(0), logits.mean(0)
+    f, y = features - mean_f, logits - mean_y
+    covariance = f.T @ f / len(f)
+    diagonal = covariance.diagonal()
+    floor = 1e-9 * diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)  # a feature that never varies
+    system = covariance + torch.diag(ridge * diagonal + floor)
+    weight = torch.cholesky_solve(f.T @ y / len(f), torch.linalg.cholesky(system)).T
+    return weight, mean_y - weight @ mean_f
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    """Root of E‖y − found‖² / E‖y − E y‖²."""
+    spread = (wanted - wanted.mean(0)).square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(((found - wanted).square().sum() / spread).sqrt())
+
+
+def _done(model: nn.Module, head: _Head, weight: Tensor, bias: Tensor) -> nn.Module:
+    last = head.layers[-1]
+    modules: dict[str, dict[str, Any]] = {name: {"type": "Identity"} for name in head.layers[:-1]}
+    modules[head.pool] = {"type": "GridMean", "args": {"size": 1}}
+    modules[last] = {"type": "Linear", "args": {"in_features": head.channels, "out_features": head.widths[-1]}}
+    student = surgery.apply(model, surgery.Replace(modules)).to(weight.device).eval()
+    linear = student.get_submodule(last)
+    assert isinstance(linear, nn.Linear)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+    return student

@@ -1,0 +1,36 @@
+"""The stages that train: ``Train`` makes a baseline, ``Finetune`` recovers what a change of structure cost."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from edgewise.stage import Context
+from edgewise.stages.training.loop import fit
+from edgewise.stages.training.settings import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train from the labels alone."""
+
+    training: Training = field(default_factory=lambda: Training(epochs=200, lr=0.1, warmup=1))
+
+    def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
+        trained = copy.deepcopy(model)
+        fit(trained, self.training, ctx, None)
+        return trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Train on, with the unmodified baseline as the teacher."""
+
+    training: Training = field(default_factory=lambda: Training(epochs=40, lr=0.02, distill=0.9))
+
+    def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
+        tuned = copy.deepcopy(model)
+        fit(tuned, self.training, ctx, ctx.baseline if self.training.distill else None)
+        return tuned

@@ -1,0 +1,1 @@
+"""Training by gradients: settings, loop, augmentation, teacher, block-wise distillation."""

@@ -1,0 +1,108 @@
+"""Before a changed network is fine-tuned: its blocks imitate the old ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgewise.images.normalise import normalise
+from edgewise.stage import Context
+from edgewise.stages.fitting.layer_io import captured
+from edgewise.stages.training.augment import Augment, augment
+from edgewise.stages.training.loop import rate
+from edgewise.stages.training.state import State, resume, write_state
+
+_SECONDS_BETWEEN = 60.0
+
+Points = Mapping[str, tuple[int, Sequence[int]] | None]
+"""Module -> the axis of channels, and which of the teacher's the student has there; None: all."""
+
+
+def imitate(
+    student: nn.Module,
+    teacher: nn.Module,
+    points: Points,
+    ctx: Context,
+    *,
+    steps: int,
+    lr: float,
+    batch: int,
+) -> list[float]:
+    """Train ``student`` in place to answer at every point what ``teacher`` answers there; returns each step's loss.
+
+    ``points`` are modules that both networks have, each with those of the teacher's channels that the student has, where
+    they are not all. The loss is the mean over the points of E(s − t)² / Var t
+    (Romero et al. 2014, FitNets, arXiv 1412.6550, with every block a hint); all points learn at once, on
+    what the student itself feeds them, so that later blocks learn to make up for the errors of earlier ones. Adam
+    (Kingma, Ba 2014, arXiv 1412.6980) with a half-cosine to 0; every step draws and augments its images from
+    ``ctx.seed`` and its number. The state is kept in ``ctx.scratch`` once a minute, so that a killed training goes on
+    from there (and returns the losses since).
+    """
+    state = State(student, torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr))
+    resume(state, ctx.scratch)
+    losses = []
+    student.eval()
+    for module in student.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()  # everything else as the teacher runs it: dropout would only add noise to what is compared
+    teacher.eval()
+    kept = time.monotonic()
+    with _apart(student, teacher, points) as distance:
+        for step in ctx.track(range(state.epoch, steps), f"imitating, {steps} steps", steps - state.epoch):
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr * rate(step, steps, 0)
+            loss = distance(_drawn(ctx, step, batch))
+            state.optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            state.optimizer.step()
+            losses.append(float(loss.detach()))
+            state.epoch = step + 1
+            if time.monotonic() - kept > _SECONDS_BETWEEN:
+                write_state(state, ctx.scratch)
+                kept = time.monotonic()
+    student.eval()
+    return losses
+
+
+def _drawn(ctx: Context, step: int, batch: int) -> Tensor:
+    """The augmented, normalised images of one step, on the device."""
+    draw = torch.Generator().manual_seed(ctx.seed * 1_000_003 + step)
+    chosen = torch.randint(len(ctx.data.train), (batch,), generator=draw)
+    images = augment(ctx.data.train.batch(chosen), Augment(), ctx.data.flip, draw)
+    return normalise(images, ctx.spec).to(torch.device(ctx.device))
+
+
+@torch.no_grad()
+def apart(student: nn.Module, teacher: nn.Module, points: Points, batches: Sequence[Tensor]) -> float:
+    """The loss of ``imitate`` on these normalised images, the mean over the batches; both networks in evaluation."""
+    with _apart(student, teacher, points) as distance:
+        return float(torch.stack([distance(images) for images in batches]).mean())
+
+
+@contextmanager
+def _apart(student: nn.Module, teacher: nn.Module, points: Points) -> Iterator[Callable[[Tensor], Tensor]]:
+    """While open: images -> the mean distance of the student's answers at the points."""
+    device = next(teacher.parameters()).device
+    kept = {point: left and (left[0], torch.tensor(left[1], device=device)) for point, left in points.items()}
+
+    def distance(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher(images)
+        student(images)
+        return torch.stack([_distance(ours[p], _only(theirs[p], left)) for p, left in kept.items()]).mean()
+
+    with captured(student, points, "output") as ours, captured(teacher, points, "output") as theirs:
+        yield distance
+
+
+def _only(answer: Tensor, left: tuple[int, Tensor] | None) -> Tensor:
+    return answer if left is None else answer.index_select(*left)
+
+
+def _distance(found: Tensor, wanted: Tensor) -> Tensor:
+    return F.mse_loss(found, wanted) / wanted.var().clamp_min(1e-12)

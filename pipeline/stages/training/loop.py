@@ -1,0 +1,331 @@
+"""Training a network: one loop for baselines, fine-tuning and quantization-aware training.
+
+Lightning Fabric holds device, precision and processes. What makes a run repeatable is kept here: every epoch draws from
+generators seeded by (seed, epoch), and after every epoch the whole state is written aside and renamed, so that a killed
+training goes on from its last epoch and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from edgewise.errors import RequestError, StageError
+from edgewise.images.normalise import normalise
+from edgewise.library_noise import quieten
+from edgewise.network import surgery
+from edgewise.stage import Context
+from edgewise.stages.training.augment import Changes, change, draw_changes
+from edgewise.stages.training.memory_format import trains_channels_last
+from edgewise.stages.training.settings import Training, resolve_precision
+from edgewise.stages.training.state import State, _plain_tensors, resume, write_state
+from edgewise.stages.training.teacher import Teacher
+from edgewise.store.entries import write_whole
+
+Hook = Callable[[nn.Module, int], None]
+
+
+def fit(
+    model: nn.Module,
+    how: Training,
+    ctx: Context,
+    teacher: nn.Module | None,
+    before_epoch: Hook | None = None,
+    rebuild: Callable[[], nn.Module] | None = None,
+) -> None:
+    """Train ``model`` in place on ``ctx.data.train``; it ends in evaluation mode, in main memory.
+
+    ``before_epoch(model, epoch)`` may change what is trained. ``rebuild()`` makes the same network, of whatever values,
+    in another process, for a captured graph, which cannot be sent there. Raises StageError when the loss is no longer
+    finite.
+    """
+    if how.distill and teacher is None:
+        raise RequestError("distillation needs a trained baseline, and there is none while the baseline is trained")
+    fabric = _fabric(how, ctx.device)
+    if how.devices == 1:
+        result = _loop(fabric, model, how, ctx, teacher, before_epoch)
+        surgery.fill(model, result)
+    else:
+        _in_processes(fabric, _sent(model, rebuild), how, ctx, teacher, before_epoch)
+        surgery.fill(model, _result(ctx.scratch))
+    _set_mode(model.to("cpu"), training=False)
+
+
+def _fabric(how: Training, device: str) -> Any:
+    from lightning_fabric import Fabric
+
+    _quieten_fabric()
+    strategy = "auto" if how.devices == 1 else "ddp_spawn"
+    precision: Any = resolve_precision(how.precision, device)
+    with warnings.catch_warnings():
+        # Fabric hints at the cluster launcher and at precision plugins; neither concerns a run on one machine.
+        warnings.simplefilter("ignore")
+        return Fabric(accelerator=device, devices=how.devices, strategy=strategy, precision=precision)
+
+
+def _quieten_fabric() -> None:
+    import lightning_fabric  # noqa: F401 - importing it turns its announcements on
+
+    for name in ("lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+Maker = Callable[[], nn.Module]
+
+
+def _sent(model: nn.Module, rebuild: Maker | None) -> Maker:
+    """What makes ``model`` with its values in another process."""
+    if not isinstance(model, GraphModule):
+        return _Same(model)
+    if rebuild is None:
+        raise RequestError("this captured graph cannot be rebuilt in another process; set devices=1 for it")
+    return _Refilled(rebuild, _plain_tensors(model.state_dict()))
+
+
+class _Same:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self) -> nn.Module:
+        return self.model
+
+
+class _Refilled:
+    def __init__(self, rebuild: Maker, tensors: dict[str, Tensor]) -> None:
+        self.rebuild, self.tensors = rebuild, tensors
+
+    def __call__(self) -> nn.Module:
+        model = self.rebuild()
+        surgery.fill(model, self.tensors)
+        return model
+
+
+def _in_processes(
+    fabric: Any, maker: Maker, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
+) -> None:
+    """Train in one process a device; the first writes the result."""
+    quiet = Context(spec=_portable(ctx), data=ctx.data, scratch=ctx.scratch, device=ctx.device, seed=ctx.seed)
+    fabric.launch(_Work(maker, how, quiet, teacher, before_epoch).do)
+
+
+def _result(folder: Path) -> dict[str, Tensor]:
+    with safe_open(folder / "result.safetensors", "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _portable(ctx: Context) -> Any:
+    """The spec without its build function, which another process could not import from a user's file."""
+    return replace(ctx.spec, build=nn.Identity, small={})
+
+
+class _Work:
+    """What each process does; an object, since Fabric takes collections and dataclasses among arguments apart."""
+
+    def __init__(
+        self, maker: Maker, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
+    ) -> None:
+        self.maker, self.how, self.ctx, self.teacher, self.before_epoch = maker, how, ctx, teacher, before_epoch
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrived in another process, where Fabric announces itself before it calls ``do``."""
+        quieten()
+        _quieten_fabric()
+        self.__dict__.update(state)
+
+    def do(self, fabric: Any) -> None:
+        """Train; the first process writes the result."""
+        result = _loop(fabric, self.maker(), self.how, self.ctx, self.teacher, self.before_epoch)
+        if fabric.is_global_zero:
+            write_whole(self.ctx.scratch / "result.safetensors", save(_plain_tensors(result)))
+        fabric.barrier()
+
+
+def _loop(
+    fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
+) -> dict[str, Tensor]:
+    if not trains_channels_last(model, fabric.device):
+        how = replace(how, channels_last=False)
+    state = _start(model, how)
+    resume(state, ctx.scratch)
+    module, optimizer = fabric.setup(_place(model, how, fabric.device), state.optimizer)
+    if state.average is not None:
+        state.average.to(fabric.device)
+    asked = None if teacher is None or not how.distill else _teacher(fabric, teacher, how, ctx)
+    epochs = range(state.epoch, how.epochs)
+    for epoch in ctx.track(epochs, f"training, {how.epochs} epochs", how.epochs - state.epoch):
+        if before_epoch is not None:
+            before_epoch(model, epoch)
+        _epoch(fabric, module, optimizer, state, how, ctx, asked, epoch)
+        if asked is not None:
+            asked.end_epoch(fabric, epoch)
+        state.epoch = epoch + 1
+        if fabric.is_global_zero:
+            write_state(state, ctx.scratch)
+        fabric.barrier()
+    chosen = model if state.average is None else state.average
+    return {name: tensor.detach().cpu() for name, tensor in chosen.state_dict().items()}
+
+
+def _teacher(fabric: Any, network: nn.Module, how: Training, ctx: Context) -> Teacher:
+    frozen = _place(copy.deepcopy(network).eval().requires_grad_(False), how, fabric.device)
+    return Teacher(frozen, views=how.views, images=len(ctx.data.train), folder=ctx.scratch)
+
+
+def _start(model: nn.Module, how: Training) -> State:
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": how.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer: torch.optim.Optimizer
+    if how.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=how.lr, momentum=how.momentum, nesterov=how.momentum > 0)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=how.lr)
+    average = copy.deepcopy(model).requires_grad_(False) if how.ema else None
+    return State(model, optimizer, average)
+
+
+def _place(model: nn.Module, how: Training, device: torch.device) -> nn.Module:
+    model.to(device)
+    if how.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def _epoch(
+    fabric: Any,
+    module: nn.Module,
+    optimizer: Any,
+    state: State,
+    how: Training,
+    ctx: Context,
+    teacher: Teacher | None,
+    epoch: int,
+) -> None:
+    _set_mode(state.model, training=True)
+    steps = min(how.steps or math.inf, math.ceil(len(ctx.data.train) / how.batch_size))
+    losses = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_mix(ctx.seed, epoch, fabric.global_rank))  # dropout and stochastic depth
+        for step, (images, labels, which) in enumerate(_batches(fabric, how, ctx, epoch)):
+            for group in optimizer.param_groups:
+                group["lr"] = how.lr * rate(epoch + step / steps, how.epochs, how.warmup)
+            images, labels = images.to(fabric.device), labels.to(fabric.device)
+            if how.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with fabric.autocast():
+                wanted = None if teacher is None else teacher.answer(images, which, epoch)
+                outputs = module(images)
+            loss = _loss(outputs, labels, wanted, how)
+            fabric.backward(loss)
+            if how.clip:
+                fabric.clip_gradients(module, optimizer, max_norm=how.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            _average(state, how.ema)
+            losses.append(loss.detach())
+    state.loss = float(torch.stack(losses).mean())
+    if not math.isfinite(state.loss):
+        raise StageError(
+            f"training diverged in epoch {epoch + 1}: the loss is {state.loss}; try a smaller lr than {how.lr:g}"
+        )
+
+
+def rate(position: float, epochs: int, warmup: float) -> float:
+    """Share of the peak learning rate at ``position`` epochs: linear warm-up, then a half cosine down to 0."""
+    if position < warmup:
+        return (position + 1e-3) / (warmup + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (position - warmup) / max(epochs - warmup, 1e-9)))
+
+
+def _loss(outputs: Tensor | tuple[Tensor | None, ...], labels: Tensor, wanted: Tensor | None, how: Training) -> Tensor:
+    main, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert main is not None
+    loss = F.cross_entropy(main.float(), labels, label_smoothing=how.label_smoothing)
+    for extra in others:
+        if extra is not None:
+            loss = loss + how.auxiliary * F.cross_entropy(extra.float(), labels, label_smoothing=how.label_smoothing)
+    if wanted is None:
+        return loss
+    return (1 - how.distill) * loss + how.distill * distillation(main.float(), wanted.float(), how.temperature)
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² times the mean Kullback-Leibler divergence of the softened classes (Hinton et al. 2015, section 2).
+
+    Both logits [N, classes]; returns a scalar in nats times T².
+    """
+    soft = F.log_softmax(student / temperature, 1)
+    return (
+        F.kl_div(soft, F.log_softmax(teacher / temperature, 1), reduction="batchmean", log_target=True) * temperature**2
+    )
+
+
+@torch.no_grad()
+def _average(state: State, decay: float) -> None:
+    if state.average is None:
+        return
+    model = state.model.state_dict()
+    for name, ours in state.average.state_dict().items():  # by name: a copied graph lists its tensors in another order
+        theirs = model[name]
+        if ours.is_floating_point():
+            ours.lerp_(theirs.to(ours.dtype), 1 - decay)
+        else:
+            ours.copy_(theirs)
+
+
+def _batches(fabric: Any, how: Training, ctx: Context, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Shuffled, augmented, normalised batches of this process's share; the next one is made while this one is used.
+
+    Each is images [B, C, H, W], labels [B] and which of the training images they are [B].
+    """
+    part = ctx.data.train
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(_mix(ctx.seed, epoch, 0)))
+    chunks = [c[fabric.global_rank :: fabric.world_size] for c in torch.split(order, how.batch_size)]
+    # A batch norm cannot be trained on one value a channel.
+    chunks = ([chunk for chunk in chunks if len(chunk) > 1] or chunks)[: how.steps or None]
+
+    view = _changes(how, ctx, len(part), epoch % how.views, 1) if how.views else None
+
+    def make(number: int) -> tuple[Tensor, Tensor, Tensor]:
+        which = chunks[number]
+        place = 1 + number * fabric.world_size + fabric.global_rank
+        changes = _changes(how, ctx, len(which), epoch, place) if view is None else view.of(which)
+        return normalise(change(part.batch(which), how.augment, changes), ctx.spec), part.labels[which], which
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(make, 0)
+        for number in range(1, len(chunks) + 1):
+            ready = waiting.result()
+            if number < len(chunks):
+                waiting = pool.submit(make, number)
+            yield ready
+
+
+def _changes(how: Training, ctx: Context, count: int, epoch: int, number: int) -> Changes:
+    """Random changes for ``count`` images, the same for the same seed, epoch and number."""
+    draw = torch.Generator().manual_seed(_mix(ctx.seed, epoch, number))
+    return draw_changes(count, how.augment, ctx.data.flip, draw)
+
+
+def _mix(seed: int, epoch: int, number: int) -> int:
+    return (seed * 1_000_003 + epoch) * 1_000_033 + number
+
+
+def _set_mode(model: nn.Module, *, training: bool) -> None:
+    # An exported graph has one behaviour, fixed when it was captured; it refuses to switch.
+    if not isinstance(model, GraphModule):
+        model.train(training)

@@ -1,0 +1,65 @@
+"""The state of a training between two epochs, on disk and back."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from edgewise.network import surgery
+from edgewise.store.entries import write_whole
+
+
+@dataclass
+class State:
+    """All that changes while training."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: nn.Module | None = None
+    epoch: int = 0
+    """Finished epochs; where there are none, finished steps."""
+    loss: float = 0.0
+
+
+def _plain_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def write_state(state: State, folder: Path) -> None:
+    """Keep all of ``state`` in ``folder``, whole or not at all."""
+    tensors = {f"model.{k}": v for k, v in state.model.state_dict().items()}
+    if state.average is not None:
+        tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
+    for index, slots in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": v for name, v in slots.items() if isinstance(v, Tensor)}
+    content = save(_plain_tensors(tensors), {"epoch": str(state.epoch), "saved": json.dumps(time.time())})
+    write_whole(folder / "epoch.safetensors", content)
+
+
+def resume(state: State, folder: Path) -> None:
+    """Take up the state after the last finished epoch, where there is one."""
+    path = folder / "epoch.safetensors"
+    if not path.is_file():
+        return
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state.epoch = int(file.metadata()["epoch"])
+    surgery.fill(state.model, _under("model.", tensors))
+    if state.average is not None:
+        surgery.fill(state.average, _under("average.", tensors))
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under("optimizer.", tensors).items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = tensor
+    state.optimizer.load_state_dict({"state": slots, "param_groups": state.optimizer.state_dict()["param_groups"]})
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""Results under a key made of all that determines them."""

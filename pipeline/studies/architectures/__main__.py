@@ -1,0 +1,111 @@
+"""``python -m edgewise.studies.architectures``: measure what has not been measured yet, and write the table."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgewise.commands.console import FAILED, PASSED, guarded
+from edgewise.studies.architectures import cells
+from edgewise.studies.architectures.adopt import adopt
+from edgewise.studies.architectures.cells import PRECISIONS, Cell, Results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status, as ``python -m edgewise`` has them."""
+    options = _parser().parse_args(arguments)
+    return guarded(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    """0 where every chosen cell has a result, 1 where one failed."""
+    chosen = _chosen(options)
+    results = Results(options.out / "cells")
+    table = options.docs / "architectures.json"
+    if adopted := adopt(table, results):
+        _say(f"{adopted} results taken over from {table}")
+    status = PASSED
+    if not options.table:
+        status = _measure(options, results, list(results.pending(chosen, options.again)), len(chosen))
+    from edgewise.studies.architectures.table import write
+
+    for path in write(results, options.docs):
+        _say(f"written: {path}")
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m edgewise.studies.architectures",
+        description="Takes every architecture at its published size to every installed target, float and int8, and "
+        "writes a table of what was measured. Goes on where it was stopped, from the table's own figures where the results "
+        "are not at hand; results of changed code are made anew.",
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="only these (default: every registered one)")
+    parser.add_argument("--target", action="append", metavar="T", help="only this target; repeat for several")
+    parser.add_argument("--precision", choices=PRECISIONS, help="only this one (default: both)")
+    parser.add_argument("--out", type=Path, default=Path("runs/journey"), metavar="DIR", help="results (%(default)s)")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), metavar="DIR", help="the table (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=30, help="a file may take (%(default)s)")
+    parser.add_argument("--memory", type=float, default=10, help="gigabytes the worker may hold (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="also what failed before")
+    parser.add_argument("--table", action="store_true", help="only write the table of what there is")
+    return parser
+
+
+def _chosen(options: argparse.Namespace) -> list[Cell]:
+    from edgewise import models, targets
+
+    for name in options.models:
+        models.get(name)
+    here, missing = cells.installed()
+    wanted = options.target or here
+    for name in wanted:
+        targets.get(name)
+    for name, why in missing.items() if not options.target else ():
+        _say(f"without {name}: {why}")
+    return cells.plan(options.models, wanted, [options.precision] if options.precision else PRECISIONS)
+
+
+def _measure(options: argparse.Namespace, results: Results, pending: list[Cell], total: int) -> int:
+    from edgewise.studies.architectures.supervise import Worker
+    from edgewise.studies.architectures.work import size_up, work
+
+    scratch = (options.out / "scratch").resolve()
+    shutil.rmtree(scratch, ignore_errors=True)
+    _say(f"{total - len(pending)} of {total} files measured before, {len(pending)} to do")
+    failed = False
+    try:
+        with Worker(60 * options.minutes, int(1e9 * options.memory)) as worker:
+            for name in dict.fromkeys(cell.model for cell in pending):
+                if results.costs(name) is None:
+                    results.keep_costs(name, worker.do(size_up, name))
+            for number, cell in enumerate(pending, total - len(pending) + 1):
+                started = time.perf_counter()
+                key, result = cell.key, worker.do(work, cell, scratch)
+                results.keep(cell, result | {"key": key})
+                failed |= "failed" in result
+                _say(f"{number}/{total} {cell}: {_in_words(result)}, {time.perf_counter() - started:.0f} s")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return FAILED if failed else PASSED
+
+
+def _in_words(result: dict[str, object]) -> str:
+    from edgewise.studies.architectures.table import error_of, ratio_of, size_of, unmeasured
+
+    if reason := unmeasured(result):
+        return reason
+    return f"error {error_of(result)}, {size_of(result)}, {ratio_of(result)} of float ONNX"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

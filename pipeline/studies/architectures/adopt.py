@@ -1,0 +1,40 @@
+"""A written table as results: a fresh clone measures what the table in it does not show yet, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgewise import models
+from edgewise.network import architecture
+from edgewise.studies.architectures.cells import Cell, Results
+
+_ADDED = ("model", "target", "precision", "current", "published", "key")
+"""What the table adds to a result, and the key, which decides whether it is still one of the present code."""
+
+
+def adopt(document: Path, results: Results) -> int:
+    """Keep the results of ``document`` (architectures.json) that are missing; returns how many files' there were."""
+    try:
+        found: dict[str, Any] = json.loads(document.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+    known = models.names()
+    for row in (row for row in found["models"] if row["model"] in known):
+        current = row.get("key") == architecture.code_digest(row["model"])
+        if current and results.costs(row["model"]) is None:
+            results.keep_costs(row["model"], _measured(row))
+    rows = [
+        (Cell(model=r["model"], target=r["target"], precision=r["precision"]), r)
+        for r in found["files"]
+        if r["model"] in known
+    ]
+    missing = [(cell, row) for cell, row in rows if "key" in row and results.read(cell) is None]
+    for cell, row in missing:
+        results.keep(cell, _measured(row) | {"key": row["key"]})
+    return len(missing)
+
+
+def _measured(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in _ADDED}

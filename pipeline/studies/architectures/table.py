@@ -1,0 +1,205 @@
+"""The table of the journey: docs/architectures.md for people, docs/architectures.json for programs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgewise import models, targets
+from edgewise.models._published import PUBLISHED
+from edgewise.report import markdown
+from edgewise.store.entries import write_whole
+from edgewise.studies.architectures.cells import PRECISIONS, Cell, Results, plan
+
+Result = Mapping[str, Any]
+Found = dict[tuple[str, str, str], Result]
+
+_INTRODUCTION = """# Every architecture on every target
+
+Written by `nox -s journey`, from measurements; nothing here is typed. Each architecture of the registry at its published
+size, with weights of its own initialisation and batch norms that have seen photographs. `architectures.json` holds the
+same with every figure.
+
+- **error**: ‖a − b‖ / ‖b − mean(b)‖ between the file's logits and those of the PyTorch model it was made from (for int8
+  the quantized graph), over the crops of two photographs that were evaluated; **top-1**: on how many of them the largest
+  logit is the same.
+- **drift**: the same distance between the int8 graph and the float network, after calibration on four images and no
+  training. The weights are untrained, so that it says how coarse the grid is and nothing of accuracy: an untrained deep
+  network magnifies every rounding, and a file whose integers round once otherwise moves nearly as far (LOG.md).
+- **outside**: operators that the target's accelerated backend left to something slower.
+- **islands**: operators of the int8 graph that read or give floats. One that stands alone between a dequantization and a
+  quantization is not among them, though a target without an integer kernel for it computes it in float too; where the
+  target tells (ONNX, Core ML), it is named under outside.
+- **time**: of one image on one thread, as a ratio to the float ONNX file in ONNX Runtime, interleaved, with its 95 %
+  interval.
+- † measured with an earlier version of the code that writes the file. – not run.
+"""
+
+
+def write(results: Results, folder: Path) -> list[Path]:
+    """Write both files into ``folder`` and return their paths."""
+    wanted = [name for name in targets.names() if any(results.folder.glob(f"*.{name}.*.json"))]
+    found = _collect(results, plan((), wanted, PRECISIONS))
+    text, document = folder / "architectures.md", folder / "architectures.json"
+    costs = {name: results.costs(name) or {} for name in models.names()}
+    write_whole(text, _markdown(found, wanted, costs).encode())
+    write_whole(document, json.dumps(_document(found, costs), indent=1, ensure_ascii=False, allow_nan=False).encode())
+    return [text, document]
+
+
+def _collect(results: Results, cells: Iterable[Cell]) -> Found:
+    found: Found = {}
+    for cell in cells:
+        result = results.read(cell)
+        if result is not None:
+            current = {"current": _is_current(result, cell)}
+            found[cell.model, cell.target, cell.precision] = {**result, **current}
+    return found
+
+
+def _is_current(result: Result, cell: Cell) -> bool:
+    try:
+        return bool(result.get("key") == cell.key)
+    except targets.MissingBackend:
+        return True  # measured elsewhere; nothing here can tell
+
+
+def _document(found: Found, costs: Mapping[str, Result]) -> dict[str, Any]:
+    sizes = [{"model": name, **costs[name], "published": _published(name)} for name in costs]
+    rows = [
+        {"model": model, "target": target, "precision": precision}
+        | {k: v for k, v in result.items() if k not in ("facts", "grid")}
+        for (model, target, precision), result in found.items()
+    ]
+    return {"schema": 1, "models": sizes, "files": rows}
+
+
+def _published(name: str) -> dict[str, Any] | None:
+    return asdict(PUBLISHED[name]) if name in PUBLISHED else None
+
+
+def _markdown(found: Found, wanted: Sequence[str], costs: Mapping[str, Result]) -> str:
+    parts = [_INTRODUCTION, _sizes(costs)]
+    parts += [_of_target(found, target) for target in wanted]
+    parts.append(_rest(found, wanted))
+    return "\n".join(parts)
+
+
+def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join([f"## {title}", "", *markdown.table(head, rows), ""])
+
+
+def _sizes(costs: Mapping[str, Result]) -> str:
+    rows = [[name, *_size_columns(name, measured)] for name, measured in costs.items()]
+    head = ["architecture", "input", "parameters", "published", "MACs", "published", "by"]
+    return _table("Parameters and multiply-accumulates", head, rows)
+
+
+def _size_columns(name: str, measured: Result) -> list[str]:
+    published = PUBLISHED.get(name)
+    macs = published.macs if published else None
+    theirs = "–" if published is None else f"{published.params:,}"
+    quoted = ["–", "–"]
+    if published is not None and macs is not None:
+        quoted = [_amount(macs), published.source + (f", at {published.side}" if published.side else "")]
+    if "macs" not in measured:
+        return ["–", measured.get("failed", "–"), theirs, "–", *quoted]
+    params, deployed = measured["params"], measured["deployed"]
+    own = f"{params:,}" + (f" ({deployed:,} deployed)" if deployed != params else "")
+    return ["×".join(map(str, measured["input_shape"])), own, theirs, _amount(measured["macs"]), *quoted]
+
+
+def _of_target(found: Found, target: str) -> str:
+    head = ["architecture"]
+    head += ["float error, top-1", "outside", "size", "time"]
+    head += ["int8 error, top-1", "drift", "outside", "islands", "size", "time"]
+    run = [name for name in models.names() if any((name, target, precision) in found for precision in PRECISIONS)]
+    rows = [[name, *_columns(found, name, target)] for name in run]
+    grades = Counter(r["grade"] for (_, t, _), r in found.items() if t == target and "grade" in r)
+    grade = ", ".join(f"{grade} ({count} files)" for grade, count in grades.items()) or "nothing was run"
+    missing = len(models.names()) - len(run)
+    return _table(f"{target}: {grade}", head, rows) + (
+        f"\n{missing} other architectures: not run.\n" if missing else ""
+    )
+
+
+def _columns(found: Found, name: str, target: str) -> list[str]:
+    floating, int8 = (found.get((name, target, precision)) for precision in PRECISIONS)
+    return [*_cells(floating, 4, _float_columns), *_cells(int8, 6, _int8_columns)]
+
+
+def unmeasured(result: Mapping[str, Any]) -> str | None:
+    """Why a result holds no measurement: ``failed`` or ``cannot`` and the reason; None for one that holds it."""
+    return next((f"{word}: {result[word]}" for word in ("failed", "cannot") if word in result), None)
+
+
+def _cells(result: Result | None, width: int, columns: Any) -> list[str]:
+    if result is None:
+        return ["–"] * width
+    if reason := unmeasured(result):
+        return [_escaped(reason), *[""] * (width - 1)]
+    filled: list[str] = columns(result)
+    return filled if result["current"] else [f"{filled[0]} †", *filled[1:]]
+
+
+def _float_columns(result: Result) -> list[str]:
+    return [error_of(result), _counts(result["undelegated"]), size_of(result), _time(result)]
+
+
+def _int8_columns(result: Result) -> list[str]:
+    drift = f"{100 * result['drift']['error']:.2g} %"
+    outside, islands = _counts(result["undelegated"]), _counts(result["islands"])
+    return [error_of(result), drift, outside, islands, size_of(result), _time(result)]
+
+
+def error_of(result: Result) -> str:
+    """``0.01 %, 8/8``: error of the logits, and images with the same largest one."""
+    found = result["agreement"]
+    return "not run" if found is None else f"{100 * found['error']:.2g} %, {found['same']}/{found['images']}"
+
+
+def size_of(result: Result) -> str:
+    """Megabytes of the file."""
+    return f"{result['bytes'] / 1e6:.3g} MB"
+
+
+def ratio_of(result: Result) -> str:
+    """Time relative to the float ONNX file."""
+    return f"{result['latency']['ratio']:.2f}×" if result["latency"] else "–"
+
+
+def _time(result: Result) -> str:
+    if not result["latency"]:
+        return "–"
+    low, high = result["latency"]["ci95"]
+    interval = "" if low == high else f" ({low:.2f}–{high:.2f})"
+    return f"{ratio_of(result)}{interval}, {result['latency']['p50_ms']:.3g} ms"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {_escaped(name)}" for name, count in counts.items()) or "0"
+
+
+def _amount(macs: float) -> str:
+    unit, name = next(((unit, name) for unit, name in ((1e9, "G"), (1e6, "M")) if macs >= unit), (1e3, "k"))
+    return f"{macs / unit:.4g} {name}"
+
+
+def _escaped(text: str) -> str:
+    return " ".join(text.split())[:240].replace("|", "\\|").replace("_", "\\_").replace("<", "&lt;")
+
+
+def _rest(found: Found, wanted: Sequence[str]) -> str:
+    """What was not measured, and where the rest was."""
+    total = len(models.names()) * len(PRECISIONS)
+    lines = ["## What was run", ""]
+    for target in targets.names():
+        count = sum(1 for _, name, _ in found if name == target)
+        lines.append(f"- {target}: {count} of {total} files" if target in wanted else f"- {target}: not run")
+    machines = Counter(result["machine"] for result in found.values() if "machine" in result)
+    lines += [f"- on {name}: {count} files" for name, count in machines.items()]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,113 @@
+"""What a step of quantization-aware training costs beside a float one: ``python -m edgewise.studies.training_step``.
+
+Forward, backward and optimizer on random images, interleaved in one run. The float step is that of the network as it is
+trained, with its batch norms; the folded one has none, as the quantized graph has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from edgewise import models, targets
+from edgewise.library_noise import quieten
+from edgewise.measure import latency, statistics
+from edgewise.network.captured import Prepare
+from edgewise.stages.fold import without_norms
+from edgewise.stages.quantize import freeze
+from edgewise.stages.quantize.calibrate import activations, set_ranges
+from edgewise.targets import Grid
+
+_BLOCKS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is timed."""
+
+    model: str
+    batch: int
+    device: str
+    precision: torch.dtype
+    seconds: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table: milliseconds and images a second of each kind of step, and its ratio to the float step."""
+    parser = argparse.ArgumentParser(prog="python -m edgewise.studies.training_step", description=__doc__)
+    parser.add_argument("model", nargs="?", default="resnet56")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--seconds", type=float, default=120.0)
+    asked = parser.parse_args(arguments)
+    quieten()
+    setting = Setting(**{**vars(asked), "precision": getattr(torch, asked.precision)})
+    print(
+        f"{setting.model}, batch {setting.batch}, {setting.device}, {asked.precision}, {torch.get_num_threads()} threads"
+    )
+    found = latency.interleave(_steps(setting), seconds=setting.seconds, blocks=_BLOCKS)
+    reference = found["float"]
+    for name, samples in found.items():
+        ratio, (low, high) = statistics.ratio_interval(samples.blocks, reference.blocks)
+        middle = samples.percentile(50)
+        print(
+            f"{name:16} {middle:9.2f} ms {1000 * setting.batch / middle:10.0f} images/s"
+            f"   {ratio:.2f}x float, 95 % interval {low:.2f} to {high:.2f}"
+        )
+    return 0
+
+
+def _steps(setting: Setting) -> Mapping[str, Callable[[], None]]:
+    spec = models.get(setting.model)
+    torch.manual_seed(0)
+    shape = spec.input_shape
+    images = torch.randn(setting.batch, *shape, device=setting.device)
+    labels = torch.randint(0, 10, (setting.batch,), device=setting.device)
+    network = spec.build().train().to(setting.device)
+    folded = without_norms(network, images[:2]).to(setting.device)
+    kinds: dict[str, nn.Module] = {"float": network, "float, folded": folded}
+    for name in ("observing", "frozen", "learned ranges"):
+        kinds[f"int8, {name}"] = _prepared(folded, shape, images, name)
+    return {name: _step(model, images, labels, setting) for name, model in kinds.items()}
+
+
+def _prepared(folded: nn.Module, shape: tuple[int, int, int], images: Tensor, kind: str) -> GraphModule:
+    grid = Grid(weight_bits=7, operators=targets.COMMON_OPERATORS | targets.GATES | targets.PRODUCTS)
+    prepared = Prepare(grid.to_json(), shape).capture(folded)
+    set_ranges(prepared, [images[:8]], "minmax")
+    if kind == "learned ranges":
+        for module in activations(prepared).values():
+            module.learn()
+    if kind != "observing":
+        freeze(prepared)
+    return prepared
+
+
+def _step(model: nn.Module, images: Tensor, labels: Tensor, setting: Setting) -> Callable[[], None]:
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = images.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, nesterov=True)
+    mixed = setting.precision != torch.float32
+
+    def step() -> None:
+        with torch.autocast(setting.device, setting.precision, enabled=mixed):
+            outputs = model(images)
+        torch.autograd.backward(F.cross_entropy(outputs.float(), labels))
+        optimizer.step()
+        optimizer.zero_grad()
+        if setting.device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The card beside a written file: what it is, what it is fed, and what was measured on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.errors import RequestError
+from edgewise.images.preprocess import Fed
+from edgewise.images.sizes import inside
+from edgewise.report.rows import Row
+from edgewise.store.json_values import decode
+from edgewise.targets import Sizes
+from edgewise.verify.golden import Record
+
+if TYPE_CHECKING:
+    pass
+
+
+_SUFFIX = ".card.json"
+
+PROBES = 16
+"""Test images whose answers a card keeps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Everything that re-checking a file needs besides the file and the data."""
+
+    target: str
+    sha256: str
+    recipe: str
+    model: str
+    data_digest: str
+    seed: int
+    """Of the splits of the data."""
+    input_shape: tuple[int, int, int]
+    """Channels, height and width of the images it was judged on."""
+    mean: tuple[float, ...]
+    """What images are normalised with, (bytes / 255 − mean) / std: by the file itself where it is fed bytes."""
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    max_drop: float
+    row: Row
+    """What was measured when the file was made."""
+    recipe_fields: Mapping[str, Any] = field(default_factory=dict)
+    """Every field of the recipe."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """The machine and the versions of the libraries that wrote and measured the file."""
+    input: Mapping[str, Any] = field(default_factory=dict)
+    """Shape, element type and meaning of what the file takes."""
+    output: Mapping[str, Any] = field(default_factory=dict)
+    """The same of what it gives."""
+    golden: Record | None = None
+    """Golden images and answers beside the file; None where nothing could run it."""
+    checkpoint: str = ""
+    """Name of the network's folder under ``checkpoints`` of the report's folder; empty: none was kept."""
+    fed: Fed = "normalised"
+    """float32 [1, C, H, W], normalised, or bytes as a camera gives them, uint8 [1, H, W, C]."""
+    softmax: bool = False
+    """Whether the file answers with probabilities instead of logits."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """The image sizes (height, width) it accepts beside that of ``input_shape``; with ``ranged``, all between them too."""
+    ranged: bool = False
+    answers: tuple[tuple[float, ...], ...] = ()
+    """What the file answered to the first test images; empty where nothing could run it."""
+
+    @property
+    def accepted(self) -> Sizes:
+        """The image sizes it accepts."""
+        return Sizes(choices=tuple(dict.fromkeys((self.input_shape[1:], *self.sizes))), ranged=self.ranged)
+
+    def takes(self, size: tuple[int, int]) -> bool:
+        """Whether the file accepts images of this height and width."""
+        return inside(self.accepted, size)
+
+
+def path_of(artifact: Path) -> Path:
+    """Where a file's card lies."""
+    return artifact.with_name(artifact.name + _SUFFIX)
+
+
+def read(artifact: Path) -> Card:
+    """The card of a file. Raises RequestError, naming it, when there is none or it is damaged."""
+    place = path_of(artifact)
+    try:
+        document: Any = json.loads(place.read_text(encoding="utf-8"))
+        return decode(Card, document, place.name)
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"cannot read {place}: {error}. A run writes this card beside its file; keep the two together"
+        ) from error
+
+
+def checkpoint_of(artifact: Path, card: Card) -> Path:
+    """The network that a file was written from, in the folder a run left them both in.
+
+    Raises RequestError where there is none, and for a card that points out of that folder.
+    """
+    root = artifact.resolve().parents[2] / "checkpoints"
+    name = card.checkpoint
+    if name and (Path(name).name != name or name in (".", "..")):
+        raise RequestError(f"the card of {artifact.name} names a checkpoint outside {root}: {name!r}")
+    if not name or not (root / name / "model.json").is_file():
+        raise RequestError(
+            f"{artifact} has no checkpoint at {root / name}. A run leaves it there; keep the run's folder together, or "
+            "give it with --checkpoint DIR"
+        )
+    return root / name

@@ -1,0 +1,151 @@
+"""Golden images: a few test images beside a written file, and what the file answered to them when it was made.
+
+They are bytes, as a camera gives them, so that preprocessing is checked with the rest; with them a file is re-checked on
+a machine that has no data set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from edgewise.calib_data import Part
+from edgewise.errors import RequestError
+from edgewise.store.entries import file_digest, write_whole
+from edgewise.store.machine import cpu_name
+
+_SUFFIX = ".golden.safetensors"
+
+MOST_IMAGES = 16
+MOST_BYTES = 1_000_000
+"""Of all golden images together."""
+
+EXACT = 2.0**-12
+"""Share of the answers' spread that one processor's own answers may move by, as its threads add in another order."""
+NEAR = 2.0**-10
+"""Smallest share that is allowed on another processor."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Images and answers. It is a ``Part`` of a data set, whose labels are the file's own classes."""
+
+    images: Tensor
+    """uint8 [k, C, H, W]."""
+    index: Tensor
+    """int64 [k], their places in the test part."""
+    answers: Tensor
+    """float32 [k, classes]."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [k]."""
+        return self.answers.argmax(1)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, index: Tensor) -> Tensor:
+        """uint8 [B, C, H, W]."""
+        return self.images[index]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far golden answers may move on another processor, in units of the answers.
+
+    It is what the file itself differed by from its PyTorch model over the whole test set: a runtime that rounds or adds
+    otherwise moves answers by about as much.
+    """
+
+    worst: float
+    """Largest difference of one answer."""
+    mean: float
+    """Mean difference over all golden answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a card says of the golden images beside its file."""
+
+    sha256: str
+    count: int
+    index: tuple[int, ...]
+    """The images' places in the test part."""
+    cpu: str
+    """The processor that gave the answers."""
+    tolerance: Tolerance
+
+
+def path_of(artifact: Path) -> Path:
+    """Where a file's golden images lie."""
+    return artifact.with_name(artifact.name + _SUFFIX)
+
+
+def choose(part: Part) -> Golden:
+    """Images spread evenly over the test part, as many as are allowed, without answers yet."""
+    size = part.batch(torch.tensor([0])).numel()
+    count = max(2, min(MOST_IMAGES, MOST_BYTES // size, len(part)))
+    index = torch.tensor(sorted({round(i * (len(part) - 1) / (count - 1)) for i in range(count)}))
+    return Golden(part.batch(index), index, torch.zeros(len(index), 0))
+
+
+def tolerance(answers: Tensor, reference: Tensor) -> Tolerance:
+    """From a file's answers and its PyTorch model's, both [N, classes], over the test set."""
+    spread, moved = float(reference.max() - reference.min()), (answers - reference).abs()
+    return Tolerance(worst=max(float(moved.max()), NEAR * spread), mean=max(float(moved.mean()), EXACT * spread))
+
+
+def write(artifact: Path, golden: Golden, allowed: Tolerance) -> Record:
+    """Keep the golden images and answers beside a delivered file."""
+    place = path_of(artifact)
+    tensors = {"images": golden.images, "index": golden.index, "answers": golden.answers}
+    write_whole(place, save({name: value.contiguous() for name, value in tensors.items()}))
+    return Record(
+        sha256=file_digest(place),
+        count=len(golden),
+        index=tuple(golden.index.tolist()),
+        cpu=cpu_name(),
+        tolerance=allowed,
+    )
+
+
+def read(artifact: Path, record: Record) -> Golden:
+    """The golden images that a card's ``record`` means. Raises RequestError where they are missing or others."""
+    place = path_of(artifact)
+    try:
+        content = place.read_bytes()
+        if file_digest(place) != record.sha256:
+            raise ValueError("it is not the file that the card names")
+        held = load(content)
+        return Golden(held["images"], held["index"], held["answers"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RequestError(
+            f"cannot read {place}: {error}. A run writes it beside its file and card; keep the three together"
+        ) from error
+
+
+def moved(found: Tensor, golden: Golden, record: Record) -> str:
+    """How the answers ``found`` [k, classes] differ from the golden ones beyond what is allowed; empty if they do not."""
+    wanted = golden.answers
+    if found.shape != wanted.shape:
+        return f"it answers {list(found.shape)} to {len(golden)} golden images, wanted {list(wanted.shape)}"
+    if not bool(found.isfinite().all()):
+        return "an answer to a golden image is not a finite number"
+    off = (found - wanted).abs()
+    spread = float(wanted.max() - wanted.min())
+    same = record.cpu == cpu_name()
+    worst, mean = (EXACT * spread, EXACT * spread) if same else (record.tolerance.worst, record.tolerance.mean)
+    if float(off.max()) <= worst and float(off.mean()) <= mean:
+        return ""
+    changed = int((found.argmax(1) != wanted.argmax(1)).sum())
+    return (
+        f"its answers to {len(golden)} golden images moved by up to {float(off.max()):.3g}, {float(off.mean()):.3g} in the "
+        f"mean ({worst:.3g} and {mean:.3g} allowed on {'the same' if same else 'another'} processor), {changed} to another "
+        "class: its weights, or how its images are prepared, are not those it was verified with"
+    )

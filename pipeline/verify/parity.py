@@ -1,0 +1,151 @@
+"""Three-way parity of a written file, layer by layer: the float network, the graph that was exported, the running file.
+
+The network is rebuilt from the checkpoint that a run delivers beside its files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from edgewise import calib_data, targets
+from edgewise.errors import RequestError
+from edgewise.files import lower
+from edgewise.images import resized
+from edgewise.images.normalise import feed
+from edgewise.images.preprocess import OUTSIDE, Preprocess
+from edgewise.images.wrapper import Baking
+from edgewise.network import checkpoint
+from edgewise.report.numbers import percent
+from edgewise.verify import card, layerwise
+from edgewise.verify.layerwise import Layer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+IMAGES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """A file held against the graph it was written from."""
+
+    path: Path
+    target: str
+    images: int
+    layers: tuple[Layer, ...]
+
+    @property
+    def first(self) -> Layer | None:
+        """The first layer that the file computes otherwise."""
+        return layerwise.first_divergent(self.layers)
+
+    @property
+    def sentence(self) -> str:
+        """What was found, for people."""
+        if self.first is None:
+            return f"all {len(self.layers)} values that the file lets out follow from their inputs, on {self.images} images"
+        found = self.first
+        return (
+            f"first divergent layer: {found.name} ({found.operation}, node {found.node}): off by "
+            f"{_amount(found.worst, found.unit)} where {_amount(found.tolerance, found.unit)} is allowed, "
+            f"{percent(found.changed)} % of its elements changed"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON types; what is not finite becomes null."""
+        return {
+            "images": self.images,
+            "verdict": "pass" if self.first is None else "fail",
+            "first_divergent": None if self.first is None else _entry(self.first),
+            "layers": [_entry(layer) for layer in self.layers],
+        }
+
+
+def _entry(layer: Layer) -> dict[str, Any]:
+    fields = asdict(layer) | {"diverges": layer.diverges}
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in fields.items()}
+
+
+def inspect(path: Path, data_name: str, folder: Path | None = None, model: str | None = None) -> Parity:
+    """Hold the file at ``path`` against its checkpoint on the first test images of a data set.
+
+    ``folder``: the checkpoint, where it does not lie beside the file as a run leaves it. ``model``: the user's own
+    ``path/to/net.py:function`` that the checkpoint was made with; code named by a checkpoint alone is not run. Raises
+    RequestError for a file that has none, and for a target that lets nothing out. The float network is compared where the
+    file prepares nothing itself: its graph has nodes more otherwise.
+    """
+    kept = card.read(path)
+    target = targets.get(kept.target)
+    if target.inside is None:
+        raise RequestError(f"target {target.name!r} lets no intermediate value out of its files; leave out --layers")
+    folder = card.checkpoint_of(path, kept) if folder is None else folder
+    checkpoint.allow(folder, model)
+    data = resized.at(calib_data.load(data_name, kept.seed), kept.input_shape[1:])
+    images = feed(data.test.batch(torch.arange(min(IMAGES, len(data.test)))), kept, kept.fed)
+    baking = Baking(preprocess=Preprocess(fed=kept.fed, softmax=kept.softmax), mean=kept.mean, std=kept.std)
+    found = target.inside(path, lower.program(folder, kept.accepted, baking), images)
+    precision = kept.row.precision or ("int8" if _quantized(folder) else "float32")
+    plain = _float_values(folder, images) if baking.preprocess == OUTSIDE else {}
+    layers = layerwise.compare(found, images, precision, plain)
+    if not layers:
+        raise RequestError(
+            f"{path} and the graph rebuilt from {folder} have no value in common; they do not belong together"
+        )
+    return Parity(path=path, target=target.name, images=len(images), layers=tuple(layers))
+
+
+def _quantized(folder: Path) -> bool:
+    return isinstance(checkpoint.load(folder, batch=1).model, GraphModule)
+
+
+def _float_values(folder: Path, images: Tensor) -> dict[str, Tensor]:
+    """What the network computes with its quantization switched off; nothing for a network that has none."""
+    model = checkpoint.load(folder, batch=1).model
+    if not isinstance(model, GraphModule):
+        return {}
+    from torchao.quantization.pt2e.fake_quantize import disable_fake_quant
+
+    model.apply(disable_fake_quant)
+    return layerwise.values_of(model, images)
+
+
+def table(layers: Sequence[Layer]) -> Table:
+    """A Rich table, one line a value, the divergent ones in red."""
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD)
+    titles = ("layer", "operation", "file off by", "allowed", "changed %", "file to graph dB", "graph to float dB")
+    for title in titles:
+        shown.add_column(
+            title, justify="left" if title in ("layer", "operation") else "right", no_wrap=title != "layer"
+        )
+    for layer in layers:
+        shown.add_row(
+            layer.name,
+            layer.operation,
+            _amount(layer.worst, layer.unit),
+            _amount(layer.tolerance, layer.unit),
+            percent(layer.changed),
+            _decibels(layer.drift_db),
+            _decibels(layer.quantization_db),
+            style="red" if layer.diverges else None,
+        )
+    return shown
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:.2f} steps" if unit == "steps" else f"{100 * value:.2g} %"
+
+
+def _decibels(value: float | None) -> str:
+    return "equal" if value is None else "–" if math.isnan(value) else f"{value:.1f}"

@@ -1,0 +1,65 @@
+"""TODO targets/onnx/__init__.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgewise.targets import COMMON_OPERATORS, GATES, PRODUCTS, Grid, Inside, Target
+from edgewise.targets._program import for_inference
+from edgewise.targets._quantizer import int8_quantizer
+from edgewise.targets.onnx._profile import profile
+from edgewise.targets.onnx._session import session
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+from edgewise.targets.onnx._lowering import PRECISIONS, export
+
+
+class _Runner:
+    """Calls a session, one image at a time where the file's batch is 1."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._input = session.get_inputs()[0]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """As ``targets.Runner``."""
+        batch = self._input.shape[0]
+        parts = torch.split(images, batch if isinstance(batch, int) else max(len(images), 1))
+        results = [self._session.run(None, {self._input.name: part.contiguous().numpy()})[0] for part in parts]
+        return torch.cat([torch.from_numpy(result) for result in results])
+
+
+def load(path: Path, threads: int) -> _Runner:
+    """The file in ONNX Runtime on ``threads`` threads of the CPU. Raises TargetError for a file it cannot read."""
+    return _Runner(session(path, threads))
+
+
+def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
+    from edgewise.targets.onnx._inside import inside
+
+    return inside(path, for_inference(program), images)
+
+
+TARGET = Target(
+    name="onnx",
+    summary="ONNX Runtime on a CPU (x86, Arm)",
+    suffix=".onnx",
+    extra="onnx",
+    needs=("onnx", "onnxscript", "onnxruntime"),
+    # Without VNNI, x86 adds two u8×s8 products in 16 bits, saturating: 255·127·2 does not fit, 255·63·2 does.
+    grids=(Grid(weight_bits=7, operators=COMMON_OPERATORS | GATES | PRODUCTS),),
+    quantizer=int8_quantizer,
+    export=export,
+    load=load,
+    profile=profile,
+    precisions=PRECISIONS,
+    inside=_inside,
+    # ONNX has no list of sizes: a file for several leaves height and width open.
+    sizes=frozenset({"fixed", "enumerated", "ranged"}),
+    takes_bytes=True,
+)

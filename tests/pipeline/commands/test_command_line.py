@@ -1,0 +1,263 @@
+"""The command line: exit statuses, standard output and what an error tells."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgewise.__main__ import main
+
+ROOT = Path(__file__).parents[3]
+
+RECIPES = """
+from edgewise.stages.train import Train
+from edgewise.stages.prune import Prune
+from edgewise.verify.gates import Limits
+from edgewise.recipe import Recipe
+from edgewise.stages.training.settings import Training
+
+
+def _recipe(**changes):
+    train = Train(training=Training(epochs=1, lr=0.1))
+    return Recipe(**({"name": "mine", "model": "tiny_resnet", "data": "digits", "baseline": train} | changes))
+
+
+def plain():
+    return _recipe()
+
+
+def greedy():
+    return _recipe(stages=(Prune(ratio=1.5),))
+
+
+def negative():
+    return _recipe(limits=Limits(max_drop=-0.1))
+
+
+def nowhere():
+    return _recipe(targets=())
+
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's recipe file, with the store beside it."""
+    monkeypatch.setenv("EDGEWISE_STORE", str(tmp_path / "store"))
+    path = tmp_path / "recipe.py"
+    path.write_text(RECIPES, encoding="utf-8")
+    return path
+
+
+def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "edgewise", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
+    """What the command says on standard error while it refuses."""
+    assert main(arguments) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], *[["list", kind] for kind in (
+    "models", "data", "targets", "stages", "recipes")]])  # fmt: skip
+def test_help_and_lists_do_not_import_torch(arguments: list[str]) -> None:
+    code = "import sys\nfrom edgewise.__main__ import main\ntry: status = main(sys.argv[1:])\nexcept SystemExit as leave: status = leave.code\nassert not {'torch', 'numpy'} & set(sys.modules), 'imported'\nsys.exit(status)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [
+        ("models", "tiny_resnet"),
+        ("data", "digits"),
+        ("targets", "onnx"),
+        ("stages", "prune"),
+        ("recipes", "demo"),
+    ],
+)
+def test_list_json_names_and_summarises(kind: str, known: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", kind, "--json"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert err == "" and list(document) == [kind]
+    assert all(set(entry) >= {"name", "summary"} and entry["summary"] for entry in document[kind])
+    names = [entry["name"] for entry in document[kind]]
+    assert known in names and len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["list", "planets"], ["run"], ["bench"], ["verify"]])
+def test_malformed_command_lines_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main(arguments)
+    assert leave.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: edgewise")
+
+
+@pytest.mark.parametrize(
+    ("options", "near"),
+    [
+        (["demoo"], "demo"),
+        (["demo", "--model", "resnet19"], "resnet1"),
+        (["demo", "--target", "onx"], "onnx"),
+        (["demo", "--data", "digit"], "digits"),
+    ],
+)
+def test_unknown_names_get_the_nearest_spelling(
+    options: list[str], near: str, recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    targets = [] if "--target" in options else ["--target", "onnx"]
+    message = refused(capsys, "run", *options, *targets, "--out", str(tmp_path / "out"))
+    assert f"Did you mean '{near}" in message
+    assert "Choices: " in message
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [
+        ("greedy", "Prune.ratio must lie between 0 and 1"),
+        ("negative", "max_drop must lie in 0 … 1, found -0.1"),
+        ("nowhere", "names no target"),
+        ("number", "returned int; wanted a pipeline.recipe.Recipe"),
+        ("absent", "has no function 'absent'"),
+    ],
+)
+def test_wrong_recipes_are_refused_before_anything_runs(
+    function: str, wanted: str, recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wanted in refused(capsys, "run", f"{recipes}:{function}", "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipe_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no file" in refused(capsys, "run", f"{tmp_path / 'none.py'}:main")
+
+
+def test_weights_that_do_not_fit_list_the_keys(
+    recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    weights = tmp_path / "weights.pt"
+    torch.save({"linear.weight": torch.zeros(10, 3), "strange.key": torch.zeros(1)}, weights)
+    message = refused(capsys, "run", f"{recipes}:plain", "--weights", str(weights), "--out", str(tmp_path / "out"))
+    assert "missing (" in message
+    assert "unexpected (1):\n    strange.key" in message
+    assert "linear.weight: wanted [10, 128], found [10, 3]" in message
+    assert not (tmp_path / "store").exists()
+
+
+def test_missing_backend_exits_3_with_the_install_line(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+
+    def without_onnx(name: str, package: str | None = None) -> Any:
+        return None if name.startswith("onnx") else found(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without_onnx)
+    message = refused(capsys, "run", f"{recipes}:plain", "--out", str(tmp_path / "out"), status=3)
+    assert "onnxruntime" in message
+    assert 'python -m pip install -e ".[onnx]"' in message
+
+
+def test_debug_shows_the_traceback_and_nothing_else_does() -> None:
+    plain, debug = fresh("run", "nonesuch"), fresh("run", "nonesuch", "--debug")
+    assert plain.returncode == 2 and "Traceback" not in plain.stderr
+    assert debug.returncode != 0 and "Traceback" in debug.stderr and "RequestError" in debug.stderr
+    assert plain.stdout == debug.stdout == ""
+
+
+def test_analyze_json_keys_and_totals(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["analyze", "tiny_resnet", "--json"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert err == ""
+    assert list(document) == ["model", "input_shape", "layers", "totals", "unused"]
+    assert (document["model"], document["input_shape"]) == ("tiny_resnet", [1, 8, 8])
+    stem = next(layer for layer in document["layers"] if layer["operator"] == "conv2d")
+    # 32 filters of 3×3 over one channel, at each of 8×8 places.
+    assert (stem["params"], stem["macs"], stem["output"]) == (288, 288 * 64, [1, 32, 8, 8])
+    assert (stem["kernel"], stem["stride"], stem["receptive_field"]) == ([3, 3], [1, 1], [3, 3])
+    for key in ("params", "macs"):
+        assert document["totals"][key] == sum(layer[key] for layer in document["layers"])
+
+
+def test_analyze_at_another_size(capsys: pytest.CaptureFixture[str]) -> None:
+    totals = {}
+    for size in (("8", "8"), ("16", "32")):
+        assert main(["analyze", "tiny_resnet", "--json", "--input-size", *size]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["input_shape"] == [1, int(size[0]), int(size[1])]
+        stem = next(layer for layer in document["layers"] if layer["operator"] == "conv2d")
+        totals[size] = (document["totals"]["params"], stem["macs"])
+    (params, macs), (wide_params, wide_macs) = totals.values()
+    assert wide_params == params
+    assert wide_macs == 8 * macs
+
+
+def test_analyze_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "net.html"
+    assert main(["analyze", "tiny_resnet", "--picture", str(picture)]) == 0
+    assert "tiny_resnet at 1×8×8" in capsys.readouterr().out
+    assert picture.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["analyze", "tiny_resnt"], "Did you mean 'tiny_resnet'"),
+        (["analyze", "tiny_resnet", "--input-size", "0", "8"], "each at least 1"),
+        (["analyze", "lenet5", "--input-size", "4", "4"], "conv2"),
+        (["report", "no/such/folder"], "no/such/folder"),
+        (["verify", "no/such/file", "--data", "digits"], "there is no file"),
+        (["bench", "no/such/file"], "there is no file"),
+        (["bench", "no/such/file", "--threads", "0"], "at least 1 thread"),
+        (["bench", "no/such/file", "--seconds", "0"], "a positive time"),
+    ],
+)
+def test_requests_that_cannot_be_met(arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wanted in refused(capsys, *arguments)
+
+
+def test_an_error_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(kind: str) -> list[Any]:
+        raise ZeroDivisionError(kind)
+
+    monkeypatch.setattr("edgewise.catalogue.listing", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["list", "models"])
+
+
+def test_interruption_has_its_own_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(kind: str) -> list[Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgewise.catalogue.listing", stopped)
+    assert main(["list", "models"]) == 130
+    assert "interrupted" in capsys.readouterr().err

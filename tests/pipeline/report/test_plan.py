@@ -1,0 +1,80 @@
+"""The picture of a substitution plan on the page."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from edgewise.report.document import Report
+from edgewise.report.page import render
+from edgewise.report.plan import pictures
+from edgewise.report.rows import Row
+
+
+def layer(name: str, accepted: bool, **changes: Any) -> dict[str, Any]:
+    fields = {
+        "name": name, "shape": "16 to 16, 3x3", "dense_macs": 2000, "new_macs": 400, "input_shape": [1, 16, 8, 8],
+        "middle": 16, "error": 0.25, "dense_ms": 0.5, "new_ms": 0.125, "ratio_ci95": [0.2, 0.3], "cost": 0.004,
+        "top1": 0.95, "accepted": accepted, "reason": "the reason of " + name,
+    }  # fmt: skip
+    return fields | changes
+
+
+PLAN = {
+    "into": "depthwise",
+    "max_drop": 0.02,
+    "timed_on": "onnx",
+    "threads": 1,
+    "calibration": {"n": 1000, "before": 0.96, "substituted": 0.95, "distilled": 0.955},
+    "accepted": 1,
+    "dense_macs": 2000,
+    "new_macs": 400,
+    "layers": [layer("conv1", True), layer("<b>conv2", False, new_ms=0.75, error=None, cost=None)],
+}
+
+
+def row(plan: dict[str, Any] | None) -> Row:
+    return Row(
+        step="separate", target=None, params=1, macs=1, bytes=1, accuracy=None, latency=None, verification=None,
+        undelegated=(), verdict="not-checked", reason="", seconds=1.0, facts={} if plan is None else {"plan": plan},
+    )  # fmt: skip
+
+
+def test_rows_without_a_plan_have_no_picture() -> None:
+    assert pictures([(row(None), "separate")]) == []
+
+
+def test_every_layer_is_drawn_with_its_verdict() -> None:
+    (picture,) = pictures([(row(PLAN), "separate")])
+    assert "1 of 2 layers replaced; in them 2.00k multiply-accumulates became 400, 5.00 times fewer" in picture.summary
+    assert "96.00 % before, 95.00 % with the new forms, 95.50 % after" in picture.summary
+    assert "budget: 2 points" in picture.summary
+    bars = [trace for trace in picture.figure["data"] if trace["type"] == "bar"]
+    accepted = [trace for trace in bars if trace["name"] == "replaced"]
+    assert len(bars) == 8 and len(accepted) == 4, "error, MACs, milliseconds and cost, each accepted and rejected"
+    assert [trace["x"][0] for trace in accepted] == [0.25, 1600, 0.375, 0.004]
+    assert all("the reason of conv1" in trace["hovertext"][0] for trace in accepted)
+    assert picture.figure["layout"]["yaxis"]["ticktext"] == ["✓ conv1", "✗ &lt;b&gt;conv2"]
+    rejected = [trace for trace in bars if trace["name"] == "stays"]
+    assert rejected[2]["x"] == [-0.25], "a layer that would be slower shows what it would lose"
+
+
+def test_the_page_holds_chart_table_and_reasons() -> None:
+    page = render(Report(recipe={"name": "r"}, environment={}, rows=[row(PLAN)]))
+    assert 'id="plan-0"' in page and "The plan of separate, layer by layer" in page
+    assert "the reason of conv1" in page and "✗ stays" in page and "0.500 to 0.125" in page
+    assert "&lt;b&gt;conv2" in page and "<b>conv2" not in page
+    assert '"plan-0": {' in page
+    assert "input_shape" not in page, "what the picture shows is not listed a second time"
+
+
+def test_a_plan_that_was_not_timed_has_no_clock_in_it() -> None:
+    plan = copy.deepcopy(PLAN) | {"timed_on": None, "max_drop": None}
+    for entry in plan["layers"]:
+        entry |= {"dense_ms": None, "new_ms": None, "cost": None}
+    (picture,) = pictures([(row(plan), "separate")])
+    titles = [entry["text"] for entry in picture.figure["layout"]["annotations"]]
+    assert titles == ["error of the outputs", "MACs saved"] and "budget" not in picture.summary
+    assert [cells["ms"] for cells in picture.layers] == ["–", "–"]
+    json.dumps(picture.figure, allow_nan=False)

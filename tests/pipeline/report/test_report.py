@@ -1,0 +1,693 @@
+"""The report: rows to JSON and back, a file that is whole or absent, a terminal table, a page that trusts nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from edgewise.errors import RequestError, StoreError
+from edgewise.measure.values import Accuracy, Agreement, Difference, Latency
+from edgewise.report import numbers
+from edgewise.report.charts import tradeoff, waterfall
+from edgewise.report.document import Report, Section
+from edgewise.report.markup import sanitize
+from edgewise.report.page import write_html
+from edgewise.report.rows import ArtifactFile, Row
+from edgewise.report.summary import summarize
+from edgewise.report.terminal import table
+from edgewise.store.json_values import encode
+from edgewise.store.machine import environment
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def accuracy(right: int, delta: int = 0, n: int = 360) -> Accuracy:
+    top1, half = right / n, 0.015
+    change = Difference(
+        delta=delta / n,
+        ci95=(delta / n - 0.012, delta / n + 0.012) if delta else (0.0, 0.0),
+        p_value=0.25 if delta else 1.0,
+    )
+    return Accuracy(top1=top1, n=n, ci95=(max(0.0, top1 - half), min(1.0, top1 + half)), vs_baseline=change)
+
+
+def latency(p50: float, ratio: float, on: str = "onnx") -> Latency:
+    return Latency(
+        on=on,
+        batch=1,
+        threads=1,
+        p50_ms=p50,
+        p90_ms=p50 * 1.2,
+        ratio_to_baseline=ratio,
+        ci95=(ratio - 0.02, ratio + 0.03),
+    )
+
+
+def step(name: str, label: str, params: int, macs: int, right: int, ms: float, **changes: object) -> Row:
+    row = Row(
+        step=name,
+        name=label,
+        target=None,
+        params=params,
+        macs=macs,
+        bytes=params * 4 + 9_000,
+        accuracy=accuracy(right, right - 351),
+        latency=latency(ms, ms / 0.412),
+        verification=None,
+        undelegated=(),
+        verdict="pass",
+        reason="",
+        seconds=12.3,
+    )
+    return replace(row, **changes)  # type: ignore[arg-type]
+
+
+def artifact(target: str, right: int, ms: float, **changes: object) -> Row:
+    row = Row(
+        step="artifact",
+        target=target,
+        params=31_210,
+        macs=1_402_880,
+        bytes=52_344,
+        accuracy=accuracy(right, right - 351),
+        latency=latency(ms, ms / 0.412, target),
+        verification="runtime",
+        undelegated=(),
+        verdict="pass",
+        reason="",
+        seconds=8.1,
+        precision="int8",
+        agreement=Agreement(top1=358 / 360, max_abs=0.213, n=360),
+        facts={"opset": 18, "fused": [19, 19]},
+    )
+    return replace(row, **changes)  # type: ignore[arg-type]
+
+
+def report() -> Report:
+    written = artifact(
+        "coreml",
+        0,
+        1.0,
+        accuracy=None,
+        latency=None,
+        verification="written",
+        verdict="not-checked",
+        agreement=None,
+        precision="float16",
+        reason="written only: Core ML's runtime does not exist on this host, and no evaluator of its file is installed",
+    )
+    failed = artifact(
+        "xnnpack",
+        340,
+        0.512,
+        verdict="fail",
+        undelegated=("aten.mean.dim", "aten.mean.dim", "aten.view"),
+        bytes=61_200,
+        reason="top-1 fell by 3.06 points (95 % interval 1.86 to 4.26, n = 360); the recipe allows 1.00",
+    )
+    return Report(
+        recipe={
+            "name": "demo",
+            "model": "resnet_tiny",
+            "data": "digits",
+            "targets": ["onnx", "xnnpack", "coreml"],
+            "seed": 0,
+            "stages": [{"stage": "Train", "epochs": 20, "lr": 0.1}, {"stage": "Prune", "ratio": 0.5, "round_to": 8}],
+            "limits": {"max_accuracy_loss": 0.01, "max_latency_ratio": 1.0, "max_bytes": None},
+        },
+        environment={
+            "python": "3.11.7",
+            "torch": "2.13.0",
+            "cpu": "A processor",
+            "threads": 1,
+            "commit": "c82192b",
+            "dirty": True,
+            "packages": {"torch": "2.13.0", "onnx": "1.23.2"},
+        },
+        rows=[
+            step("baseline", "", 78_042, 4_105_216, 351, 0.412),
+            step("prune", "", 41_210, 2_052_608, 331, 0.301),
+            step("finetune", "", 41_210, 2_052_608, 349, 0.299),
+            step("separate", "", 31_210, 1_402_880, 322, 0.285),
+            step("finetune", "", 31_210, 1_402_880, 350, 0.283),
+            step("quantize", "QAT, 7-bit weights", 31_210, 1_402_880, 349, 0.6, latency=None),
+            artifact("onnx", 350, 0.201),
+            failed,
+            written,
+        ],
+        artifacts=[ArtifactFile(target="onnx", path="artifacts/onnx/model.onnx", sha256="ab" * 32, bytes=52_344)],
+        sections=[Section(title="Where the time goes", html="<table><tr><th>layer</th><td>0.1 ms</td></tr></table>")],
+    )
+
+
+def show(shown: Report, width: int, path: Path | None = None, encoding: str = "utf-8", colour: bool = False) -> str:
+    from rich.console import Console
+
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding=encoding)
+    system: Literal["truecolor"] | None = "truecolor" if colour else None
+    Console(file=out, width=width, color_system=system, force_terminal=colour, legacy_windows=False).print(
+        table(shown, path)
+    )
+    out.flush()
+    return raw.getvalue().decode(encoding)
+
+
+class Elements(HTMLParser):
+    """Tags in order, every attribute, and what stands inside each script, as a browser would take the page apart."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.scripts: list[str] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] == "script" and self.cdata_elem == "script":
+            self.scripts[-1] += data
+        else:
+            self.text.append(data)
+
+
+# rows: to JSON and back
+
+
+def test_a_row_has_the_contract_s_keys_in_their_order() -> None:
+    document = artifact("onnx", 350, 0.2).to_json()
+    wanted = "step target params macs bytes accuracy latency verification undelegated verdict reason seconds"
+    assert list(document)[:12] == wanted.split()
+    assert list(document["accuracy"]) == ["top1", "n", "ci95", "vs_baseline"]
+    assert list(document["accuracy"]["vs_baseline"]) == ["delta", "ci95", "p_value"]
+    assert list(document["latency"]) == ["on", "batch", "threads", "p50_ms", "p90_ms", "ratio_to_baseline", "ci95"]
+    assert document["agreement"] == {"top1": 358 / 360, "max_abs": 0.213, "n": 360}
+
+
+def test_rows_come_back_as_they_went() -> None:
+    for row in report().rows:
+        again = Row.from_json(json.loads(json.dumps(row.to_json())))
+        assert again == replace(row, facts=encode(row.facts))
+    assert Accuracy.from_json(accuracy(350).to_json()) == accuracy(350)
+    assert Latency.from_json(latency(1.0, 1.0).to_json()) == latency(1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"macs": None}, r"row\.macs: wanted a whole number, found NoneType None"),
+        ({"params": True}, r"row\.params: wanted a whole number, found bool True"),
+        ({"seconds": "12"}, r"row\.seconds: wanted a number, found str '12'"),
+        ({"seconds": float("inf")}, r"row\.seconds: wanted a finite number, found inf"),
+        ({"verdict": "ok"}, r"row\.verdict: wanted one of pass, fail, not-checked, found str 'ok'"),
+        ({"undelegated": "conv"}, r"row\.undelegated: wanted a list, found str 'conv'"),
+        ({"undelegated": ["conv", 1]}, r"row\.undelegated\[1\]: wanted a string, found int 1"),
+        ({"facts": []}, r"row\.facts: wanted an object, found list \[\]"),
+        ({"top_1": 0.5}, r"row: unknown key 'top_1'; known keys: step, target"),
+        ({"accuracy": {"top1": 1.0}}, r"row\.accuracy: missing key 'n', 'ci95', 'vs_baseline'; found: top1"),
+        ({"verification": "written"}, r"a file that was only written cannot pass"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Row.from_json(artifact("onnx", 350, 0.2).to_json() | change)
+
+
+def test_an_interval_has_two_ends() -> None:
+    document = accuracy(350).to_json() | {"ci95": [0.9]}
+    with pytest.raises(ValueError, match=r"accuracy\.ci95: wanted a list of 2, found list \[0\.9\]"):
+        Accuracy.from_json(document)
+
+
+def test_a_missing_key_is_named() -> None:
+    document = step("baseline", "", 1, 1, 351, 1.0).to_json()
+    del document["latency"]
+    with pytest.raises(ValueError, match="row: missing key 'latency'; found: step, target"):
+        Row.from_json(document)
+
+
+def test_only_finite_plain_values_are_encoded() -> None:
+    with pytest.raises(ValueError, match="finite numbers only, found nan"):
+        replace(report().rows[0], seconds=float("nan")).to_json()
+    with pytest.raises(TypeError, match="a report holds JSON types, found complex"):
+        replace(report().rows[0], facts={"a": 1j}).to_json()
+
+
+# report.json
+
+
+def test_report_json_comes_back_and_holds_what_the_contract_says(tmp_path: Path) -> None:
+    path = report().write(tmp_path / "new")
+    assert path == tmp_path / "new" / "report.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert list(document) == ["schema", "recipe", "environment", "rows", "artifacts", "sections"]
+    assert document["schema"] == 1
+    assert document["artifacts"] == [
+        {"target": "onnx", "path": "artifacts/onnx/model.onnx", "sha256": "ab" * 32, "bytes": 52_344}
+    ]
+    assert Report.read(tmp_path / "new").to_json() == report().to_json()
+
+
+def test_sections_are_no_part_of_a_report_without_any() -> None:
+    assert "sections" not in Report(recipe={}, environment={}).to_json()
+
+
+def document(**changes: object) -> str:
+    empty = {"schema": 1, "recipe": {}, "environment": {}, "rows": [], "artifacts": []}
+    return json.dumps({key: value for key, value in (empty | changes).items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"report\.json is not JSON: .* in line 1"),
+        ("[]", r"report\.json is no report: wanted an object, found list"),
+        ('{"schema": 2}', "wanted schema 1, found 2; run the recipe again"),
+        (document(environment=None, artifacts=None), "missing key 'environment', 'artifacts'"),
+        (document(recipe=[]), "recipe: wanted an object, found list"),
+        (document(rows={}), "rows: wanted a list, found dict"),
+        (document(rows=[{}]), r"rows\[0\]: missing key 'step'"),
+        (document(artifacts=[1]), r"artifacts\[0\]: wanted an object"),
+        ("\xff", "is no report: .*utf-8"),
+    ],
+)
+def test_a_file_that_is_no_report_is_refused_with_the_reason(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "report.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RequestError, match=message):
+        Report.read(tmp_path)
+
+
+def test_a_folder_without_report_is_a_wrong_request(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"cannot read .*report\.json: No such file.*the folder that a run wrote"):
+        Report.read(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_report_and_no_scrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = report().write(tmp_path).read_bytes()
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StoreError, match=r"cannot write .*report\.json: No space left on device"):
+        Report(recipe={}, environment={}).write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    assert (tmp_path / "report.json").read_bytes() == old
+
+
+def test_a_folder_that_is_a_file_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(StoreError, match="cannot write"):
+        report().write(tmp_path / "out")
+
+
+def test_a_section_holds_one_thing() -> None:
+    with pytest.raises(ValueError, match="section 'a': wanted exactly one of html and figure"):
+        Section(title="a")
+    with pytest.raises(ValueError, match="exactly one"):
+        Section(title="a", html="", figure={})
+
+
+# environment
+
+
+def test_environment_tells_the_machine_and_the_packages() -> None:
+    found = environment(threads=3)
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["torch"] == found["packages"]["torch"]
+    assert found["threads"] == 3 and environment()["threads"] == found["cores"] >= 1
+    assert found["cpu"] and found["platform"]
+    assert encode(found) == found
+
+
+def test_the_commit_is_the_tree_s_own_and_dirty_says_so(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        return subprocess.run(
+            ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert environment(root=tmp_path)["commit"] is None
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    clean = environment(root=tmp_path)
+    assert clean["commit"] and head.startswith(clean["commit"]) and clean["dirty"] is False
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_text("new")
+    assert environment(root=tmp_path)["dirty"] is True
+    assert environment(root=tmp_path / "inner")["commit"] is None
+
+
+def test_importing_the_report_imports_nothing_heavy() -> None:
+    code = "import sys, pipeline.report, pipeline.rows; print(*{n.split('.')[0] for n in sys.modules})"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "pipeline" in loaded
+    assert not {"torch", "numpy", "plotly", "jinja2", "markupsafe", "rich"} & set(loaded)
+
+
+# words and numbers
+
+
+@pytest.mark.parametrize(
+    ("shown", "wanted"),
+    [
+        (numbers.count(999), "999"),
+        (numbers.count(272_474), "272k"),
+        (numbers.count(999_700), "1.00M"),
+        (numbers.count(4_105_216), "4.11M"),
+        (numbers.size(85_230), "85.2 kB"),
+        (numbers.size(0), "0 B"),
+        (numbers.size(None), "–"),
+        (numbers.significant(0.4119), "0.412"),
+        (numbers.significant(48.06), "48.1"),
+        (numbers.significant(1234.4), "1234"),
+        (numbers.significant(0), "0"),
+        (numbers.percent(0.9173), "91.73"),
+        (numbers.points(-0.0028), "−0.28"),
+        (numbers.points(0.001), "+0.10"),
+        (numbers.points(-0.00001), "0.00"),
+        (numbers.half_width((0.9119, 0.9227)), "0.54"),
+        (numbers.ratio(0.6249), "0.62×"),
+    ],
+)
+def test_numbers_are_written_for_people(shown: str, wanted: str) -> None:
+    assert shown == wanted
+
+
+def test_the_summary_counts_and_names_the_smallest_file_that_passed() -> None:
+    said = summarize(report())
+    assert (said.verdict, said.title) == ("fail", "1 of 9 checks failed, 1 not checked")
+    assert said.best.startswith(
+        "Smallest file that passed: onnx int8, 52.3 kB where the baseline takes 321 kB, top-1 97.22 % (−0.28 p"
+    )
+    assert said.best.endswith("0.49× the baseline's time on onnx.")
+
+
+def test_a_file_that_was_only_written_never_makes_a_pass() -> None:
+    written = [row for row in report().rows if row.verification == "written"]
+    alone = summarize(Report(recipe={}, environment={}, rows=written))
+    assert (alone.verdict, alone.title, alone.best) == ("not-checked", "Nothing was checked", "")
+    beside = summarize(Report(recipe={}, environment={}, rows=[report().rows[0], *written]))
+    assert (beside.verdict, beside.title) == ("pass", "1 check passed, 1 not checked")
+    single = summarize(Report(recipe={}, environment={}, rows=report().rows[:1]))
+    assert single.title == "1 check passed"
+
+
+# the terminal
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_every_row_is_one_line_of_the_terminal(width: int) -> None:
+    lines = show(report(), width).splitlines()
+    assert max(map(len, lines)) <= width
+    for wanted in (
+        r"^baseline .* 97\.50 ±1\.50 .* 78\.0k +4\.11M .* 1\.00× .*✓",
+        r"^xnnpack int8 .*−3\.06 .*1\.24× +runtime +✗",
+    ):
+        assert sum(bool(re.search(wanted, line)) for line in lines) == 1
+    assert ("✗ fail" in "".join(lines)) == (width > 80)
+
+
+def test_reasons_stand_below_for_what_did_not_pass() -> None:
+    text = show(report(), 200)
+    assert (
+        "✗ xnnpack int8: top-1 fell by 3.06 points (95 % interval 1.86 to 4.26, n = 360); the recipe allows 1.00"
+        in text
+    )
+    assert "– coreml float16: written only" in text
+    assert text.index("top-1 fell") > text.index("coreml float16 ")
+
+
+def test_the_report_s_path_comes_last_and_whole() -> None:
+    assert show(report(), 80, Path("out/report.html")).endswith("\nReport: out/report.html\n")
+    path = Path("/a/very/long/way") / ("x" * 120) / "report.html"
+    assert show(report(), 80, path).replace("\n", "").endswith(str(path))
+
+
+def test_without_colour_and_without_unicode_the_table_still_speaks() -> None:
+    assert "\x1b[" not in show(report(), 100) and "\x1b[" in show(report(), 100, colour=True)
+    text = show(report(), 100, encoding="ascii")
+    assert "x fail" in text and "+ pass" in text and "97.50 ~1.50" in text and "?" not in text
+
+
+def test_a_name_can_steer_neither_markup_nor_terminal() -> None:
+    rows = [step("baseline", "[red]\x1b[2Jname[/red]", 1, 1, 351, 1.0)]
+    text = show(Report(recipe={}, environment={}, rows=rows), 100)
+    assert "[red] [2Jname[/red]" in text and "\x1b" not in text
+
+
+def test_a_report_without_rows_is_shown() -> None:
+    assert "Nothing was checked" in show(Report(recipe={}, environment={}), 80)
+
+
+# the charts
+
+
+def test_tradeoff_shows_every_measured_row_with_its_interval() -> None:
+    figure = tradeoff(report().rows)
+    assert figure is not None
+    points = [trace for trace in figure["data"] if trace["mode"] == "markers"]
+    left, right = ([trace for trace in points if trace["xaxis"] == axis] for axis in ("x", "x2"))
+    assert [trace["name"] for trace in left] == [
+        "baseline",
+        "prune",
+        "finetune",
+        "separate",
+        "finetune (2)",
+        "onnx int8",
+        "xnnpack int8",
+    ]
+    assert [trace["name"] for trace in right].count("QAT, 7-bit weights") == 1 and len(right) == 8
+    assert left[0]["x"] == [0.412] and left[0]["y"] == [pytest.approx(97.5)] and right[0]["x"] == [78_042 * 4 + 9_000]
+    assert left[0]["error_y"]["array"] == [pytest.approx(1.5)] and left[0]["error_y"]["arrayminus"] == [
+        pytest.approx(1.5)
+    ]
+
+
+def test_a_chart_s_legend_names_every_row_once_in_a_look_of_its_own() -> None:
+    figure = tradeoff(report().rows)
+    assert figure is not None
+    entries = [trace for trace in figure["data"] if trace.get("showlegend")]
+    looks = {(trace["marker"]["color"], trace["marker"]["symbol"]) for trace in entries}
+    assert len(entries) == len(looks) == 8
+    colour = {trace["name"]: trace["marker"]["color"] for trace in entries}
+    assert colour["finetune"] == colour["finetune (2)"] != colour["prune"]
+    assert colour["onnx int8"] == colour["xnnpack int8"]
+
+
+def test_the_size_axis_has_ticks_where_people_count() -> None:
+    figure = tradeoff(report().rows)
+    assert figure is not None
+    axis = figure["layout"]["xaxis2"]
+    assert axis["type"] == "log" and axis["tickvals"] == [50_000, 100_000, 200_000]
+    assert axis["ticktext"] == ["50 kB", "100 kB", "200 kB"]
+
+
+def test_waterfall_is_computed_against_the_baseline() -> None:
+    figure = waterfall(report().rows)
+    assert figure is not None
+    bars = [trace for trace in figure["data"] if trace["type"] == "bar"]
+    change, time, macs, params = (bar["x"] for bar in bars)
+    assert figure["layout"]["yaxis"]["ticktext"][-2:] == ["finetune (2)", "QAT, 7-bit weights"]
+    assert change[:2] == [0.0, pytest.approx(-20 / 360 * 100)]
+    assert time[1] == pytest.approx(0.301 / 0.412 * 100)
+    assert macs[1] == pytest.approx(50.0) and params[-1] == pytest.approx(31_210 / 78_042 * 100)
+    said = [trace["text"] for trace in figure["data"] if trace.get("mode") == "text"]
+    assert said[1][-1].strip() == "not measured" and said[0][1].strip() == "−5.56" and said[2][1].strip() == "50"
+
+
+def test_long_names_of_one_beginning_keep_bars_of_their_own() -> None:
+    rows = [
+        step(name, "a very long name of a step, twice " + name, 10, 10, 351, 1.0) for name in ("baseline", "x", "y")
+    ]
+    figure = waterfall(rows)
+    assert figure is not None
+    assert figure["layout"]["yaxis"]["ticktext"] == [
+        "a very long name …e baseline",
+        "a very long name …p, twice x",
+        "a very long name …p, twice y",
+    ]
+    assert figure["data"][0]["y"] == [0, 1, 2]
+
+
+def test_there_is_no_chart_without_measurements() -> None:
+    unmeasured = [replace(row, accuracy=None) for row in report().rows]
+    assert tradeoff(unmeasured) is None and tradeoff([]) is None
+    assert waterfall(report().rows[:1]) is None and waterfall([]) is None
+
+
+# the page
+
+
+def test_the_page_holds_every_row_and_reason_and_digest(tmp_path: Path) -> None:
+    path = write_html(report(), tmp_path / "new")
+    assert path == tmp_path / "new" / "report.html" and [p.name for p in path.parent.iterdir()] == ["report.html"]
+    text = " ".join(Elements(path.read_text(encoding="utf-8")).text)
+    for wanted in (
+        "finetune (2)",
+        "QAT, 7-bit weights",
+        "the recipe allows 1.00",
+        "ab" * 32,
+        "aten.mean.dim",
+        "× 2",
+        "c82192b",
+        "round_to",
+        "0.1 ms",
+        "97.22",
+        "−0.28",
+        "1 of 9 checks failed",
+        "Not shown: coreml float16",
+    ):
+        assert wanted in text, wanted
+
+
+def test_the_page_tells_the_peak_memory_where_it_was_measured(tmp_path: Path) -> None:
+    shown = report()
+    assert " to run" not in "".join(Elements(write_html(shown, tmp_path).read_text(encoding="utf-8")).text).replace(
+        "; to run", ""
+    )
+    shown.rows[:] = [replace(row, peak_bytes=1_234_567) if row.target == "onnx" else row for row in shown.rows]
+    text = " ".join(Elements(write_html(shown, tmp_path).read_text(encoding="utf-8")).text)
+    assert text.count("1.23 MB to run") == 1
+
+
+def test_the_page_is_the_same_for_the_same_report(tmp_path: Path) -> None:
+    assert write_html(report(), tmp_path / "a").read_bytes() == write_html(report(), tmp_path / "b").read_bytes()
+
+
+def test_the_page_loads_nothing_and_runs_only_its_own_scripts(tmp_path: Path) -> None:
+    page = Elements(write_html(report(), tmp_path).read_text(encoding="utf-8"))
+    policies = [value for name, value in page.attributes if name == "content" and value and "default-src" in value]
+    assert policies and "default-src 'none'" in policies[0]
+    digests = ["sha256-" + base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in page.scripts[1:]]
+    assert len(digests) == 2 and all(f"'{digest}'" in policies[0] for digest in digests)
+    linked = [value for name, value in page.attributes if name in ("src", "href", "srcset", "action")]
+    assert set(linked) == {"data:,", "#rows"}
+
+
+HOSTILE = "</script></title></textarea>--><script>alert(1)</script><img src=x onerror=alert(1)>\"'`{{ 7 * 7 }}"
+
+
+def hostile() -> Report:
+    from plotly.graph_objects import Bar, Figure
+
+    clean = report()
+    words: dict[str, Any] = {
+        "name": HOSTILE,
+        "reason": HOSTILE,
+        "undelegated": (HOSTILE,),
+        "facts": {HOSTILE: [HOSTILE]},
+    }
+    rows = [
+        replace(
+            row,
+            step=row.step if row.step in ("baseline", "artifact") else HOSTILE,
+            target=row.target and HOSTILE,
+            latency=row.latency and replace(row.latency, on=HOSTILE),
+            **words,
+        )
+        for row in clean.rows
+    ]
+    figure = json.loads(Figure(Bar(x=[HOSTILE], y=[1])).to_json())
+    return Report(
+        recipe={"name": HOSTILE, "model": "<script>", HOSTILE: {HOSTILE: [HOSTILE, {"a": HOSTILE}]}},
+        environment={HOSTILE: HOSTILE},
+        rows=rows,
+        artifacts=[ArtifactFile(target=HOSTILE, path=HOSTILE, sha256=HOSTILE, bytes=1)],
+        sections=[Section(title=HOSTILE, html=HOSTILE), Section(title=HOSTILE, figure=figure)],
+    )
+
+
+def test_nothing_that_came_with_the_report_becomes_markup(tmp_path: Path) -> None:
+    page = Elements(write_html(hostile(), tmp_path).read_text(encoding="utf-8"))
+    assert page.tags.count("script") == 3 and "img" not in page.tags
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert "{{ 7 * 7 }}" in " ".join(page.text)
+    assert set(json.loads(page.scripts[0])) == {"tradeoff", "waterfall", "section-1"}
+
+
+def test_chart_labels_are_escaped_for_plotly_s_own_markup() -> None:
+    figure = tradeoff(hostile().rows)
+    assert figure is not None
+    shown = [text for trace in figure["data"] for text in (trace.get("name"), *trace.get("hovertext", [])) if text]
+    assert shown and not any("<script" in text or "<img" in text for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("<p>a <b>b</b></p>", "<p>a <b>b</b></p>"),
+        ('<td colspan="2" onclick="x()" style="a">1</td>', '<td colspan="2">1</td>'),
+        ("<script>alert(1)</script>", "&lt;script&gt;alert(1)&lt;/script&gt;"),
+        ('<a href="javascript:x">y</a>', "&lt;a href=&quot;javascript:x&quot;&gt;y&lt;/a&gt;"),
+        ('<img src="data:image/png;base64,AA==" alt="x" onload="y">', '<img src="data:image/png;base64,AA==" alt="x">'),
+        ('<img src="http://a/b.png">', "&lt;img src=&quot;http://a/b.png&quot;&gt;"),
+        ("</div></main><ul><li>open", "&lt;/div&gt;&lt;/main&gt;<ul><li>open</li></ul>"),
+        ("<b><i>x</b> y", "<b><i>x</i></b> y"),
+        ("&lt;script&gt; a & b", "&lt;script&gt; a &amp; b"),
+        ("<!-- hidden --><p>x", "<p>x</p>"),
+    ],
+)
+def test_markup_from_elsewhere_is_reduced_to_harmless_elements(given: str, wanted: str) -> None:
+    assert sanitize(given) == wanted
+
+
+def test_a_page_without_rows_needs_no_script(tmp_path: Path) -> None:
+    page = Elements(write_html(Report(recipe={}, environment={}), tmp_path).read_text(encoding="utf-8"))
+    assert "script" not in page.tags and "No step has finished yet." in " ".join(page.text)
+
+
+def test_the_backends_share_is_shown_on_the_page_and_in_the_terminal(tmp_path: Path) -> None:
+    operators = {"conv": {"delegated": 2, "undelegated": 1, "macs": 400, "undelegated_macs": 100}}
+    told = {"macs": 400, "undelegated_macs": 100, "undelegated_share": 0.25, "by_operator": operators}
+    facts = {"coverage": told, "operators": {"quantize": 3, "DequantizeLinear": 4}}
+    shown = report()
+    shown.rows[:] = [replace(row, facts=facts) if row.target == "onnx" else row for row in shown.rows]
+    assert "int8 kernels compute: onnx" in show(shown, 200) and "75.0%" in show(shown, 200)
+    page = write_html(shown, tmp_path).read_text(encoding="utf-8")
+    assert "75.0% of 400 MACs; 3 quantize, 4 dequantize" in page
+    assert "<td><code>conv</code></td><td>2</td><td>1</td><td>400</td>" in page
+
+
+def test_many_facts_of_one_kind_are_a_table_and_numbers_are_short(tmp_path: Path) -> None:
+    costs = [{"layer": "conv1", "kl": 0.00012345678}, {"layer": "conv2", "kl": 0.5}]
+    shown = report()
+    shown.rows[0] = replace(shown.rows[0], facts={"sensitivity": costs, "trials": [{"ratio": 0.5}, {"macs": 3}]})
+    page = write_html(shown, tmp_path).read_text(encoding="utf-8")
+    told = " ".join(Elements(page).text)
+    assert "2 entries" in told and page.count("<th>kl</th>") == 1
+    assert "0.0001235" in told and "0.00012345678" not in told
+    assert "<th>ratio</th>" not in page, "entries that differ in kind stay a list"
+
+
+def test_files_of_one_target_share_a_symbol_and_none_looks_like_another() -> None:
+    shown = report()
+    files = [row for row in shown.rows if row.target is not None]
+    figure = tradeoff([*shown.rows, *(replace(row, precision="float32") for row in files)])
+    assert figure is not None
+    entries = [trace for trace in figure["data"] if trace.get("showlegend")]
+    looks = [(trace["marker"]["color"], trace["marker"]["symbol"]) for trace in entries]
+    assert len(set(looks)) == len(looks)
+    symbols = {trace["name"]: str(trace["marker"]["symbol"]) for trace in entries}
+    assert symbols["onnx float32"].split("-")[0] == symbols["onnx int8"].split("-")[0]

@@ -1,0 +1,137 @@
+"""Image sizes: what is asked for, what a network and a target can do, and where files are tried."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from edgewise import models
+from edgewise.errors import RequestError
+from edgewise.images.sizes import inside, open_sides, settled, untraced
+from edgewise.models import get
+from edgewise.run.one_graph import check
+from edgewise.run.request import asked
+from edgewise.targets import Sizes
+
+RANGE = Sizes(choices=((8, 8), (16, 16)), ranged=True)
+LIST = Sizes(choices=((8, 8), (12, 10)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "bounds", "wanted"),
+    [
+        (None, None, None),
+        ([[224, 160]], None, Sizes(choices=((224, 160),))),
+        ([[8, 8], [12, 10]], None, LIST),
+        (None, [8, 16], RANGE),
+        ([[9, 12]], [8, 16], Sizes(choices=((9, 12), (8, 8), (16, 16)), ranged=True)),
+    ],
+)
+def test_the_command_lines_words(sizes: Any, bounds: Any, wanted: Sizes | None) -> None:
+    assert asked(sizes, bounds) == wanted
+
+
+@pytest.mark.parametrize(
+    ("sizes", "bounds", "wanted"),
+    [
+        (None, [16, 8], "from the smaller to the larger, found 16 to 8"),
+        ([[9, 20]], [8, 16], "the image size 9×20 lies outside the range 8 to 16"),
+    ],
+)
+def test_words_that_make_no_range(sizes: Any, bounds: Any, wanted: str) -> None:
+    with pytest.raises(RequestError, match=wanted):
+        asked(sizes, bounds)
+
+
+def test_the_main_size_comes_first() -> None:
+    assert settled(RANGE, (10, 12)).choices == ((10, 12), (8, 8), (16, 16))
+    assert settled(RANGE, (32, 32)).choices == ((8, 8), (16, 16))
+    assert settled(LIST, (12, 10)).choices == LIST.choices
+    assert settled(Sizes(choices=((8, 8), (8, 8))), (1, 1)).kind == "fixed"
+
+
+@pytest.mark.parametrize("choices", [(), ((0, 8),), ((8, 8), (-1, 8))])
+def test_sizes_that_are_none(choices: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(RequestError, match="at least 1×1"):
+        settled(Sizes(choices=choices), (8, 8))
+
+
+def test_files_are_tried_where_they_were_not_captured() -> None:
+    assert untraced(None) == untraced(Sizes(choices=((8, 8),))) == ()
+    assert untraced(LIST) == ((12, 10),)
+    assert untraced(settled(RANGE, (8, 8))) == ((10, 13), (16, 16))
+    assert untraced(settled(RANGE, (10, 12))) == ((8, 8), (10, 13), (16, 16))
+
+
+def test_what_lies_inside() -> None:
+    assert (
+        inside(RANGE, (8, 16)) and inside(RANGE, (11, 9)) and not inside(RANGE, (7, 8)) and not inside(RANGE, (8, 17))
+    )
+    assert inside(LIST, (12, 10)) and not inside(LIST, (10, 12)) and not inside(LIST, (9, 9))
+
+
+def test_sides_that_do_not_change_stay_closed() -> None:
+    assert open_sides(None, (2, 3)) == open_sides(Sizes(choices=((8, 8),)), (2, 3)) == {}
+    assert sorted(open_sides(RANGE, (1, 2))) == [1, 2]
+    (only,) = open_sides(Sizes(choices=((8, 8), (8, 12))), (2, 3)).items()
+    assert (only[0], only[1].min, only[1].max) == (3, 8, 12)
+
+
+def able(*kinds: str) -> list[Any]:
+    return [SimpleNamespace(name="fake", sizes=frozenset(kinds))]
+
+
+def test_a_target_that_cannot_is_named() -> None:
+    with pytest.raises(RequestError, match="'fake' writes no file for ranged image sizes, only enumerated or fixed"):
+        check(nn.Identity(), "net", torch.zeros(1, 1, 8, 8), RANGE, able("fixed", "enumerated"))
+
+
+REDUCED = {
+    "vit_tiny_patch16_224": "does not take images of 48×32",
+    "lenet5": "not one computation for all the sizes",
+    "alexnet": "not one computation for all the sizes",
+    "vgg11": "pools every image to a grid of 2×2",
+    "mobilevit_xxs": "not one computation for all the sizes asked for, so that no file can hold it: at 96×64",
+}
+"""Why the architectures that are bound to one size refuse a list of two."""
+
+
+@pytest.mark.parametrize("name", list(models.names()))
+def test_every_architecture_takes_any_size_or_says_why_not(name: str) -> None:
+    if name not in (*REDUCED, "tiny_resnet", "resnet20", "mobilenet_v2", "googlenet", "squeezenet1_1"):
+        pytest.skip("a sibling of its family stands for it")
+    spec = get(name)
+    channels, height, width = spec.small_input or spec.input_shape
+    network = spec.build(num_classes=spec.num_classes, in_channels=channels, **spec.small).eval()
+    sizes = Sizes(choices=((height, width), (height * 3 // 2, width)))
+    image = torch.zeros(1, channels, height, width)
+    if name in REDUCED:
+        with pytest.raises(RequestError, match=REDUCED[name]):
+            check(network, name, image, sizes, able("fixed", "enumerated"))
+    else:
+        check(network, name, image, sizes, able("fixed", "enumerated"))
+        assert sizes.kind == "enumerated"
+
+
+def test_a_condition_that_fails_between_the_ends_of_a_range_is_found() -> None:
+    class Even(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (2 * x if x.shape[3] % 2 else x).mean((2, 3))
+
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), Even())
+    with pytest.raises(RequestError, match=r"at 8×9, Runtime assertion failed"):
+        check(network, "net", torch.zeros(1, 1, 8, 8), RANGE, able("ranged"))
+
+
+def test_a_network_that_branches_on_the_size_is_refused() -> None:
+    class Branch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x if x.shape[2] > 10 else 2 * x).mean((2, 3))
+
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), Branch())
+    with pytest.raises(RequestError, match="net is not one computation for all the sizes asked for"):
+        check(network, "net", torch.zeros(1, 1, 8, 8), RANGE, able("ranged"))

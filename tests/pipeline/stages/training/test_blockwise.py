@@ -1,0 +1,163 @@
+"""Block-wise distillation: comes closer, goes on after a kill, and compares channels that are left with their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgewise.calib_data import Data
+from edgewise.errors import RequestError
+from edgewise.models import Spec
+from edgewise.models.resnet import CifarResNet
+from edgewise.stage import Context
+from edgewise.stages.fitting.layer_io import captured
+from edgewise.stages.prune import Prune
+from edgewise.stages.separate import Separate
+from edgewise.stages.training.blockwise import apart, imitate
+
+
+class Images:
+    """Smooth random bytes, one class."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        coarse = torch.rand(size, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+        self._images = (nn.functional.interpolate(coarse, (8, 8), mode="bilinear") * 255).to(torch.uint8)
+        self.labels = torch.zeros(size, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batch(self, index: Tensor) -> Tensor:
+        return self._images[index]
+
+
+def context(folder: Path) -> Context:
+    train, calib = Images(40, 0), Images(20, 1)
+    data = Data(name="smooth", train=train, calib=calib, test=calib, classes=("a",), shape=(3, 8, 8), digest="0")
+    spec = Spec(name="net", build=nn.Identity, input_shape=(3, 8, 8), mean=(0.5,), std=(0.25,), classifier="fc")
+    return Context(spec=spec, data=data, scratch=folder)
+
+
+def images_of(ctx: Context) -> Tensor:
+    return (ctx.data.calib.batch(torch.arange(20)).float() / 255 - 0.5) / 0.25
+
+
+def fresh(teacher: nn.Module, ctx: Context) -> nn.Module:
+    return Separate(measure_time=False, init="fresh")(teacher, ctx)
+
+
+def test_imitation_comes_closer_to_the_old_blocks(tmp_path: Path) -> None:
+    ctx = context(tmp_path)
+    teacher = CifarResNet(8, 4, 3, 8).eval()
+    student = fresh(teacher, ctx)
+    losses = imitate(student, teacher, {"bn1": None, "layer1.0.bn1": None}, ctx, steps=30, lr=1e-2, batch=16)
+    assert len(losses) == 30 and sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert not student.training
+
+
+def test_imitation_makes_the_residual_sums_agree(tmp_path: Path) -> None:
+    """The points are the batch norms before the additions; what the blocks answer after them comes closer too."""
+    ctx = context(tmp_path)
+    teacher = CifarResNet(8, 4, 3, 8).eval()
+    student = fresh(teacher, ctx)
+
+    def distance() -> float:
+        with (
+            torch.no_grad(),
+            captured(student, ["layer2.0"], "output") as ours,
+            captured(teacher, ["layer2.0"], "output") as theirs,
+        ):
+            student(images_of(ctx)), teacher(images_of(ctx))
+        return float((ours["layer2.0"] - theirs["layer2.0"]).norm() / theirs["layer2.0"].norm())
+
+    before = distance()
+    imitate(
+        student,
+        teacher,
+        {"bn1": None} | {f"layer{n}.0.bn{m}": None for n in (1, 2) for m in (1, 2)},
+        ctx,
+        steps=40,
+        lr=1e-2,
+        batch=16,
+    )
+    assert distance() < 0.8 * before
+
+
+def test_killed_imitation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgewise.stages.training.blockwise._SECONDS_BETWEEN", -1.0)
+    teacher = CifarResNet(8, 2, 3, 4).eval()
+
+    def taught(folder: Path, stop: int) -> nn.Module:
+        folder.mkdir(exist_ok=True)
+        ctx = context(folder)
+        student = fresh(teacher, ctx)
+
+        def track(items: Any, text: str, total: int | None = None) -> Iterator[Any]:
+            for item in items:
+                if item == stop:
+                    raise KeyboardInterrupt
+                yield item
+
+        imitate(
+            student, teacher, {"bn1": None, "layer1.0.bn1": None}, replace(ctx, track=track), steps=6, lr=1e-2, batch=8
+        )
+        return student
+
+    whole = taught(tmp_path / "a", 99)
+    with pytest.raises(KeyboardInterrupt):
+        taught(tmp_path / "b", 4)
+    resumed = taught(tmp_path / "b", 99)
+    assert all(torch.equal(t, resumed.state_dict()[k]) for k, t in whole.state_dict().items())
+
+
+def test_the_distance_by_hand() -> None:
+    """The student has the teacher's second channel alone: mean of (1, 1) over the variance of (2, 4), which is 2."""
+    teacher, student = nn.Sequential(nn.Conv2d(1, 2, 1)), nn.Sequential(nn.Conv2d(1, 1, 1))
+    with torch.no_grad():
+        for network, weights, bias in ((teacher, [9.0, 2.0], [5.0, 0.0]), (student, [2.0], [1.0])):
+            network[0].weight.copy_(torch.tensor(weights).reshape(-1, 1, 1, 1))
+            network[0].bias.copy_(torch.tensor(bias))
+    images = torch.tensor([[[[1.0, 2.0]]]])
+    assert apart(student, teacher, {"0": (1, [1])}, [images]) == pytest.approx(0.5)
+
+
+def wide_teacher() -> CifarResNet:
+    torch.manual_seed(0)
+    return CifarResNet(8, 8, 3, 4).eval()
+
+
+def test_a_pruned_network_comes_closer_in_all_its_layers(tmp_path: Path) -> None:
+    ctx, model = context(tmp_path), wide_teacher()
+    facts: dict[str, Any] = {}
+    notes: list[str] = []
+    told = replace(ctx, fact=facts.__setitem__, note=notes.append)
+    request = Prune(macs=0.5, round_to=1, reestimate=40)
+    cut = request(model, ctx)
+    taught = replace(request, recover_steps=40, recover_lr=1e-2, recover_batch=16)(model, told)
+    wanted = model(images_of(ctx)).detach()
+    errors = [float((network(images_of(ctx)).detach() - wanted).square().mean()) for network in (cut, taught)]
+    assert errors[1] < 0.7 * errors[0]
+    before, after = facts["recovery"]["loss"]
+    assert after < 0.7 * before and "40 steps of block-wise distillation" in notes[0]
+    assert not taught.training and [p.shape for p in taught.parameters()] == [p.shape for p in cut.parameters()]
+
+
+def test_every_cut_recovers_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed step left of another cut does not fit and is not taken up."""
+    monkeypatch.setattr("edgewise.stages.training.blockwise._SECONDS_BETWEEN", -1.0)
+    ctx, model = context(tmp_path), wide_teacher()
+    for macs in (0.5, 0.7, 0.5):
+        Prune(macs=macs, round_to=1, reestimate=0, recover_steps=2, recover_batch=4)(model, ctx)
+    assert len([*tmp_path.glob("recovery-*/epoch.safetensors")]) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"recover_steps": -1}, {"recover_lr": 0.0}, {"recover_batch": 1}])
+def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=rf"Prune\.{next(iter(wrong))}"):
+        Prune(ratio=0.5, **wrong)

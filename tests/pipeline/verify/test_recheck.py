@@ -1,0 +1,193 @@
+"""Re-checking files against their cards, with a runtime that is a function."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from edgewise import calib_data, targets
+from edgewise.errors import RequestError
+from edgewise.measure.values import Accuracy, Difference
+from edgewise.report.rows import Row
+from edgewise.store.entries import file_digest
+from edgewise.store.json_values import encode
+from edgewise.verify import card
+from edgewise.verify.card import Card
+from edgewise.verify.recheck import recheck
+
+DATA = calib_data.load("digits")
+
+
+def answers(right: int) -> Any:
+    """A runner over the test part, image by image in order, that gets exactly the first ``right`` images right."""
+    given = 0
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        nonlocal given
+        labels = DATA.test.labels[given : given + len(images)].clone()
+        wrong = torch.arange(given, given + len(images)) >= right
+        labels[wrong] = (labels[wrong] + 1) % 10
+        given += len(images)
+        return torch.nn.functional.one_hot(labels, 10).float()
+
+    return run
+
+
+def card_of(path: Path, top1: float) -> Card:
+    versus = Difference(delta=0.0, ci95=(0.0, 0.0), p_value=1.0)
+    row = Row(
+        step="artifact", target="fake", params=1, macs=1, bytes=path.stat().st_size,
+        accuracy=Accuracy(top1=top1, n=540, ci95=(0.0, 1.0), vs_baseline=versus),
+        latency=None, verification="runtime", undelegated=(), verdict="pass", reason="", seconds=0.0,
+    )  # fmt: skip
+    return Card(
+        target="fake", sha256=file_digest(path), recipe="r", model="m", data_digest=DATA.digest, seed=0,
+        input_shape=(1, 8, 8), mean=(0.5,), std=(0.5,), classes=DATA.classes, max_drop=0.02, row=row,
+    )  # fmt: skip
+
+
+def keep(path: Path, kept: Card) -> None:
+    card.path_of(path).write_text(json.dumps(encode(kept)), encoding="utf-8")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A written file with the card of a network that got 90 % right."""
+    path = tmp_path / "net.fake"
+    path.write_bytes(b"network")
+    keep(path, card_of(path, 0.9))
+    return path
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A runtime that gets 486 of 540 right, which is 90 %."""
+    fake = SimpleNamespace(name="fake", load=lambda path, threads: answers(486), reference=None)
+    monkeypatch.setattr(targets, "get", lambda name: fake)
+    return fake
+
+
+def test_the_same_file_passes(file: Path, target: SimpleNamespace) -> None:
+    found = recheck(file, "digits")
+    assert (found.verdict, found.grade) == ("pass", "runtime")
+    assert found.accuracy is not None
+    assert (found.accuracy.top1, found.accuracy.n) == (0.9, 540)
+
+
+def test_another_file_fails_however_accurate(file: Path, target: SimpleNamespace) -> None:
+    file.write_bytes(b"other network")
+    found = recheck(file, "digits")
+    assert found.verdict == "fail"
+    assert "not the file that was verified" in found.reason
+
+
+@pytest.mark.parametrize(("right", "verdict"), [(476, "pass"), (474, "fail"), (540, "pass"), (0, "fail")])
+def test_accuracy_may_fall_by_the_limit(file: Path, target: SimpleNamespace, right: int, verdict: str) -> None:
+    target.load = lambda path, threads: answers(right)
+    assert recheck(file, "digits").verdict == verdict
+
+
+def test_other_images_decide_nothing(file: Path, target: SimpleNamespace) -> None:
+    keep(file, dataclasses.replace(card_of(file, 0.9), data_digest="0" * 64))
+    assert recheck(file, "digits").verdict == "not-checked"
+
+
+def test_other_images_do_not_hide_another_file(file: Path, target: SimpleNamespace) -> None:
+    keep(file, dataclasses.replace(card_of(file, 0.9), data_digest="0" * 64, sha256="0" * 64))
+    assert recheck(file, "digits").verdict == "fail"
+
+
+def test_a_reference_is_graded_as_one(file: Path, target: SimpleNamespace) -> None:
+    target.load, target.reference = None, lambda path: answers(486)
+    found = recheck(file, "digits")
+    assert (found.grade, found.verdict) == ("reference", "pass")
+
+
+def test_a_file_that_nothing_runs_is_not_checked(file: Path, target: SimpleNamespace) -> None:
+    target.load = None
+    found = recheck(file, "digits")
+    assert (found.grade, found.verdict, found.accuracy) == ("written", "not-checked", None)
+
+
+def test_a_file_that_nothing_runs_must_still_be_the_same_file(file: Path, target: SimpleNamespace) -> None:
+    target.load = None
+    file.write_bytes(b"other network")
+    assert recheck(file, "digits").verdict == "fail"
+
+
+def test_json_and_text(file: Path, target: SimpleNamespace) -> None:
+    found = recheck(file, "digits")
+    document = json.loads(json.dumps(found.to_json()))
+    assert list(document) == [
+        "artifact", "target", "sha256", "verification", "accuracy", "verdict", "reason", "fed", "input_size",
+    ]  # fmt: skip
+    assert document["sha256"] == file_digest(file)
+    assert list(document["accuracy"]) == ["top1", "n", "ci95"]
+    assert "90" in str(found) and "540 images" in str(found)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"target": "fake"}'])
+def test_damaged_card(file: Path, target: SimpleNamespace, damage: str) -> None:
+    card.path_of(file).write_text(damage, encoding="utf-8")
+    with pytest.raises(RequestError, match=r"net\.fake\.card\.json"):
+        recheck(file, "digits")
+
+
+def test_missing_card_and_missing_file(file: Path, target: SimpleNamespace) -> None:
+    card.path_of(file).unlink()
+    with pytest.raises(RequestError, match="keep the two together"):
+        recheck(file, "digits")
+    with pytest.raises(RequestError, match="there is no file"):
+        recheck(file.with_name("none"), "digits")
+
+
+def test_images_of_another_shape(file: Path, target: SimpleNamespace) -> None:
+    keep(file, dataclasses.replace(card_of(file, 0.9), input_shape=(3, 32, 32)))
+    with pytest.raises(RequestError, match=r"takes images \(3, 32, 32\)"):
+        recheck(file, "digits")
+
+
+def test_answers_that_moved_fail_however_accurate(file: Path, target: SimpleNamespace) -> None:
+    # The runner answers with 0 and 1, a spread of 1; the card's first image has 0.2 where the file gives 0.
+    given = answers(486)(torch.zeros(2, 1, 8, 8))
+    given[0, int(given[0].argmin())] = 0.2
+    keep(file, dataclasses.replace(card_of(file, 0.9), answers=tuple(map(tuple, given.tolist()))))
+    found = recheck(file, "digits")
+    assert (found.verdict, found.accuracy and found.accuracy.top1) == ("fail", 0.9)
+    assert "moved by 20%" in found.reason and "10% allowed" in found.reason
+    given[0] = answers(486)(torch.zeros(1, 1, 8, 8))[0] + 0.09
+    keep(file, dataclasses.replace(card_of(file, 0.9), answers=tuple(map(tuple, given.tolist()))))
+    assert recheck(file, "digits").verdict == "pass"
+
+
+def test_a_file_that_is_fed_bytes_gets_bytes(file: Path, target: SimpleNamespace) -> None:
+    seen = []
+
+    def load(path: Path, threads: int) -> Any:
+        known = answers(486)
+        return lambda images: seen.append((images.dtype, tuple(images.shape[1:]))) or known(images)
+
+    target.load = load
+    keep(file, dataclasses.replace(card_of(file, 0.9), fed="bytes"))
+    found = recheck(file, "digits")
+    assert set(seen) == {(torch.uint8, (8, 8, 1))}
+    assert (found.verdict, found.fed) == ("pass", "bytes") and "fed bytes at 8×8" in str(found)
+
+
+def test_images_are_resized_to_what_the_file_takes(file: Path, target: SimpleNamespace) -> None:
+    kept = dataclasses.replace(card_of(file, 0.9), sizes=((8, 8), (16, 16)), ranged=True)
+    keep(file, kept)
+    found = recheck(file, "digits", size=(12, 9))
+    assert (found.verdict, found.size) == ("not-checked", (12, 9))  # the card's accuracy is of other images
+    with pytest.raises(RequestError, match=r"8×8, 16×16 and all between, not 17×8"):
+        recheck(file, "digits", size=(17, 8))
+    keep(file, dataclasses.replace(kept, ranged=False))
+    with pytest.raises(RequestError, match="not 12×9"):
+        recheck(file, "digits", size=(12, 9))
+    assert recheck(file, "digits", size=(16, 16)).size == (16, 16)
