@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise import calib_data, models, targets
-from edgewise.errors import RequestError
+from edgewise.errors import RequestError, name_nearest
 from edgewise.network import architecture
 from edgewise.recipe import Recipe
 
@@ -39,9 +38,9 @@ def _limits(cannot: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 def stage_names() -> dict[str, str]:
-    """Every dataclass of this package that is called with (model, ctx): lower-case name -> first line of its docstring."""
+    """Every dataclass under ``stages`` that is called with (model, ctx): lower-case name -> first line of its docstring."""
     found: dict[str, str] = {}
-    for path in sorted(_FOLDER.rglob("*.py")):
+    for path in sorted((_FOLDER / "stages").rglob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and _is_stage(node):
                 found[node.name.lower()] = (ast.get_docstring(node) or "").split("\n")[0]
@@ -71,11 +70,9 @@ def find_recipe(reference: str) -> Recipe:
 
         function = getattr(recipes, reference)
     else:
-        near = difflib.get_close_matches(reference, recipe_names(), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        choices = ", ".join(recipe_names())
-        raise RequestError(f"unknown recipe {reference!r}.{hint} Choices: {choices}; or path/to/recipe.py:function")
+        near, choices = name_nearest(reference, recipe_names()), ", ".join(recipe_names())
+        raise RequestError(f"unknown recipe {reference!r}.{near} Choices: {choices}; or path/to/recipe.py:function")
     recipe = function()
     if not isinstance(recipe, Recipe):
-        raise RequestError(f"{reference} returned {type(recipe).__name__}; wanted a pipeline.recipe.Recipe")
+        raise RequestError(f"{reference} returned {type(recipe).__name__}; wanted an edgewise.Recipe")
     return recipe

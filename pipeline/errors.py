@@ -14,9 +14,20 @@
 Every message says what was wanted, what was found and what to do.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def name_nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that offers the choice spelt most like ``name``, after a space; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
 
 class EdgewiseError(Exception):
-    """Root of the pipeline's own errors."""
+    """Root of the project's own errors."""
 
 
 class RequestError(EdgewiseError, ValueError):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from edgewise.errors import RequestError
 
@@ -72,8 +72,24 @@ class Context:
         return self.data.shape
 
 
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a run has to know of a stage beside its settings; each stage declares its own."""
+
+    recovers: bool = False
+    """Whether it wins back accuracy that a change of structure cost: the step before it is then judged after it."""
+    times: bool = False
+    """Whether its outcome rests on times or files of the declared runtime, so that its key names runtime and machine."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None = None
+    """The arithmetic that it trains in, as asked for (``Training.precision``); None: it does not train."""
+
+
 class Stage(Protocol):
-    """A step of a recipe."""
+    """A step of a recipe: a frozen dataclass."""
+
+    @property
+    def traits(self) -> Traits:
+        """What the run has to know of it."""
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """Return a new model; ``model`` is left as it was. Raises StageError when the step cannot be done."""
@@ -91,6 +107,17 @@ def describe(stage: Stage) -> dict[str, Any]:
         raise RequestError(f"a stage must be a frozen dataclass with __call__, found {stage!r}")
     fields: dict[str, Any] = dataclasses.asdict(value)
     return {"stage": stage_name(stage)} | fields
+
+
+def traits_of(stage: Stage) -> Traits:
+    """What the stage declares of itself; raises RequestError for one that declares nothing."""
+    traits: Any = getattr(stage, "traits", None)
+    if not isinstance(traits, Traits):
+        raise RequestError(
+            f"the stage {stage_name(stage)!r} declares no traits, found {traits!r}; give its class "
+            "'traits = edgewise.Traits()', with recovers=True if it wins back accuracy as Finetune does"
+        )
+    return traits
 
 
 def in_range(name: str, value: float, low: float, high: float) -> None:

@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,6 +102,8 @@ Precision = Literal["float32", "float16", "int8", "int8-weights", "palette"]
 
 
 SizeKind = Literal["fixed", "enumerated", "ranged"]
+EVERY_SIZE: frozenset[SizeKind] = frozenset(get_args(SizeKind))
+"""The sizes of a target that writes files for one, for a list and for a range."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import Any
 
-from edgewise.commands.console import PASSED, _print_json
+from edgewise.commands.console import PASSED, add_command, print_json
 
 
-def _analyze(options: argparse.Namespace) -> int:
+def add_parser(commands: Any) -> None:
+    """``analyze MODEL``."""
+    parser = add_command(commands, "analyze", "per-layer shapes, parameters, MACs, receptive field, memory", analyze)
+    parser.add_argument("model", metavar="MODEL", help="a registered name, or path/to/net.py:function")
+    parser.add_argument("--input-size", nargs=2, type=int, metavar=("H", "W"), help="default: the published size")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also write a self-contained HTML picture")
+
+
+def analyze(options: argparse.Namespace) -> int:
+    """Print the network's layers with what each costs."""
     from edgewise.measure.cost import layers, picture, show
     from edgewise.network import architecture
     from edgewise.network.architecture import Base
@@ -20,7 +31,7 @@ def _analyze(options: argparse.Namespace) -> int:
     if options.picture is not None:
         picture.write_picture(found, options.picture)
     if options.json:
-        _print_json(show.to_json(found))
+        print_json(show.to_json(found))
         return PASSED
     from rich.console import Console
 

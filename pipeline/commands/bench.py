@@ -9,33 +9,40 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from edgewise import targets
-from edgewise.commands.console import PASSED, _print_json, _size
+from edgewise.commands.console import PASSED, add_command, print_json, size_of
 from edgewise.errors import RequestError
-from edgewise.images.preprocess import blank
-from edgewise.images.sizes import Size, show
-from edgewise.measure import statistics
-from edgewise.measure.latency import interleave
-from edgewise.targets import Runner
-from edgewise.verify import card
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import Tensor
+
+    from edgewise.images.sizes import Size
+    from edgewise.targets import Runner
 
 
-def _bench(options: argparse.Namespace) -> int:
+def add_parser(commands: Any) -> None:
+    """``bench ARTIFACT ...``."""
+    parser = add_command(commands, "bench", "interleaved latency of files, side by side", bench)
+    parser.add_argument("artifacts", type=Path, nargs="+", metavar="ARTIFACT")
+    parser.add_argument("--threads", type=int, default=1, help="threads of every runtime (default 1)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="about how long to measure (default 10)")
+    parser.add_argument(
+        "--input-size", nargs=2, type=int, metavar=("H", "W"), help="a size that the files accept (default: judged at)"
+    )
+    parser.add_argument("--profile", action="store_true", help="time by operator instead, where the runtime tells")
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Print the files' times, or with ``--profile`` the operators' of each."""
     from edgewise.library_noise import quieten
 
     quieten()
-    from edgewise.commands.bench import compare, table
-
     if options.profile:
-        return _profile(options)
-    found = compare(options.artifacts, options.threads, options.seconds, _size(options))
+        return print_profile(options)
+    found = compare(options.artifacts, options.threads, options.seconds, size_of(options))
     if options.json:
-        _print_json({"files": [entry.to_json() for entry in found]})
+        print_json({"files": [entry.to_json() for entry in found]})
         return PASSED
     from rich.console import Console
 
@@ -43,12 +50,11 @@ def _bench(options: argparse.Namespace) -> int:
     return PASSED
 
 
-def _profile(options: argparse.Namespace) -> int:
-    from edgewise.commands.bench import profiled
-
-    found = profiled(options.artifacts, options.threads)
+def print_profile(options: argparse.Namespace) -> int:
+    """Print where the time of each file goes, by operator."""
+    found = profile_files(options.artifacts, options.threads)
     if options.json:
-        _print_json({"profiles": found})
+        print_json({"profiles": found})
         return PASSED
     for path, times in found.items():
         print(f"{path}: {sum(times.values()):.3f} ms in its operators")
@@ -82,6 +88,9 @@ def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | No
 
     Raises RequestError for files that cannot be run here or have no card.
     """
+    from edgewise.measure import statistics
+    from edgewise.measure.latency import interleave
+
     if threads < 1 or not 0 < seconds < float("inf"):
         raise RequestError(f"wanted at least 1 thread and a positive time, found {threads} and {seconds:g} s")
     opened = {str(path): _open(path, threads, size) for path in paths}
@@ -107,7 +116,12 @@ def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | No
     return rows
 
 
-def _open(path: Path, threads: int, size: Size | None) -> tuple[str, Runner, torch.Tensor]:
+def _open(path: Path, threads: int, size: Size | None) -> tuple[str, Runner, Tensor]:
+    from edgewise.files.open import open_runtime
+    from edgewise.images.preprocess import blank
+    from edgewise.images.sizes import show
+    from edgewise.verify import card
+
     if not path.exists():
         raise RequestError(f"there is no file {path}")
     kept = card.read(path)
@@ -115,14 +129,10 @@ def _open(path: Path, threads: int, size: Size | None) -> tuple[str, Runner, tor
     if not kept.takes(side):
         raise RequestError(f"{path} was written for other image sizes than {show(side)}; its card names them")
     target = targets.get(kept.target)
-    if target.load is None:
-        raise RequestError(
-            f"{path}: the runtime of {target.name} does not exist on this machine, so it has no time here"
-        )
-    return target.name, target.load(path, threads), blank((kept.input_shape[0], *side), kept.fed)
+    return target.name, open_runtime(target, path, threads), blank((kept.input_shape[0], *side), kept.fed)
 
 
-def profiled(paths: Sequence[Path], threads: int) -> dict[str, dict[str, float]]:
+def profile_files(paths: Sequence[Path], threads: int) -> dict[str, dict[str, float]]:
     """File -> operator -> milliseconds of one call, by the profiler of the file's own runtime.
 
     Raises RequestError for files that cannot be run here, have no card, or whose runtime has no profiler, TargetError

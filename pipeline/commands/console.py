@@ -16,7 +16,7 @@ def guarded(work: Callable[[], int]) -> int:
     try:
         return work()
     except KeyboardInterrupt:
-        _say("interrupted: finished steps are kept, and the same command goes on from there")
+        say("interrupted: finished steps are kept, and the same command goes on from there")
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
@@ -25,7 +25,7 @@ def guarded(work: Callable[[], int]) -> int:
         status = _status(error)
         if status is None:
             raise
-        _say(f"error: {error}")
+        say(f"error: {error}")
         return status
 
 
@@ -43,22 +43,29 @@ def _status(error: Exception) -> int | None:
     return FAILED if isinstance(error, EdgewiseError) else None
 
 
-def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+def add_command(
+    commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    """The parser of a command that ``run`` does, with the options that every command has."""
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + "."
     )
     command.add_argument("--json", action="store_true", help="print one JSON document on standard output, nothing else")
+    command.set_defaults(run=run)
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return command
 
 
-def _size(options: argparse.Namespace) -> tuple[int, int] | None:
+def size_of(options: argparse.Namespace) -> tuple[int, int] | None:
+    """Height and width from ``--input-size H W``; None where it is not given."""
     return None if options.input_size is None else (options.input_size[0], options.input_size[1])
 
 
-def _print_json(document: Any) -> None:
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
     print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line for the person, on standard error."""
     print(text, file=sys.stderr)

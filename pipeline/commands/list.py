@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-from edgewise.commands.console import PASSED, _print_json
+from edgewise.commands.console import PASSED, add_command, print_json
 
-_KINDS = ("models", "data", "targets", "stages", "recipes")
+KINDS = ("models", "data", "targets", "stages", "recipes")
 
 
-def _list(options: argparse.Namespace) -> int:
+def add_parser(commands: Any) -> None:
+    """``list KIND``."""
+    listing = add_command(commands, "list", "what there is to choose from", list_kind)
+    listing.add_argument("kind", choices=KINDS)
+
+
+def list_kind(options: argparse.Namespace) -> int:
+    """Print every entry of one kind."""
     from edgewise.catalogue import listing
 
     found = listing(options.kind)
     if options.json:
-        _print_json({options.kind: found})
+        print_json({options.kind: found})
         return PASSED
     width = max(len(entry["name"]) for entry in found)
     for entry in found:

@@ -7,16 +7,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgewise.commands.console import FAILED, PASSED, _print_json
+from edgewise.commands.console import FAILED, PASSED, add_command, print_json
 
 
-def _outcome(report: Any) -> int:
+def add_parser(commands: Any) -> None:
+    """``report DIR``."""
+    parser = add_command(commands, "report", "the report again, from report.json", show_again)
+    parser.add_argument("folder", type=Path, metavar="DIR")
+
+
+def outcome_of(report: Any) -> int:
+    """The exit status of a finished report."""
     return FAILED if any(row.verdict == "fail" for row in report.rows) else PASSED
 
 
-def _show(report: Any, as_json: bool, page: Path) -> None:
+def show(report: Any, as_json: bool, page: Path) -> None:
+    """Print a report, as JSON or as a table."""
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
         return
     from rich.console import Console
 
@@ -25,11 +33,12 @@ def _show(report: Any, as_json: bool, page: Path) -> None:
     Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table(report, page))
 
 
-def _report(options: argparse.Namespace) -> int:
+def show_again(options: argparse.Namespace) -> int:
+    """Write the page once more, and print the table."""
     from edgewise.report.document import Report
     from edgewise.report.page import write_html
 
     report = Report.read(options.folder)
     page = write_html(report, options.folder)
-    _show(report, options.json, page)
-    return _outcome(report)
+    show(report, options.json, page)
+    return outcome_of(report)

@@ -7,12 +7,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from edgewise.commands.console import _command
-from edgewise.commands.report import _outcome, _show
+from edgewise.commands.console import add_command
+from edgewise.commands.report import outcome_of, show
 
 
-def _add_run(commands: Any) -> None:
-    run = _command(commands, "run", "run a recipe: compress, quantize, export, verify")
+def add_parser(commands: Any) -> None:
+    """``run RECIPE``."""
+    run = add_command(commands, "run", "run a recipe: compress, quantize, export, verify", run_recipe)
     run.add_argument("recipe", metavar="RECIPE", help="a name from 'list recipes', or path/to/recipe.py:function")
     run.add_argument("--model", metavar="M", help="a name from 'list models', or path/to/net.py:function")
     run.add_argument(
@@ -50,7 +51,8 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE)")
 
 
-def _run(options: argparse.Namespace) -> int:
+def run_recipe(options: argparse.Namespace) -> int:
+    """Everything that the recipe asks for, then the report."""
     from edgewise.library_noise import quieten
 
     quieten()
@@ -62,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     changes["targets"] = tuple(options.target) if options.target else None
     recipe = override(find_recipe(options.recipe), changes)
     recipe = packaged(
-        _in_float(recipe) if options.float else recipe,
+        without_quantization(recipe) if options.float else recipe,
         asked(options.input_size, options.input_size_range),
         {"fed": options.feed, "softmax": options.softmax},
     )
@@ -73,11 +75,11 @@ def _run(options: argparse.Namespace) -> int:
 
     report = run(job, Watch(quiet=False))
     page = write_html(report, job.out)
-    _show(report, options.json, page)
-    return _outcome(report)
+    show(report, options.json, page)
+    return outcome_of(report)
 
 
-def _in_float(recipe: Any) -> Any:
+def without_quantization(recipe: Any) -> Any:
     """The recipe without its quantization and the files that need it."""
     others = tuple(name for name in recipe.candidates if name != "int8")
     return dataclasses.replace(recipe, quantize=None, candidates=others)

@@ -1,11 +1,11 @@
-"""What was measured, as plain values: accuracy, latency, agreement, each with its interval."""
+"""What was measured, as plain values: accuracy, latency, agreement, each with its interval.
+
+``store.json_values`` turns them into JSON types and back.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
-
-from edgewise.store.json_values import decode, encode_fields
 
 Interval = tuple[float, float]
 """Lower and upper end of a 95 % confidence interval."""
@@ -20,15 +20,6 @@ class Difference:
     ci95: Interval
     p_value: float
 
-    def to_json(self) -> dict[str, Any]:
-        """This value as plain JSON types."""
-        return encode_fields(self)
-
-    @classmethod
-    def from_json(cls, value: object) -> Self:
-        """The value again. Raises ValueError that names what does not fit."""
-        return decode(cls, value)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
@@ -39,15 +30,6 @@ class Accuracy:
     """Number of test images."""
     ci95: Interval
     vs_baseline: Difference
-
-    def to_json(self) -> dict[str, Any]:
-        """This value as plain JSON types."""
-        return encode_fields(self)
-
-    @classmethod
-    def from_json(cls, value: object) -> Self:
-        """The value again. Raises ValueError that names what does not fit."""
-        return decode(cls, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +47,6 @@ class Latency:
     ci95: Interval
     """Of the ratio."""
 
-    def to_json(self) -> dict[str, Any]:
-        """This value as plain JSON types."""
-        return encode_fields(self)
-
-    @classmethod
-    def from_json(cls, value: object) -> Self:
-        """The value again. Raises ValueError that names what does not fit."""
-        return decode(cls, value)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
@@ -84,12 +57,3 @@ class Agreement:
     max_abs: float
     """Largest absolute difference between two logits."""
     n: int
-
-    def to_json(self) -> dict[str, Any]:
-        """This value as plain JSON types."""
-        return encode_fields(self)
-
-    @classmethod
-    def from_json(cls, value: object) -> Self:
-        """The value again. Raises ValueError that names what does not fit."""
-        return decode(cls, value)

@@ -17,7 +17,7 @@ from torch import nn
 from edgewise import models
 from edgewise.errors import RequestError
 from edgewise.models import Spec
-from edgewise.store.sources import source_digest
+from edgewise.store.sources import code_of
 
 
 @dataclass(frozen=True)
@@ -110,4 +110,4 @@ def classifier_of(model: nn.Module, spec: Spec) -> str:
 
 def code_digest(reference: str) -> str:
     """SHA-256 over the source that defines a model, with everything of this project that it imports."""
-    return source_digest(Path(inspect.getfile(inspect.unwrap(spec_of(reference).build))))
+    return code_of(spec_of(reference).build)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,8 +59,8 @@ class Report:
             "schema": self.schema,
             "recipe": encode(self.recipe),
             "environment": encode(self.environment),
-            "rows": [row.to_json() for row in self.rows],
-            "artifacts": [artifact.to_json() for artifact in self.artifacts],
+            "rows": [encode_fields(row) for row in self.rows],
+            "artifacts": [encode_fields(artifact) for artifact in self.artifacts],
         }
         if self.recommended:
             document["recommended"] = [entry.to_json() for entry in self.recommended]
@@ -82,8 +83,8 @@ class Report:
         return cls(
             recipe=value["recipe"],
             environment=value["environment"],
-            rows=_each(value["rows"], "rows", Row.from_json),
-            artifacts=_each(value["artifacts"], "artifacts", ArtifactFile.from_json),
+            rows=_each(value["rows"], "rows", partial(decode, Row)),
+            artifacts=_each(value["artifacts"], "artifacts", partial(decode, ArtifactFile)),
             sections=_each(value.get("sections", []), "sections", _section),
             recommended=_each(value.get("recommended", []), "recommended", _recommendation),
         )

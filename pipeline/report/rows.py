@@ -1,7 +1,7 @@
 """The rows of a report: what was measured on one step or one written file, and the verdict on it.
 
-Every class is a value: its fields are the keys of ``report.json``, in that order. ``to_json`` gives plain JSON types,
-``from_json`` takes them back and raises ValueError, naming the place, for a key that is missing or unknown and for a
+Every class is a value: its fields are the keys of ``report.json``, in that order. ``encode`` of ``store.json_values`` gives plain
+JSON types, ``decode`` takes them back and raises ValueError, naming the place, for a key that is missing or unknown and for a
 value of the wrong type. Accuracies are fractions, times milliseconds (``seconds`` excepted), sizes bytes.
 """
 
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from edgewise.files.open import Grade
 from edgewise.measure.values import Accuracy, Agreement, Latency
-from edgewise.store.json_values import decode, encode_fields
 from edgewise.targets import Precision
 
 Verdict = Literal["pass", "fail", "not-checked"]
@@ -64,15 +63,6 @@ class Row:
         name = self.name or self.step
         return name if self.target is None or self.target in name else f"{name} {self.target}"
 
-    def to_json(self) -> dict[str, Any]:
-        """This value as plain JSON types."""
-        return encode_fields(self)
-
-    @classmethod
-    def from_json(cls, value: object, where: str = "row") -> Self:
-        """The value again. Raises ValueError that names what does not fit."""
-        return decode(cls, value, where)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactFile:
@@ -83,12 +73,3 @@ class ArtifactFile:
     """Relative to the report's folder where it lies inside."""
     sha256: str
     bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        """This value as plain JSON types."""
-        return encode_fields(self)
-
-    @classmethod
-    def from_json(cls, value: object, where: str = "artifact") -> Self:
-        """The value again. Raises ValueError that names what does not fit."""
-        return decode(cls, value, where)

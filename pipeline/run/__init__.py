@@ -15,7 +15,7 @@ from edgewise.report.document import Report
 from edgewise.report.watch import Watch
 from edgewise.run.artifacts import Files
 from edgewise.run.job import Job
-from edgewise.run.session import Bench
+from edgewise.run.session import Session
 from edgewise.run.steps import Steps
 from edgewise.store.entries import Store
 from edgewise.store.machine import environment
@@ -28,24 +28,24 @@ def run(job: Job, watch: Watch) -> Report:
     A step that fails its gate ends the run there, since what follows would build on it; of the files each is judged.
     """
     Store(job.store).sweep()
-    with opened(job, watch) as bench:
-        baseline = model = bench.baseline()
+    with opened(job, watch) as session:
+        baseline = model = session.baseline()
         for index, stage in enumerate(job.recipe.stages):
-            model = bench.step(stage, model, baseline, after=job.recipe.stages[index + 1 :])
-            if bench.failed:
-                return bench.report
+            model = session.step(stage, model, baseline, after=job.recipe.stages[index + 1 :])
+            if session.failed:
+                return session.report
         for grid, group in share_grids(job.targets):
-            ready = bench.quantize(grid, model, baseline) if job.recipe.quantize else model
-            bench.candidates(model, ready, group, baseline)
-        return bench.report
+            ready = session.quantize(grid, model, baseline) if job.recipe.quantize else model
+            session.candidates(model, ready, group, baseline)
+        return session.report
 
 
 @contextmanager
-def opened(job: Job, watch: Watch) -> Iterator[Bench]:
+def opened(job: Job, watch: Watch) -> Iterator[Session]:
     """Everything that the lines of a run are done with, its report still empty."""
     store = Store(job.store)
     with workers.workers() as pool:
-        yield Bench(
+        yield Session(
             job=job,
             watch=watch,
             steps=Steps(job=job, store=store, watch=watch),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import json
-import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +18,7 @@ import torch
 from edgewise import targets
 from edgewise.errors import LoweringError
 from edgewise.files import lower, parts
-from edgewise.files.open import Grade
+from edgewise.files.open import Grade, Opened, open_file
 from edgewise.images.normalise import feed, per_channel
 from edgewise.images.preprocess import OUTSIDE
 from edgewise.images.wrapper import Baking
@@ -30,11 +28,10 @@ from edgewise.measure.values import Latency
 from edgewise.report.watch import Watch
 from edgewise.run.job import Job
 from edgewise.store.entries import Entry, Store, key_of
+from edgewise.store.json_values import decode, encode_fields
 from edgewise.store.machine import machine
-from edgewise.store.sources import source_digest
-from edgewise.targets import Artifact, Packaging, Precision, Runner, Target
-
-_HERE = Path(__file__).parent
+from edgewise.store.sources import code_of
+from edgewise.targets import Artifact, Packaging, Precision, Target
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Files:
     watch: Watch
     precision: Precision | None = None
     """Written in place of the recipe's own."""
-    _runners: dict[Path, tuple[Runner, float]] = field(default_factory=dict)
+    _opened: dict[Path, Opened] = field(default_factory=dict)
 
     def write(self, orders: Sequence[tuple[Source, Target]]) -> Written:
         """The files for (network, target) pairs, two at a time; those that the store holds are taken from there."""
@@ -109,9 +106,7 @@ class Files:
 
     def evaluator(self, target: Target, grade: Grade, made: File) -> str:
         """What answers to images are kept under: the file, and the program that evaluates it."""
-        code = (
-            source_digest(Path(inspect.getfile(target.reference))) if grade == "reference" and target.reference else ""
-        )
+        code = code_of(target.reference) if grade == "reference" and target.reference else []
         versions = targets.versions(targets.packages(target))
         return key_of(kind="evaluator", grade=grade, target=target.name, file=made.digest, code=code, versions=versions)
 
@@ -146,7 +141,7 @@ class Files:
             packaging=dataclasses.asdict(self._packaging(source)),
             baking=None if self.job.recipe.preprocess == OUTSIDE else dataclasses.asdict(self.baking),
             target=target.name,
-            code=[source_digest(Path(inspect.getfile(target.export))), source_digest(_HERE / "lower.py")],
+            code=code_of(target.export, lower),
             versions=targets.versions(("torch", "torchao", *targets.packages(target))),
         )
 
@@ -158,25 +153,19 @@ class Files:
                 facts["estimate"] = dataclasses.asdict(target.estimate(made.artifact.path))
         return facts
 
-    def open(self, target: Target, made: File) -> tuple[Grade, Runner | None, str]:
-        """The best evaluator of a file on this host: its grade, itself, and why there is none."""
-        if target.load is not None:
-            return "runtime", self._runner(target, made)[0], ""
-        if target.reference is not None:
-            try:
-                return "reference", target.reference(made.artifact.path), ""
-            except targets.TargetError as error:
-                return "written", None, str(error)
-        return "written", None, f"{target.name} has no runtime on {platform.system()} and no reference evaluator"
-
-    def _runner(self, target: Target, made: File) -> tuple[Runner, float]:
-        assert target.load is not None
+    def open(self, target: Target, made: File) -> Opened:
+        """A file in the best evaluator of this host, on the recipe's threads; opened once."""
         path = made.artifact.path
-        if path not in self._runners:
-            started = time.perf_counter()
-            runner = target.load(path, self.job.recipe.threads)
-            self._runners[path] = (runner, 1000 * (time.perf_counter() - started))
-        return self._runners[path]
+        if path not in self._opened:
+            self._opened[path] = open_file(target, path, self.job.recipe.threads)
+        return self._opened[path]
+
+    def _runtime(self, target: Target, made: File) -> Opened:
+        """A file in its runtime. Raises LoweringError where that will not take it."""
+        opened = self.open(target, made)
+        if opened.runner is None:
+            raise LoweringError(f"{target.name}: the written file cannot be loaded: {opened.reason}")
+        return opened
 
     def latency(self, target: Target, ours: File, baseline: File) -> tuple[Latency, float, float]:
         """Batch-1 latency of a file against the baseline's on the same target, milliseconds to load it, seconds taken."""
@@ -188,21 +177,21 @@ class Files:
             threads=self.job.recipe.threads,
             machine=machine(),
             versions=targets.versions(targets.packages(target)),
-            code=[source_digest(_HERE / name) for name in ("latency.py", "cpus.py", "statistics.py")],
+            code=code_of(measure_latency, statistics),
         )
 
         def make(folder: Path, _: Path) -> None:
             found = self._time(target, ours, baseline)
-            document = {"latency": found.to_json(), "load_ms": self._runner(target, ours)[1]}
+            document = {"latency": encode_fields(found), "load_ms": self._runtime(target, ours).load_ms}
             (folder / "latency.json").write_text(json.dumps(document), encoding="utf-8")
 
         entry = self.store.keep(key, make)
         kept = json.loads((entry.path / "latency.json").read_text(encoding="utf-8"))
-        return Latency.from_json(kept["latency"]), float(kept["load_ms"]), entry.seconds
+        return decode(Latency, kept["latency"]), float(kept["load_ms"]), entry.seconds
 
     def _time(self, target: Target, ours: File, baseline: File) -> Latency:
         image = feed(self.job.data.test.batch(torch.tensor([0])), self.job.spec, self.job.recipe.preprocess.fed)
-        mine, theirs = self._runner(target, ours)[0], self._runner(target, baseline)[0]
+        mine, theirs = self._runtime(target, ours).answer, self._runtime(target, baseline).answer
         self.watch.detail(f"timing on {target.name}")
         same = ours.digest == baseline.digest
         contenders = {"ours": lambda: mine(image)} | ({} if same else {"baseline": lambda: theirs(image)})
@@ -229,7 +218,7 @@ class Files:
             shape=shape,
             machine=machine(),
             versions=targets.versions(("torch", *targets.packages(target))),
-            code=source_digest(_HERE / "memory.py"),
+            code=code_of(memory),
         )
 
         def make(folder: Path, _: Path) -> None:

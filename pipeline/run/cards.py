@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +19,28 @@ if TYPE_CHECKING:
 from edgewise.verify.card import PROBES, Card, path_of
 
 
-def write(
-    artifact: Path,
-    sha256: str,
-    row: Row,
-    job: Job,
-    checkpoint: str,
-    environment: Mapping[str, Any],
-    golden: Record | None = None,
-    answers: Tensor | None = None,
-) -> None:
-    """Write the card beside a delivered file. ``answers``: the file's, [N, classes], for the test images."""
+@dataclass(frozen=True, kw_only=True)
+class Delivered:
+    """A file in the report's folder, with what lies beside it."""
+
+    artifact: Path
+    sha256: str
+    checkpoint: str
+    """The name of its network among the delivered checkpoints."""
+    environment: Mapping[str, Any]
+    """Where it was measured, as the report has it."""
+    golden: Record | None = None
+    answers: Tensor | None = None
+    """The file's, [N, classes], for the test images."""
+
+
+def write(delivered: Delivered, row: Row, job: Job) -> None:
+    """Write the card beside a delivered file."""
+    answers = delivered.answers
     sizes = job.recipe.packaging.sizes
     card = Card(
         target=row.target or "",
-        sha256=sha256,
+        sha256=delivered.sha256,
         recipe=job.recipe.name,
         model=job.recipe.model,
         data_digest=job.data.digest,
@@ -44,15 +52,15 @@ def write(
         max_drop=job.recipe.limits.max_drop,
         row=row,
         recipe_fields=job.recipe.describe(),
-        environment=environment,
+        environment=delivered.environment,
         input=_input(job),
         output={
             "shape": [1, len(job.data.classes)],
             "dtype": "float32",
             "meaning": "probabilities" if job.recipe.preprocess.softmax else "logits",
         },
-        golden=golden,
-        checkpoint=checkpoint,
+        golden=delivered.golden,
+        checkpoint=delivered.checkpoint,
         fed=job.recipe.preprocess.fed,
         softmax=job.recipe.preprocess.softmax,
         sizes=sizes.choices[1:] if sizes else (),
@@ -60,7 +68,7 @@ def write(
         answers=() if answers is None else tuple(tuple(given) for given in answers[:PROBES].tolist()),
     )
     text = json.dumps(encode(card), indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(path_of(artifact), text.encode())
+    write_whole(path_of(delivered.artifact), text.encode())
 
 
 def _input(job: Job) -> Mapping[str, Any]:

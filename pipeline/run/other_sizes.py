@@ -16,6 +16,7 @@ from edgewise.measure.statistics import agree
 from edgewise.measure.values import Agreement
 from edgewise.network import checkpoint
 from edgewise.run.steps import Model, Steps
+from edgewise.store.json_values import encode_fields
 from edgewise.targets import Runner
 
 SAMPLE = 512
@@ -34,7 +35,7 @@ class AtSize:
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types."""
         height, width = self.size
-        return {"height": height, "width": width, "top1": self.top1, "agreement": self.agreement.to_json()}
+        return {"height": height, "width": width, "top1": self.top1, "agreement": encode_fields(self.agreement)}
 
 
 def at_other_sizes(steps: Steps, model: Model, runner: Runner, digest: str, label: str) -> tuple[list[AtSize], float]:

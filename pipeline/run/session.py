@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgewise.errors import LoweringError
-from edgewise.images.sizes import show
 from edgewise.measure import statistics
-from edgewise.measure.statistics import agree
 from edgewise.measure.values import Accuracy, Latency
 from edgewise.recipe import Candidate
 from edgewise.report import quantization
@@ -23,16 +21,16 @@ from edgewise.report.watch import Watch
 from edgewise.run import cards, other_sizes
 from edgewise.run.artifacts import File, Files
 from edgewise.run.job import Job
-from edgewise.run.other_sizes import AtSize, at_other_sizes
+from edgewise.run.proofs import Proof, Timing, prove
 from edgewise.run.steps import Model, Steps, as_quantized
-from edgewise.stage import Stage, stage_name
+from edgewise.stage import Stage, traits_of
 from edgewise.targets import Grid, Precision, Target
 from edgewise.verify import gates, golden
 from edgewise.verify.gates import Finding, Limits
 
 
 @dataclass(kw_only=True)
-class Bench:
+class Session:
     """Where a run's lines are done, measured and judged."""
 
     job: Job
@@ -51,7 +49,7 @@ class Bench:
     def step(self, stage: Stage, model: Model, baseline: Model, after: Sequence[Stage]) -> Model:
         """One float stage. Its accuracy is judged after the fine-tuning, where one follows at once."""
         result = self.steps.stage(stage, model, baseline)
-        if after and stage_name(after[0]) == "finetune":
+        if after and traits_of(after[0]).recovers:
             findings = [Finding("not-checked", "accuracy is judged after the fine-tuning that follows")]
         else:
             findings = [gates.on_accuracy(self._accuracy(result, baseline), self.limits)]
@@ -133,7 +131,7 @@ class Bench:
         """What the recipe allows."""
         return self.job.recipe.limits
 
-    def _limits(self, target: Target) -> Limits:
+    def limits_of(self, target: Target) -> Limits:
         """What the recipe allows, and the target where the recipe says nothing about it."""
         stated = self.limits.max_undelegated
         return replace(self.limits, max_undelegated=target.max_undelegated if stated is None else stated)
@@ -181,72 +179,63 @@ class Bench:
         return made
 
     def _artifact_row(self, model: Model, target: Target, made: File, reference: File | None, baseline: Model) -> None:
-        grade, runner, why = self.files.open(target, made)
-        findings = [gates.on_grade(grade, why), gates.on_coverage(made.artifact.undelegated, self._limits(target))]
-        findings.append(gates.on_covered_macs(made.artifact.facts, self.limits))
-        accuracy = agreement = timing = load_ms = peak_bytes = answers = kept = None
-        elsewhere: list[AtSize] = []
-        seconds = made.seconds
-        if runner is not None:
-            preprocess, label = self.job.recipe.preprocess, self.files.evaluator(target, grade, made)
-            answers, took = self.steps.answers(runner, label, target.name, preprocess.fed)
-            accuracy = self._judge_against(answers, baseline)
-            agreement = agree(answers, preprocess.finished(model.answers))
-            elsewhere, more = at_other_sizes(self.steps, model, runner, label, target.name)
-            findings = [
-                gates.on_accuracy(accuracy, self.limits),
-                gates.on_agreement(agreement, self.limits),
-                *(gates.on_agreement(e.agreement, self.limits, f"at {show(e.size)} ") for e in elsewhere),
-                *findings,
-            ]
-            images = golden.choose(self.job.data.test)
-            kept = (
-                replace(images, answers=answers[images.index]),
-                golden.tolerance(answers, preprocess.finished(model.answers)),
-            )
-            seconds += took + more
-        if grade == "runtime":
-            peak_bytes, took = self.files.peak(target, made)
-            seconds += took
-        if reference is not None:
-            timing, load_ms, took = self.files.latency(target, made, reference)
-            same = _same_work((model, made), (baseline, reference))
-            findings.append(gates.on_latency(timing, self.limits, same_work=same))
-            seconds += took
-        finding = gates.judge(*findings)
+        """A written file proved, timed, judged, delivered and put into the report."""
+        proof = prove(self, model, target, made, baseline)
+        timing = self._timing(model, target, made, reference, baseline)
+        finding = gates.judge(*proof.findings, *timing.findings)
         row = Row(
             step="artifact",
             target=target.name,
             params=model.params,
             macs=model.macs,
             bytes=made.bytes,
-            accuracy=accuracy,
-            latency=timing,
-            verification=grade,
+            accuracy=proof.accuracy,
+            latency=timing.latency,
+            verification=proof.grade,
             undelegated=made.artifact.undelegated,
             verdict=finding.verdict,
             reason=finding.reason,
-            seconds=seconds,
+            seconds=made.seconds + proof.seconds + timing.seconds,
             precision=made.artifact.precision,
-            agreement=agreement,
-            facts={**self.files.facts(target, made), **other_sizes.facts(elsewhere)},
-            load_ms=load_ms,
-            peak_bytes=peak_bytes,
+            agreement=proof.agreement,
+            facts={**self.files.facts(target, made), **other_sizes.facts(proof.elsewhere)},
+            load_ms=timing.load_ms,
+            peak_bytes=proof.peak_bytes,
         )
+        self._deliver(model, target, made, row, proof)
+        self._add(row)
+
+    def _timing(self, model: Model, target: Target, made: File, reference: File | None, baseline: Model) -> Timing:
+        """A file's time against the baseline's file, where its runtime is here and would take both."""
+        opened = self.files.open(target, made)
+        if reference is None or opened.grade != "runtime":
+            return Timing()
+        latency, load_ms, seconds = self.files.latency(target, made, reference)
+        same = _same_work((model, made), (baseline, reference))
+        finding = gates.on_latency(latency, self.limits, same_work=same)
+        return Timing(latency=latency, load_ms=load_ms, seconds=seconds, findings=(finding,))
+
+    def _deliver(self, model: Model, target: Target, made: File, row: Row, proof: Proof) -> None:
+        """The file with its network, its golden images and its card, in the report's folder."""
         path = self.files.deliver(target, made)
-        checkpoint = self.files.deliver_checkpoint(model)
         place = self.job.out / path
-        record = None if kept is None else golden.write(place, *kept)
-        cards.write(place, made.digest, row, self.job, checkpoint, self.report.environment, record, answers)
+        delivered = cards.Delivered(
+            artifact=place,
+            sha256=made.digest,
+            checkpoint=self.files.deliver_checkpoint(model),
+            environment=self.report.environment,
+            golden=None if proof.golden is None else golden.write(place, *proof.golden),
+            answers=proof.answers,
+        )
+        cards.write(delivered, row, self.job)
         self.report.artifacts.append(
             ArtifactFile(target=target.name, path=path.as_posix(), sha256=made.digest, bytes=made.bytes)
         )
-        self._add(row)
 
     def _accuracy(self, model: Model, baseline: Model) -> Accuracy:
-        return self._judge_against(model.answers, baseline)
+        return self.judge_against(model.answers, baseline)
 
-    def _judge_against(self, answers: Tensor, baseline: Model) -> Accuracy:
+    def judge_against(self, answers: Tensor, baseline: Model) -> Accuracy:
         reference = self._correct(baseline.answers)
         return statistics.accuracy(reference if answers is baseline.answers else self._correct(answers), reference)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,16 +25,15 @@ from edgewise.network.checkpoint import Checkpoint
 from edgewise.report.watch import Watch
 from edgewise.run.artifacts import Source
 from edgewise.run.job import Job
-from edgewise.stage import Context, Stage, describe, stage_name
+from edgewise.stage import Context, Stage, describe, stage_name, traits_of
 from edgewise.stages.training.settings import resolve_precision
 from edgewise.store.entries import Entry, Store, key_of
 from edgewise.store.json_values import encode
 from edgewise.store.machine import machine
-from edgewise.store.sources import source_digest
+from edgewise.store.sources import code_of
 from edgewise.targets import Grid
 
 _PACKAGES = ("torch", "torchao", "torch-pruning", "lightning-fabric", "numpy")
-_HERE = Path(__file__).parent
 _FACTS = "facts.json"
 
 
@@ -116,7 +114,7 @@ class Steps:
             data=images,
             fed=fed,
             spec=[self.job.spec.mean, self.job.spec.std],
-            code=[source_digest(_HERE / name) for name in ("images.py", "resized.py")],
+            code=code_of(logits, resized),
             machine=machine(),
             versions=targets.versions(("torch",)),
         )
@@ -162,19 +160,19 @@ class Steps:
 
     def _key(self, stage: Stage, network: nn.Module, baseline: Model | None, grid: Grid | None) -> str:
         recipe, spec = self.job.recipe, self.job.spec
-        training = getattr(stage, "training", None)
+        traits = traits_of(stage)
         return key_of(
             kind="stage",
             stage=describe(stage),
-            code=source_digest(Path(inspect.getfile(type(stage)))),
+            code=code_of(type(stage)),
             model=checkpoint.digest(Checkpoint(self.job.base, network)),
             teacher=None if baseline is None else baseline.digest,
             data=self.job.data.digest,
             spec=[spec.mean, spec.std, spec.classifier],
             grid=None if grid is None else grid.to_json(),
             seed=recipe.seed,
-            device=[recipe.device, resolve_precision(training.precision, recipe.device) if training else None],
-            runtime=[recipe.runtime, recipe.threads, machine()] if getattr(stage, "measure_time", False) else None,
+            device=[recipe.device, resolve_precision(traits.precision, recipe.device) if traits.precision else None],
+            runtime=[recipe.runtime, recipe.threads, machine()] if traits.times else None,
             threads=torch.get_num_threads(),
             versions=targets.versions(_PACKAGES),
         )

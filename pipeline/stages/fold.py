@@ -19,7 +19,7 @@ from edgewise.errors import RequestError, StageError
 from edgewise.images.normalise import normalise
 from edgewise.network import surgery
 from edgewise.network.norm_pairs import _LAYERS, affine, find_norms
-from edgewise.stage import Context
+from edgewise.stage import Context, Traits
 
 Rest = Literal["depthwise", "keep"]
 _PROBE_IMAGES = 2
@@ -37,6 +37,11 @@ class Fold:
     def __post_init__(self) -> None:
         if self.rest not in get_args(Rest):
             raise RequestError(f"rest must be one of {', '.join(get_args(Rest))}, found {self.rest!r}")
+
+    @property
+    def traits(self) -> Traits:
+        """What the run has to know of it."""
+        return Traits()
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy without those batch norms, equal to ``model`` in evaluation up to float32 rounding.

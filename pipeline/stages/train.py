@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from edgewise.stage import Context
+from edgewise.stage import Context, Traits
 from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
 
@@ -17,6 +17,11 @@ class Train:
     """Train from the labels alone."""
 
     training: Training = field(default_factory=lambda: Training(epochs=200, lr=0.1, warmup=1))
+
+    @property
+    def traits(self) -> Traits:
+        """What the run has to know of it."""
+        return Traits(precision=self.training.precision)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         trained = copy.deepcopy(model)
@@ -29,6 +34,11 @@ class Finetune:
     """Train on, with the unmodified baseline as the teacher."""
 
     training: Training = field(default_factory=lambda: Training(epochs=40, lr=0.02, distill=0.9))
+
+    @property
+    def traits(self) -> Traits:
+        """What the run has to know of it."""
+        return Traits(recovers=True, precision=self.training.precision)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         tuned = copy.deepcopy(model)

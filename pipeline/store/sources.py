@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Container
+import inspect
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-_ROOT = Path(__file__).parent.parent
-_PACKAGES = ("pipeline", "models", "targets", "calib_data")
+_PROJECT = "edgewise"
+_LEAVES = ("models", "targets", "calib_data")
+
+
+def _find_folders() -> dict[str, Path]:
+    """Import name -> folder: in a checkout the leaves lie beside the package, in an installed wheel inside of it."""
+    top = Path(__file__).resolve().parents[1]
+    leaves = {leaf: inside if (inside := top / leaf).is_dir() else top.parent / leaf for leaf in _LEAVES}
+    return {_PROJECT: top} | {f"{_PROJECT}.{leaf}": folder.resolve() for leaf, folder in leaves.items()}
+
+
+_FOLDERS = _find_folders()
+
+
+def code_of(*parts: ModuleType | type | Callable[..., Any]) -> list[str]:
+    """For each module, class or function, ``source_digest`` of the file that defines it."""
+    return [source_digest(Path(inspect.getfile(inspect.unwrap(part) if callable(part) else part))) for part in parts]
 
 
 def source_digest(path: Path, *, within: Path | None = None, leave_out: Container[str] = ()) -> str:
@@ -17,7 +35,8 @@ def source_digest(path: Path, *, within: Path | None = None, leave_out: Containe
     Of the imported ones, only those under ``within`` (None: the project), and none whose name without suffix, or folder,
     is among ``leave_out``.
     """
-    start, inside = path.resolve(), (within or _ROOT).resolve()
+    start = path.resolve()
+    inside = tuple(_FOLDERS.values()) if within is None else (within.resolve(),)
     seen: dict[Path, str] = {}
     waiting = [start]
     while waiting:
@@ -29,31 +48,48 @@ def source_digest(path: Path, *, within: Path | None = None, leave_out: Containe
     return hashlib.sha256(" ".join(sorted(seen.values())).encode()).hexdigest()
 
 
-def _counts(path: Path, within: Path, leave_out: Container[str]) -> bool:
-    return path.is_relative_to(within) and not any(
-        name in leave_out for name in (path.stem, *path.relative_to(within).parts)
+def _counts(path: Path, within: Iterable[Path], leave_out: Container[str]) -> bool:
+    return any(
+        path.is_relative_to(folder)
+        and not any(name in leave_out for name in (path.stem, *path.relative_to(folder).parts))
+        for folder in within
     )
 
 
 def _imported(text: str, path: Path) -> list[Path]:
-    names: list[str] = []
+    found: list[Path] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            found += [file for alias in node.names for file in _files_of(alias.name)]
         elif isinstance(node, ast.ImportFrom):
             module = _absolute(node, path)
-            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    return [found for name in names if name.split(".")[0] in _PACKAGES for found in _files_of(name)]
+            for alias in node.names:
+                # A package from which only a module of its own is taken adds nothing to what that module does.
+                found += _files_of(f"{module}.{alias.name}") or _files_of(module)
+    return found
 
 
 def _absolute(node: ast.ImportFrom, path: Path) -> str:
     """The dotted module that an import statement in the file at ``path`` reads from, relative ones included."""
-    if not node.level or not path.is_relative_to(_ROOT):
+    package = _package_of(path)
+    if not node.level or package is None:
         return node.module or ""
-    package = path.relative_to(_ROOT).parts[: -node.level]
-    return ".".join([*package, *([node.module] if node.module else [])])
+    parts = package.split(".")
+    return ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
+
+
+def _package_of(path: Path) -> str | None:
+    """The dotted package that the file at ``path`` belongs to; None for a file that is not the project's."""
+    for name, folder in _FOLDERS.items():
+        if path.is_relative_to(folder):
+            return ".".join((name, *path.relative_to(folder).parts[:-1]))
+    return None
 
 
 def _files_of(name: str) -> list[Path]:
-    stem = _ROOT.joinpath(*name.split("."))
+    """The file of a dotted module of the project; none for the face itself, which hands names on and computes nothing."""
+    top = max((n for n in _FOLDERS if name == n or name.startswith(f"{n}.")), key=len, default=None)
+    if top is None or name == _PROJECT:
+        return []
+    stem = _FOLDERS[top].joinpath(*name.removeprefix(top).split(".")[1:])
     return [path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()]

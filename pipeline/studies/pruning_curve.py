@@ -23,6 +23,7 @@ from edgewise.report import numbers
 from edgewise.report.document import Report, Section
 from edgewise.report.markdown import table
 from edgewise.report.rows import Row
+from edgewise.store.json_values import encode_fields
 
 if TYPE_CHECKING:
     from edgewise.recipe import Recipe
@@ -253,7 +254,7 @@ def write(out: Path, network: str, reports: Mapping[str, Report], points: Sequen
 
     first = next(iter(reports.values()))
     baseline = first.rows[0]
-    document: dict[str, Any] = {"network": network, "setting": setting, "baseline": baseline.to_json()}
+    document: dict[str, Any] = {"network": network, "setting": setting, "baseline": encode_fields(baseline)}
     document |= {"points": [point.to_json() for point in points], "published": [*PUBLISHED]}
     out.mkdir(parents=True, exist_ok=True)
     (out / "curve.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -377,10 +378,11 @@ def _setting(options: argparse.Namespace) -> str:
 
 def _right(report: Report, job: Any) -> Any:
     """Which test images the written file gets right, [n]."""
+    from edgewise.files.open import open_runtime
     from edgewise.measure.answers import logits
 
     path = job.out / report.artifacts[0].path
-    runner = job.runtime.load(path, job.recipe.threads)
+    runner = open_runtime(job.runtime, path, job.recipe.threads)
     return (logits(runner, job.data.test, job.spec).argmax(1) == job.data.test.labels).numpy()
 
 

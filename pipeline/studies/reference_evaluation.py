@@ -204,9 +204,9 @@ def _exact(target: Target) -> Callable[[Path], Runner] | None:
     """The target's evaluation without rounding between operators, where it has one."""
     if target.name != "coreml":
         return None
-    from edgewise.targets.coreml import exact as coreml_exact
+    from edgewise.targets.coreml import exact
 
-    return coreml_exact.reference
+    return exact.reference
 
 
 def _trained(spec: Spec, data: Data, folder: Path) -> tuple[nn.Module, Context]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgewise.report.document import Report
     from edgewise.report.watch import Watch
     from edgewise.run.job import Job
-    from edgewise.run.session import Bench
+    from edgewise.run.session import Session
     from edgewise.stage import Stage
     from edgewise.stages.separate import Separate
 
@@ -89,33 +89,33 @@ def study(job: Job, watch: Watch) -> Study:
     """Do it; ``report.json`` on disk grows by a row after each network. Raises RequestError for a recipe without it."""
     from edgewise.run import opened
 
-    with opened(job, watch) as bench:
-        plan = _rows(bench, job.recipe)
-        return Study(report=bench.report, plan=plan)
+    with opened(job, watch) as session:
+        plan = _rows(session, job.recipe)
+        return Study(report=session.report, plan=plan)
 
 
-def _rows(bench: Bench, recipe: Recipe) -> Mapping[str, Any]:
+def _rows(session: Session, recipe: Recipe) -> Mapping[str, Any]:
     from edgewise.run import share_grids
 
     stage, before, after = _taken_apart(recipe)
-    baseline = model = bench.baseline()
+    baseline = model = session.baseline()
     for earlier in before:
-        model = bench.step(earlier, model, baseline, after=(stage, *after))
-    planned = bench.step(replace(stage, recover_steps=0), model, baseline, after=after)
-    _rename(bench, FITTED)
+        model = session.step(earlier, model, baseline, after=(stage, *after))
+    planned = session.step(replace(stage, recover_steps=0), model, baseline, after=after)
+    _rename(session, FITTED)
     plan: Mapping[str, Any] = planned.facts["plan"]
     same = _same_layers(stage, plan)
-    bench.step(replace(same, init="fresh", recover_steps=0), model, baseline, after=after)
-    _rename(bench, FRESH)
+    session.step(replace(same, init="fresh", recover_steps=0), model, baseline, after=after)
+    _rename(session, FRESH)
     if stage.recover_steps:
-        model = bench.step(same, model, baseline, after=after)
-        _rename(bench, DISTILLED)
+        model = session.step(same, model, baseline, after=after)
+        _rename(session, DISTILLED)
     else:
         model = planned
     for index, later in enumerate(after):
-        model = bench.step(later, model, baseline, after=after[index + 1 :])
-    for _, group in share_grids(bench.job.targets):
-        bench.artifacts(model, group, baseline)
+        model = session.step(later, model, baseline, after=after[index + 1 :])
+    for _, group in share_grids(session.job.targets):
+        session.artifacts(model, group, baseline)
     return plan
 
 
@@ -134,9 +134,9 @@ def _same_layers(stage: Separate, plan: Mapping[str, Any]) -> Separate:
     return replace(stage, layers=chosen, keep=(), max_error=10.0, max_drop=None, max_layers=None, measure_time=False)
 
 
-def _rename(bench: Bench, name: str) -> None:
-    bench.report.rows[-1] = replace(bench.report.rows[-1], name=name)
-    bench.report.write(bench.job.out)
+def _rename(session: Session, name: str) -> None:
+    session.report.rows[-1] = replace(session.report.rows[-1], name=name)
+    session.report.write(session.job.out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from edgewise import calib_data, targets
 from edgewise.calib_data import Data
 from edgewise.errors import RequestError
 from edgewise.files import parts
-from edgewise.files.open import Grade
+from edgewise.files.open import Grade, open_file
 from edgewise.images import resized
 from edgewise.images.preprocess import Fed
 from edgewise.images.sizes import Size, show
@@ -23,7 +23,7 @@ from edgewise.measure.values import Accuracy
 from edgewise.report.numbers import percent
 from edgewise.report.rows import Verdict
 from edgewise.stage import Track, silent
-from edgewise.targets import Runner, Target
+from edgewise.targets import Runner
 from edgewise.verify import card, golden
 from edgewise.verify.card import Card
 from edgewise.verify.gates import Finding, judge
@@ -90,7 +90,9 @@ def recheck(path: Path, data_name: str | None = None, track: Track = silent, siz
     size = size or kept.input_shape[1:]
     data = None if data_name is None else _images(path, kept, calib_data.load(data_name, kept.seed), size)
     digest = parts.digest(path)
-    grade, runner, refused = _open(target, path)
+    opened = open_file(target, path)
+    grade, runner = opened.grade, opened.runner
+    refused = [Finding("fail", opened.reason)] if opened.refused else []
     accuracy = None
     findings = [on_digest(digest, kept), on_size(parts.size(path), kept), *refused]
     if runner is not None and (kept.golden is not None or data is None):
@@ -126,18 +128,6 @@ def _images(path: Path, kept: Card, data: Data, size: Size) -> Data:
             f"{path.name} takes images of {listed}{' and all between' if kept.ranged else ''}, not {show(size)}"
         )
     return resized.at(data, size)
-
-
-def _open(target: Target, path: Path) -> tuple[Grade, Runner | None, list[Finding]]:
-    """The best evaluator on this host; where it refuses the file, why."""
-    try:
-        if target.load is not None:
-            return "runtime", target.load(path, 1), []
-        if target.reference is not None:
-            return "reference", target.reference(path), []
-    except targets.TargetError as error:
-        return "written", None, [Finding("fail", str(error))]
-    return "written", None, []
 
 
 def on_digest(digest: str, kept: Card) -> Finding:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.targets import (
     COMMON_OPERATORS,
+    EVERY_SIZE,
     GATES,
     PRODUCTS,
     USUAL,
@@ -16,19 +17,15 @@ from edgewise.targets import (
     Grid,
     Inside,
     Packaging,
-    Precision,
     Runner,
-    SizeKind,
     Target,
 )
 from edgewise.targets._quantizer import int8_quantizer
+from edgewise.targets.coreml._precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
-
-
-SIZES: frozenset[SizeKind] = frozenset({"fixed", "enumerated", "ranged"})
 
 
 def _export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
@@ -83,8 +80,6 @@ class _Device:
         return [answer[label] for label in self._labels] if isinstance(answer, dict) else answer
 
 
-PRECISIONS: tuple[Precision, ...] = ("float16", "float32", "int8-weights", "palette")
-
 TARGET = Target(
     name="coreml",
     summary="Core ML ML Program (.mlpackage) for iOS 16 to 18: float, W8A8 int8, int8 or palettized weights",
@@ -102,6 +97,6 @@ TARGET = Target(
     reference=_reference,
     precisions=PRECISIONS,
     inside=_inside,
-    sizes=SIZES,
+    sizes=EVERY_SIZE,
     takes_bytes=True,
 )

@@ -20,29 +20,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edgewise.targets import Artifact, Packaging, Precision, TargetError
+from edgewise.targets import EVERY_SIZE, Artifact, Packaging, Precision, TargetError
 from edgewise.targets._coverage import shares
 from edgewise.targets._int8_weights import with_int8_weights
 from edgewise.targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
-from edgewise.targets.coreml import (
-    PRECISIONS,
-    SIZES,
-)
-from edgewise.targets.coreml import (
-    _input as coreml__input,
-)
-from edgewise.targets.coreml import (
-    _mil as coreml__mil,
-)
-from edgewise.targets.coreml import (
-    _package as coreml__package,
-)
-from edgewise.targets.coreml import (
-    _storage as coreml__storage,
-)
+from edgewise.targets.coreml import _input, _mil, _package, _storage
 from edgewise.targets.coreml._coremltools import converting
 from edgewise.targets.coreml._islands import float_islands, integer_work
 from edgewise.targets.coreml._mil import Operation, Program
+from edgewise.targets.coreml._precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -76,12 +62,12 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging) -> Artifa
     Raises TargetError for a program captured in training mode, for one whose scales float16 cannot hold, and for a
     packaging that Core ML does not have.
     """
-    fitting_sizes(packaging, "coreml", SIZES)
+    fitting_sizes(packaging, "coreml", EVERY_SIZE)
     packaging = dataclasses.replace(packaging, precision=chosen_precision(program, packaging, "coreml", PRECISIONS))
     system = _system(packaging)
     specification, weights = _convert(program, packaging, system)
-    with coreml__package.staged(path, specification, weights) as folder:
-        written = coreml__mil.read(folder)
+    with _package.staged(path, specification, weights) as folder:
+        written = _mil.read(folder)
         for operation in written.operations:
             _check_scale(operation)
     assert packaging.precision is not None
@@ -103,29 +89,29 @@ def _system(packaging: Packaging) -> str:
 
 def _convert(program: ExportedProgram, packaging: Packaging, system: str) -> tuple[bytes, bytes]:
     """The specification and the weights' file, the same bytes for the same program."""
-    image = coreml__input.takes_bytes(program)
+    image = _input.takes_bytes(program)
     program = for_inference(program)
-    program = coreml__input.from_pixels(program) if image else program
+    program = _input.from_pixels(program) if image else program
     if packaging.precision == "int8-weights":
         program = with_int8_weights(program, packaging)
     with converting() as coremltools:
         model = coremltools.convert(
             _with_strides(program.run_decompositions({})),
-            inputs=coreml__input.inputs(coremltools, program, packaging, image),
+            inputs=_input.inputs(coremltools, program, packaging, image),
             outputs=[coremltools.TensorType(name=OUTPUT, dtype=float)],
-            classifier_config=coreml__input.classes(coremltools, program, packaging),
+            classifier_config=_input.classes(coremltools, program, packaging),
             minimum_deployment_target=coremltools.target[system],
             compute_precision=_arithmetic(coremltools, packaging.precision),
             pass_pipeline=_passes(coremltools),
             skip_model_load=True,
         )
-        model = coreml__storage.stored(model, packaging)
+        model = _storage.stored(model, packaging)
         specification = model.get_spec()
         # The converter's own notes hold the day of conversion and the build of torch.
         specification.description.metadata.userDefined.clear()
-        specification.description.metadata.userDefined.update(coreml__input.metadata(packaging))
+        specification.description.metadata.userDefined.update(_input.metadata(packaging))
         specification.mlProgram.attributes.pop("buildInfo", None)
-        return specification.SerializeToString(deterministic=True), coreml__storage.weights_of(model)
+        return specification.SerializeToString(deterministic=True), _storage.weights_of(model)
 
 
 def _passes(coremltools: ModuleType) -> Any:

@@ -23,24 +23,7 @@ import torch
 from torch import Tensor
 
 from edgewise.targets import TargetError
-from edgewise.targets.coreml import (
-    _arithmetic as coreml__arithmetic,
-)
-from edgewise.targets.coreml import (
-    _arrangement as coreml__arrangement,
-)
-from edgewise.targets.coreml import (
-    _compression as coreml__compression,
-)
-from edgewise.targets.coreml import (
-    _input as coreml__input,
-)
-from edgewise.targets.coreml import (
-    _layers as coreml__layers,
-)
-from edgewise.targets.coreml import (
-    _package as coreml__package,
-)
+from edgewise.targets.coreml import _arithmetic, _arrangement, _compression, _input, _layers, _package
 from edgewise.targets.coreml._coremltools import load
 from edgewise.targets.coreml._input import Fed
 from edgewise.targets.coreml._weights import Kind, Reader, Value, kind_of, shape_of
@@ -49,15 +32,15 @@ _BATCH = 100
 """Images evaluated at once: enough to keep the kernels busy, few enough to keep the values in memory near."""
 
 OPERATORS: Mapping[str, Callable[..., Any]] = {
-    **coreml__arithmetic.OPERATORS,
-    **coreml__arrangement.OPERATORS,
-    **coreml__compression.OPERATORS,
-    **coreml__layers.OPERATORS,
+    **_arithmetic.OPERATORS,
+    **_arrangement.OPERATORS,
+    **_compression.OPERATORS,
+    **_layers.OPERATORS,
 }
 """MIL operator type -> its evaluation. Arguments are MIL's, by name."""
 
 # Their results are values that went in, or limits written in the program's own type: nothing to round.
-_EXACT = frozenset(coreml__arrangement.OPERATORS) | {
+_EXACT = frozenset(_arrangement.OPERATORS) | {
     "relu",
     "relu6",
     "clip",
@@ -125,7 +108,7 @@ class Program:
 
 def read(path: Path) -> Program:
     """Parse the package at ``path``. Raises TargetError for one that is not whole or not an ML Program of one image."""
-    package = coreml__package.read(path)
+    package = _package.read(path)
     model = load("coremltools.proto.Model_pb2").Model()
     try:
         model.ParseFromString(package.model.read_bytes())
@@ -144,7 +127,7 @@ def read(path: Path) -> Program:
         outputs[0],
         tuple(_operations(messages, Reader(package))),
         model.specificationVersion,
-        coreml__input.fed(model.description.input[0]),
+        _input.fed(model.description.input[0]),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgewise.targets import COMMON_OPERATORS, GATES, PRODUCTS, Grid, Inside, Target
+from edgewise.targets import COMMON_OPERATORS, EVERY_SIZE, GATES, PRODUCTS, Grid, Inside, Target
 from edgewise.targets._program import for_inference
 from edgewise.targets._quantizer import int8_quantizer
 from edgewise.targets.onnx._profile import profile
@@ -60,6 +60,6 @@ TARGET = Target(
     precisions=PRECISIONS,
     inside=_inside,
     # ONNX has no list of sizes: a file for several leaves height and width open.
-    sizes=frozenset({"fixed", "enumerated", "ranged"}),
+    sizes=EVERY_SIZE,
     takes_bytes=True,
 )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgewise.targets import (
+    EVERY_SIZE,
     USUAL,
     Artifact,
     Packaging,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
     from torch.export import ExportedProgram
-from edgewise.targets.onnx import TARGET
 from edgewise.targets.onnx._graph import too_large
 
 OPSET = 20
@@ -76,7 +76,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     The bytes depend on the program and the packaging alone. Raises TargetError where a bias does not fit 32 bits, and
     for a packaging that ONNX Runtime does not have.
     """
-    fitting_sizes(packaging, "onnx", TARGET.sizes)
+    fitting_sizes(packaging, "onnx", EVERY_SIZE)
     precision = chosen_precision(program, packaging, "onnx", PRECISIONS)
     opset = int(minimum_version(packaging, "onnx", OPSETS, str(OPSET)))
     model = _translate(_stored(for_inference(program), precision, packaging), opset)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgewise.targets import (
     COMMON_OPERATORS,
+    EVERY_SIZE,
     GATES,
     PRODUCTS,
     USUAL,
@@ -77,6 +78,6 @@ TARGET = Target(
     precisions=PRECISIONS,
     inside=_inside,
     # A .pte file is planned for the largest image and runs smaller ones; it has no list of sizes, so it takes all between.
-    sizes=frozenset({"fixed", "enumerated", "ranged"}),
+    sizes=EVERY_SIZE,
     takes_bytes=True,
 )

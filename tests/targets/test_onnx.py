@@ -21,7 +21,7 @@ from onnx import numpy_helper  # noqa: E402
 
 from edgewise.targets import Artifact, Grid, TargetError  # noqa: E402
 from edgewise.targets import onnx as targets_onnx  # noqa: E402
-from edgewise.targets.onnx import _lowering as target
+from edgewise.targets.onnx import _lowering as target  # noqa: E402
 
 GRID = Grid(weight_bits=7)
 

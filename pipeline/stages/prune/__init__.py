@@ -5,30 +5,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 from edgewise.errors import RequestError, StageError
-from edgewise.stage import Context, in_range
+from edgewise.stage import Context, Traits, in_range
+from edgewise.stages.prune.settings import Budget, Importance, Scope
+from edgewise.stages.training.settings import Training
 
 if TYPE_CHECKING:
     from torch import nn
 
     from edgewise.stages.prune.budget import Spent
-    from edgewise.stages.training.settings import Training
 
 
-__all__ = ["Prune"]
-
-IMPORTANCES = ("l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "activation", "random")
-SCOPES = ("global", "layer", "sensitivity")
+IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _SHARES = ("ratio", "macs", "params", "latency")
 _BUDGETS = ("ratio", "macs", "params", "bytes", "latency", "milliseconds")
 _DEEPEST = 0.05
 """Share of the multiply-accumulates that an accuracy budget alone aims at first."""
 _SCAN = (0.25, 0.5, 0.75)
-
-Budget = Literal["channels", "macs", "params", "bytes", "time", "milliseconds"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +55,9 @@ class Prune:
     """Networks that are tried for ``max_drop``."""
     training: Training | None = None
     """How each of those is trained before it is judged, which the result keeps; None: judged as it is cut."""
-    importance: Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "activation", "random"] = "l2"
+    importance: Importance = "l2"
     """What makes a channel worth keeping; random is the control."""
-    scope: Literal["global", "layer", "sensitivity"] = "global"
+    scope: Scope = "global"
     """global: rank the channels of all layers against each other; layer: take the same share of every layer;
     sensitivity: go by what each layer's loss cost in a scan. A time budget weighs that cost against the time saved."""
     scan: tuple[float, ...] = ()
@@ -128,6 +125,12 @@ class Prune:
                 raise RequestError(f"Prune.{name} must be above 0, found {value:g}")
         if self.max_drop is not None:
             in_range("Prune.max_drop", self.max_drop, 0, 1)
+
+    @property
+    def traits(self) -> Traits:
+        """Times and bytes are those of the declared runtime on this machine."""
+        precision = self.training.precision if self.training else None
+        return Traits(times=self.timed or self.budget[0] == "bytes", precision=precision)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A pruned copy of ``model``, which carries the surgery that made it.
@@ -235,11 +238,6 @@ class Prune:
     def timed(self) -> bool:
         """Whether the budget is one of time."""
         return self.budget[0] in ("time", "milliseconds")
-
-    @property
-    def measure_time(self) -> bool:
-        """Whether the outcome depends on the runtime and the machine, so that the step's key names them."""
-        return self.timed or self.budget[0] == "bytes"
 
     @property
     def scanned(self) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from edgewise.stages.prune.sensitivity import Reading, read
 
 if TYPE_CHECKING:
     from edgewise.stage import Context
-    from edgewise.stages.prune import Prune
+    from edgewise.stages.prune.settings import Settings
 
 
 Make = Callable[[float, "Context"], tuple[nn.Module, Spent]]
@@ -35,7 +35,7 @@ class _Trial:
         return dataclasses.asdict(self)
 
 
-def back_off(model: nn.Module, how: Prune, ctx: Context, make: Make) -> tuple[nn.Module, Spent]:
+def back_off(model: nn.Module, how: Settings, ctx: Context, make: Make) -> tuple[nn.Module, Spent]:
     """The most pruned network of ``how.trials`` trials that loses at most ``how.max_drop``.
 
     Every trial is told as a fact and judged on all calibration images. Raises StageError, with all trials, where none
@@ -76,7 +76,7 @@ def back_off(model: nn.Module, how: Prune, ctx: Context, make: Make) -> tuple[nn
 
 
 def _try(
-    part: float, number: int, before: Reading, how: Prune, ctx: Context, make: Make
+    part: float, number: int, before: Reading, how: Settings, ctx: Context, make: Make
 ) -> tuple[_Trial, tuple[nn.Module, Spent] | None]:
     folder = ctx.scratch / f"trial-{number}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from edgewise.stages.prune.timer import Clock, clock
 
 if TYPE_CHECKING:
     from edgewise.stage import Context
-    from edgewise.stages.prune import Prune
+    from edgewise.stages.prune.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class _State:
     choices: Sequence[Sequence[int]]
 
 
-def spend(model: nn.Module, how: Prune, ctx: Context, part: float = 1.0) -> Spent:
+def spend(model: nn.Module, how: Settings, ctx: Context, part: float = 1.0) -> Spent:
     """Prune ``model`` in place (in eval mode, every parameter requiring grad), and tell what is left.
 
     ``part`` (above 0, at most 1): how much of the reduction asked for is made. Raises StageError as ``Prune`` does.
@@ -74,11 +74,11 @@ def spend(model: nn.Module, how: Prune, ctx: Context, part: float = 1.0) -> Spen
     return Spent(found.summary, {**found.facts, "widths": changed}, found.cuts)
 
 
-def _widths(model: nn.Module, how: Prune, ctx: Context) -> dict[str, int]:
+def _widths(model: nn.Module, how: Settings, ctx: Context) -> dict[str, int]:
     return {group.name: group.width for group in couple(model, how, ctx).groups}
 
 
-def _counted(model: nn.Module, how: Prune, ctx: Context, part: float, widths: Mapping[str, int]) -> Spent:
+def _counted(model: nn.Module, how: Settings, ctx: Context, part: float, widths: Mapping[str, int]) -> Spent:
     """A budget that is counted: channels, multiply-accumulates, parameters."""
     kind, asked = how.budget
     wanted, groups, facts = 1 - part * (1 - asked), couple(model, how, ctx).groups, dict[str, Any]()
@@ -97,7 +97,12 @@ def _counted(model: nn.Module, how: Prune, ctx: Context, part: float, widths: Ma
 
 
 def _look(
-    model: nn.Module, how: Prune, ctx: Context, widths: Mapping[str, int], facts: dict[str, Any], curved: bool = False
+    model: nn.Module,
+    how: Settings,
+    ctx: Context,
+    widths: Mapping[str, int],
+    facts: dict[str, Any],
+    curved: bool = False,
 ) -> _State:
     """The network's groups, what their channels matter, and the moves among which a step chooses."""
     groups = couple(model, how, ctx).groups
@@ -115,7 +120,7 @@ def _look(
     return _State(model, groups, scores, curves, moves, choices)
 
 
-def _choose(state: _State, how: Prune, ctx: Context, whole: _Whole, share: float) -> plan.Counts:
+def _choose(state: _State, how: Settings, ctx: Context, whole: _Whole, share: float) -> plan.Counts:
     """How many blocks of each group go, so that at most ``share`` of the whole network is left."""
     kind, groups, scores = how.budget[0], state.groups, state.scores
 
@@ -137,7 +142,7 @@ def _amount(kind: str, model: nn.Module, groups: Sequence[Group], ctx: Context) 
     return totals.macs if kind == "macs" else totals.params
 
 
-def _measured(model: nn.Module, how: Prune, ctx: Context, part: float, widths: Mapping[str, int]) -> Spent:
+def _measured(model: nn.Module, how: Settings, ctx: Context, part: float, widths: Mapping[str, int]) -> Spent:
     """A budget that is measured on the declared runtime: milliseconds of a call, bytes of a file."""
     facts, cuts = dict[str, Any](), list[Cut]()
     with clock(copy.deepcopy(model), ctx) as watch:
@@ -158,7 +163,7 @@ def _measured(model: nn.Module, how: Prune, ctx: Context, part: float, widths: M
     return Spent(summary, {"budget": told} | facts, cuts)
 
 
-def _gauge(how: Prune, watch: Clock, state: _State, ctx: Context) -> Bytes | Time:
+def _gauge(how: Settings, watch: Clock, state: _State, ctx: Context) -> Bytes | Time:
     if how.budget[0] == "bytes":
         return Bytes(watch, state.moves, len(state.groups), partial(_cut, state))
     return Time.of(watch, state.model, state.groups, ctx, how.scope, state.moves, state.choices, state.curves)
@@ -170,12 +175,12 @@ def _cut(state: _State, counts: plan.Counts) -> nn.Module:
     return trial
 
 
-def _size(how: Prune, watch: Clock, model: nn.Module) -> float:
+def _size(how: Settings, watch: Clock, model: nn.Module) -> float:
     """Milliseconds or bytes of the network before the first step."""
     return watch.bytes if how.budget[0] == "bytes" else watch.read(model).reference_ms
 
 
-def _share(how: Prune, whole: float) -> float:
+def _share(how: Settings, whole: float) -> float:
     """The budget as a share of the whole network's size or time."""
     kind, asked = how.budget
     share = asked / whole if kind == "milliseconds" or (kind == "bytes" and asked >= 1) else asked
@@ -189,7 +194,7 @@ def _amount_of(kind: str, value: float) -> str:
 
 
 @contextmanager
-def _in_words(how: Prune, whole: float) -> Iterator[None]:
+def _in_words(how: Settings, whole: float) -> Iterator[None]:
     """Say what the shares in a message are shares of."""
     try:
         yield
@@ -197,7 +202,7 @@ def _in_words(how: Prune, whole: float) -> Iterator[None]:
         raise StageError(f"{error} (100 % is {_amount_of(how.budget[0], whole)})") from error
 
 
-def _told(how: Prune, ctx: Context, whole: float, wanted: float, found: Aimed) -> tuple[str, dict[str, Any]]:
+def _told(how: Settings, ctx: Context, whole: float, wanted: float, found: Aimed) -> tuple[str, dict[str, Any]]:
     """In a line, and as JSON types."""
     kind = "bytes" if how.budget[0] == "bytes" else "milliseconds"
     told = {

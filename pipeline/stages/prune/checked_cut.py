@@ -14,7 +14,7 @@ from edgewise.stages.prune.coupling import Coupling, Group, Removed, averages, c
 
 if TYPE_CHECKING:
     from edgewise.stage import Context
-    from edgewise.stages.prune import Prune
+    from edgewise.stages.prune.settings import Settings
 
 
 _TOLERANCE = 1e-3
@@ -60,7 +60,7 @@ def _problem(
     return f"logits differ by {worst:.3g} from those of the network with the removed channels ignored"
 
 
-def couple(model: nn.Module, how: Prune, ctx: Context) -> Coupling:
+def couple(model: nn.Module, how: Settings, ctx: Context) -> Coupling:
     """The groups of ``model`` (in eval mode) that ``how`` allows to prune; raises StageError where there is none."""
     return trace_for(model, how.keep, ctx, shortcuts=how.shortcuts)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from edgewise.models._layers import PadShortcut
 from edgewise.stages.prune.channels import BATCH_NORMS, WEIGHTED, channel_view
 from edgewise.stages.prune.coupling import Group, Member
+from edgewise.stages.prune.settings import Importance
 
 if TYPE_CHECKING:
     from edgewise.stage import Context
 
 
-Importance = Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "activation", "random"]
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 
 _BATCH = 64

@@ -10,7 +10,6 @@ b is the value that gives the last measurement back.
 
 from __future__ import annotations
 
-import inspect
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,12 +25,12 @@ from torch import Tensor, nn
 from edgewise import targets
 from edgewise.errors import StageError
 from edgewise.files.in_runtime import written
-from edgewise.measure import latency
 from edgewise.measure.latency import interleave
 from edgewise.stage import Context
 from edgewise.stages.prune.channels import Side, is_multiplier
 from edgewise.stages.prune.coupling import Group
-from edgewise.store.entries import Store, file_digest, key_of
+from edgewise.store.entries import Store, key_of
+from edgewise.store.sources import code_of
 
 POINTS = 8
 """Widths of a side that are timed."""
@@ -266,7 +265,7 @@ def _profile(kind: Kind, points: int, ctx: Context) -> Profile:
         runtime=[ctx.runtime, ctx.threads],
         machine=ctx.machine,
         versions=targets.versions(("torch", *targets.packages(target))),
-        code=[file_digest(Path(str(file))) for file in (inspect.getfile(target.export), __file__, latency.__file__)],
+        code=code_of(target.export, Kind),
     )
 
     def make(folder: Path, _: Path) -> None:

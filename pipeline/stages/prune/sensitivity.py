@@ -23,11 +23,12 @@ from edgewise.stages.prune import plan
 from edgewise.stages.prune.checked_cut import couple, cut_and_check
 from edgewise.stages.prune.coupling import Group
 from edgewise.stages.prune.importance import score
-from edgewise.store.entries import file_digest, key_of
+from edgewise.store.entries import key_of
+from edgewise.store.sources import code_of
 
 if TYPE_CHECKING:
     from edgewise.stage import Context
-    from edgewise.stages.prune import Prune
+    from edgewise.stages.prune.settings import Settings
 
 
 _BATCH = 128
@@ -48,13 +49,15 @@ class Reading:
     """Mean cross-entropy, in nats."""
 
 
-def sensitivity(model: nn.Module, how: Prune, ctx: Context, ratios: Sequence[float]) -> dict[str, dict[float, float]]:
+def sensitivity(
+    model: nn.Module, how: Settings, ctx: Context, ratios: Sequence[float]
+) -> dict[str, dict[float, float]]:
     """Group -> ratio -> top-1 (a fraction) with that share of the group's channels removed; see ``scan``."""
     found = scan(model, how, ctx, ratios)
     return {group: {ratio: reading.top1 for ratio, reading in curve.items()} for group, curve in found.items()}
 
 
-def scan(model: nn.Module, how: Prune, ctx: Context, ratios: Sequence[float]) -> Scan:
+def scan(model: nn.Module, how: Settings, ctx: Context, ratios: Sequence[float]) -> Scan:
     """Read the network once for every group and ratio with that share of the group's channels removed.
 
     ``how`` says which layers are kept, what makes a channel important, on how many calibration images the network is
@@ -112,7 +115,7 @@ def to_json(found: Scan) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _kept(
-    whole: nn.Module, group: Group, scores: Tensor, how: Prune, ctx: Context, ratios: Sequence[float], network: str
+    whole: nn.Module, group: Group, scores: Tensor, how: Settings, ctx: Context, ratios: Sequence[float], network: str
 ) -> dict[float, Reading]:
     if ctx.store is None:
         return _readings(whole, group, scores, how, ctx, ratios)
@@ -125,7 +128,7 @@ def _kept(
         ratios=ratios,
         images=[how.images, min(how.reestimate, _NORM_IMAGES)],
         data=[part.digest, ctx.spec.mean, ctx.spec.std, ctx.seed],
-        code=[file_digest(Path(__file__)), torch.__version__],
+        code=[code_of(Reading), torch.__version__],
     )
 
     def make(folder: Path, _: Path) -> None:
@@ -138,7 +141,7 @@ def _kept(
 
 
 def _readings(
-    whole: nn.Module, group: Group, scores: Tensor, how: Prune, ctx: Context, ratios: Sequence[float]
+    whole: nn.Module, group: Group, scores: Tensor, how: Settings, ctx: Context, ratios: Sequence[float]
 ) -> dict[float, Reading]:
     found: dict[float, Reading] = {}
     for ratio in ratios:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.errors import RequestError
-from edgewise.stage import Context, in_range
+from edgewise.stage import Context, Traits, in_range
 from edgewise.stages.prune.channels import BATCH_NORMS, WEIGHTED, channel_view
 from edgewise.stages.prune.checked_cut import trace_for
 from edgewise.stages.prune.coupling import Group, Member
@@ -48,6 +48,11 @@ class Sparsify:
         in_range("Sparsify.sharpness", self.sharpness, 0, 64)
         if self.training.devices > 1:
             raise RequestError("sparse learning runs on one device; set devices=1 for it")
+
+    @property
+    def traits(self) -> Traits:
+        """What the run has to know of it."""
+        return Traits(precision=self.training.precision)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A trained copy of ``model``. Raises StageError where no group of channels could be pruned later."""

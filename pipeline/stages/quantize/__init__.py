@@ -20,8 +20,8 @@ from edgewise.errors import RequestError, StageError
 from edgewise.images.normalise import normalise
 from edgewise.network import float16_constants, graph_layers
 from edgewise.network.captured import Prepare
-from edgewise.stage import Context, in_range
-from edgewise.stages.quantize import sensitivity as mixed
+from edgewise.stage import Context, Traits, in_range
+from edgewise.stages.quantize import sensitivity
 from edgewise.stages.quantize.calibrate import Ranges, activations, correct_biases, set_ranges
 from edgewise.stages.quantize.graph_settings import constants, unchanged
 from edgewise.stages.training.augment import Augment
@@ -69,6 +69,11 @@ class Quantize:
         if self.ranges not in get_args(Ranges):
             raise RequestError(f"ranges must be one of {', '.join(get_args(Ranges))}, found {self.ranges!r}")
 
+    @property
+    def traits(self) -> Traits:
+        """What the run has to know of it."""
+        return Traits(precision=self.training.precision if self.training else None)
+
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         if ctx.grid is None:
             raise StageError("quantization needs a grid: the targets of the recipe accept none in common")
@@ -93,9 +98,9 @@ class Quantize:
     def _examine(self, prepared: GraphModule, ctx: Context) -> tuple[str, ...]:
         """Measure every layer's cost, keep it for the report, and name the layers to leave in float."""
         index = torch.arange(min(self.sensitivity, len(ctx.data.calib)))
-        scan = mixed.Scan(prepared, normalise(ctx.data.calib.batch(index), ctx.spec))
-        costs = mixed.sensitivity(scan, ctx.track)
-        left = mixed.fall_back(scan, costs, ctx.data.calib.labels[index], self.budget, self.max_float_layers)
+        scan = sensitivity.Scan(prepared, normalise(ctx.data.calib.batch(index), ctx.spec))
+        costs = sensitivity.sensitivity(scan, ctx.track)
+        left = sensitivity.fall_back(scan, costs, ctx.data.calib.labels[index], self.budget, self.max_float_layers)
         ctx.fact("sensitivity", [cost.to_json() for cost in costs])
         ctx.fact("float_layers", list(left))
         if left:

@@ -22,7 +22,7 @@ from torch import nn
 
 from edgewise.errors import RequestError, StageError
 from edgewise.network.norm_pairs import find_norms
-from edgewise.stage import Context, in_range
+from edgewise.stage import Context, Traits, in_range
 from edgewise.stages.fitting.batch_norms import reestimate
 from edgewise.stages.fitting.image_batches import BATCH, drawn
 from edgewise.stages.fitting.least_squares import Fitted, Moments
@@ -91,6 +91,11 @@ class Separate:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def traits(self) -> Traits:
+        """What the run has to know of it."""
+        return Traits(times=self.measure_time)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with the planned layers replaced, fitted, and taught where ``recover_steps`` asks for it.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from edgewise.errors import StageError
 from edgewise.models._layers import CeilMaxPool
 from edgewise.network import surgery
-from edgewise.stage import Context, in_range
+from edgewise.stage import Context, Traits, in_range
 from edgewise.stages.fitting.image_batches import drawn
 from edgewise.stages.fitting.layer_io import captured
 from edgewise.stages.separate.budget import Judge
@@ -48,6 +48,11 @@ class AveragePool:
     def __post_init__(self) -> None:
         in_range("images", self.images, 2, 1_000_000)
         in_range("max_error", self.max_error, 0, 1000)
+
+    @property
+    def traits(self) -> Traits:
+        """What the run has to know of it."""
+        return Traits()
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with average poolings. Raises StageError when there is none to replace."""

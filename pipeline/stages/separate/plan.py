@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgewise.errors import RequestError
+from edgewise.errors import RequestError, name_nearest
 from edgewise.measure.values import Interval
 from edgewise.stages.fitting.layer_io import explicit_padding
 from edgewise.stages.separate.forms import Form
@@ -149,10 +148,8 @@ def check_names(wanted: Iterable[str], candidates: Iterable[Candidate], field: s
     known = [c.name for c in candidates]
     for name in wanted:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            choices = ", ".join(known) or "none"
-            raise RequestError(f"{field} names {name!r}, which is nothing to replace here.{hint} There are: {choices}")
+            near, choices = name_nearest(name, known), ", ".join(known) or "none"
+            raise RequestError(f"{field} names {name!r}, which is nothing to replace here.{near} There are: {choices}")
 
 
 def _is_spatial(module: nn.Module) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from edgewise.errors import StageError
 from edgewise.models._layers import GridMean
 from edgewise.network import surgery
-from edgewise.stage import Context, in_range
+from edgewise.stage import Context, Traits, in_range
 from edgewise.stages.fitting.image_batches import drawn
 from edgewise.stages.fitting.layer_io import captured
 from edgewise.stages.separate.budget import Judge
@@ -48,6 +48,11 @@ class PooledHead:
         in_range("images", self.images, 2, 10_000_000)
         in_range("ridge", self.ridge, 0, 1000)
         in_range("max_error", self.max_error, 0, 1000)
+
+    @property
+    def traits(self) -> Traits:
+        """What the run has to know of it."""
+        return Traits()
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with the small head. Raises StageError where it has no such head, or the error is too large."""

@@ -12,7 +12,9 @@ from pathlib import Path
 from edgewise.commands.console import FAILED, PASSED, guarded
 from edgewise.studies.architectures import cells
 from edgewise.studies.architectures.adopt import adopt
-from edgewise.studies.architectures.cells import PRECISIONS, Cell, Results
+from edgewise.studies.architectures.cells import PRECISIONS, Cell
+from edgewise.studies.architectures.keys import cell_key
+from edgewise.studies.architectures.results import Results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,7 +88,7 @@ def _measure(options: argparse.Namespace, results: Results, pending: list[Cell],
                     results.keep_costs(name, worker.do(size_up, name))
             for number, cell in enumerate(pending, total - len(pending) + 1):
                 started = time.perf_counter()
-                key, result = cell.key, worker.do(work, cell, scratch)
+                key, result = cell_key(cell), worker.do(work, cell, scratch)
                 results.keep(cell, result | {"key": key})
                 failed |= "failed" in result
                 _say(f"{number}/{total} {cell}: {_in_words(result)}, {time.perf_counter() - started:.0f} s")

@@ -8,7 +8,8 @@ from typing import Any
 
 from edgewise import models
 from edgewise.network import architecture
-from edgewise.studies.architectures.cells import Cell, Results
+from edgewise.studies.architectures.cells import Cell
+from edgewise.studies.architectures.results import Results
 
 _ADDED = ("model", "target", "precision", "current", "published", "key")
 """What the table adds to a result, and the key, which decides whether it is still one of the present code."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from edgewise import models, targets
+from edgewise.files.open import open_file
 from edgewise.measure import latency, memory, statistics
 from edgewise.store.machine import machine
 from edgewise.studies.architectures.cells import Cell, installed
@@ -85,7 +86,10 @@ def measure(cell: Cell, scratch: Path) -> dict[str, Any]:
     if cell.target in prepared.spec.cannot:
         raise Refused(prepared.spec.cannot[cell.target])
     made, wanted, found = _made(cell, target, prepared, scratch)
-    grade, runner, why = _open(target, made.artifact.path)
+    opened = open_file(target, made.artifact.path)
+    if opened.refused:
+        raise targets.TargetError(opened.reason)
+    grade, runner, why = opened.grade, opened.runner, opened.reason
     judged, pace = _judged(runner, prepared, wanted)
     return {
         **asdict(cell),
@@ -123,14 +127,6 @@ def _kinds(artifact: Artifact) -> list[str]:
     """Operators that were left outside; a node's own name says less than what it computes."""
     counts = artifact.facts.get("undelegated", artifact.facts.get("float_operators"))
     return list(Counter(counts).elements()) if isinstance(counts, dict) else list(artifact.undelegated)
-
-
-def _open(target: Target, path: Path) -> tuple[str, Runner | None, str]:
-    if target.load is not None:
-        return "runtime", target.load(path, 1), ""
-    if target.reference is not None:
-        return "reference", target.reference(path), ""
-    return "written", None, "no runtime and no reference evaluator on this host"
 
 
 def _judged(runner: Runner | None, prepared: Prepared, wanted: Tensor) -> tuple[dict[str, Any] | None, float]:

@@ -13,7 +13,9 @@ from edgewise import models, targets
 from edgewise.models._published import PUBLISHED
 from edgewise.report import markdown
 from edgewise.store.entries import write_whole
-from edgewise.studies.architectures.cells import PRECISIONS, Cell, Results, plan
+from edgewise.studies.architectures.cells import PRECISIONS, Cell, plan
+from edgewise.studies.architectures.keys import cell_key
+from edgewise.studies.architectures.results import Results
 
 Result = Mapping[str, Any]
 Found = dict[tuple[str, str, str], Result]
@@ -63,7 +65,7 @@ def _collect(results: Results, cells: Iterable[Cell]) -> Found:
 
 def _is_current(result: Result, cell: Cell) -> bool:
     try:
-        return bool(result.get("key") == cell.key)
+        return bool(result.get("key") == cell_key(cell))
     except targets.MissingBackend:
         return True  # measured elsewhere; nothing here can tell
 

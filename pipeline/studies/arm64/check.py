@@ -18,6 +18,7 @@ from torch import Tensor
 from edgewise import calib_data, targets
 from edgewise.errors import RequestError
 from edgewise.files import parts
+from edgewise.files.open import open_runtime
 from edgewise.images.normalise import feed
 from edgewise.measure import statistics
 from edgewise.measure.values import Accuracy, Agreement
@@ -109,9 +110,7 @@ def _open(path: Path, data_name: str) -> tuple[Card, Data]:
 
 
 def _here(path: Path, images: Tensor, watch: Watch) -> Answers:
-    load = targets.get("onnx").load
-    assert load is not None
-    runner = load(path, 1)
+    runner = open_runtime(targets.get("onnx"), path)
     logits, times = [], []
     for index in watch.track(range(len(images)), f"{path.name} on this machine", len(images)):
         started = time.perf_counter()

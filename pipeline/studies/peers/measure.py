@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from edgewise import targets
+from edgewise.files.open import open_runtime
 from edgewise.measure import latency, statistics
 from edgewise.measure.answers import logits
 from edgewise.stage import Track
+from edgewise.store.json_values import encode_fields
 from edgewise.studies.peers.contenders import Contender, path_of
 from edgewise.studies.peers.subject import Subject
 
@@ -36,7 +38,7 @@ def accuracy(own: Tensor, reference: Tensor, labels: Tensor, trained: bool) -> d
     }
     if trained:
         right, base = ((logit.argmax(1) == labels).numpy() for logit in (own, reference))
-        found["accuracy"] = statistics.accuracy(right, base).to_json()
+        found["accuracy"] = encode_fields(statistics.accuracy(right, base))
     return found
 
 
@@ -69,9 +71,7 @@ def _ratio(name: str, ours: latency.Samples, theirs: latency.Samples) -> dict[st
 
 
 def _open(contender: Contender, folder: Path) -> targets.Runner:
-    load = targets.get(contender.runtime).load
-    assert load is not None, contender.runtime
-    return load(path_of(contender, folder), 1)
+    return open_runtime(targets.get(contender.runtime), path_of(contender, folder))
 
 
 def image_of(subject: Subject) -> Tensor:

@@ -15,7 +15,6 @@ from edgewise.errors import RequestError
 from edgewise.network import architecture
 from edgewise.network.architecture import Base
 from edgewise.network.weights import load_weights
-from edgewise.store import sources
 
 SOURCE = """
 from torch import nn
@@ -144,21 +143,3 @@ def test_wrong_references_are_told(tmp_path: Path) -> None:
     for _ in range(2):  # a failed import leaves nothing behind that a second try would take for the module
         with pytest.raises(RequestError, match="could not be imported: KeyError"):
             architecture.spec_of(f"{tmp_path}/bad.py:net")
-
-
-def test_source_digest_follows_the_projects_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "models").mkdir()
-    layers = tmp_path / "models" / "layers.py"
-    layers.write_text("from edgewise.models import deep\n")
-    (tmp_path / "models" / "deep.py").write_text("a = 1\n")
-    (tmp_path / "models" / "unused.py").write_text("a = 1\n")
-    mine = tmp_path / "mine.py"
-    mine.write_text("def f():\n    from edgewise.models.layers import a\n")
-    monkeypatch.setattr(architecture, "_ROOT", tmp_path)
-    first = sources.source_digest(mine)
-    (tmp_path / "models" / "unused.py").write_text("a = 2\n")
-    assert sources.source_digest(mine) == first
-    (tmp_path / "models" / "deep.py").write_text("a = 2\n")
-    second = sources.source_digest(mine)
-    layers.write_text("import edgewise.models.deep\n")
-    assert len({first, second, sources.source_digest(mine)}) == 3

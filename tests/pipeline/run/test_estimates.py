@@ -17,7 +17,7 @@ from edgewise.report.rows import Row
 from edgewise.report.summary import estimates
 from edgewise.report.terminal import table
 from edgewise.run.artifacts import Files
-from edgewise.run.session import Bench, float_candidates
+from edgewise.run.session import Session, float_candidates
 from edgewise.targets import Estimate, TargetError
 from edgewise.verify import gates
 from edgewise.verify.gates import Limits
@@ -71,8 +71,8 @@ def test_a_file_without_an_estimate_has_none() -> None:
 def test_a_target_limits_what_it_leaves_outside_where_the_recipe_does_not(
     recipe: int | None, target: int | None, verdict: str
 ) -> None:
-    bench: Any = SimpleNamespace(limits=Limits(max_undelegated=recipe))
-    found = Bench._limits(bench, SimpleNamespace(max_undelegated=target))  # type: ignore[arg-type]
+    session: Any = SimpleNamespace(limits=Limits(max_undelegated=recipe))
+    found = Session.limits_of(session, SimpleNamespace(max_undelegated=target))  # type: ignore[arg-type]
     assert gates.on_coverage(("cos",), found).verdict == verdict
 
 

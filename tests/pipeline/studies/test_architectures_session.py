@@ -20,9 +20,10 @@ from edgewise import models, targets
 from edgewise.measure.cost import totals
 from edgewise.models._published import PUBLISHED
 from edgewise.studies.architectures import __main__ as command
-from edgewise.studies.architectures import cells, table
+from edgewise.studies.architectures import cells, keys, table
 from edgewise.studies.architectures.adopt import adopt
-from edgewise.studies.architectures.cells import Cell, Results
+from edgewise.studies.architectures.cells import Cell
+from edgewise.studies.architectures.keys import cell_key
 from edgewise.studies.architectures.network import (
     Agreement,
     Prepared,
@@ -33,6 +34,7 @@ from edgewise.studies.architectures.network import (
     prepare,
 )
 from edgewise.studies.architectures.photographs import photographs
+from edgewise.studies.architectures.results import Results
 from edgewise.studies.architectures.supervise import Worker
 
 ROOT = Path(models.__file__).parents[1]
@@ -155,7 +157,7 @@ def test_a_changed_source_changes_the_keys_of_what_depends_on_it(
     source: str, changes: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = [Cell(model="lenet5", target="xnnpack", precision=precision) for precision in cells.PRECISIONS]
-    before = [cell.key for cell in pairs]
+    before = [cell_key(cell) for cell in pairs]
     real = Path.read_text
 
     def changed(self: Path, *args: Any, **kwargs: Any) -> str:
@@ -163,9 +165,9 @@ def test_a_changed_source_changes_the_keys_of_what_depends_on_it(
         return f"{text}\n# changed\n" if source in (self.stem, *self.parts) else text
 
     monkeypatch.setattr(Path, "read_text", changed)
-    cells._target.cache_clear()
-    after = [cell.key for cell in pairs]
-    cells._target.cache_clear()
+    keys._target.cache_clear()
+    after = [cell_key(cell) for cell in pairs]
+    keys._target.cache_clear()
     assert [new != old for new, old in zip(after, before, strict=True)] == changes
 
 
@@ -176,8 +178,8 @@ def test_only_what_is_missing_changed_or_failed_is_measured(tmp_path: Path) -> N
         for target in ("onnx", "xnnpack")
         for precision in cells.PRECISIONS
     )
-    results.keep(good, {"key": good.key})
-    results.keep(failed, {"key": failed.key, "failed": "why"})
+    results.keep(good, {"key": cell_key(good)})
+    results.keep(failed, {"key": cell_key(failed), "failed": "why"})
     results.keep(stale, {"key": "another"})
     assert list(results.pending([good, failed, stale, missing], again=False)) == [stale, missing]
     assert list(results.pending([good, failed, stale, missing], again=True)) == [failed, stale, missing]

@@ -1,0 +1,60 @@
+"""What has been measured: a folder with one JSON file for each cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgewise.network import architecture
+from edgewise.store.entries import write_whole
+from edgewise.studies.architectures.cells import Cell
+from edgewise.studies.architectures.keys import cell_key
+
+
+@dataclass(frozen=True)
+class Results:
+    """A folder with one JSON file for each cell."""
+
+    folder: Path
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """The kept result, of whatever key, or None."""
+        path = self._path(cell)
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def keep(self, cell: Cell, result: dict[str, Any]) -> None:
+        """Write a result, whole or not at all."""
+        write_whole(self._path(cell), json.dumps(result, indent=1, allow_nan=False).encode())
+
+    def pending(self, cells: Iterable[Cell], again: bool) -> Iterator[Cell]:
+        """Cells without a result of the present code; ``again``: those that failed too."""
+        for cell in cells:
+            kept = self.read(cell)
+            if kept is None or kept.get("key") != cell_key(cell) or (again and kept.get("failed")):
+                yield cell
+
+    def costs(self, name: str) -> dict[str, Any] | None:
+        """Parameters and MACs of an architecture as its present code has them, or None."""
+        try:
+            found: dict[str, Any] = json.loads(self._costs(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if found.get("key") == architecture.code_digest(name) else None
+
+    def keep_costs(self, name: str, found: dict[str, Any]) -> None:
+        """Write them, whole or not at all."""
+        document = found | {"key": architecture.code_digest(name)}
+        write_whole(self._costs(name), json.dumps(document, indent=1, allow_nan=False).encode())
+
+    def _costs(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _path(self, cell: Cell) -> Path:
+        return self.folder / f"{cell.model}.{cell.target}.{cell.precision}.json"
