@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from edgewise.commands import analyze, bench, list, report, run, verify
-from edgewise.commands.console import guarded
+from edgewise.commands.console import run_guarded
 
 COMMANDS = (run, list, analyze, verify, bench, report)
 
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.debug:
         return int(options.run(options))
-    return guarded(lambda: int(options.run(options)))
+    return run_guarded(lambda: int(options.run(options)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 from edgewise.stage import Stage, describe, in_range
 from edgewise.verify.gates import Limits
 
-Candidate = Precision | Literal["float"]
+FileType = Precision | Literal["float"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Recipe:
     """How the files are written: precision, image sizes, labels (the data's, where none are given)."""
     preprocess: Preprocess = OUTSIDE
     """What the files do themselves: normalise a camera's bytes, turn logits into probabilities."""
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[FileType, ...] = ()
     """What each target writes a file in, where it can; every file is judged, and the fastest that passes is recommended.
     Empty: one file a target, int8 where the recipe quantizes. ``float`` is the target's usual float type."""
     device: str = "cpu"

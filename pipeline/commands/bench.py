@@ -89,13 +89,13 @@ def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | No
     Raises RequestError for files that cannot be run here or have no card.
     """
     from edgewise.measure import statistics
-    from edgewise.measure.latency import interleave
+    from edgewise.measure.latency import interleave_calls
 
     if threads < 1 or not 0 < seconds < float("inf"):
         raise RequestError(f"wanted at least 1 thread and a positive time, found {threads} and {seconds:g} s")
     opened = {str(path): _open(path, threads, size) for path in paths}
     calls = {name: partial(runner, image) for name, (_, runner, image) in opened.items()}
-    samples = interleave(calls, seconds=seconds, threads=threads)
+    samples = interleave_calls(calls, seconds=seconds, threads=threads)
     first = samples[str(paths[0])]
     rows = []
     for name, (target, _, _) in opened.items():
@@ -118,8 +118,8 @@ def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | No
 
 def _open(path: Path, threads: int, size: Size | None) -> tuple[str, Runner, Tensor]:
     from edgewise.files.open import open_runtime
-    from edgewise.images.preprocess import blank
-    from edgewise.images.sizes import show
+    from edgewise.images.preprocess import blank_image
+    from edgewise.images.sizes import show_size
     from edgewise.verify import card
 
     if not path.exists():
@@ -127,9 +127,9 @@ def _open(path: Path, threads: int, size: Size | None) -> tuple[str, Runner, Ten
     kept = card.read(path)
     side = size or kept.input_shape[1:]
     if not kept.takes(side):
-        raise RequestError(f"{path} was written for other image sizes than {show(side)}; its card names them")
+        raise RequestError(f"{path} was written for other image sizes than {show_size(side)}; its card names them")
     target = targets.get(kept.target)
-    return target.name, open_runtime(target, path, threads), blank((kept.input_shape[0], *side), kept.fed)
+    return target.name, open_runtime(target, path, threads), blank_image((kept.input_shape[0], *side), kept.fed)
 
 
 def profile_files(paths: Sequence[Path], threads: int) -> dict[str, dict[str, float]]:

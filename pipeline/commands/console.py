@@ -11,7 +11,7 @@ from typing import Any
 PASSED, FAILED, WRONG_REQUEST, MISSING_BACKEND, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-def guarded(work: Callable[[], int]) -> int:
+def run_guarded(work: Callable[[], int]) -> int:
     """What ``work`` returns, or for an expected error one line on standard error and the exit status that tells it."""
     try:
         return work()

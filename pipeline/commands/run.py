@@ -58,14 +58,14 @@ def run_recipe(options: argparse.Namespace) -> int:
     quieten()
     from edgewise.catalogue import find_recipe
     from edgewise.run.job import resolve
-    from edgewise.run.request import asked, override, packaged
+    from edgewise.run.request import override_fields, sizes_from_arguments, with_packaging
 
     changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device", "runtime")}
     changes["targets"] = tuple(options.target) if options.target else None
-    recipe = override(find_recipe(options.recipe), changes)
-    recipe = packaged(
+    recipe = override_fields(find_recipe(options.recipe), changes)
+    recipe = with_packaging(
         without_quantization(recipe) if options.float else recipe,
-        asked(options.input_size, options.input_size_range),
+        sizes_from_arguments(options.input_size, options.input_size_range),
         {"fed": options.feed, "softmax": options.softmax},
     )
     job = resolve(recipe, options.out)

@@ -32,7 +32,7 @@ def verify(options: argparse.Namespace) -> int:
     quieten()
     from edgewise.errors import RequestError
     from edgewise.report.watch import Watch
-    from edgewise.verify.recheck import recheck
+    from edgewise.verify.recheck import recheck_file
 
     if options.layers and options.data is None:
         raise RequestError("--layers compares on images of a data set; name one with --data")
@@ -40,7 +40,7 @@ def verify(options: argparse.Namespace) -> int:
         raise RequestError(
             "--layers compares at the size the network was captured at; leave --input-size out, or ask for one of the two"
         )
-    result = recheck(options.artifact, options.data, Watch().track, size_of(options))
+    result = recheck_file(options.artifact, options.data, Watch().track, size_of(options))
     inspected = inspect_layers(options) if options.layers else None
     if options.json:
         print_json(result.to_json() | ({"layers": inspected.to_json()} if inspected else {}))

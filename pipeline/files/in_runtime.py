@@ -16,7 +16,7 @@ from edgewise.stage import Context
 from edgewise.targets import Runner
 
 
-def written(model: nn.Module, image: Tensor, path: Path, ctx: Context) -> tuple[Runner, int]:
+def write_and_load(model: nn.Module, image: Tensor, path: Path, ctx: Context) -> tuple[Runner, int]:
     """``model`` as a file of ``ctx.runtime`` captured on ``image`` [1, …], loaded on ``ctx.threads``; and its bytes.
 
     ``path``: the file's, without its suffix. Raises StageError where the runtime does not exist on this host.

@@ -18,7 +18,7 @@ from edgewise.errors import EdgewiseError, LoweringError
 from edgewise.targets import USUAL, Artifact, Packaging, Sizes
 
 if TYPE_CHECKING:
-    from edgewise.images.wrapper import Baking
+    from edgewise.images.wrapper import Wrapper
 
 
 RECORD = "artifact.json"
@@ -35,20 +35,20 @@ class Order:
     stem: str
     """The file's name without its suffix."""
     packaging: Packaging = USUAL
-    baking: Baking | None = None
+    baking: Wrapper | None = None
     """What goes into the file around the network; None: nothing."""
 
 
-def submit(pool: Executor, order: Order) -> Future[None]:
+def submit_order(pool: Executor, order: Order) -> Future[None]:
     """Start writing; ``result()`` raises LoweringError, with the phase and the cause, when it could not be done."""
-    return pool.submit(lower, order)
+    return pool.submit(lower_checkpoint, order)
 
 
-def lower(order: Order) -> None:
+def lower_checkpoint(order: Order) -> None:
     """Rebuild the checkpoint's network, capture it at batch 1, write the target's file and describe it."""
     phase = "rebuilding the network"
     try:
-        captured = program(order.checkpoint, order.packaging.sizes, order.baking)
+        captured = capture_program(order.checkpoint, order.packaging.sizes, order.baking)
         phase = f"writing the {order.target} file"
         from edgewise import targets
 
@@ -62,7 +62,7 @@ def lower(order: Order) -> None:
     _describe(artifact, order.folder)
 
 
-def program(folder: Path, sizes: Sizes | None = None, baking: Baking | None = None) -> Any:
+def capture_program(folder: Path, sizes: Sizes | None = None, baking: Wrapper | None = None) -> Any:
     """The ExportedProgram at batch 1 of the network in the checkpoint ``folder``, as every target is given it.
 
     ``sizes``: left open for these; ``baking``: with this around the network.
@@ -103,7 +103,7 @@ def read_artifact(folder: Path) -> Artifact:
     return Artifact(path=path, **fields)
 
 
-def outcome(future: Future[None], target: str) -> LoweringError | None:
+def await_outcome(future: Future[None], target: str) -> LoweringError | None:
     """Wait for a file; the error if it could not be written."""
     try:
         future.result()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def workers(count: int = 2) -> Iterator[Executor]:
+def start_workers(count: int = 2) -> Iterator[Executor]:
     """Processes that lower; each imports what it needs once. Interrupted, they are stopped and not waited for."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_quiet_worker)

@@ -31,7 +31,7 @@ OUTSIDE = Preprocess()
 """Everything is left to the caller: normalised images in, logits out."""
 
 
-def blank(shape: tuple[int, int, int], fed: Fed) -> Tensor:
+def blank_image(shape: tuple[int, int, int], fed: Fed) -> Tensor:
     """A blank image [1, …] as a file takes it; ``shape``: channels, height, width."""
     import torch
 

@@ -33,10 +33,10 @@ class Resized:
 
     def batch(self, index: Tensor) -> Tensor:
         """The images at ``index`` (int64 [B]) as uint8 [B, C, H, W]."""
-        return resize(self.source.batch(index if self.chosen is None else self.chosen[index]), self.size)
+        return resize_images(self.source.batch(index if self.chosen is None else self.chosen[index]), self.size)
 
 
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 [B, C, H, W] -> uint8 at ``size`` (height, width): bilinear, antialiased where it shrinks, corners apart."""
     if tuple(images.shape[2:]) == size:
         return images
@@ -44,7 +44,7 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def at(data: Data, size: tuple[int, int]) -> Data:
+def resize_data(data: Data, size: tuple[int, int]) -> Data:
     """``data`` with every image at ``size`` (height, width), resized from the set's own; itself where it has that size."""
     if data.shape[1:] == size:
         return data
@@ -58,7 +58,7 @@ def at(data: Data, size: tuple[int, int]) -> Data:
     )
 
 
-def sample(part: Part, size: tuple[int, int], most: int) -> Resized:
+def sample_resized(part: Part, size: tuple[int, int], most: int) -> Resized:
     """At most ``most`` images of ``part``, evenly spaced over it, at ``size`` (height, width)."""
     count = min(most, len(part))
     return Resized(_own(part), size, torch.linspace(0, len(part) - 1, count).long())

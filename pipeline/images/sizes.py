@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 
 
-def settled(sizes: Sizes, own: Size) -> Sizes:
+def with_main_size_first(sizes: Sizes, own: Size) -> Sizes:
     """``sizes`` with the one to train, judge and time at first; ``own`` is the data's, taken where a range names none.
 
     Raises RequestError for sizes that are none.
     """
     if not sizes.choices or min(side for size in sizes.choices for side in size) < 1:
-        raise RequestError(f"wanted image sizes of at least 1×1, found {', '.join(map(show, sizes.choices)) or 'none'}")
+        raise RequestError(
+            f"wanted image sizes of at least 1×1, found {', '.join(map(show_size, sizes.choices)) or 'none'}"
+        )
     main = own if sizes.ranged and len(sizes.choices) == 2 and inside(sizes, own) else sizes.choices[0]
     return dataclasses.replace(sizes, choices=tuple(dict.fromkeys((main, *sizes.choices))))
 
@@ -34,7 +36,7 @@ def inside(sizes: Sizes, size: Size) -> bool:
     return low <= size[0] <= high and narrow <= size[1] <= wide
 
 
-def untraced(sizes: Sizes | None) -> tuple[Size, ...]:
+def sizes_to_try(sizes: Sizes | None) -> tuple[Size, ...]:
     """The sizes at which a file is tested besides the one it was captured at.
 
     Of a list the others; of a range both ends and a size in between whose sides differ.
@@ -48,7 +50,7 @@ def untraced(sizes: Sizes | None) -> tuple[Size, ...]:
     return tuple(size for size in dict.fromkeys(others) if size != sizes.choices[0])
 
 
-def show(size: Size) -> str:
+def show_size(size: Size) -> str:
     """``224×224``: height by width."""
     return f"{size[0]}×{size[1]}"
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-from edgewise.images.preprocess import OUTSIDE, Preprocess, blank
+from edgewise.images.preprocess import OUTSIDE, Preprocess, blank_image
 
 
-class Baked(nn.Module):
+class Wrapped(nn.Module):
     """A network with its preprocessing before it and, where asked for, a softmax behind it.
 
     Subtracting 255·mean and multiplying by 1/(255·std) is what dividing by 255, subtracting the mean and dividing by the
@@ -23,7 +23,7 @@ class Baked(nn.Module):
     mean: Tensor
     factor: Tensor
 
-    def __init__(self, network: nn.Module, baking: Baking) -> None:
+    def __init__(self, network: nn.Module, baking: Wrapper) -> None:
         super().__init__()
         self.network = network
         self.preprocess = baking.preprocess
@@ -43,7 +43,7 @@ class Baked(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baking:
+class Wrapper:
     """What is put around a network before it is captured for a file."""
 
     preprocess: Preprocess
@@ -53,13 +53,13 @@ class Baking:
 
     def around(self, network: nn.Module) -> nn.Module:
         """``network`` itself where nothing is put around it."""
-        from edgewise.images.wrapper import Baked
+        from edgewise.images.wrapper import Wrapped
 
-        return network if self.preprocess == OUTSIDE else Baked(network, self)
+        return network if self.preprocess == OUTSIDE else Wrapped(network, self)
 
     def example(self, shape: tuple[int, int, int]) -> Tensor:
         """A blank image [1, …] as the file takes it; ``shape``: channels, height, width."""
-        return blank(shape, self.preprocess.fed)
+        return blank_image(shape, self.preprocess.fed)
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -67,4 +67,4 @@ class Baking:
         return (1, 2) if self.preprocess.fed == "bytes" else (2, 3)
 
 
-NOTHING = Baking(preprocess=OUTSIDE, mean=(0.0,), std=(1.0,))
+NOTHING = Wrapper(preprocess=OUTSIDE, mean=(0.0,), std=(1.0,))

@@ -17,7 +17,7 @@ Network = Callable[[Tensor], Tensor]
 
 
 @torch.inference_mode()
-def logits(
+def compute_logits(
     network: Network,
     part: Part,
     spec: Normalisation,

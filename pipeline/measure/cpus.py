@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def pinned(threads: int | None) -> Iterator[frozenset[int]]:
+def pin_threads(threads: int | None) -> Iterator[frozenset[int]]:
     """Within the block, keep the calling thread and the runtimes' own pools on ``threads`` of the allowed processors.
 
     A thread that the scheduler moves finds its caches cold, and what it was moved for is no part of the file's time. The

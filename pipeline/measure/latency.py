@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.measure.cpus import pinned
+from edgewise.measure.cpus import pin_threads
 
 Call = Callable[[], object]
 
@@ -32,7 +32,7 @@ class Samples:
         return float(np.percentile(self.times, q))
 
 
-def interleave(
+def interleave_calls(
     contenders: Mapping[str, Call],
     *,
     seconds: float = 3.0,
@@ -45,7 +45,7 @@ def interleave(
     Takes about ``seconds`` for all of them together, at least one call of each a block and at most ``most``.
     ``threads``: pinned to so many processors meanwhile, where the system can; None: left to the scheduler.
     """
-    with pinned(threads):
+    with pin_threads(threads):
         return _measured(contenders, seconds, blocks, most)
 
 

@@ -12,7 +12,7 @@ from edgewise.files import workers
 from edgewise.images.preprocess import Fed
 
 
-def peak(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed: Fed) -> int | None:
+def measure_peak(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed: Fed) -> int | None:
     """Bytes by which a fresh process grows while ``target``'s runtime loads the file and answers one image.
 
     That is the high-water mark of its resident set (Linux: VmHWM; macOS: ru_maxrss) after the answer, minus the same
@@ -24,7 +24,7 @@ def peak(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed
     None where the system tells no such mark. Raises TargetError for a file that the runtime cannot read and LoweringError
     where the process died.
     """
-    with workers.workers(1) as pool:
+    with workers.start_workers(1) as pool:
         try:
             return pool.submit(_growth, target, path, threads, shape, fed).result()
         except BrokenProcessPool as error:
@@ -36,11 +36,11 @@ def peak(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed
 def _growth(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed: Fed) -> int | None:
     """To be called in a fresh process."""
     from edgewise import targets
-    from edgewise.images.preprocess import blank
+    from edgewise.images.preprocess import blank_image
 
     load = targets.get(target).load
     assert load is not None
-    image = blank(shape, fed)
+    image = blank_image(shape, fed)
     # However it is refused, a file that is not there has brought in the runtime's libraries and its pool.
     with contextlib.suppress(Exception):
         load(path.with_name(f"no {path.name}"), threads)

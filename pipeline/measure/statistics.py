@@ -14,7 +14,7 @@ from edgewise.measure.values import Accuracy, Agreement, Difference, Interval
 LEVEL = 0.95
 
 
-def accuracy(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Accuracy:
+def judge_top1(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Accuracy:
     """Top-1 of a model from which test images it got right, [n], beside the baseline's on the same images.
 
     The interval is Wilson's (1927); the difference is ``paired_difference``.
@@ -30,7 +30,7 @@ def accuracy(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Accurac
     )
 
 
-def agree(answers: Tensor, reference: Tensor) -> Agreement:
+def judge_agreement(answers: Tensor, reference: Tensor) -> Agreement:
     """A file's answers against its PyTorch model's, both [N, classes], image by image."""
     return Agreement(
         top1=float((answers.argmax(1) == reference.argmax(1)).float().mean()),

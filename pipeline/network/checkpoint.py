@@ -79,7 +79,7 @@ def _rebuilt(base: Base, operations: Sequence[Any], batch: int | None, sizes: Si
     return model
 
 
-def allow(folder: Path, model: str | None) -> None:
+def allow_model(folder: Path, model: str | None) -> None:
     """Refuse a checkpoint that names a user's file of code, unless ``model`` is that very reference.
 
     Raises RequestError; also for a folder that holds no checkpoint.

@@ -124,7 +124,7 @@ def _partner(name: str, norm: nn.BatchNorm1d | nn.BatchNorm2d, trace: _Trace) ->
     return layer, ""
 
 
-def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift of a batch norm in evaluation, float64 [C] each."""
     assert isinstance(norm, _NORMS) and norm.running_mean is not None and norm.running_var is not None
     scale = 1 / torch.sqrt(norm.running_var.double() + norm.eps)

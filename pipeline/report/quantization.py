@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     pass
 
 
-def picture(costs: Sequence[Mapping[str, Any]], left: Collection[str]) -> dict[str, Any]:
+def draw_sensitivity(costs: Sequence[Mapping[str, Any]], left: Collection[str]) -> dict[str, Any]:
     """A Plotly figure: one bar a layer in the network's order of cost, those left in float in another colour."""
     shown = list(reversed(costs[:60]))
     colours = ["#d55e00" if cost["layer"] in left else "#0072b2" for cost in shown]

@@ -31,7 +31,7 @@ class Recommendation:
         return f"{self.target}: {self.precision}, {self.reason}"
 
 
-def recommend(rows: Sequence[Row], artifacts: Sequence[ArtifactFile]) -> list[Recommendation]:
+def recommend_files(rows: Sequence[Row], artifacts: Sequence[ArtifactFile]) -> list[Recommendation]:
     """One for each target that a file was asked for; ``artifacts`` in the order of their rows."""
     files = [row for row in rows if row.step == "artifact" and row.target is not None]
     paths = dict(zip([id(row) for row in files if row.bytes is not None], artifacts, strict=False))

@@ -28,7 +28,7 @@ def run(job: Job, watch: Watch) -> Report:
     A step that fails its gate ends the run there, since what follows would build on it; of the files each is judged.
     """
     Store(job.store).sweep()
-    with opened(job, watch) as session:
+    with open_session(job, watch) as session:
         baseline = model = session.baseline()
         for index, stage in enumerate(job.recipe.stages):
             model = session.step(stage, model, baseline, after=job.recipe.stages[index + 1 :])
@@ -41,10 +41,10 @@ def run(job: Job, watch: Watch) -> Report:
 
 
 @contextmanager
-def opened(job: Job, watch: Watch) -> Iterator[Session]:
+def open_session(job: Job, watch: Watch) -> Iterator[Session]:
     """Everything that the lines of a run are done with, its report still empty."""
     store = Store(job.store)
-    with workers.workers() as pool:
+    with workers.start_workers() as pool:
         yield Session(
             job=job,
             watch=watch,

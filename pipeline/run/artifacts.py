@@ -21,7 +21,7 @@ from edgewise.files import lower, parts
 from edgewise.files.open import Grade, Opened, open_file
 from edgewise.images.normalise import feed, per_channel
 from edgewise.images.preprocess import OUTSIDE
-from edgewise.images.wrapper import Baking
+from edgewise.images.wrapper import Wrapper
 from edgewise.measure import latency as measure_latency
 from edgewise.measure import memory, statistics
 from edgewise.measure.values import Latency
@@ -83,10 +83,10 @@ class Files:
                 order = lower.Order(
                     source.folder, target.name, aside, self._stem(source), self._packaging(source), self.baking
                 )
-                pending.append((source, target, key, aside, lower.submit(self.pool, order), time.perf_counter()))
+                pending.append((source, target, key, aside, lower.submit_order(self.pool, order), time.perf_counter()))
         label = "writing " + ", ".join(dict.fromkeys(target.name for _, target, *_ in pending))
         for source, target, key, aside, future, started in self.watch.track(pending, label, len(pending)):
-            failure = lower.outcome(future, target.name)
+            failure = lower.await_outcome(future, target.name)
             results[source.digest, target.name] = failure or self._keep(key, aside, time.perf_counter() - started)
             shutil.rmtree(aside, ignore_errors=True)
         return results
@@ -115,10 +115,10 @@ class Files:
         return dataclasses.replace(self, precision=precision)
 
     @property
-    def baking(self) -> Baking:
+    def baking(self) -> Wrapper:
         """What goes into every file around its network."""
         spec, channels = self.job.spec, self.job.data.shape[0]
-        return Baking(
+        return Wrapper(
             preprocess=self.job.recipe.preprocess,
             mean=per_channel(spec.mean, channels),
             std=per_channel(spec.std, channels),
@@ -195,7 +195,7 @@ class Files:
         self.watch.detail(f"timing on {target.name}")
         same = ours.digest == baseline.digest
         contenders = {"ours": lambda: mine(image)} | ({} if same else {"baseline": lambda: theirs(image)})
-        found = measure_latency.interleave(contenders, threads=self.job.recipe.threads)
+        found = measure_latency.interleave_calls(contenders, threads=self.job.recipe.threads)
         ratio, interval = statistics.ratio_interval(found["ours"].blocks, found.get("baseline", found["ours"]).blocks)
         return Latency(
             on=target.name,
@@ -223,7 +223,7 @@ class Files:
 
         def make(folder: Path, _: Path) -> None:
             self.watch.detail(f"measuring memory on {target.name}")
-            found = memory.peak(target.name, made.artifact.path, threads, shape, fed)
+            found = memory.measure_peak(target.name, made.artifact.path, threads, shape, fed)
             (folder / "memory.json").write_text(json.dumps({"peak_bytes": found}), encoding="utf-8")
 
         entry = self.store.keep(key, make)

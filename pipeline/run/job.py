@@ -17,14 +17,14 @@ from edgewise import targets as edgewise_targets
 from edgewise.calib_data import Data
 from edgewise.errors import RequestError
 from edgewise.images import resized
-from edgewise.images.preprocess import blank
-from edgewise.images.sizes import settled
+from edgewise.images.preprocess import blank_image
+from edgewise.images.sizes import with_main_size_first
 from edgewise.models import Spec
 from edgewise.network import architecture
 from edgewise.network import weights as network_weights
 from edgewise.network.architecture import Base
 from edgewise.recipe import Recipe
-from edgewise.run.one_graph import check
+from edgewise.run.one_graph import check_sizes
 from edgewise.stage import stage_name
 from edgewise.targets import Target
 
@@ -101,9 +101,9 @@ def _sized(recipe: Recipe, data: Data) -> tuple[Recipe, Data]:
     packaging = recipe.packaging
     if packaging.sizes is None:
         return recipe, data
-    sizes = settled(packaging.sizes, data.shape[1:])
+    sizes = with_main_size_first(packaging.sizes, data.shape[1:])
     changed = dataclasses.replace(recipe, packaging=dataclasses.replace(packaging, sizes=sizes))
-    return changed, resized.at(data, sizes.choices[0])
+    return changed, resized.resize_data(data, sizes.choices[0])
 
 
 def _check_packaging(network: nn.Module, spec: Spec, data: Data, recipe: Recipe, wanted: Sequence[Target]) -> None:
@@ -115,7 +115,7 @@ def _check_packaging(network: nn.Module, spec: Spec, data: Data, recipe: Recipe,
                     f"target {target.name!r} writes no file that is fed bytes; leave --feed bytes out for it"
                 )
     if recipe.packaging.sizes is not None:
-        check(network, spec.name, blank(data.shape, "normalised"), recipe.packaging.sizes, wanted)
+        check_sizes(network, spec.name, blank_image(data.shape, "normalised"), recipe.packaging.sizes, wanted)
 
 
 def _check_device(device: str) -> None:

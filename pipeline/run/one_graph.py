@@ -11,10 +11,10 @@ from edgewise.targets import Sizes, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-from edgewise.images.sizes import Size, open_sides, show, untraced
+from edgewise.images.sizes import Size, open_sides, show_size, sizes_to_try
 
 
-def check(network: nn.Module, name: str, image: Tensor, sizes: Sizes, wanted: Sequence[Target]) -> None:
+def check_sizes(network: nn.Module, name: str, image: Tensor, sizes: Sizes, wanted: Sequence[Target]) -> None:
     """Raise RequestError where a target has no such files, or the network does not take images of these sizes.
 
     ``image``: one normalised image [1, C, H, W] of the size to capture at. Takes seconds for several sizes: the network
@@ -26,7 +26,7 @@ def check(network: nn.Module, name: str, image: Tensor, sizes: Sizes, wanted: Se
                 f"target {target.name!r} writes no file for {sizes.kind} image sizes, only "
                 f"{' or '.join(sorted(target.sizes))}; leave it out, or ask for one --input-size"
             )
-    for size in (sizes.choices[0], *untraced(sizes)):
+    for size in (sizes.choices[0], *sizes_to_try(sizes)):
         _forward(network, name, image, size)
     if sizes.kind != "fixed":
         _same_for_all(network, name, image, sizes)
@@ -40,7 +40,7 @@ def _forward(network: nn.Module, name: str, image: Tensor, size: Size) -> None:
             network.eval()(image.new_zeros(1, image.shape[1], *size))
     except Exception as error:
         raise RequestError(
-            f"{name} does not take images of {show(size)}: {str(error).splitlines()[0]}. Ask for other sizes, or choose "
+            f"{name} does not take images of {show_size(size)}: {str(error).splitlines()[0]}. Ask for other sizes, or choose "
             "a model with a global pooling before its classifier"
         ) from error
 
@@ -112,7 +112,7 @@ def _other_computation(graph: nn.Module, blank: Tensor, sizes: Sizes) -> str | N
         try:
             shapes_only(torch.empty(1, blank.shape[1], *size, device="meta"))
         except RuntimeError as error:
-            return f"at {show(size)}, {str(error).splitlines()[0]}"
+            return f"at {show_size(size)}, {str(error).splitlines()[0]}"
     return None
 
 

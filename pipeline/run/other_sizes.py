@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.images import resized
-from edgewise.images.sizes import Size, untraced
-from edgewise.measure.statistics import agree
+from edgewise.images.sizes import Size, sizes_to_try
+from edgewise.measure.statistics import judge_agreement
 from edgewise.measure.values import Agreement
 from edgewise.network import checkpoint
 from edgewise.run.steps import Model, Steps
@@ -51,10 +51,10 @@ def at_other_sizes(steps: Steps, model: Model, runner: Runner, digest: str, labe
         return checkpoint.load(model.folder, sizes=sizes).model
 
     found, seconds = [], 0.0
-    for size in untraced(sizes):
+    for size in sizes_to_try(sizes):
         wanted, took = steps.answers_at(size, SAMPLE, lambda images: network()(images), model.digest, model.name)
         given, more = steps.answers_at(size, SAMPLE, runner, digest, label, preprocess.fed)
-        right = resized.sample(steps.job.data.test, size, SAMPLE).labels
+        right = resized.sample_resized(steps.job.data.test, size, SAMPLE).labels
         found.append(_held_against(size, given, preprocess.finished(wanted), right))
         seconds += took + more
     return found, seconds
@@ -62,7 +62,7 @@ def at_other_sizes(steps: Steps, model: Model, runner: Runner, digest: str, labe
 
 def _held_against(size: Size, given: Tensor, wanted: Tensor, labels: Tensor) -> AtSize:
     top1 = float((given.argmax(1) == labels).to(torch.float64).mean())
-    return AtSize(size=size, agreement=agree(given, wanted), top1=top1)
+    return AtSize(size=size, agreement=judge_agreement(given, wanted), top1=top1)
 
 
 def facts(found: Sequence[AtSize]) -> dict[str, Any]:

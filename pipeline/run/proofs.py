@@ -9,8 +9,8 @@ from typing import Protocol
 from torch import Tensor
 
 from edgewise.files.open import Grade
-from edgewise.images.sizes import show
-from edgewise.measure.statistics import agree
+from edgewise.images.sizes import show_size
+from edgewise.measure.statistics import judge_agreement
 from edgewise.measure.values import Accuracy, Agreement, Latency
 from edgewise.run.artifacts import File, Files
 from edgewise.run.job import Job
@@ -124,7 +124,7 @@ def _answer(bench: Bench, model: Model, target: Target, made: File, runner: Runn
     label = bench.files.evaluator(target, bench.files.open(target, made).grade, made)
     answers, seconds = bench.steps.answers(runner, label, target.name, preprocess.fed)
     wanted = preprocess.finished(model.answers)
-    accuracy, agreement = bench.judge_against(answers, baseline), agree(answers, wanted)
+    accuracy, agreement = bench.judge_against(answers, baseline), judge_agreement(answers, wanted)
     elsewhere, more = at_other_sizes(bench.steps, model, runner, label, target.name)
     images = golden.choose(bench.job.data.test)
     return Answered(
@@ -136,7 +136,7 @@ def _answer(bench: Bench, model: Model, target: Target, made: File, runner: Runn
         findings=(
             gates.on_accuracy(accuracy, limits),
             gates.on_agreement(agreement, limits),
-            *(gates.on_agreement(e.agreement, limits, f"at {show(e.size)} ") for e in elsewhere),
+            *(gates.on_agreement(e.agreement, limits, f"at {show_size(e.size)} ") for e in elsewhere),
         ),
         seconds=seconds + more,
     )

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from edgewise.images.sizes import show
+from edgewise.images.sizes import show_size
 from edgewise.recipe import Recipe
 
 if TYPE_CHECKING:
     pass
 
 
-def asked(sizes: Sequence[Sequence[int]] | None, bounds: Sequence[int] | None) -> Sizes | None:
+def sizes_from_arguments(sizes: Sequence[Sequence[int]] | None, bounds: Sequence[int] | None) -> Sizes | None:
     """What the command line says: ``sizes``, each (height, width), and the ``bounds`` of a range of both sides."""
     listed = tuple((height, width) for height, width in sizes or ())
     if bounds is None:
@@ -29,18 +29,18 @@ def asked(sizes: Sequence[Sequence[int]] | None, bounds: Sequence[int] | None) -
     low, high = bounds
     if low > high:
         raise RequestError(f"a range of image sizes goes from the smaller to the larger, found {low} to {high}")
-    outside = [show(size) for size in listed if not all(low <= side <= high for side in size)]
+    outside = [show_size(size) for size in listed if not all(low <= side <= high for side in size)]
     if outside:
         raise RequestError(f"the image size {outside[0]} lies outside the range {low} to {high}")
     return Sizes(choices=(*listed, (low, low), (high, high)), ranged=True)
 
 
-def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+def override_fields(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with the fields of ``changes`` that are not None."""
     return dataclasses.replace(recipe, **{key: value for key, value in changes.items() if value is not None})
 
 
-def packaged(recipe: Recipe, sizes: Sizes | None, preprocess: Mapping[str, Any]) -> Recipe:
+def with_packaging(recipe: Recipe, sizes: Sizes | None, preprocess: Mapping[str, Any]) -> Recipe:
     """The recipe with other image sizes, and with the fields of ``preprocess`` that are not None."""
     given = {key: value for key, value in preprocess.items() if value is not None}
     packaging = recipe.packaging if sizes is None else dataclasses.replace(recipe.packaging, sizes=sizes)

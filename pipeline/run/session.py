@@ -12,10 +12,10 @@ from torch import Tensor
 from edgewise.errors import LoweringError
 from edgewise.measure import statistics
 from edgewise.measure.values import Accuracy, Latency
-from edgewise.recipe import Candidate
+from edgewise.recipe import FileType
 from edgewise.report import quantization
 from edgewise.report.document import Report, Section
-from edgewise.report.recommend import recommend
+from edgewise.report.recommend import recommend_files
 from edgewise.report.rows import ArtifactFile, Row
 from edgewise.report.watch import Watch
 from edgewise.run import cards, other_sizes
@@ -76,7 +76,7 @@ class Session:
             result, "quantize", grid, baseline, replace(finding, reason=f"{finding.reason}; its files are timed")
         )
         if costs := result.facts.get("sensitivity"):
-            figure = quantization.picture(costs, result.facts.get("float_layers", ()))
+            figure = quantization.draw_sensitivity(costs, result.facts.get("float_layers", ()))
             self.report.sections.append(Section(title="What quantizing each layer costs", figure=figure))
         return result
 
@@ -108,7 +108,7 @@ class Session:
             self.artifacts(model, able, baseline, precision)
         if not wanted or "int8" in wanted:
             self.artifacts(ready, group, baseline)
-        self.report.recommended = recommend(self.report.rows, self.report.artifacts)
+        self.report.recommended = recommend_files(self.report.rows, self.report.artifacts)
         self.report.write(self.job.out)
 
     def artifacts(
@@ -237,7 +237,7 @@ class Session:
 
     def judge_against(self, answers: Tensor, baseline: Model) -> Accuracy:
         reference = self._correct(baseline.answers)
-        return statistics.accuracy(reference if answers is baseline.answers else self._correct(answers), reference)
+        return statistics.judge_top1(reference if answers is baseline.answers else self._correct(answers), reference)
 
     def _correct(self, answers: Tensor) -> NDArray[np.bool_]:
         right: NDArray[np.bool_] = (answers.argmax(1) == self.job.data.test.labels).numpy()
@@ -255,7 +255,7 @@ class Session:
 
 
 def float_candidates(
-    wanted: Sequence[Candidate], group: Sequence[Target]
+    wanted: Sequence[FileType], group: Sequence[Target]
 ) -> list[tuple[Precision | None, tuple[Target, ...]]]:
     """The float network's precisions among ``wanted``, each with the targets that can be written in it, none twice."""
     found: dict[Precision | None, list[Target]] = {}

@@ -17,8 +17,8 @@ from edgewise import targets
 from edgewise.calib_data import Part
 from edgewise.images import resized
 from edgewise.images.preprocess import Fed
-from edgewise.images.sizes import Size, show
-from edgewise.measure.answers import Network, logits
+from edgewise.images.sizes import Size, show_size
+from edgewise.measure.answers import Network, compute_logits
 from edgewise.measure.cost.totals import count
 from edgewise.network import architecture, checkpoint, weights
 from edgewise.network.checkpoint import Checkpoint
@@ -102,7 +102,7 @@ class Steps:
         self, size: Size, most: int, network: Network, digest: str, label: str, fed: Fed = "normalised"
     ) -> tuple[Tensor, float]:
         """As ``answers``, for at most ``most`` images of the test set at another size (height, width)."""
-        part, told = resized.sample(self.job.data.test, size, most), f"{label} at {show(size)}"
+        part, told = resized.sample_resized(self.job.data.test, size, most), f"{label} at {show_size(size)}"
         return self._answers(network, part, f"{self.job.data.digest} {size} {most}", digest, told, fed)
 
     def _answers(
@@ -114,13 +114,15 @@ class Steps:
             data=images,
             fed=fed,
             spec=[self.job.spec.mean, self.job.spec.std],
-            code=code_of(logits, resized),
+            code=code_of(compute_logits, resized),
             machine=machine(),
             versions=targets.versions(("torch",)),
         )
 
         def make(folder: Path, _: Path) -> None:
-            found = logits(network, part, self.job.spec, track=self.watch.track, label=f"{label}: testing", fed=fed)
+            found = compute_logits(
+                network, part, self.job.spec, track=self.watch.track, label=f"{label}: testing", fed=fed
+            )
             save_file({"logits": found.contiguous()}, folder / "answers.safetensors")
 
         entry = self.store.keep(key, make)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgewise.errors import RequestError, StageError
 from edgewise.images.normalise import normalise
 from edgewise.network import surgery
-from edgewise.network.norm_pairs import _LAYERS, affine, find_norms
+from edgewise.network.norm_pairs import _LAYERS, affine_of, find_norms
 from edgewise.stage import Context, Traits
 
 Rest = Literal["depthwise", "keep"]
@@ -76,10 +76,10 @@ def _folded(model: nn.Module, pairs: Mapping[str, str], alone: Iterable[str]) ->
         folded = surgery.apply(model, surgery.Replace(replaced))
     with torch.no_grad():
         for layer, norm in pairs.items():
-            scale, shift = affine(old[norm])
+            scale, shift = affine_of(old[norm])
             _fill(folded.get_submodule(layer), old[layer], *_combined(old[layer], scale, shift))
         for norm in pointwise:
-            scale, shift = affine(old[norm])
+            scale, shift = affine_of(old[norm])
             _fill(folded.get_submodule(norm), old[norm], scale[:, None, None, None], shift)
     for name in replaced:
         folded.get_submodule(name).train(old[name].training)

@@ -98,7 +98,7 @@ def _value(text: str) -> Any:
 def recipe_of(options: argparse.Namespace, point: str) -> Recipe:
     """The recipe of one point: (sparse learning), pruning, fine-tuning with distillation, folding; float files."""
     from edgewise.catalogue import find_recipe
-    from edgewise.run.request import override
+    from edgewise.run.request import override_fields
     from edgewise.stage import Stage
     from edgewise.stages.fold import Fold
     from edgewise.stages.prune import Prune
@@ -109,7 +109,7 @@ def recipe_of(options: argparse.Namespace, point: str) -> Recipe:
     from edgewise.verify.gates import Limits
 
     changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device")}
-    base = override(find_recipe(options.recipe), changes)
+    base = override_fields(find_recipe(options.recipe), changes)
     augment = base.baseline.training.augment if isinstance(base.baseline.training.augment, Augment) else Augment()
     tune = Training(
         epochs=options.epochs, lr=options.lr, warmup=options.warmup, distill=options.distill, views=options.views,
@@ -158,7 +158,7 @@ def outcome(asked: str, report: Report) -> Point:
     )
 
 
-def compared(points: Sequence[Point], answers: Sequence[Any]) -> list[Point]:
+def compare_points(points: Sequence[Point], answers: Sequence[Any]) -> list[Point]:
     """The points with their paired difference from the first; ``answers[i]``: which test images point i got right."""
     from edgewise.measure.statistics import paired_difference
 
@@ -273,10 +273,10 @@ def write(out: Path, network: str, reports: Mapping[str, Report], points: Sequen
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit status as ``python -m edgewise run``."""
-    from edgewise.commands.console import guarded
+    from edgewise.commands.console import run_guarded
 
     options = _parser().parse_args(arguments)
-    return guarded(lambda: _run(options))
+    return run_guarded(lambda: _run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -358,7 +358,7 @@ def _run(options: argparse.Namespace) -> int:
         right.append(_right(reports[point], job))
         network = job.recipe.model
         setting = _setting(options)
-        write(options.out, network, reports, compared(points, right), setting)
+        write(options.out, network, reports, compare_points(points, right), setting)
     if not points:
         return 1
     text = (options.out / ("curve.json" if options.json else "curve.md")).read_text(encoding="utf-8")
@@ -379,11 +379,11 @@ def _setting(options: argparse.Namespace) -> str:
 def _right(report: Report, job: Any) -> Any:
     """Which test images the written file gets right, [n]."""
     from edgewise.files.open import open_runtime
-    from edgewise.measure.answers import logits
+    from edgewise.measure.answers import compute_logits
 
     path = job.out / report.artifacts[0].path
     runner = open_runtime(job.runtime, path, job.recipe.threads)
-    return (logits(runner, job.data.test, job.spec).argmax(1) == job.data.test.labels).numpy()
+    return (compute_logits(runner, job.data.test, job.spec).argmax(1) == job.data.test.labels).numpy()
 
 
 if __name__ == "__main__":

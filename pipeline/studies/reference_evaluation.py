@@ -27,23 +27,23 @@ from torch.fx import GraphModule
 
 from edgewise import calib_data, library_noise, models, targets
 from edgewise.calib_data import Data, Part
-from edgewise.commands.console import FAILED, PASSED, guarded
+from edgewise.commands.console import FAILED, PASSED, run_guarded
 from edgewise.images import resized
 from edgewise.images.normalise import normalise
-from edgewise.measure.answers import logits
+from edgewise.measure.answers import compute_logits
 from edgewise.models import Spec
 from edgewise.network import captured, float16_constants
 from edgewise.report import markdown
 from edgewise.stage import Context
-from edgewise.stages.fitting.batch_norms import batch_norms, reestimate
+from edgewise.stages.fitting.batch_norms import batch_norms, reestimate_norms
 from edgewise.stages.fold import Fold
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
 from edgewise.store.entries import write_whole
-from edgewise.studies.architectures.cells import PRECISIONS, Precision
+from edgewise.studies.architectures.cells import PRECISIONS, FileKind
 from edgewise.studies.architectures.network import agreement, capture
-from edgewise.studies.architectures.table import unmeasured
+from edgewise.studies.architectures.table import why_unmeasured
 from edgewise.targets import Runner, Target
 from edgewise.verify import layerwise
 
@@ -97,7 +97,7 @@ class Found:
 
     model: str
     target: str
-    precision: Precision
+    precision: FileKind
     images: int
     error: float
     """‖a − b‖ / ‖b − mean(b)‖ over all logits of all images."""
@@ -154,7 +154,7 @@ def compare(found: Tensor, wanted: Tensor, tie: float) -> Compared:
     return Compared(agreement(found, wanted).error, int((other & close).sum()), (other & ~close).nonzero().flatten())
 
 
-def examine(name: str, data: Data, target: Target, precisions: Sequence[Precision], folder: Path) -> Iterable[Found]:
+def examine(name: str, data: Data, target: Target, precisions: Sequence[FileKind], folder: Path) -> Iterable[Found]:
     """Train the reduced network, write its files, and compare every image's logits."""
     spec = models.get(name)
     network, context = _trained(spec, data, folder)
@@ -163,7 +163,7 @@ def examine(name: str, data: Data, target: Target, precisions: Sequence[Precisio
         yield _held(floating, precision, context, target)
 
 
-def _held(floating: nn.Module, precision: Precision, context: Context, target: Target) -> Found:
+def _held(floating: nn.Module, precision: FileKind, context: Context, target: Target) -> Found:
     """Write the network in ``precision`` and compare the file's answers with its own."""
     started = time.perf_counter()
     test, spec, tie = context.data.test, context.spec, _TIE[precision]
@@ -171,12 +171,12 @@ def _held(floating: nn.Module, precision: Precision, context: Context, target: T
     program, path = capture(network, context.data.shape), context.scratch / f"{spec.name}-{precision}{target.suffix}"
     target.export(program, path, targets.USUAL)
     assert target.reference is not None
-    wanted = logits(network, test, spec, batch=100)
-    seen = compare(logits(target.reference(path), test, spec, batch=100), wanted, tie)
+    wanted = compute_logits(network, test, spec, batch=100)
+    seen = compare(compute_logits(target.reference(path), test, spec, batch=100), wanted, tie)
     differ = len(seen.differing)
     unrounded = layers = None
     if differ and (exact := _exact(target)):
-        unrounded = len(compare(logits(exact(path), test, spec, batch=100), wanted, tie).differing)
+        unrounded = len(compare(compute_logits(exact(path), test, spec, batch=100), wanted, tie).differing)
     if 0 < differ <= _LOOKED_INTO and unrounded != 0:
         layers = layers_apart(target, path, program, normalise(test.batch(seen.differing), spec), precision)
     return Found(
@@ -187,7 +187,7 @@ def _held(floating: nn.Module, precision: Precision, context: Context, target: T
 
 
 def layers_apart(
-    target: Target, path: Path, program: ExportedProgram, images: Tensor, precision: Precision
+    target: Target, path: Path, program: ExportedProgram, images: Tensor, precision: FileKind
 ) -> int | None:
     """Layers of the file that differ from the program's by more than a step, each from the file's own inputs to it.
 
@@ -213,7 +213,7 @@ def _trained(spec: Spec, data: Data, folder: Path) -> tuple[nn.Module, Context]:
     torch.manual_seed(0)
     network = spec.build(**{**spec.small, "num_classes": len(data.classes)})
     channels, height, width = spec.small_input or spec.input_shape
-    sized = resized.at(data, (height, width))
+    sized = resized.resize_data(data, (height, width))
     shown = replace(
         sized,
         train=_Channels(sized.train, channels),
@@ -227,7 +227,7 @@ def _trained(spec: Spec, data: Data, folder: Path) -> tuple[nn.Module, Context]:
         scratch.mkdir(parents=True, exist_ok=True)
         fit(network, _TRAINING, replace(context, scratch=scratch, seed=number), None)
         _catch_up(network, context)
-        if _right(logits(network, shown.calib, spec, batch=100), shown.calib) >= _LEARNT:
+        if _right(compute_logits(network, shown.calib, spec, batch=100), shown.calib) >= _LEARNT:
             break
     return network, context
 
@@ -241,7 +241,7 @@ def _catch_up(network: nn.Module, context: Context) -> None:
     if norms := batch_norms(network):
         index = torch.arange(min(_STATISTICS, len(context.data.train)))
         parts = [context.data.train.batch(part) for part in torch.split(index, 64)]
-        reestimate(network, norms, [normalise(part, context.spec) for part in parts])
+        reestimate_norms(network, norms, [normalise(part, context.spec) for part in parts])
     network.eval()
 
 
@@ -261,7 +261,7 @@ def _quantized(network: nn.Module, context: Context, target: Target) -> GraphMod
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status, as ``python -m edgewise`` has them."""
     options = _parser().parse_args(arguments)
-    return guarded(lambda: _run(options))
+    return run_guarded(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -274,7 +274,7 @@ def _run(options: argparse.Namespace) -> int:
         raise targets.TargetError(f"{options.target} has no reference evaluation on this host")
     out = options.out / f"{target.name}-{_reader(data)}.json"
     kept = _read(out)
-    precisions: Sequence[Precision] = PRECISIONS[1:] if target.integers_only else PRECISIONS
+    precisions: Sequence[FileKind] = PRECISIONS[1:] if target.integers_only else PRECISIONS
     for number, name in enumerate(names, 1):
         if options.again or name not in kept:
             kept[name] = _rows(name, data, target, precisions)
@@ -291,7 +291,7 @@ def _reader(data: Data) -> str:
     return data.name.partition(":")[0]
 
 
-def _rows(name: str, data: Data, target: Target, precisions: Sequence[Precision]) -> list[dict[str, Any]]:
+def _rows(name: str, data: Data, target: Target, precisions: Sequence[FileKind]) -> list[dict[str, Any]]:
     if reason := models.get(name).cannot.get(target.name):
         return [{"cannot": reason}]
     with tempfile.TemporaryDirectory() as folder:
@@ -321,7 +321,7 @@ def _verdict(row: dict[str, Any]) -> str:
 
 
 def _in_words(name: str, row: dict[str, Any]) -> str:
-    if reason := unmeasured(row):
+    if reason := why_unmeasured(row):
         return f"{name}: {reason}"
     return (
         f"{name} {row['precision']}: {_SPOKEN[_verdict(row)]}, {row['images'] - row['ties'] - row['differ']:,} of {row['images']:,} "
@@ -335,7 +335,7 @@ def _markdown(target: str, data: Data, kept: dict[str, list[dict[str, Any]]]) ->
     rows = []
     for name in sorted(kept):
         for row in kept[name]:
-            reason = unmeasured(row)
+            reason = why_unmeasured(row)
             rows.append([name, reason, *[""] * (len(head) - 2)] if reason else _columns(name, row))
     intro = (
         f"# {target}: the reference evaluation against PyTorch, {_reader(data)}\n\n"

@@ -87,9 +87,9 @@ def _cells(row: Row) -> list[str]:
 
 def study(job: Job, watch: Watch) -> Study:
     """Do it; ``report.json`` on disk grows by a row after each network. Raises RequestError for a recipe without it."""
-    from edgewise.run import opened
+    from edgewise.run import open_session
 
-    with opened(job, watch) as session:
+    with open_session(job, watch) as session:
         plan = _rows(session, job.recipe)
         return Study(report=session.report, plan=plan)
 
@@ -141,10 +141,10 @@ def _rename(session: Session, name: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit status as ``python -m edgewise run``."""
-    from edgewise.commands.console import guarded
+    from edgewise.commands.console import run_guarded
 
     options = _parser().parse_args(arguments)
-    return guarded(lambda: _run(options))
+    return run_guarded(lambda: _run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -173,11 +173,11 @@ def _run(options: argparse.Namespace) -> int:
     from edgewise.report.page import write_html
     from edgewise.report.watch import Watch
     from edgewise.run.job import resolve
-    from edgewise.run.request import override
+    from edgewise.run.request import override_fields
 
     changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device")}
     changes["targets"] = tuple(options.target) if options.target else None
-    recipe = _shortened(override(find_recipe(options.recipe), changes), options.epochs)
+    recipe = _shortened(override_fields(find_recipe(options.recipe), changes), options.epochs)
     out = options.out or Path("runs") / "substitution" / recipe.name
     found = study(resolve(recipe, out), Watch(quiet=False))
     write_html(found.report, out)

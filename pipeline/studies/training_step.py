@@ -22,7 +22,7 @@ from edgewise.measure import latency, statistics
 from edgewise.network.captured import Prepare
 from edgewise.stages.fold import without_norms
 from edgewise.stages.quantize import freeze
-from edgewise.stages.quantize.calibrate import activations, set_ranges
+from edgewise.stages.quantize.calibrate import activation_quantizers, set_ranges
 from edgewise.targets import Grid
 
 _BLOCKS = 12
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"{setting.model}, batch {setting.batch}, {setting.device}, {asked.precision}, {torch.get_num_threads()} threads"
     )
-    found = latency.interleave(_steps(setting), seconds=setting.seconds, blocks=_BLOCKS)
+    found = latency.interleave_calls(_steps(setting), seconds=setting.seconds, blocks=_BLOCKS)
     reference = found["float"]
     for name, samples in found.items():
         ratio, (low, high) = statistics.ratio_interval(samples.blocks, reference.blocks)
@@ -84,7 +84,7 @@ def _prepared(folded: nn.Module, shape: tuple[int, int, int], images: Tensor, ki
     prepared = Prepare(grid.to_json(), shape).capture(folded)
     set_ranges(prepared, [images[:8]], "minmax")
     if kind == "learned ranges":
-        for module in activations(prepared).values():
+        for module in activation_quantizers(prepared).values():
             module.learn()
     if kind != "observing":
         freeze(prepared)

@@ -130,7 +130,7 @@ def read(artifact: Path, record: Record) -> Golden:
         ) from error
 
 
-def moved(found: Tensor, golden: Golden, record: Record) -> str:
+def describe_change(found: Tensor, golden: Golden, record: Record) -> str:
     """How the answers ``found`` [k, classes] differ from the golden ones beyond what is allowed; empty if they do not."""
     wanted = golden.answers
     if found.shape != wanted.shape:

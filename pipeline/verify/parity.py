@@ -21,7 +21,7 @@ from edgewise.files import lower
 from edgewise.images import resized
 from edgewise.images.normalise import feed
 from edgewise.images.preprocess import OUTSIDE, Preprocess
-from edgewise.images.wrapper import Baking
+from edgewise.images.wrapper import Wrapper
 from edgewise.network import checkpoint
 from edgewise.report.numbers import percent
 from edgewise.verify import card, layerwise
@@ -88,11 +88,11 @@ def inspect(path: Path, data_name: str, folder: Path | None = None, model: str |
     if target.inside is None:
         raise RequestError(f"target {target.name!r} lets no intermediate value out of its files; leave out --layers")
     folder = card.checkpoint_of(path, kept) if folder is None else folder
-    checkpoint.allow(folder, model)
-    data = resized.at(calib_data.load(data_name, kept.seed), kept.input_shape[1:])
+    checkpoint.allow_model(folder, model)
+    data = resized.resize_data(calib_data.load(data_name, kept.seed), kept.input_shape[1:])
     images = feed(data.test.batch(torch.arange(min(IMAGES, len(data.test)))), kept, kept.fed)
-    baking = Baking(preprocess=Preprocess(fed=kept.fed, softmax=kept.softmax), mean=kept.mean, std=kept.std)
-    found = target.inside(path, lower.program(folder, kept.accepted, baking), images)
+    baking = Wrapper(preprocess=Preprocess(fed=kept.fed, softmax=kept.softmax), mean=kept.mean, std=kept.std)
+    found = target.inside(path, lower.capture_program(folder, kept.accepted, baking), images)
     precision = kept.row.precision or ("int8" if _quantized(folder) else "float32")
     plain = _float_values(folder, images) if baking.preprocess == OUTSIDE else {}
     layers = layerwise.compare(found, images, precision, plain)

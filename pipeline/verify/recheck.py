@@ -16,9 +16,9 @@ from edgewise.files import parts
 from edgewise.files.open import Grade, open_file
 from edgewise.images import resized
 from edgewise.images.preprocess import Fed
-from edgewise.images.sizes import Size, show
+from edgewise.images.sizes import Size, show_size
 from edgewise.measure import statistics
-from edgewise.measure.answers import logits
+from edgewise.measure.answers import compute_logits
 from edgewise.measure.values import Accuracy
 from edgewise.report.numbers import percent
 from edgewise.report.rows import Verdict
@@ -71,12 +71,12 @@ class Recheck:
             lines.append(
                 f"top-1 {percent(self.accuracy.top1)} % on {self.accuracy.n:,} images "
                 f"(95 % interval {percent(low)} to {percent(high)}), "
-                f"fed {'bytes' if self.fed == 'bytes' else 'normalised images'} at {show(self.size)}"
+                f"fed {'bytes' if self.fed == 'bytes' else 'normalised images'} at {show_size(self.size)}"
             )
         return "\n".join([*lines, f"graded {self.grade}; {self.verdict}: {self.reason}"])
 
 
-def recheck(path: Path, data_name: str | None = None, track: Track = silent, size: Size | None = None) -> Recheck:
+def recheck_file(path: Path, data_name: str | None = None, track: Track = silent, size: Size | None = None) -> Recheck:
     """Hold a file against its card: its digest, size and golden answers, and its accuracy over the test part of a data set.
 
     ``data_name`` None: the golden images alone are run. A data set's images are resized to ``size`` (height, width), or
@@ -98,9 +98,9 @@ def recheck(path: Path, data_name: str | None = None, track: Track = silent, siz
     if runner is not None and (kept.golden is not None or data is None):
         findings.append(on_golden(path, kept, runner))
     if runner is not None and data is not None:
-        answers = logits(runner, data.test, kept, track=track, label=target.name, fed=kept.fed)
+        answers = compute_logits(runner, data.test, kept, track=track, label=target.name, fed=kept.fed)
         correct = (answers.argmax(1) == data.test.labels).numpy()
-        accuracy = statistics.accuracy(correct, correct)
+        accuracy = statistics.judge_top1(correct, correct)
         findings.append(on_answers(answers, data.digest, kept))
     if data is not None or runner is None:
         findings.append(on_accuracy(accuracy, data.digest if data else "", kept))
@@ -123,11 +123,11 @@ def _images(path: Path, kept: Card, data: Data, size: Size) -> Data:
     if data.shape[0] != kept.input_shape[0]:
         raise RequestError(f"{path.name} takes images {kept.input_shape}, the data has {data.shape}")
     if not kept.takes(size):
-        listed = ", ".join(map(show, kept.accepted.choices))
+        listed = ", ".join(map(show_size, kept.accepted.choices))
         raise RequestError(
-            f"{path.name} takes images of {listed}{' and all between' if kept.ranged else ''}, not {show(size)}"
+            f"{path.name} takes images of {listed}{' and all between' if kept.ranged else ''}, not {show_size(size)}"
         )
-    return resized.at(data, size)
+    return resized.resize_data(data, size)
 
 
 def on_digest(digest: str, kept: Card) -> Finding:
@@ -155,7 +155,7 @@ def on_golden(path: Path, kept: Card, runner: Runner) -> Finding:
         images = golden.read(path, kept.golden)
     except RequestError as error:
         return Finding("not-checked", str(error))
-    differs = golden.moved(logits(runner, images, kept, fed=kept.fed), images, kept.golden)
+    differs = golden.describe_change(compute_logits(runner, images, kept, fed=kept.fed), images, kept.golden)
     if differs:
         return Finding("fail", differs)
     return Finding("pass", f"its answers to {len(images)} golden images are those it gave when it was made")

@@ -15,7 +15,7 @@ def batch_norms(model: nn.Module) -> list[str]:
     return [name for name, m in model.named_modules() if isinstance(m, kind) and m.running_mean is not None]
 
 
-def reestimate(model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]) -> None:
+def reestimate_norms(model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]) -> None:
     """Set the named batch norms' statistics to the mean over ``batches`` (normalised images), in place.
 
     Each batch norm passes on what it normalised with its own batch, as in training. One that does not run in evaluation

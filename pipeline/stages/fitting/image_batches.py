@@ -12,7 +12,7 @@ from edgewise.stage import Context
 BATCH = 64
 
 
-def drawn(part: Part, count: int, ctx: Context) -> list[Tensor]:
+def draw_batches(part: Part, count: int, ctx: Context) -> list[Tensor]:
     """Batches of ``count`` images of a part (all where it has fewer), drawn by the seed, normalised, on the device."""
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:count]
     return [normalise(part.batch(chosen), ctx.spec).to(ctx.device) for chosen in torch.split(order, BATCH)]

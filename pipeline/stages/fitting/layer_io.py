@@ -53,7 +53,7 @@ class _Sums:
     squares: Tensor
 
 
-def gather(
+def gather_moments(
     student: nn.Module, teacher: nn.Module, names: Iterable[str], batches: Iterable[Tensor], positions: int, seed: int
 ) -> dict[str, Moments]:
     """Moments of each named layer: patches as the ``student`` feeds them, outputs as the ``teacher`` answers.
@@ -66,8 +66,8 @@ def gather(
     draw = torch.Generator().manual_seed(seed)
     found: dict[str, Accumulator] = {}
     for images in batches:
-        answered = met(teacher, wanted, images)
-        given = answered if student is teacher else met(student, wanted, images)
+        answered = run_until_seen(teacher, wanted, images)
+        given = answered if student is teacher else run_until_seen(student, wanted, images)
         for name in wanted:
             layer = teacher.get_submodule(name)
             assert isinstance(layer, (nn.Conv2d, nn.Linear))
@@ -79,7 +79,7 @@ class Enough(Exception):
     """All that was asked for has been seen; the pass goes no further."""
 
 
-def met(model: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def run_until_seen(model: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """What the named modules were given and returned for ``images``, in order of execution.
 
     The network is run no further than the last of them. A module that did not run is not among the result.
@@ -92,25 +92,25 @@ def met(model: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, tup
         if len(found) == len(wanted):
             raise Enough
 
-    with torch.no_grad(), suppress(Enough), listening(model, wanted, hear):
+    with torch.no_grad(), suppress(Enough), listen_to_layers(model, wanted, hear):
         model(images)
     return found
 
 
 @contextmanager
-def captured(model: nn.Module, names: Iterable[str], what: str) -> Iterator[Mapping[str, Tensor]]:
+def capture_values(model: nn.Module, names: Iterable[str], what: str) -> Iterator[Mapping[str, Tensor]]:
     """While open: what the named modules were last given (``what`` is "input") or returned ("output")."""
     found: dict[str, Tensor] = {}
 
     def hear(name: str, args: tuple[Any, ...], output: Any) -> None:
         found[name] = args[0] if what == "input" else output
 
-    with listening(model, names, hear):
+    with listen_to_layers(model, names, hear):
         yield found
 
 
 @contextmanager
-def listening(
+def listen_to_layers(
     model: nn.Module, names: Iterable[str], hear: Callable[[str, tuple[Any, ...], Any], None]
 ) -> Iterator[None]:
     """While open, ``hear(name, arguments, output)`` is called whenever one of the named modules has run."""

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, get_args
 from edgewise.errors import RequestError, StageError
 from edgewise.stage import Context, Traits, in_range
 from edgewise.stages.prune.settings import Budget, Importance, Scope
-from edgewise.stages.training.settings import Training
 
 if TYPE_CHECKING:
     from torch import nn
 
     from edgewise.stages.prune.budget import Spent
+    from edgewise.stages.training.settings import Training
 
 
 IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
@@ -159,11 +159,11 @@ class Prune:
         import dataclasses
 
         from edgewise.network import surgery
-        from edgewise.stages.prune.budget import spend
+        from edgewise.stages.prune.budget import spend_budget
         from edgewise.stages.prune.sensitivity import fit_norms
 
         pruned = copy.deepcopy(model).eval().requires_grad_(True)
-        spent = spend(pruned, self, ctx, part)
+        spent = spend_budget(pruned, self, ctx, part)
         operation = surgery.difference(model, pruned)
         if not operation.shapes:
             raise StageError(
@@ -196,9 +196,9 @@ class Prune:
     def _reconstructed(
         self, pruned: nn.Module, whole: nn.Module, left: Mapping[str, Sequence[int]], ctx: Context
     ) -> dict[str, Any]:
-        from edgewise.stages.prune.reconstruct import reconstruct
+        from edgewise.stages.prune.reconstruct import reconstruct_layers
 
-        errors = reconstruct(pruned, whole, left, self.reconstruct, ctx)
+        errors = reconstruct_layers(pruned, whole, left, self.reconstruct, ctx)
         before, after = (sum(pair[which] for pair in errors.values()) / max(len(errors), 1) for which in (0, 1))
         ctx.note(
             f"{len(errors)} layers fitted anew: relative error of their outputs {before:.2f} -> {after:.2f}, the mean"
@@ -208,10 +208,12 @@ class Prune:
     def _recovered(
         self, pruned: nn.Module, whole: nn.Module, left: Mapping[str, Sequence[int]], ctx: Context
     ) -> dict[str, Any]:
-        from edgewise.stages.prune.recover import recover
+        from edgewise.stages.prune.recover import recover_by_distillation
 
         steps = self.recover_steps
-        losses = recover(pruned, whole, left, ctx, steps=steps, lr=self.recover_lr, batch=self.recover_batch)
+        losses = recover_by_distillation(
+            pruned, whole, left, ctx, steps=steps, lr=self.recover_lr, batch=self.recover_batch
+        )
         ctx.note(f"{steps:,} steps of block-wise distillation: loss {losses[0]:.3f} -> {losses[1]:.3f}")
         return {"steps": steps, "loss": [*losses]}
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from edgewise.errors import StageError
 from edgewise.stages.prune.budget import Spent
-from edgewise.stages.prune.sensitivity import Reading, read
+from edgewise.stages.prune.sensitivity import Reading, read_network
 
 if TYPE_CHECKING:
     from edgewise.stage import Context
@@ -43,7 +43,7 @@ def back_off(model: nn.Module, how: Settings, ctx: Context, make: Make) -> tuple
     """
     assert how.max_drop is not None
     images = len(ctx.data.calib)
-    before = read(model, images, ctx)
+    before = read_network(model, images, ctx)
     kept: tuple[nn.Module, Spent] | None = None
     enough, too_much, part = 0.0, 1.0, 1.0
     trials: list[_Trial] = []
@@ -90,7 +90,7 @@ def _try(
 
         pruned = copy.deepcopy(pruned)
         fit(pruned, how.training, here, ctx.baseline if how.training.distill else None)
-    after = read(pruned, len(ctx.data.calib), ctx)
+    after = read_network(pruned, len(ctx.data.calib), ctx)
     return _Trial(part, spent.summary, before.top1 - after.top1), (pruned, spent)
 
 

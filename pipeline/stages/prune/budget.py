@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from edgewise.errors import StageError
 from edgewise.measure.cost.totals import count
 from edgewise.stages.prune import plan, sensitivity
-from edgewise.stages.prune.checked_cut import couple, cut_and_check
-from edgewise.stages.prune.coupling import Cut, Group, cut
-from edgewise.stages.prune.importance import score
+from edgewise.stages.prune.checked_cut import cut_and_check, find_groups
+from edgewise.stages.prune.coupling import Cut, Group, cut_channels
+from edgewise.stages.prune.importance import score_blocks
 from edgewise.stages.prune.knapsack import by_importance
-from edgewise.stages.prune.measured_budget import Aimed, Line, aim
+from edgewise.stages.prune.measured_budget import Aimed, Line, aim_at_budget
 from edgewise.stages.prune.predictions import Bytes, Time
 from edgewise.stages.prune.timer import Clock, clock
 
@@ -61,7 +61,7 @@ class _State:
     choices: Sequence[Sequence[int]]
 
 
-def spend(model: nn.Module, how: Settings, ctx: Context, part: float = 1.0) -> Spent:
+def spend_budget(model: nn.Module, how: Settings, ctx: Context, part: float = 1.0) -> Spent:
     """Prune ``model`` in place (in eval mode, every parameter requiring grad), and tell what is left.
 
     ``part`` (above 0, at most 1): how much of the reduction asked for is made. Raises StageError as ``Prune`` does.
@@ -75,22 +75,22 @@ def spend(model: nn.Module, how: Settings, ctx: Context, part: float = 1.0) -> S
 
 
 def _widths(model: nn.Module, how: Settings, ctx: Context) -> dict[str, int]:
-    return {group.name: group.width for group in couple(model, how, ctx).groups}
+    return {group.name: group.width for group in find_groups(model, how, ctx).groups}
 
 
 def _counted(model: nn.Module, how: Settings, ctx: Context, part: float, widths: Mapping[str, int]) -> Spent:
     """A budget that is counted: channels, multiply-accumulates, parameters."""
     kind, asked = how.budget
-    wanted, groups, facts = 1 - part * (1 - asked), couple(model, how, ctx).groups, dict[str, Any]()
+    wanted, groups, facts = 1 - part * (1 - asked), find_groups(model, how, ctx).groups, dict[str, Any]()
     whole, cuts = _Whole(_amount(kind, model, groups, ctx), widths), list[Cut]()
     for step in range(1, how.steps + 1):
         state = _look(model, how, ctx, whole.widths, facts)
         if how.ratio is not None and how.scope != "layer" and how.max_layer_ratio == 1:
             plan.refuse_emptying(state.groups, state.scores, (1 - wanted) / how.steps)
         counts = _choose(state, how, ctx, whole, 1 - (1 - wanted) * step / how.steps)
-        cuts.append((state.groups, plan.weakest(state.scores, counts)))
+        cuts.append((state.groups, plan.weakest_blocks(state.scores, counts)))
         cut_and_check(model, *cuts[-1], ctx)
-    left = _amount(kind, model, couple(model, how, ctx).groups, ctx)
+    left = _amount(kind, model, find_groups(model, how, ctx).groups, ctx)
     summary = f"{kind} {whole.amount:,.0f} -> {left:,.0f} ({left / whole.amount:.1%}, wanted {wanted:.1%})"
     told = {"budget": kind, "wanted": wanted, "before": whole.amount, "left": left}
     return Spent(summary, {"budget": told} | facts, cuts)
@@ -105,18 +105,18 @@ def _look(
     curved: bool = False,
 ) -> _State:
     """The network's groups, what their channels matter, and the moves among which a step chooses."""
-    groups = couple(model, how, ctx).groups
-    scores = score(how.importance, model, groups, ctx, how.images)
+    groups = find_groups(model, how, ctx).groups
+    scores = score_blocks(how.importance, model, groups, ctx, how.images)
     curves: list[list[float]] = []
     if how.scanned:
-        found = sensitivity.scan(model, how, ctx, how.scanned)
+        found = sensitivity.scan_groups(model, how, ctx, how.scanned)
         facts.setdefault("channel_sensitivity", sensitivity.to_json(found))
-        curves = sensitivity.curves(found, groups, scores)
+        curves = sensitivity.loss_curves(found, groups, scores)
     if how.scope != "sensitivity":
         curves = by_importance(scores) if curved else []
     rules = plan.Rules(how.scope, how.rounding, how.max_layer_ratio, widths)
     moves = plan.moves(groups, scores, rules, curves)
-    choices = [plan.allowed(group, importance, rules) for group, importance in zip(groups, scores, strict=True)]
+    choices = [plan.allowed_counts(group, importance, rules) for group, importance in zip(groups, scores, strict=True)]
     return _State(model, groups, scores, curves, moves, choices)
 
 
@@ -125,14 +125,14 @@ def _choose(state: _State, how: Settings, ctx: Context, whole: _Whole, share: fl
     kind, groups, scores = how.budget[0], state.groups, state.scores
 
     def left(counts: plan.Counts) -> float:
-        trial, removed = copy.deepcopy(state.model), plan.weakest(scores, counts)
-        cut(trial, groups, removed)
+        trial, removed = copy.deepcopy(state.model), plan.weakest_blocks(scores, counts)
+        cut_channels(trial, groups, removed)
         gone = sum(group.block_size * len(blocks) for group, blocks in zip(groups, removed, strict=True))
         return (_amount(kind, trial, groups, ctx) - (gone if kind == "channels" else 0)) / whole.amount
 
     if how.ratio is not None and how.scope == "layer":
         return plan.uniform(state.moves, groups, 1 - share / left((0,) * len(groups)))
-    return plan.meet(state.moves, len(groups), left, share)
+    return plan.meet_budget(state.moves, len(groups), left, share)
 
 
 def _amount(kind: str, model: nn.Module, groups: Sequence[Group], ctx: Context) -> float:
@@ -154,8 +154,8 @@ def _measured(model: nn.Module, how: Settings, ctx: Context, part: float, widths
             gauge = _gauge(how, watch, state, ctx)
             share = 1 - (1 - wanted) * step / how.steps
             with _in_words(how, whole):
-                found = aim(gauge, share, partial(_cut, state), Line(found.measured))
-            cuts.append((state.groups, plan.weakest(state.scores, found.counts)))
+                found = aim_at_budget(gauge, share, partial(_cut, state), Line(found.measured))
+            cuts.append((state.groups, plan.weakest_blocks(state.scores, found.counts)))
             cut_and_check(model, *cuts[-1], ctx)
             if isinstance(gauge, Time):
                 facts["latency_table"] = gauge.table.to_json()
@@ -171,7 +171,7 @@ def _gauge(how: Settings, watch: Clock, state: _State, ctx: Context) -> Bytes | 
 
 def _cut(state: _State, counts: plan.Counts) -> nn.Module:
     trial = copy.deepcopy(state.model)
-    cut(trial, state.groups, plan.weakest(state.scores, counts))
+    cut_channels(trial, state.groups, plan.weakest_blocks(state.scores, counts))
     return trial
 
 

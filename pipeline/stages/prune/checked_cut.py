@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.errors import StageError
-from edgewise.stages.prune.coupling import Coupling, Group, Removed, averages, cut, silence, trace
+from edgewise.stages.prune.coupling import (
+    Coupling,
+    Group,
+    Removed,
+    averages,
+    cut_channels,
+    silence_channels,
+    trace_groups,
+)
 
 if TYPE_CHECKING:
     from edgewise.stage import Context
@@ -27,14 +35,14 @@ def cut_and_check(model: nn.Module, groups: Sequence[Group], removed: Removed, c
     Raises StageError where it does not, or does not run: the network mixes channels in a way that was not understood.
     """
     before = copy.deepcopy(model)
-    cut(model, groups, removed)
+    cut_channels(model, groups, removed)
     problem = _problem(before, model, groups, removed, ctx)
     if problem is None:
         return
     culprits = []
     for group, blocks in zip(groups, removed, strict=True):
         alone = copy.deepcopy(before)
-        cut(alone, [group], [blocks])
+        cut_channels(alone, [group], [blocks])
         if _problem(before, alone, [group], [blocks], ctx) is not None:
             culprits.append(group.name)
     where = f"; it arises at {', '.join(culprits)}: name them in keep" if culprits else ""
@@ -46,7 +54,7 @@ def _problem(
 ) -> str | None:
     """What is wrong with ``after``, which was cut from ``before``; None if nothing."""
     ignoring = copy.deepcopy(before)
-    silence(ignoring, groups, removed)
+    silence_channels(ignoring, groups, removed)
     images = _noise(before, ctx, 2)
     with torch.no_grad():
         expected = ignoring(images)
@@ -60,7 +68,7 @@ def _problem(
     return f"logits differ by {worst:.3g} from those of the network with the removed channels ignored"
 
 
-def couple(model: nn.Module, how: Settings, ctx: Context) -> Coupling:
+def find_groups(model: nn.Module, how: Settings, ctx: Context) -> Coupling:
     """The groups of ``model`` (in eval mode) that ``how`` allows to prune; raises StageError where there is none."""
     return trace_for(model, how.keep, ctx, shortcuts=how.shortcuts)
 
@@ -74,7 +82,9 @@ def trace_for(model: nn.Module, keep: Sequence[str], ctx: Context, *, shortcuts:
     unknown = sorted(set(keep) - {name for name, _ in model.named_modules()})
     if unknown:
         raise StageError(f"keep names layers that the network does not have: {', '.join(unknown)}")
-    coupling = trace(model, _noise(model, ctx, 1), classifier=ctx.spec.classifier, keep=keep, shortcuts=shortcuts)
+    coupling = trace_groups(
+        model, _noise(model, ctx, 1), classifier=ctx.spec.classifier, keep=keep, shortcuts=shortcuts
+    )
     if not coupling.groups:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in coupling.left_alone.items())
         raise StageError(f"no layer of this network can be pruned: {reasons}")

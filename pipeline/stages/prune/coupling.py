@@ -94,7 +94,7 @@ class Coupling:
     """Layer -> why its output channels stay."""
 
 
-def trace(
+def trace_groups(
     model: nn.Module, example: Tensor, *, classifier: str, keep: Collection[str] = (), shortcuts: bool = True
 ) -> Coupling:
     """The coupled channels of ``model``, found by running ``example`` [N, C, H, W] in eval mode.
@@ -119,7 +119,7 @@ def trace(
     return Coupling(groups=tuple(sorted(groups, key=lambda group: place[group.name])), left_alone=left_alone)
 
 
-def cut(model: nn.Module, groups: Sequence[Group], removed: Removed) -> None:
+def cut_channels(model: nn.Module, groups: Sequence[Group], removed: Removed) -> None:
     """Remove blocks in place from ``model``: the traced network, or a copy of it."""
     for group, blocks in zip(groups, removed, strict=True):
         if group.attention is not None:
@@ -149,7 +149,7 @@ def _gone(groups: Sequence[Group], removed: Removed) -> dict[str, dict[Side, set
     return gone
 
 
-def silence(model: nn.Module, groups: Sequence[Group], removed: Removed) -> None:
+def silence_channels(model: nn.Module, groups: Sequence[Group], removed: Removed) -> None:
     """Make every layer of ``model`` that reads the blocks ignore them, in place, without changing a shape.
 
     ``model`` has the module names of the traced network. Its function is then that of the network without the blocks,

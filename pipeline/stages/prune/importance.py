@@ -29,7 +29,9 @@ IMPORTANCES: tuple[str, ...] = get_args(Importance)
 _BATCH = 64
 
 
-def score(kind: Importance, model: nn.Module, groups: Sequence[Group], ctx: Context, images: int) -> list[Tensor]:
+def score_blocks(
+    kind: Importance, model: nn.Module, groups: Sequence[Group], ctx: Context, images: int
+) -> list[Tensor]:
     """The importance of every block, float32 [blocks] on the CPU for each group.
 
     ``model`` is the network the groups were traced in; ``images`` of the calibration part are looked at by the measures

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from edgewise import targets
 from edgewise.errors import StageError
-from edgewise.files.in_runtime import written
-from edgewise.measure.latency import interleave
+from edgewise.files.in_runtime import write_and_load
+from edgewise.measure.latency import interleave_calls
 from edgewise.stage import Context
 from edgewise.stages.prune.channels import Side, is_multiplier
 from edgewise.stages.prune.coupling import Group
@@ -149,7 +149,7 @@ class Table:
         ]
 
 
-def tabulate(model: nn.Module, groups: Sequence[Group], ctx: Context) -> Table:
+def tabulate_layers(model: nn.Module, groups: Sequence[Group], ctx: Context) -> Table:
     """Time the layers of ``model`` that the groups are made of, and say what each takes at which widths.
 
     Kinds that ``ctx.store`` knows are not timed again. Raises StageError where no layer can be timed.
@@ -319,9 +319,9 @@ def _timed(kind: Kind, pairs: Sequence[tuple[int, int]], ctx: Context) -> dict[t
         for inputs, outputs in pairs:
             image = kind.image(inputs)
             path = Path(folder) / f"{inputs}-{outputs}"
-            runner, _ = written(kind.layer(inputs, outputs), image, path, ctx)
+            runner, _ = write_and_load(kind.layer(inputs, outputs), image, path, ctx)
             calls[f"{inputs} {outputs}"] = partial(runner, image)
-        found = interleave(calls, seconds=_SECONDS_EACH * len(calls), blocks=20, threads=ctx.threads)
+        found = interleave_calls(calls, seconds=_SECONDS_EACH * len(calls), blocks=20, threads=ctx.threads)
     return {(i, o): found[f"{i} {o}"].percentile(_FASTEST) for i, o in pairs}
 
 

@@ -78,7 +78,7 @@ class Aimed:
     """(expected, measured) of every trial, in order."""
 
 
-def aim(gauge: Gauge, share: float, cut: Callable[[Counts], nn.Module], line: Line) -> Aimed:
+def aim_at_budget(gauge: Gauge, share: float, cut: Callable[[Counts], nn.Module], line: Line) -> Aimed:
     """The trial that comes nearest to ``share`` without exceeding it by more than the gauge's slack.
 
     ``cut`` makes the network of some counts. A prediction alone refuses nothing: where it sees no way, the smallest

@@ -60,7 +60,7 @@ def moves(groups: Sequence[Group], scores: Sequence[Tensor], rules: Rules, curve
     found = []
     for index, (group, importance) in enumerate(zip(groups, scores, strict=True)):
         ranked, before, price = importance.sort().values, 0, -torch.inf
-        for count in allowed(group, importance, rules):
+        for count in allowed_counts(group, importance, rules):
             middle = (before + count) / 2 / group.blocks
             if rules.scope == "sensitivity":
                 price = max(price, float(curves[index][count]))
@@ -71,7 +71,7 @@ def moves(groups: Sequence[Group], scores: Sequence[Tensor], rules: Rules, curve
     return sorted(found, key=lambda move: (move.price, move.group, move.count))
 
 
-def meet(moves: Sequence[Move], groups: int, cost: Callable[[Counts], float], target: float) -> Counts:
+def meet_budget(moves: Sequence[Move], groups: int, cost: Callable[[Counts], float], target: float) -> Counts:
     """The moves, in order, until ``cost`` is at most ``target``; the last is chosen so that it ends closest below.
 
     Raises StageError when all moves together do not get there.
@@ -79,7 +79,7 @@ def meet(moves: Sequence[Move], groups: int, cost: Callable[[Counts], float], ta
     cost = cache(cost)
 
     def after(number: int) -> float:
-        return cost(made(moves[:number], groups))
+        return cost(removed_after(moves[:number], groups))
 
     if after(len(moves)) > target:
         raise StageError(
@@ -88,8 +88,8 @@ def meet(moves: Sequence[Move], groups: int, cost: Callable[[Counts], float], ta
         )
     number = bisect_left(range(len(moves)), True, key=lambda n: after(n) <= target)
     if number == 0:
-        return made((), groups)
-    start = made(moves[: number - 1], groups)
+        return removed_after((), groups)
+    start = removed_after(moves[: number - 1], groups)
     next_of_each: dict[int, Move] = {}
     for move in moves[number - 1 :]:  # the one that gets there is the first, also among moves of one price
         next_of_each.setdefault(move.group, move)
@@ -105,8 +105,8 @@ def uniform(moves: Sequence[Move], groups: Sequence[Group], ratio: float) -> Cou
     """
     for group in groups:
         if round(group.blocks * (1 - ratio), 6) < 1:
-            raise StageError(emptied(group, ratio))
-    return made([move for move in moves if move.price <= ratio], len(groups))
+            raise StageError(describe_emptied(group, ratio))
+    return removed_after([move for move in moves if move.price <= ratio], len(groups))
 
 
 def refuse_emptying(groups: Sequence[Group], scores: Sequence[Tensor], ratio: float) -> None:
@@ -116,10 +116,10 @@ def refuse_emptying(groups: Sequence[Group], scores: Sequence[Tensor], ratio: fl
     threshold = ranked[min(int(len(ranked) * ratio), len(ranked) - 1)]
     for group, importance in zip(groups, scores, strict=True):
         if bool((importance < threshold).all()):
-            raise StageError(emptied(group, ratio))
+            raise StageError(describe_emptied(group, ratio))
 
 
-def emptied(group: Group, ratio: float) -> str:
+def describe_emptied(group: Group, ratio: float) -> str:
     """Why a ratio is refused."""
     return (
         f"a ratio of {ratio:g} would empty layer {group.name} ({group.width} channels); ask for less, "
@@ -127,12 +127,12 @@ def emptied(group: Group, ratio: float) -> str:
     )
 
 
-def weakest(scores: Sequence[Tensor], counts: Counts) -> list[list[int]]:
+def weakest_blocks(scores: Sequence[Tensor], counts: Counts) -> list[list[int]]:
     """The ``counts[i]`` blocks of lowest importance of each group, in ascending order."""
     return [sorted(score.argsort(stable=True)[:count].tolist()) for score, count in zip(scores, counts, strict=True)]
 
 
-def allowed(group: Group, importance: Tensor, rules: Rules) -> list[int]:
+def allowed_counts(group: Group, importance: Tensor, rules: Rules) -> list[int]:
     """Numbers of removed blocks that leave an allowed width, ascending; the width now is always allowed.
 
     A block of infinite importance stays.
@@ -151,7 +151,7 @@ def _wanted(group: Group, rules: Rules) -> list[int]:
     return [n for n in range(1, group.blocks) if (group.blocks - n) * group.block_size % round_to == 0]
 
 
-def made(moves: Sequence[Move], groups: int) -> Counts:
+def removed_after(moves: Sequence[Move], groups: int) -> Counts:
     """What is gone of each of so many groups after ``moves``."""
     counts = [0] * groups
     for move in moves:

@@ -12,7 +12,7 @@ from edgewise.stage import Context
 from edgewise.stages.prune import plan
 from edgewise.stages.prune.coupling import Group
 from edgewise.stages.prune.knapsack import lightest
-from edgewise.stages.prune.latency_table import Table, tabulate
+from edgewise.stages.prune.latency_table import Table, tabulate_layers
 from edgewise.stages.prune.plan import Counts
 from edgewise.stages.prune.timer import Clock
 
@@ -42,7 +42,7 @@ class Time:
         curves: Sequence[plan.Curve],
     ) -> Time:
         """With the latency table of ``model``, built where the store does not hold it."""
-        return cls(watch, tabulate(model, groups, ctx), scope, moves, choices, curves)
+        return cls(watch, tabulate_layers(model, groups, ctx), scope, moves, choices, curves)
 
     def predict(self, counts: Counts) -> float:
         """The layers' time with ``counts`` of the groups gone, as a share of their time now."""
@@ -51,12 +51,12 @@ class Time:
     def choose(self, share: float) -> Counts:
         """The same share of every layer (scope "layer"), or what costs least accuracy."""
         if self.scope == "layer":
-            return plan.meet(self.moves, len(self.choices), self.predict, share)
+            return plan.meet_budget(self.moves, len(self.choices), self.predict, share)
         return lightest(self.table, self.choices, self.curves, share * self._now)
 
     def least(self) -> Counts:
         """All moves made."""
-        return plan.made(self.moves, len(self.choices))
+        return plan.removed_after(self.moves, len(self.choices))
 
     def measure(self, model: nn.Module) -> float:
         """The whole network's time."""
@@ -83,11 +83,11 @@ class Bytes:
 
     def choose(self, share: float) -> Counts:
         """The cheapest moves, in order."""
-        return plan.meet(self.moves, self.groups, self.predict, share)
+        return plan.meet_budget(self.moves, self.groups, self.predict, share)
 
     def least(self) -> Counts:
         """All moves made."""
-        return plan.made(self.moves, self.groups)
+        return plan.removed_after(self.moves, self.groups)
 
     def measure(self, model: nn.Module) -> float:
         """The whole file."""

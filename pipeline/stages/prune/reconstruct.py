@@ -23,11 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgewise.network.norm_pairs import affine, find_norms
+from edgewise.network.norm_pairs import affine_of, find_norms
 from edgewise.stage import Context
 from edgewise.stages.fitting.batch_norms import put_bias
-from edgewise.stages.fitting.image_batches import drawn
-from edgewise.stages.fitting.layer_io import Accumulator, explicit_padding, met
+from edgewise.stages.fitting.image_batches import draw_batches
+from edgewise.stages.fitting.layer_io import Accumulator, explicit_padding, run_until_seen
 from edgewise.stages.fitting.least_squares import Moments, error, solve
 from edgewise.stages.prune.shortcut_sums import Meeting, Sum, find_sums, meet
 
@@ -58,7 +58,7 @@ class Dense:
         return self.weight
 
 
-def reconstruct(
+def reconstruct_layers(
     pruned: nn.Module, whole: nn.Module, left: Mapping[str, Sequence[int]], images: int, ctx: Context
 ) -> dict[str, tuple[float, float]]:
     """Fit the convolutions and linear layers of ``pruned`` in place to what those of ``whole`` answer.
@@ -69,10 +69,10 @@ def reconstruct(
     the relative errors of its answers behind its batch norm: as it was cut (on what the layers before it, already fitted,
     give it), and as it is left.
     """
-    fitting, judging = drawn(ctx.data.train, images, ctx), drawn(ctx.data.calib, -(-images // 4), ctx)
+    fitting, judging = draw_batches(ctx.data.train, images, ctx), draw_batches(ctx.data.calib, -(-images // 4), ctx)
     probe = judging[0][:2]
     norms = find_norms(whole, probe).pairs
-    layers = [name for name in met(whole, left, probe) if _can_be_fitted(pruned.get_submodule(name))]
+    layers = [name for name in run_until_seen(whole, left, probe) if _can_be_fitted(pruned.get_submodule(name))]
     sums = find_sums(whole, {name: norms.get(name, name) for name in layers}, probe)
     found: dict[str, tuple[float, float]] = {}
     for name in ctx.track(layers, "reconstruction", len(layers)):
@@ -81,7 +81,7 @@ def reconstruct(
         if bool(judged.var_y.sum() <= _ROUNDING * judged.mean_y.square().sum()):
             continue  # answers that do not vary have no relative error
         before = place.cut()
-        after = fitted(before, seen)
+        after = fit_layer(before, seen)
         errors = place.error(before, judged), place.error(after, judged)
         if errors[0] > _EXACT:
             found[name] = errors[0], min(errors)
@@ -90,7 +90,7 @@ def reconstruct(
     return found
 
 
-def fitted(start: Dense, moments: Moments) -> Dense:
+def fit_layer(start: Dense, moments: Moments) -> Dense:
     """The least-squares weights near ``start``, with the bias that makes the means equal."""
     old = start.weight.T
     size = (moments.cov_xx.diagonal() + moments.mean_x.square()).sum()
@@ -162,4 +162,4 @@ def _scale(norm: nn.Module | None, kept: Tensor) -> Tensor:
     """What the batch norm multiplies each of the channels by, float64; 1 where there is none."""
     if norm is None:
         return torch.ones(len(kept), dtype=torch.float64, device=kept.device)
-    return affine(norm)[0].detach()[kept]
+    return affine_of(norm)[0].detach()[kept]

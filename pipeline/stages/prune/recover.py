@@ -9,15 +9,15 @@ from torch import nn
 
 from edgewise.network.norm_pairs import find_norms
 from edgewise.stage import Context
-from edgewise.stages.fitting.image_batches import drawn
-from edgewise.stages.fitting.layer_io import met
-from edgewise.stages.training.blockwise import apart, imitate
+from edgewise.stages.fitting.image_batches import draw_batches
+from edgewise.stages.fitting.layer_io import run_until_seen
+from edgewise.stages.training.blockwise import distill_blockwise, relative_distance
 from edgewise.store.entries import key_of
 
 _JUDGED = 512
 
 
-def recover(
+def recover_by_distillation(
     pruned: nn.Module, whole: nn.Module, left: Mapping[str, Sequence[int]], ctx: Context, *, steps: int, lr: float,
     batch: int,
 ) -> tuple[float, float]:  # fmt: skip
@@ -26,13 +26,13 @@ def recover(
     ``left`` tells which of a layer's outputs remain. Each layer is compared behind its batch norm. Returns the loss on
     calibration images before and after.
     """
-    images = drawn(ctx.data.calib, _JUDGED, ctx)
+    images = draw_batches(ctx.data.calib, _JUDGED, ctx)
     norms = find_norms(whole, images[0][:2]).pairs
-    ran = met(whole, left, images[0][:2])
+    ran = run_until_seen(whole, left, images[0][:2])
     points = {norms.get(name, name): (_axis(whole.get_submodule(name)), left[name]) for name in ran}
-    before = apart(pruned, whole, points, images)
-    imitate(pruned, whole, points, _own_folder(ctx, left), steps=steps, lr=lr, batch=batch)
-    return before, apart(pruned, whole, points, images)
+    before = relative_distance(pruned, whole, points, images)
+    distill_blockwise(pruned, whole, points, _own_folder(ctx, left), steps=steps, lr=lr, batch=batch)
+    return before, relative_distance(pruned, whole, points, images)
 
 
 def _axis(layer: nn.Module) -> int:

@@ -20,9 +20,9 @@ from edgewise.errors import RequestError
 from edgewise.images.normalise import normalise
 from edgewise.stages.fitting import batch_norms
 from edgewise.stages.prune import plan
-from edgewise.stages.prune.checked_cut import couple, cut_and_check
+from edgewise.stages.prune.checked_cut import cut_and_check, find_groups
 from edgewise.stages.prune.coupling import Group
-from edgewise.stages.prune.importance import score
+from edgewise.stages.prune.importance import score_blocks
 from edgewise.store.entries import key_of
 from edgewise.store.sources import code_of
 
@@ -49,15 +49,15 @@ class Reading:
     """Mean cross-entropy, in nats."""
 
 
-def sensitivity(
+def top1_by_ratio(
     model: nn.Module, how: Settings, ctx: Context, ratios: Sequence[float]
 ) -> dict[str, dict[float, float]]:
     """Group -> ratio -> top-1 (a fraction) with that share of the group's channels removed; see ``scan``."""
-    found = scan(model, how, ctx, ratios)
+    found = scan_groups(model, how, ctx, ratios)
     return {group: {ratio: reading.top1 for ratio, reading in curve.items()} for group, curve in found.items()}
 
 
-def scan(model: nn.Module, how: Settings, ctx: Context, ratios: Sequence[float]) -> Scan:
+def scan_groups(model: nn.Module, how: Settings, ctx: Context, ratios: Sequence[float]) -> Scan:
     """Read the network once for every group and ratio with that share of the group's channels removed.
 
     ``how`` says which layers are kept, what makes a channel important, on how many calibration images the network is
@@ -71,14 +71,14 @@ def scan(model: nn.Module, how: Settings, ctx: Context, ratios: Sequence[float])
         raise RequestError(f"a ratio of a sensitivity scan must lie in 0 … 1, 1 excluded, found {wrong}")
     wanted = sorted({ratio for ratio in ratios if ratio > 0})
     whole = copy.deepcopy(model).eval().requires_grad_(True)
-    groups = couple(whole, how, ctx).groups
-    scores = score(how.importance, whole, groups, ctx, how.images)
-    untouched, key = read(whole, how.images, ctx), _digest(whole)
+    groups = find_groups(whole, how, ctx).groups
+    scores = score_blocks(how.importance, whole, groups, ctx, how.images)
+    untouched, key = read_network(whole, how.images, ctx), _digest(whole)
     shown = ctx.track(list(zip(groups, scores, strict=True)), "sensitivity of layers", len(groups))
     return {g.name: {0.0: untouched} | _kept(whole, g, ranked, how, ctx, wanted, key) for g, ranked in shown}
 
 
-def curves(found: Scan, groups: Sequence[Group], scores: Sequence[Tensor]) -> list[list[float]]:
+def loss_curves(found: Scan, groups: Sequence[Group], scores: Sequence[Tensor]) -> list[list[float]]:
     """For every group what is lost after 0, 1, 2, … of its blocks are gone: the rise of the loss, never falling.
 
     Linear between the ratios read, and beyond the last with the last slope. Importance adds a millionth of the untouched
@@ -87,7 +87,7 @@ def curves(found: Scan, groups: Sequence[Group], scores: Sequence[Tensor]) -> li
     return [_curve(found[group.name], group, importance) for group, importance in zip(groups, scores, strict=True)]
 
 
-def read(model: nn.Module, images: int, ctx: Context) -> Reading:
+def read_network(model: nn.Module, images: int, ctx: Context) -> Reading:
     """The network on ``images`` calibration images (all where there are fewer), the same ones every time."""
     part, device = ctx.data.calib, next(model.parameters()).device
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:images]
@@ -105,7 +105,9 @@ def fit_norms(model: nn.Module, images: int, ctx: Context) -> int:
     batches = [chosen for chosen in torch.split(order, _BATCH) if len(chosen) > 1]
     if not names or not batches:
         return 0
-    batch_norms.reestimate(model, names, (normalise(part.batch(chosen), ctx.spec).to(device) for chosen in batches))
+    batch_norms.reestimate_norms(
+        model, names, (normalise(part.batch(chosen), ctx.spec).to(device) for chosen in batches)
+    )
     return sum(map(len, batches))
 
 
@@ -146,10 +148,10 @@ def _readings(
     found: dict[float, Reading] = {}
     for ratio in ratios:
         trial = copy.deepcopy(whole)
-        gone = plan.weakest([scores], (min(round(ratio * group.blocks), group.blocks - 1),))
+        gone = plan.weakest_blocks([scores], (min(round(ratio * group.blocks), group.blocks - 1),))
         cut_and_check(trial, [group], gone, ctx)
         fit_norms(trial, min(how.reestimate, _NORM_IMAGES), ctx)
-        found[ratio] = read(trial, how.images, ctx)
+        found[ratio] = read_network(trial, how.images, ctx)
     return found
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from edgewise.stages.training.settings import Training
+if TYPE_CHECKING:
+    from edgewise.stages.training.settings import Training
 
 Budget = Literal["channels", "macs", "params", "bytes", "time", "milliseconds"]
 Importance = Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "activation", "random"]

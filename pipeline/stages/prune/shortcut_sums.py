@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.network.torch_calls import Watched
-from edgewise.stages.fitting.layer_io import Enough, captured, listening, met
+from edgewise.stages.fitting.layer_io import Enough, capture_values, listen_to_layers, run_until_seen
 
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 
@@ -47,7 +47,7 @@ def find_sums(model: nn.Module, ends: Mapping[str, str], images: Tensor) -> dict
     try:
         with (
             torch.no_grad(),
-            listening(model, layers, lambda end, _, output: history.ended(layers[end], output)),
+            listen_to_layers(model, layers, lambda end, _, output: history.ended(layers[end], output)),
             history,
         ):
             model(images)
@@ -60,13 +60,13 @@ def find_sums(model: nn.Module, ends: Mapping[str, str], images: Tensor) -> dict
 def meet(model: nn.Module, layer: str, where: Sum | None, images: Tensor) -> Meeting:
     """What ``layer`` was given and answered for ``images``; the network is run no further than needed."""
     if where is None:
-        return Meeting(*met(model, [layer], images)[layer], None)
+        return Meeting(*run_until_seen(model, [layer], images)[layer], None)
     until = _Until(where)
     with (
         torch.no_grad(),
         suppress(Enough),
-        captured(model, [layer], "input") as given,
-        captured(model, [layer], "output") as answered,
+        capture_values(model, [layer], "input") as given,
+        capture_values(model, [layer], "output") as answered,
         until,
     ):
         model(images)

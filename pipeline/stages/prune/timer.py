@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgewise.files.in_runtime import written
-from edgewise.measure.latency import interleave
+from edgewise.files.in_runtime import write_and_load
+from edgewise.measure.latency import interleave_calls
 from edgewise.measure.statistics import ratio_interval
 from edgewise.stage import Context
 from edgewise.targets import Runner
@@ -44,7 +44,7 @@ class Clock:
         """Write, load and time ``model``; takes seconds."""
         runner, _ = self._write(model)
         contenders = {"ours": partial(runner, self._image), "reference": partial(self._reference, self._image)}
-        found = interleave(contenders, seconds=_SECONDS, threads=self._ctx.threads)
+        found = interleave_calls(contenders, seconds=_SECONDS, threads=self._ctx.threads)
         ratio, _ = ratio_interval(found["ours"].blocks, found["reference"].blocks)
         return Reading(ratio, found["reference"].percentile(50))
 
@@ -54,7 +54,7 @@ class Clock:
 
     def _write(self, model: nn.Module) -> tuple[Runner, int]:
         self._number += 1
-        return written(model, self._image, self._folder / f"network-{self._number}", self._ctx)
+        return write_and_load(model, self._image, self._folder / f"network-{self._number}", self._ctx)
 
 
 @contextmanager

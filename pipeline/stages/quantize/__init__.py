@@ -22,8 +22,8 @@ from edgewise.network import float16_constants, graph_layers
 from edgewise.network.captured import Prepare
 from edgewise.stage import Context, Traits, in_range
 from edgewise.stages.quantize import sensitivity
-from edgewise.stages.quantize.calibrate import Ranges, activations, correct_biases, set_ranges
-from edgewise.stages.quantize.graph_settings import constants, unchanged
+from edgewise.stages.quantize.calibrate import Ranges, activation_quantizers, correct_biases, set_ranges
+from edgewise.stages.quantize.graph_settings import check_unchanged, read_constants
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
@@ -81,10 +81,10 @@ class Quantize:
         left = self._examine(prepared, ctx) if self.sensitivity else ()
         if left:
             prepared = self._prepare(model, ctx, left)
-        settings = constants(prepared)
+        settings = read_constants(prepared)
         if self.training is not None:
             self._train(prepared, _Rebuild(model, ctx.grid.to_json(), ctx.input_shape, left, self.learn_ranges), ctx)
-        unchanged(prepared, settings)
+        check_unchanged(prepared, settings)
         freeze(prepared)
         float16_constants.round_prepared(prepared)
         return prepared
@@ -99,7 +99,7 @@ class Quantize:
         """Measure every layer's cost, keep it for the report, and name the layers to leave in float."""
         index = torch.arange(min(self.sensitivity, len(ctx.data.calib)))
         scan = sensitivity.Scan(prepared, normalise(ctx.data.calib.batch(index), ctx.spec))
-        costs = sensitivity.sensitivity(scan, ctx.track)
+        costs = sensitivity.measure_sensitivity(scan, ctx.track)
         left = sensitivity.fall_back(scan, costs, ctx.data.calib.labels[index], self.budget, self.max_float_layers)
         ctx.fact("sensitivity", [cost.to_json() for cost in costs])
         ctx.fact("float_layers", list(left))
@@ -124,7 +124,7 @@ class Quantize:
         if self.learn_ranges:
             _learn_ranges(prepared)
         fit(prepared, training, ctx, ctx.baseline if training.distill else None, self._before_epoch, rebuild)
-        for module in activations(prepared).values():
+        for module in activation_quantizers(prepared).values():
             module.settle()
         _weights_on_their_grid(prepared)
 
@@ -151,7 +151,7 @@ class _Rebuild:
 
 
 def _learn_ranges(prepared: GraphModule) -> None:
-    for module in activations(prepared).values():
+    for module in activation_quantizers(prepared).values():
         module.learn()
 
 

@@ -46,7 +46,7 @@ def set_ranges(prepared: GraphModule, batches: Sequence[Tensor], how: Ranges) ->
     minmax: smallest and largest value. percentile: what holds ``PERCENTILE`` of the values. mse: the part of min-max
     whose rounding and clipping have the least mean squared error (Nagel et al. 2021, arXiv 2106.08295, section 3.1).
     """
-    quantizers = activations(prepared)
+    quantizers = activation_quantizers(prepared)
     with _in_float(prepared):
         extremes = _extremes(prepared, quantizers, batches)
         ranges = extremes
@@ -65,7 +65,7 @@ Range = tuple[Tensor, Tensor]
 """Smallest and largest value, scalars."""
 
 
-def activations(prepared: nn.Module) -> dict[str, ActivationFakeQuantize]:
+def activation_quantizers(prepared: nn.Module) -> dict[str, ActivationFakeQuantize]:
     """The fake quantizers of ``prepared`` whose ranges are not fixed, by name."""
     from edgewise.targets._fake_quantize import ActivationFakeQuantize
 

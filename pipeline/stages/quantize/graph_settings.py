@@ -28,7 +28,7 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 """Operator -> its arguments that are settings of the network."""
 
 
-def constants(graph: GraphModule) -> dict[str, list[Numbers]]:
+def read_constants(graph: GraphModule) -> dict[str, list[Numbers]]:
     """Operator -> the settings of each of its occurrences, in the graph's order."""
     found: dict[str, list[Numbers]] = {}
     for node in graph.graph.nodes:
@@ -50,9 +50,9 @@ def _arguments(node: torch.fx.Node, schema: torch.FunctionSchema) -> dict[str, f
     return values
 
 
-def unchanged(graph: GraphModule, before: Mapping[str, list[Numbers]]) -> None:
+def check_unchanged(graph: GraphModule, before: Mapping[str, list[Numbers]]) -> None:
     """Raise StageError, naming each operator, where the settings are no longer those of ``before``."""
-    after = constants(graph)
+    after = read_constants(graph)
     wrong = [
         f"{kind} {', '.join(_KINDS[kind])}: {before.get(kind, [])} became {after.get(kind, [])}"
         for kind in sorted(before.keys() | after.keys())

@@ -87,7 +87,7 @@ class Scan:
         )
 
 
-def sensitivity(scan: Scan, track: Track) -> list[Cost]:
+def measure_sensitivity(scan: Scan, track: Track) -> list[Cost]:
     """Every layer's cost, the dearest first."""
     costs = [scan.cost(name) for name in track(list(scan.layers), "sensitivity of layers", len(scan.layers))]
     return sorted(costs, key=lambda cost: -cost.kl)

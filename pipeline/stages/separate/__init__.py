@@ -23,27 +23,27 @@ from torch import nn
 from edgewise.errors import RequestError, StageError
 from edgewise.network.norm_pairs import find_norms
 from edgewise.stage import Context, Traits, in_range
-from edgewise.stages.fitting.batch_norms import reestimate
-from edgewise.stages.fitting.image_batches import BATCH, drawn
+from edgewise.stages.fitting.batch_norms import reestimate_norms
+from edgewise.stages.fitting.image_batches import BATCH, draw_batches
 from edgewise.stages.fitting.least_squares import Fitted, Moments
 from edgewise.stages.separate.average_pool import AveragePool
-from edgewise.stages.separate.budget import Judge, priced, spend
+from edgewise.stages.separate.budget import Judge, price_candidates, spend_budget
 from edgewise.stages.separate.forms import Form, Into, bias_of, form_of
 from edgewise.stages.separate.plan import (
     Candidate,
     Wishes,
     check_names,
-    choose,
-    kept_plan,
+    choose_layers,
+    load_or_make_plan,
+    plan_facts,
     refuse,
-    survey,
-    told,
-    unsettled,
+    survey_layers,
+    undecided_candidates,
 )
 from edgewise.stages.separate.pooled_head import PooledHead
 from edgewise.stages.separate.substitute import Swap
 from edgewise.stages.separate.timing import layer_times
-from edgewise.stages.training.blockwise import imitate
+from edgewise.stages.training.blockwise import distill_blockwise
 
 __all__ = ["AveragePool", "Candidate", "PooledHead", "Separate"]
 
@@ -104,7 +104,7 @@ class Separate:
         can be replaced.
         """
         teacher = _on_device(model, ctx)
-        plan = kept_plan(ctx.scratch, _subject(self, teacher, ctx), lambda: self.plan(model, ctx))
+        plan = load_or_make_plan(ctx.scratch, _subject(self, teacher, ctx), lambda: self.plan(model, ctx))
         for candidate in plan:
             ctx.note(candidate.line())
         chosen = [candidate.name for candidate in plan if candidate.accepted]
@@ -117,12 +117,12 @@ class Separate:
         found |= judge.states(substituted=student)
         if self.recover_steps:
             points = {swap.norms.get(name, name): None for name in chosen}
-            imitate(
+            distill_blockwise(
                 student, teacher, points, ctx, steps=self.recover_steps, lr=self.recover_lr, batch=self.recover_batch
             )
             found |= judge.states(distilled=student)
         timed_on = ctx.runtime if any(candidate.dense_ms is not None for candidate in plan) else None
-        told_plan = told(self.into, plan, found, max_drop=self.max_drop, timed_on=timed_on, threads=ctx.threads)
+        told_plan = plan_facts(self.into, plan, found, max_drop=self.max_drop, timed_on=timed_on, threads=ctx.threads)
         ctx.fact("plan", told_plan)
         return _as_it_was(student, model)
 
@@ -133,27 +133,30 @@ class Separate:
         """
         teacher = _on_device(model, ctx)
         wishes = Wishes(layers=self.layers, keep=self.keep, max_error=self.max_error, max_layers=self.max_layers)
-        found = survey(teacher, drawn(ctx.data.calib, 1, ctx)[0], self._form)
+        found = survey_layers(teacher, draw_batches(ctx.data.calib, 1, ctx)[0], self._form)
         check_names(self.layers or (), found, "layers")
         check_names(self.keep, found, "keep")
         found = refuse(found, wishes)
-        fitting, judging = drawn(ctx.data.train, self.images, ctx), drawn(ctx.data.calib, self.images, ctx)
+        fitting, judging = (
+            draw_batches(ctx.data.train, self.images, ctx),
+            draw_batches(ctx.data.calib, self.images, ctx),
+        )
         swap = self._swap(teacher, found, ctx)
-        fits = swap.alone(teacher, [c.name for c in unsettled(found)], fitting, judging)
+        fits = swap.alone(teacher, [c.name for c in undecided_candidates(found)], fitting, judging)
         found = refuse([replace(c, error=fits[c.name][1]) if c.name in fits else c for c in found], wishes)
         found = refuse(self._timed(found, teacher, swap, ctx), wishes)
         if self.max_drop is None:
-            return choose(found, wishes)
+            return choose_layers(found, wishes)
         judge = Judge(ctx=ctx)
-        found = priced(found, teacher, {name: fitted for name, (fitted, _) in fits.items()}, swap, judge)
-        return spend(found, teacher, swap, fitting, judge, max_drop=self.max_drop, max_layers=self.max_layers)
+        found = price_candidates(found, teacher, {name: fitted for name, (fitted, _) in fits.items()}, swap, judge)
+        return spend_budget(found, teacher, swap, fitting, judge, max_drop=self.max_drop, max_layers=self.max_layers)
 
     @property
     def _form(self) -> Form:
         return form_of(self.into, self.rank, self.share)
 
     def _swap(self, teacher: nn.Module, plan: Sequence[Candidate], ctx: Context) -> Swap:
-        norms = find_norms(teacher, drawn(ctx.data.calib, 2, ctx)[0]).pairs
+        norms = find_norms(teacher, draw_batches(ctx.data.calib, 2, ctx)[0]).pairs
         batches = -(-min(self.images, len(ctx.data.train)) // BATCH)
         return Swap(
             form=self._form,
@@ -165,7 +168,7 @@ class Separate:
         )
 
     def _timed(self, found: list[Candidate], teacher: nn.Module, swap: Swap, ctx: Context) -> list[Candidate]:
-        shapes = {c.name: c.input_shape for c in unsettled(found)}
+        shapes = {c.name: c.input_shape for c in undecided_candidates(found)}
         if not (self.measure_time and shapes):
             return found
         times = layer_times(teacher, swap.done(teacher, shapes), shapes, ctx)
@@ -176,12 +179,12 @@ class Separate:
 
     def _substituted(self, teacher: nn.Module, chosen: list[str], swap: Swap, ctx: Context) -> nn.Module:
         student = swap.done(teacher, chosen)
-        batches = drawn(ctx.data.train, self.images, ctx)
+        batches = draw_batches(ctx.data.train, self.images, ctx)
         if self.init != "fresh":
             for name in ctx.track(chosen, "fitting", len(chosen)):
                 swap.fit(student, teacher, name, batches)
         if self.init != "outputs":
-            reestimate(student, [swap.norms[name] for name in chosen if name in swap.norms], batches)
+            reestimate_norms(student, [swap.norms[name] for name in chosen if name in swap.norms], batches)
         return student
 
     def _fit(self, layer: nn.Conv2d, middle: int, moments: Moments) -> Fitted:

@@ -24,10 +24,10 @@ from edgewise.errors import StageError
 from edgewise.models._layers import CeilMaxPool
 from edgewise.network import surgery
 from edgewise.stage import Context, Traits, in_range
-from edgewise.stages.fitting.image_batches import drawn
-from edgewise.stages.fitting.layer_io import captured
+from edgewise.stages.fitting.image_batches import draw_batches
+from edgewise.stages.fitting.layer_io import capture_values
 from edgewise.stages.separate.budget import Judge
-from edgewise.stages.separate.plan import Candidate, check_names, told
+from edgewise.stages.separate.plan import Candidate, check_names, plan_facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +63,20 @@ class AveragePool:
         chosen = [candidate.name for candidate in plan if candidate.accepted]
         if not chosen:
             raise StageError(_nothing(plan))
-        student = self._done(teacher, teacher, chosen, drawn(ctx.data.train, self.images, ctx))
-        ctx.fact("plan", told("average pooling", plan, Judge(ctx=ctx).states(before=teacher, substituted=student)))
+        student = self._done(teacher, teacher, chosen, draw_batches(ctx.data.train, self.images, ctx))
+        ctx.fact(
+            "plan", plan_facts("average pooling", plan, Judge(ctx=ctx).states(before=teacher, substituted=student))
+        )
         return student.to(next(model.parameters()).device).train(model.training)
 
     def _plan(self, teacher: nn.Module, ctx: Context) -> list[Candidate]:
-        found = _survey(teacher, drawn(ctx.data.calib, 1, ctx)[0], self.fit)
+        found = _survey(teacher, draw_batches(ctx.data.calib, 1, ctx)[0], self.fit)
         check_names(self.layers or (), found, "layers")
         check_names(self.keep, found, "keep")
-        fitting, judging = drawn(ctx.data.train, self.images, ctx), drawn(ctx.data.calib, self.images, ctx)
+        fitting, judging = (
+            draw_batches(ctx.data.train, self.images, ctx),
+            draw_batches(ctx.data.calib, self.images, ctx),
+        )
         return [self._judged(c, teacher, fitting, judging) for c in found]
 
     def _judged(
@@ -167,7 +172,7 @@ def _fit(new: nn.Sequential, given: nn.Module, teacher: nn.Module, name: str, ba
     average, affine = new
     assert isinstance(affine, nn.Conv2d) and affine.bias is not None
     sums = torch.zeros(5, affine.out_channels, dtype=torch.float64, device=affine.weight.device)
-    with captured(given, [name], "input") as inputs, captured(teacher, [name], "output") as outputs:
+    with capture_values(given, [name], "input") as inputs, capture_values(teacher, [name], "output") as outputs:
         for images in batches:
             teacher(images)
             if given is not teacher:
@@ -193,7 +198,7 @@ def _error(student: nn.Module, teacher: nn.Module, name: str, batches: Sequence[
     """Root of E‖y − found‖² / E‖y − E y‖², with the mean over images and positions per channel."""
     wrong: list[Tensor] = []
     right: list[Tensor] = []
-    with captured(student, [name], "output") as ours, captured(teacher, [name], "output") as theirs:
+    with capture_values(student, [name], "output") as ours, capture_values(teacher, [name], "output") as theirs:
         for images in batches:
             student(images)
             teacher(images)
@@ -206,7 +211,7 @@ def _error(student: nn.Module, teacher: nn.Module, name: str, batches: Sequence[
 
 @torch.no_grad()
 def _channels(model: nn.Module, name: str, image: Tensor) -> int:
-    with captured(model, [name], "input") as inputs:
+    with capture_values(model, [name], "input") as inputs:
         model(image)
     return inputs[name].shape[1]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from edgewise.measure.answers import logits
+from edgewise.measure.answers import compute_logits
 from edgewise.measure.statistics import divergence
 from edgewise.stage import Context
 from edgewise.stages.fitting.least_squares import Fitted
-from edgewise.stages.separate.plan import Candidate, merits, unsettled
+from edgewise.stages.separate.plan import Candidate, merits, undecided_candidates
 from edgewise.stages.separate.substitute import Swap
 
 
@@ -25,7 +25,7 @@ class Judge:
     def answers(self, network: nn.Module) -> Tensor:
         """Logits [N, classes] for every calibration image."""
         device = torch.device(self.ctx.device)
-        return logits(lambda images: network(images.to(device)), self.ctx.data.calib, self.ctx.spec)
+        return compute_logits(lambda images: network(images.to(device)), self.ctx.data.calib, self.ctx.spec)
 
     def top1(self, answers: Tensor) -> float:
         """Share of the calibration images that these logits get right."""
@@ -37,7 +37,7 @@ class Judge:
         return {"n": len(self.ctx.data.calib)} | found
 
 
-def priced(
+def price_candidates(
     candidates: Sequence[Candidate], teacher: nn.Module, fits: dict[str, Fitted], swap: Swap, judge: Judge
 ) -> list[Candidate]:
     """The candidates with what each costs the network's answers when it alone is replaced.
@@ -46,7 +46,7 @@ def priced(
     """
     reference = judge.answers(teacher)
     costs = {}
-    names = [c.name for c in unsettled(candidates)]
+    names = [c.name for c in undecided_candidates(candidates)]
     for name in judge.ctx.track(names, "what each layer costs", len(names)):
         alone = swap.done(teacher, [name])
         swap.fill(alone, name, fits[name])
@@ -54,7 +54,7 @@ def priced(
     return [replace(c, cost=costs.get(c.name)) for c in candidates]
 
 
-def spend(
+def spend_budget(
     candidates: Sequence[Candidate],
     teacher: nn.Module,
     swap: Swap,
@@ -68,7 +68,7 @@ def spend(
     with those accepted before it, and joins them if top-1 on the calibration images falls by at most ``max_drop`` in
     all. A layer that is refused leaves its share of the budget to those after it."""
     before, student = judge.top1(judge.answers(teacher)), teacher
-    ranked = sorted(unsettled(candidates), key=lambda c: (c.cost or 0.0) / c.gain)
+    ranked = sorted(undecided_candidates(candidates), key=lambda c: (c.cost or 0.0) / c.gain)
     verdicts: dict[str, Candidate] = {}
     joined = 0
     for rank, candidate in enumerate(judge.ctx.track(ranked, "which layers the budget takes", len(ranked)), start=1):

@@ -50,10 +50,10 @@ class Chain:
 
     def kernel(self) -> Tensor:
         """The dense kernel they stand for, [Cout, Cin, K]."""
-        return reduce(composed, self.kernels).flatten(2)
+        return reduce(compose_kernels, self.kernels).flatten(2)
 
 
-def composed(first: Tensor, then: Tensor) -> Tensor:
+def compose_kernels(first: Tensor, then: Tensor) -> Tensor:
     """The kernel of two convolutions in a row: [M, I, h, w] and [O, M, h', w'] -> [O, I, h + h' − 1, w + w' − 1]."""
     padding = then.shape[2] - 1, then.shape[3] - 1
     return F.conv2d(first.transpose(0, 1), then.flip(2, 3), padding=padding).transpose(0, 1)
@@ -130,7 +130,7 @@ def _descended(kernels: Sequence[Tensor], distance: Callable[[Tensor], Tensor], 
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = distance(reduce(composed, _parts(flat, shapes)))
+        value = distance(reduce(compose_kernels, _parts(flat, shapes)))
         torch.autograd.backward(value)
         return value
 
@@ -151,11 +151,11 @@ def _even(kernels: Sequence[Tensor], moments: Moments) -> tuple[Tensor, ...]:
     The variance is that in the middle of the patch, which the moments hold.
     """
     inputs = kernels[0].shape[1]
-    whole = reduce(composed, kernels)
+    whole = reduce(compose_kernels, kernels)
     covariance = moments.cov_xx.reshape(inputs, *whole.shape[2:], inputs, *whole.shape[2:])
     scaled = list(kernels)
     for index in range(len(scaled) - 1):
-        so_far = reduce(composed, scaled[: index + 1])
+        so_far = reduce(compose_kernels, scaled[: index + 1])
         height, width = so_far.shape[2:]
         top, left = (whole.shape[2] - height) // 2, (whole.shape[3] - width) // 2
         rows_in, columns_in = slice(top, top + height), slice(left, left + width)

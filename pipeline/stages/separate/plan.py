@@ -91,7 +91,7 @@ class Wishes:
     max_layers: int | None
 
 
-def survey(model: nn.Module, images: Tensor, form: Form) -> list[Candidate]:
+def survey_layers(model: nn.Module, images: Tensor, form: Form) -> list[Candidate]:
     """Every spatial convolution that is not depthwise, in order of execution; those that cannot be replaced carry the
     reason. ``images`` are fed to ``model``, which must be in evaluation mode."""
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -118,14 +118,14 @@ def refuse(candidates: Iterable[Candidate], wishes: Wishes) -> list[Candidate]:
     return [c if c.reason else replace(c, reason=_objection(c, wishes)) for c in candidates]
 
 
-def unsettled(candidates: Iterable[Candidate]) -> list[Candidate]:
+def undecided_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Those without a verdict yet."""
     return [candidate for candidate in candidates if not candidate.reason]
 
 
-def choose(candidates: Sequence[Candidate], wishes: Wishes) -> tuple[Candidate, ...]:
+def choose_layers(candidates: Sequence[Candidate], wishes: Wishes) -> tuple[Candidate, ...]:
     """The verdict without an accuracy budget: those with the least error per time (or MAC) saved, up to the limit."""
-    ranked = sorted(unsettled(candidates), key=lambda c: (c.error or 0.0) / c.gain)
+    ranked = sorted(undecided_candidates(candidates), key=lambda c: (c.error or 0.0) / c.gain)
     chosen = [c.name for c in ranked[: wishes.max_layers]]
     unit = "millisecond" if ranked and ranked[0].ms_saved is not None else "multiply-accumulate"
     crowded = f"{wishes.max_layers} others err less per {unit} saved"
@@ -215,7 +215,7 @@ def _slowness(candidate: Candidate) -> str:
     return f"the new form is {word}: {low:.2f} to {high:.2f} of the layer's time"
 
 
-def told(
+def plan_facts(
     into: str,
     candidates: Sequence[Candidate],
     calibration: Mapping[str, float],
@@ -239,7 +239,7 @@ def told(
     }
 
 
-def kept_plan(folder: Path, subject: str, make: Callable[[], tuple[Candidate, ...]]) -> tuple[Candidate, ...]:
+def load_or_make_plan(folder: Path, subject: str, make: Callable[[], tuple[Candidate, ...]]) -> tuple[Candidate, ...]:
     """The plan for ``subject`` (a digest) that ``folder`` holds; where there is none it is made and kept there."""
     path = folder / f"plan-{subject[:16]}.json"
     if path.is_file():

@@ -24,10 +24,10 @@ from edgewise.errors import StageError
 from edgewise.models._layers import GridMean
 from edgewise.network import surgery
 from edgewise.stage import Context, Traits, in_range
-from edgewise.stages.fitting.image_batches import drawn
-from edgewise.stages.fitting.layer_io import captured
+from edgewise.stages.fitting.image_batches import draw_batches
+from edgewise.stages.fitting.layer_io import capture_values
 from edgewise.stages.separate.budget import Judge
-from edgewise.stages.separate.plan import Candidate, told
+from edgewise.stages.separate.plan import Candidate, plan_facts
 
 _POOLS = (GridMean, nn.AdaptiveAvgPool2d)
 _SIMPLE = (nn.Linear, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Dropout, nn.Identity, nn.Flatten)
@@ -57,10 +57,10 @@ class PooledHead:
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with the small head. Raises StageError where it has no such head, or the error is too large."""
         teacher = copy.deepcopy(model).to(ctx.device).eval()
-        head = _find(teacher, ctx.spec.classifier, drawn(ctx.data.calib, 2, ctx)[0])
-        weight, bias = fitted(*_gathered(teacher, head, drawn(ctx.data.train, self.images, ctx)), self.ridge)
+        head = _find(teacher, ctx.spec.classifier, draw_batches(ctx.data.calib, 2, ctx)[0])
+        weight, bias = fit_head(*_gathered(teacher, head, draw_batches(ctx.data.train, self.images, ctx)), self.ridge)
         student = _done(teacher, head, weight, bias)
-        features, logits = _gathered(teacher, head, drawn(ctx.data.calib, len(ctx.data.calib), ctx))
+        features, logits = _gathered(teacher, head, draw_batches(ctx.data.calib, len(ctx.data.calib), ctx))
         error = _error(features @ weight.T + bias, logits)
         accepted = error <= self.max_error
         word = "within" if accepted else "above"
@@ -68,7 +68,9 @@ class PooledHead:
         ctx.note(candidate.line())
         if not accepted:
             raise StageError(f"{candidate.line()}; relax max_error, or leave this step out")
-        ctx.fact("plan", told("pooled head", [candidate], Judge(ctx=ctx).states(before=teacher, substituted=student)))
+        ctx.fact(
+            "plan", plan_facts("pooled head", [candidate], Judge(ctx=ctx).states(before=teacher, substituted=student))
+        )
         return student.to(next(model.parameters()).device).train(model.training)
 
 
@@ -123,9 +125,9 @@ def _feeding(model: nn.Module, head: str, images: Tensor) -> tuple[str, Tensor]:
     pools = [name for name, module in model.named_modules() if isinstance(module, _POOLS)]
     with (
         torch.no_grad(),
-        captured(model, pools, "input") as inputs,
-        captured(model, pools, "output") as outputs,
-        captured(model, [head], "input") as wanted,
+        capture_values(model, pools, "input") as inputs,
+        capture_values(model, pools, "output") as outputs,
+        capture_values(model, [head], "input") as wanted,
     ):
         model(images)
     for name in pools:
@@ -138,7 +140,7 @@ def _feeding(model: nn.Module, head: str, images: Tensor) -> tuple[str, Tensor]:
 def _gathered(model: nn.Module, head: _Head, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Means of the feature maps [N, C] and the logits [N, classes], float64."""
     features, logits = [], []
-    with captured(model, [head.pool], "input") as inputs, captured(model, [head.name], "output") as outputs:
+    with capture_values(model, [head.pool], "input") as inputs, capture_values(model, [head.name], "output") as outputs:
         for images in batches:
             model(images)
             features.append(inputs[head.pool].double().mean((2, 3)))
@@ -146,7 +148,7 @@ def _gathered(model: nn.Module, head: _Head, batches: Sequence[Tensor]) -> tuple
     return torch.cat(features), torch.cat(logits)
 
 
-def fitted(features: Tensor, logits: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def fit_head(features: Tensor, logits: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Weight [classes, C] and bias [classes] of the ridge regression of ``logits`` [N, classes] on ``features`` [N, C]."""
     mean_f, mean_y = features.mean(0), logits.mean(0)
     f, y = features - mean_f, logits - mean_y

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edgewise.network import surgery
 from edgewise.stages.fitting.batch_norms import put_bias
-from edgewise.stages.fitting.layer_io import gather
+from edgewise.stages.fitting.layer_io import gather_moments
 from edgewise.stages.fitting.least_squares import Fitted, Moments, error
 from edgewise.stages.separate.forms import Form, convolution
 
@@ -58,8 +58,8 @@ class Swap:
         """
         found = {}
         for group in _groups(model, names):
-            fitted = gather(model, model, group, fitting, self.positions, self.seed)
-            judged = gather(model, model, group, judging, self.positions, self.seed)
+            fitted = gather_moments(model, model, group, fitting, self.positions, self.seed)
+            judged = gather_moments(model, model, group, judging, self.positions, self.seed)
             for name in group:
                 result = self.method(convolution(model, name), self.middles[name], fitted[name])
                 found[name] = result, error(result, judged[name])
@@ -72,7 +72,7 @@ class Swap:
         replaced, so that it makes up for their errors (the asymmetric reconstruction of Zhang et al. 2015,
         arXiv 1505.06798, section 2.3).
         """
-        found = gather(student, teacher, [name], batches, self.positions, self.seed)[name]
+        found = gather_moments(student, teacher, [name], batches, self.positions, self.seed)[name]
         self.fill(student, name, self.method(convolution(teacher, name), self.middles[name], found))
 
     @torch.no_grad()

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from edgewise import targets
-from edgewise.files.in_runtime import written
+from edgewise.files.in_runtime import write_and_load
 from edgewise.measure import statistics
-from edgewise.measure.latency import interleave
+from edgewise.measure.latency import interleave_calls
 from edgewise.measure.values import Interval
 from edgewise.stage import Context
 
@@ -59,9 +59,10 @@ def _timed(dense: nn.Module, new: nn.Module, shape: tuple[int, ...], ctx: Contex
     image = torch.rand(shape, generator=torch.Generator().manual_seed(ctx.seed))
     with tempfile.TemporaryDirectory(dir=ctx.scratch) as folder:
         runners = {
-            kind: written(layer, image, Path(folder) / kind, ctx)[0] for kind, layer in (("dense", dense), ("new", new))
+            kind: write_and_load(layer, image, Path(folder) / kind, ctx)[0]
+            for kind, layer in (("dense", dense), ("new", new))
         }
         calls = {kind: partial(run, image) for kind, run in runners.items()}
-        samples = interleave(calls, seconds=_SECONDS, threads=ctx.threads)
+        samples = interleave_calls(calls, seconds=_SECONDS, threads=ctx.threads)
     _, interval = statistics.ratio_interval(samples["new"].blocks, samples["dense"].blocks)
     return Times(dense_ms=samples["dense"].percentile(50), new_ms=samples["new"].percentile(50), ratio_ci95=interval)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgewise.images.normalise import normalise
 from edgewise.stage import Context
-from edgewise.stages.fitting.layer_io import captured
+from edgewise.stages.fitting.layer_io import capture_values
 from edgewise.stages.training.augment import Augment, augment
 from edgewise.stages.training.loop import rate
 from edgewise.stages.training.state import State, resume, write_state
@@ -23,7 +23,7 @@ Points = Mapping[str, tuple[int, Sequence[int]] | None]
 """Module -> the axis of channels, and which of the teacher's the student has there; None: all."""
 
 
-def imitate(
+def distill_blockwise(
     student: nn.Module,
     teacher: nn.Module,
     points: Points,
@@ -78,7 +78,7 @@ def _drawn(ctx: Context, step: int, batch: int) -> Tensor:
 
 
 @torch.no_grad()
-def apart(student: nn.Module, teacher: nn.Module, points: Points, batches: Sequence[Tensor]) -> float:
+def relative_distance(student: nn.Module, teacher: nn.Module, points: Points, batches: Sequence[Tensor]) -> float:
     """The loss of ``imitate`` on these normalised images, the mean over the batches; both networks in evaluation."""
     with _apart(student, teacher, points) as distance:
         return float(torch.stack([distance(images) for images in batches]).mean())
@@ -96,7 +96,7 @@ def _apart(student: nn.Module, teacher: nn.Module, points: Points) -> Iterator[C
         student(images)
         return torch.stack([_distance(ours[p], _only(theirs[p], left)) for p, left in kept.items()]).mean()
 
-    with captured(student, points, "output") as ours, captured(teacher, points, "output") as theirs:
+    with capture_values(student, points, "output") as ours, capture_values(teacher, points, "output") as theirs:
         yield distance
 
 

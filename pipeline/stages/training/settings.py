@@ -11,7 +11,7 @@ from edgewise.errors import RequestError
 from edgewise.stage import in_range
 from edgewise.stages.training.augment import Augment
 
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+ComputePrecision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Training:
     clip: float = 0.0
     """Largest norm of the gradient; 0: not clipped."""
     augment: Augment = field(default_factory=Augment)
-    precision: Precision = "auto"
+    precision: ComputePrecision = "auto"
     """auto: bfloat16 mixed precision where the device computes it natively, float32 elsewhere."""
     channels_last: bool = True
     """Memory order of weights and images; a network that cannot be trained so is trained channels-first (``layout``)."""
@@ -67,7 +67,7 @@ class Training:
         in_range("devices", self.devices, 1, 1024)
 
 
-def resolve_precision(precision: Precision, device: str) -> str:
+def resolve_precision(precision: ComputePrecision, device: str) -> str:
     """The precision that ``auto`` stands for on this machine."""
     if precision != "auto":
         return precision

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgewise.commands.console import FAILED, PASSED, guarded
+from edgewise.commands.console import FAILED, PASSED, run_guarded
 from edgewise.studies.architectures import cells
 from edgewise.studies.architectures.adopt import adopt
 from edgewise.studies.architectures.cells import PRECISIONS, Cell
@@ -20,7 +20,7 @@ from edgewise.studies.architectures.results import Results
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status, as ``python -m edgewise`` has them."""
     options = _parser().parse_args(arguments)
-    return guarded(lambda: _run(options))
+    return run_guarded(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -64,7 +64,7 @@ def _chosen(options: argparse.Namespace) -> list[Cell]:
 
     for name in options.models:
         models.get(name)
-    here, missing = cells.installed()
+    here, missing = cells.installed_targets()
     wanted = options.target or here
     for name in wanted:
         targets.get(name)
@@ -98,9 +98,9 @@ def _measure(options: argparse.Namespace, results: Results, pending: list[Cell],
 
 
 def _in_words(result: dict[str, object]) -> str:
-    from edgewise.studies.architectures.table import error_of, ratio_of, size_of, unmeasured
+    from edgewise.studies.architectures.table import error_of, ratio_of, size_of, why_unmeasured
 
-    if reason := unmeasured(result):
+    if reason := why_unmeasured(result):
         return reason
     return f"error {error_of(result)}, {size_of(result)}, {ratio_of(result)} of float ONNX"
 

@@ -10,8 +10,8 @@ from edgewise import models, targets
 from edgewise.models._published import PUBLISHED
 from edgewise.targets import MissingBackend
 
-Precision = Literal["float", "int8"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+FileKind = Literal["float", "int8"]
+PRECISIONS: tuple[FileKind, ...] = get_args(FileKind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +20,13 @@ class Cell:
 
     model: str
     target: str
-    precision: Precision
+    precision: FileKind
 
     def __str__(self) -> str:
         return f"{self.model} {self.target} {self.precision}"
 
 
-def plan(names: Sequence[str], wanted: Sequence[str], precisions: Sequence[Precision]) -> list[Cell]:
+def plan(names: Sequence[str], wanted: Sequence[str], precisions: Sequence[FileKind]) -> list[Cell]:
     """Every cell, small architectures first; of one architecture, float ONNX first, which the others are timed against."""
     chosen = sorted(names or models.names(), key=_size)
     files = [(target, precision) for target in wanted for precision in precisions]
@@ -40,7 +40,7 @@ def _size(name: str) -> float:
     return 0.0 if published is None else (published.macs or 0.0) + 20 * published.params
 
 
-def installed() -> tuple[list[str], dict[str, str]]:
+def installed_targets() -> tuple[list[str], dict[str, str]]:
     """Targets whose backend is here, and for each of the others why it is not."""
     here, missing = [], {}
     for name in targets.names():

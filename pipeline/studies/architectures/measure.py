@@ -19,7 +19,7 @@ from edgewise import models, targets
 from edgewise.files.open import open_file
 from edgewise.measure import latency, memory, statistics
 from edgewise.store.machine import machine
-from edgewise.studies.architectures.cells import Cell, installed
+from edgewise.studies.architectures.cells import Cell, installed_targets
 from edgewise.studies.architectures.network import (
     Prepared,
     agreement,
@@ -147,7 +147,7 @@ def _timed(
     cell: Cell, target: Target, runner: Runner | None, prepared: Prepared, scratch: Path, pace: float
 ) -> dict[str, Any] | None:
     """Milliseconds of one image on one thread, and the ratio to the float ONNX file in the same rounds."""
-    if runner is None or "onnx" not in installed()[0]:
+    if runner is None or "onnx" not in installed_targets()[0]:
         return None
     image = prepared.images[0]
     contenders: dict[str, Callable[[], object]] = {"ours": partial(runner, image)}
@@ -156,7 +156,7 @@ def _timed(
         assert onnx.load is not None
         contenders["float onnx"] = partial(onnx.load(_baseline(cell.model, scratch).artifact.path, 1), image)
     rounds = max(5, min(30, int(_TIMING / max(2 * pace, 1e-9))))
-    found = latency.interleave(contenders, seconds=_TIMING, blocks=rounds)
+    found = latency.interleave_calls(contenders, seconds=_TIMING, blocks=rounds)
     ours = found["ours"]
     ratio, interval = statistics.ratio_interval(ours.blocks, found.get("float onnx", ours).blocks)
     return {"p50_ms": ours.percentile(50), "ratio": ratio, "ci95": list(interval), "rounds": rounds}

@@ -19,7 +19,7 @@ from edgewise.measure.cost.layers import analyze
 from edgewise.models import Spec
 from edgewise.network import captured
 from edgewise.stage import Context
-from edgewise.stages.fitting.batch_norms import batch_norms, reestimate
+from edgewise.stages.fitting.batch_norms import batch_norms, reestimate_norms
 from edgewise.stages.fold import Fold
 from edgewise.studies.architectures.photographs import photographs
 
@@ -95,7 +95,7 @@ def prepare(spec: Spec, *, small: bool = False, images: int = 8) -> Prepared:
     prepared = Prepared(spec=spec, model=model.eval(), context=Context(spec=spec, data=data, scratch=Path("unused")))
     _wake(model)
     if norms := batch_norms(model):
-        reestimate(model, norms, [torch.cat(prepared.normalised("train"))])
+        reestimate_norms(model, norms, [torch.cat(prepared.normalised("train"))])
     return prepared
 
 

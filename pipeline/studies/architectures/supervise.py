@@ -41,7 +41,7 @@ class Worker:
         """The function's result; where there is none, ``{"failed": reason}``."""
         if self._process is None:
             self._process = ExitStack()
-            self._pool = self._process.enter_context(workers.workers(1))
+            self._pool = self._process.enter_context(workers.start_workers(1))
         future: Future[dict[str, Any]] = self._pool.submit(work, *arguments)
         try:
             result = self._wait(future)

@@ -134,7 +134,7 @@ def _columns(found: Found, name: str, target: str) -> list[str]:
     return [*_cells(floating, 4, _float_columns), *_cells(int8, 6, _int8_columns)]
 
 
-def unmeasured(result: Mapping[str, Any]) -> str | None:
+def why_unmeasured(result: Mapping[str, Any]) -> str | None:
     """Why a result holds no measurement: ``failed`` or ``cannot`` and the reason; None for one that holds it."""
     return next((f"{word}: {result[word]}" for word in ("failed", "cannot") if word in result), None)
 
@@ -142,7 +142,7 @@ def unmeasured(result: Mapping[str, Any]) -> str | None:
 def _cells(result: Result | None, width: int, columns: Any) -> list[str]:
     if result is None:
         return ["–"] * width
-    if reason := unmeasured(result):
+    if reason := why_unmeasured(result):
         return [_escaped(reason), *[""] * (width - 1)]
     filled: list[str] = columns(result)
     return filled if result["current"] else [f"{filled[0]} †", *filled[1:]]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgewise.commands.console import FAILED, PASSED, guarded
+from edgewise.commands.console import FAILED, PASSED, run_guarded
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +24,7 @@ CPUS = ("cortex-a53", "cortex-a76")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status, as ``python -m edgewise`` has them."""
     options = _parser().parse_args(arguments)
-    return guarded(lambda: _run(options))
+    return run_guarded(lambda: _run(options))
 
 
 def _parser() -> argparse.ArgumentParser:

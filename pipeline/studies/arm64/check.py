@@ -138,7 +138,7 @@ def _row(
     path: Path, kept: Card, name: str, theirs: Answers, mine: Answers, labels: Tensor, finding: Finding | None
 ) -> OnMachine:
     correct, reference = (_correct(answers, labels) for answers in (theirs, mine))
-    accuracy = statistics.accuracy(reference if theirs is mine else correct, reference)
+    accuracy = statistics.judge_top1(reference if theirs is mine else correct, reference)
     finding = finding or judge(accuracy, kept.max_drop)
     return OnMachine(
         file=str(path),
@@ -146,7 +146,7 @@ def _row(
         machine=name,
         emulated=theirs is not mine,
         accuracy=accuracy,
-        agreement=statistics.agree(theirs.logits, mine.logits),
+        agreement=statistics.judge_agreement(theirs.logits, mine.logits),
         p50_ms=float(np.median(theirs.ms)),
         verdict=finding.verdict,
         reason=finding.reason,

@@ -52,12 +52,12 @@ def _ours(runtime: str) -> Callable[[Subject, Path], None]:
 
     def make(subject: Subject, path: Path) -> None:
         target = targets.get(runtime)
-        target.export(quantized(subject, target.grids[0], path.parent), path, targets.USUAL)
+        target.export(quantize_subject(subject, target.grids[0], path.parent), path, targets.USUAL)
 
     return make
 
 
-def quantized(subject: Subject, grid: Grid, folder: Path) -> ExportedProgram:
+def quantize_subject(subject: Subject, grid: Grid, folder: Path) -> ExportedProgram:
     """The network calibrated on ``grid``, captured at batch 1 as every target is given it."""
     count = len(subject.calibration())
     context = Context(spec=subject.spec, data=subject.data, scratch=folder, grid=grid)

@@ -15,7 +15,7 @@ from torch import Tensor
 from edgewise import targets
 from edgewise.files.open import open_runtime
 from edgewise.measure import latency, statistics
-from edgewise.measure.answers import logits
+from edgewise.measure.answers import compute_logits
 from edgewise.stage import Track
 from edgewise.store.json_values import encode_fields
 from edgewise.studies.peers.contenders import Contender, path_of
@@ -25,7 +25,9 @@ from edgewise.studies.peers.subject import Subject
 def answers(contender: Contender, subject: Subject, folder: Path, track: Track) -> Tensor:
     """float32 logits [N, classes] of the file for every test image, in its runtime, on one thread."""
     runner = _open(contender, folder)
-    return logits(runner, subject.data.test, subject.spec, track=track, label=f"{subject.name}, {contender.name}")
+    return compute_logits(
+        runner, subject.data.test, subject.spec, track=track, label=f"{subject.name}, {contender.name}"
+    )
 
 
 def accuracy(own: Tensor, reference: Tensor, labels: Tensor, trained: bool) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def accuracy(own: Tensor, reference: Tensor, labels: Tensor, trained: bool) -> d
     }
     if trained:
         right, base = ((logit.argmax(1) == labels).numpy() for logit in (own, reference))
-        found["accuracy"] = encode_fields(statistics.accuracy(right, base))
+        found["accuracy"] = encode_fields(statistics.judge_top1(right, base))
     return found
 
 
@@ -49,7 +51,7 @@ def times(
     calls: dict[str, Callable[[], object]] = {
         name: partial(_open(contender, folder), subject_image) for name, contender in contenders.items()
     }
-    samples = latency.interleave(calls, seconds=seconds)
+    samples = latency.interleave_calls(calls, seconds=seconds)
     first = next(iter(samples))
     fastest = {
         runtime: min(peers, key=lambda name: float(np.median(samples[name].blocks)))

@@ -13,13 +13,13 @@ from edgewise import calib_data
 from edgewise.calib_data import Data
 from edgewise.calib_data._parts import MemoryPart, in_memory
 from edgewise.images.normalise import normalise
-from edgewise.images.resized import resize
+from edgewise.images.resized import resize_images
 from edgewise.models import Spec
 from edgewise.network import architecture
 from edgewise.network import weights as network_weights
 from edgewise.network.architecture import Base
 from edgewise.stage import Context
-from edgewise.stages.fitting.batch_norms import batch_norms, reestimate
+from edgewise.stages.fitting.batch_norms import batch_norms, reestimate_norms
 from edgewise.stages.fold import Fold
 from edgewise.stages.train import Train
 from edgewise.stages.training.augment import Augment
@@ -77,7 +77,7 @@ def load(name: str, weights: Path | None, data_name: str, folder: Path) -> Subje
         network_weights.load_weights(network, weights)
     elif large:
         batches = torch.split(torch.arange(len(data.calib)), 16)
-        reestimate(network, batch_norms(network), (normalise(data.calib.batch(index), spec) for index in batches))
+        reestimate_norms(network, batch_norms(network), (normalise(data.calib.batch(index), spec) for index in batches))
     else:
         network = Train(training=_TRAINING)(network, context).eval()
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -100,7 +100,7 @@ def _enlarged(data: Data, shape: tuple[int, int, int]) -> Data:
     def part(of: object, count: int) -> MemoryPart:
         source = getattr(data, str(of))
         index = torch.arange(min(count, len(source)))
-        images = resize(source.batch(index), shape[1:]).expand(-1, shape[0], -1, -1).contiguous()
+        images = resize_images(source.batch(index), shape[1:]).expand(-1, shape[0], -1, -1).contiguous()
         return MemoryPart(images, source.labels[index])
 
     calib, test = part("calib", CALIBRATION_LARGE), part("test", TEST_LARGE)

@@ -143,7 +143,7 @@ def test_unknown_names_get_the_nearest_spelling(
         ("greedy", "Prune.ratio must lie between 0 and 1"),
         ("negative", "max_drop must lie in 0 … 1, found -0.1"),
         ("nowhere", "names no target"),
-        ("number", "returned int; wanted a pipeline.recipe.Recipe"),
+        ("number", "returned int; wanted an edgewise.Recipe"),
         ("absent", "has no function 'absent'"),
     ],
 )

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from edgewise.images.normalise import feed, normalise
-from edgewise.images.preprocess import OUTSIDE, Preprocess, blank
-from edgewise.images.wrapper import NOTHING, Baking
+from edgewise.images.preprocess import OUTSIDE, Preprocess, blank_image
+from edgewise.images.wrapper import NOTHING, Wrapper
 
 MEAN, STD = (0.5, 0.25), (0.5, 0.125)
 
 
-def baking(**fields: object) -> Baking:
-    return Baking(preprocess=Preprocess(**fields), mean=MEAN, std=STD)  # type: ignore[arg-type]
+def baking(**fields: object) -> Wrapper:
+    return Wrapper(preprocess=Preprocess(**fields), mean=MEAN, std=STD)  # type: ignore[arg-type]
 
 
 class Identity(nn.Module):
@@ -51,7 +51,7 @@ def test_softmax_turns_logits_into_probabilities() -> None:
 def test_nothing_asked_for_leaves_the_network_alone() -> None:
     network = Identity()
     assert NOTHING.around(network) is network
-    assert Baking(preprocess=OUTSIDE, mean=MEAN, std=STD).around(network) is network
+    assert Wrapper(preprocess=OUTSIDE, mean=MEAN, std=STD).around(network) is network
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_what_a_file_is_fed(fed: str, shape: tuple[int, ...], dtype: torch.dtype
     example = baking(fed=fed).example((2, 5, 4))
     assert (tuple(example.shape), example.dtype) == (shape, dtype)
     assert [example.shape[side] for side in baking(fed=fed).sides] == [5, 4]
-    assert torch.equal(blank((2, 5, 4), fed), example)  # type: ignore[arg-type]
+    assert torch.equal(blank_image((2, 5, 4), fed), example)  # type: ignore[arg-type]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from edgewise.measure import cpus
-from edgewise.measure.cpus import pinned
-from edgewise.measure.latency import Samples, interleave
+from edgewise.measure.cpus import pin_threads
+from edgewise.measure.latency import Samples, interleave_calls
 from edgewise.measure.statistics import ratio_interval
 from edgewise.measure.values import Latency
 from edgewise.report.rows import Verdict
@@ -38,7 +38,7 @@ def trace(names: str, blocks: int, most: int) -> list[str]:
     """Names in the order in which they were called in the measurement itself."""
     calls: list[str] = []
     contenders = {name: (lambda name=name: calls.append(name)) for name in names}
-    interleave(contenders, seconds=10.0, blocks=blocks, most=most)
+    interleave_calls(contenders, seconds=10.0, blocks=blocks, most=most)
     return calls[WARM * len(names) :]
 
 
@@ -63,18 +63,18 @@ def test_each_contender_is_warmed_up_first() -> None:
     def slow_at_first() -> None:
         busy(next(durations, 0.01))
 
-    found = interleave({"a": slow_at_first}, seconds=0.02, blocks=5)
+    found = interleave_calls({"a": slow_at_first}, seconds=0.02, blocks=5)
     assert found["a"].percentile(50) < 10
 
 
 def test_times_have_the_stated_shape() -> None:
-    found = interleave({"a": lambda: None, "b": lambda: None}, seconds=10.0, blocks=4, most=3)
+    found = interleave_calls({"a": lambda: None, "b": lambda: None}, seconds=10.0, blocks=4, most=3)
     assert found["a"].times.shape == found["b"].times.shape == (4, 3)
     assert np.all(found["a"].times >= 0)
 
 
 def test_at_least_one_call_a_block_however_short_the_time() -> None:
-    found = interleave({"a": lambda: busy(1)}, seconds=1e-6, blocks=3)
+    found = interleave_calls({"a": lambda: busy(1)}, seconds=1e-6, blocks=3)
     assert found["a"].times.shape == (3, 1)
 
 
@@ -93,12 +93,12 @@ class Clock:
 
 def test_the_asked_time_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgewise.measure.latency.time", clock := Clock())
-    interleave({"a": lambda: clock.lasts(1), "b": lambda: clock.lasts(2)}, seconds=0.3, blocks=10)
+    interleave_calls({"a": lambda: clock.lasts(1), "b": lambda: clock.lasts(2)}, seconds=0.3, blocks=10)
     assert clock.now / 1e6 == 300 + 3 * WARM
 
 
 def test_slower_contender_shows_its_ratio() -> None:
-    found = interleave({"slow": lambda: busy(0.6), "fast": lambda: busy(0.2)}, seconds=0.3, blocks=15)
+    found = interleave_calls({"slow": lambda: busy(0.6), "fast": lambda: busy(0.2)}, seconds=0.3, blocks=15)
     ratio, (low, high) = ratio_interval(found["slow"].blocks, found["fast"].blocks)
     assert low > 1
     assert 1.5 < ratio < 6
@@ -168,7 +168,7 @@ def worker() -> Iterator[int]:
 def test_the_caller_and_the_pools_are_pinned_while_timed_and_given_back(worker: int) -> None:
     before = os.sched_getaffinity(0), os.sched_getaffinity(worker)
     seen = []
-    interleave(
+    interleave_calls(
         {"a": lambda: seen.append((os.sched_getaffinity(0), os.sched_getaffinity(worker)))},
         seconds=1.0,
         blocks=1,
@@ -184,7 +184,7 @@ def test_the_caller_and_the_pools_are_pinned_while_timed_and_given_back(worker: 
 def test_a_failure_gives_the_processors_back(worker: int) -> None:
     before = os.sched_getaffinity(0), os.sched_getaffinity(worker)
     with pytest.raises(ZeroDivisionError):
-        interleave({"a": lambda: 1 / 0}, threads=1)
+        interleave_calls({"a": lambda: 1 / 0}, threads=1)
     assert (os.sched_getaffinity(0), os.sched_getaffinity(worker)) == before
 
 
@@ -195,7 +195,7 @@ def test_python_s_other_threads_are_left_alone() -> None:
     bar.start()
     assert bar.native_id is not None
     before = os.sched_getaffinity(bar.native_id)
-    with pinned(1):
+    with pin_threads(1):
         assert os.sched_getaffinity(bar.native_id) == before
     end.set()
     bar.join()
@@ -204,9 +204,9 @@ def test_python_s_other_threads_are_left_alone() -> None:
 @linux
 def test_no_more_processors_than_are_allowed_and_none_unasked() -> None:
     allowed = os.sched_getaffinity(0)
-    with pinned(10_000) as chosen:
+    with pin_threads(10_000) as chosen:
         assert chosen == allowed
-    with pinned(None) as chosen:
+    with pin_threads(None) as chosen:
         assert chosen == frozenset() and os.sched_getaffinity(0) == allowed
 
 

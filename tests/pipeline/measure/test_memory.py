@@ -36,7 +36,7 @@ def linear(path: Path, outputs: int) -> Path:
 
 def test_the_peak_holds_the_weights_and_not_the_libraries(tmp_path: Path) -> None:
     small, large = (linear(tmp_path / f"{outputs}.onnx", outputs) for outputs in (16, 8192))
-    peaks = [memory.peak("onnx", path, 1, (1, 32, 32), "normalised") for path in (small, large)]
+    peaks = [memory.measure_peak("onnx", path, 1, (1, 32, 32), "normalised") for path in (small, large)]
     small_peak, large_peak = peaks
     if small_peak is None or large_peak is None:
         pytest.skip("this system tells no high-water mark")
@@ -48,7 +48,7 @@ def test_a_file_that_the_runtime_refuses_has_no_peak(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     (tmp_path / "a.onnx").write_bytes(b"no model")
     with pytest.raises(TargetError, match="8 bytes that ONNX Runtime refuses"):
-        memory.peak("onnx", tmp_path / "a.onnx", 1, (1, 8, 8), "normalised")
+        memory.measure_peak("onnx", tmp_path / "a.onnx", 1, (1, 8, 8), "normalised")
 
 
 def _die(*_: object) -> None:
@@ -58,4 +58,4 @@ def _die(*_: object) -> None:
 def test_a_process_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_growth", _die)
     with pytest.raises(LoweringError, match=r"onnx: the process that measured the memory of a\.onnx died"):
-        memory.peak("onnx", tmp_path / "a.onnx", 1, (1, 8, 8), "normalised")
+        memory.measure_peak("onnx", tmp_path / "a.onnx", 1, (1, 8, 8), "normalised")

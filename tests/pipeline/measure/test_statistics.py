@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgewise.measure.statistics import accuracy, paired_difference, ratio_interval
+from edgewise.measure.statistics import judge_top1, paired_difference, ratio_interval
 
 Z = 1.959963984540054
 """The 97.5th percentile of the standard normal distribution."""
@@ -24,7 +24,7 @@ def paired(both: int, gained: int, lost: int, neither: int) -> tuple[NDArray[np.
 @pytest.mark.parametrize(("right", "n"), [(81, 100), (0, 20), (20, 20), (9_123, 10_000)])
 def test_accuracy_has_wilson_interval(right: int, n: int) -> None:
     correct = np.arange(n) < right
-    found = accuracy(correct, correct)
+    found = judge_top1(correct, correct)
     p = right / n
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
@@ -34,7 +34,7 @@ def test_accuracy_has_wilson_interval(right: int, n: int) -> None:
 
 def test_wilson_by_its_textbook_value() -> None:
     correct = np.arange(10) < 8
-    assert accuracy(correct, correct).ci95 == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+    assert judge_top1(correct, correct).ci95 == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
 
 
 @pytest.mark.parametrize(("gained", "lost", "n"), [(3, 9, 100), (10, 2, 540), (1, 0, 50)])

@@ -11,7 +11,7 @@ from edgewise.errors import RequestError
 from edgewise.measure.values import Latency
 from edgewise.recipe import Recipe
 from edgewise.report.document import Report
-from edgewise.report.recommend import recommend
+from edgewise.report.recommend import recommend_files
 from edgewise.report.rows import ArtifactFile, Row, Verdict
 from edgewise.run.session import float_candidates
 from edgewise.stages.quantize import Quantize
@@ -37,14 +37,14 @@ def file(
 
 
 def recommended(*files: tuple[Row, ArtifactFile]) -> list[tuple[str, str | None, str | None]]:
-    found = recommend([row for row, _ in files], [artifact for _, artifact in files])
+    found = recommend_files([row for row, _ in files], [artifact for _, artifact in files])
     return [(entry.target, entry.precision, entry.path) for entry in found]
 
 
 def test_int8_is_not_chosen_where_it_is_slower_than_float() -> None:
     files = file("float32", 0.48, 107_000), file("int8", 0.65, 50_100)
     assert recommended(*files) == [("onnx", "float32", "artifacts/onnx/float32")]
-    (entry,) = recommend([row for row, _ in files], [artifact for _, artifact in files])
+    (entry,) = recommend_files([row for row, _ in files], [artifact for _, artifact in files])
     assert entry.reason == (
         "the fastest that passed, 0.0480 ms (0.48× the baseline); slower: int8 0.0650 ms (0.65× the baseline)"
     )
@@ -76,7 +76,7 @@ def test_each_target_has_its_own() -> None:
 def test_a_report_keeps_its_recommendations() -> None:
     row, artifact = file("float32", 0.48, 107_000)
     report = Report(
-        recipe={}, environment={}, rows=[row], artifacts=[artifact], recommended=recommend([row], [artifact])
+        recipe={}, environment={}, rows=[row], artifacts=[artifact], recommended=recommend_files([row], [artifact])
     )
     again = Report.from_json(report.to_json())
     assert again.recommended == report.recommended and again.recommended[0].precision == "float32"

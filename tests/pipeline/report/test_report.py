@@ -358,7 +358,7 @@ def test_the_commit_is_the_tree_s_own_and_dirty_says_so(tmp_path: Path) -> None:
 
 
 def test_importing_the_report_imports_nothing_heavy() -> None:
-    code = "import sys, pipeline.report, pipeline.rows; print(*{n.split('.')[0] for n in sys.modules})"
+    code = "import sys, edgewise.report, edgewise.report.rows; print(*{n.split('.')[0] for n in sys.modules})"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.split()

@@ -20,7 +20,7 @@ from edgewise import library_noise, models, targets
 from edgewise.errors import StageError
 from edgewise.network.captured import Prepare
 from edgewise.stages import quantize
-from edgewise.stages.quantize.graph_settings import constants, unchanged
+from edgewise.stages.quantize.graph_settings import check_unchanged, read_constants
 from edgewise.studies.architectures.network import Prepared, agreement, answers, calibrated, capture, prepare
 from edgewise.verify import layerwise
 
@@ -49,9 +49,9 @@ def test_a_prepared_graph_keeps_its_settings_and_takes_any_batch(name: str) -> N
     if "quantize" in prepared.spec.cannot:
         pytest.skip(f"declared: {prepared.spec.cannot['quantize']}")
     graph = Prepare(GRID.to_json(), prepared.shape).capture(prepared.folded)
-    assert "batch_norm" not in constants(graph)
+    assert "batch_norm" not in read_constants(graph)
     eps = [module.eps for module in prepared.folded.modules() if isinstance(module, nn.LayerNorm)]
-    assert [found[0] for found in constants(graph).get("layer_norm", [])] == pytest.approx(eps)
+    assert [found[0] for found in read_constants(graph).get("layer_norm", [])] == pytest.approx(eps)
     images = torch.cat(prepared.normalised("train"))
     with torch.no_grad():
         assert graph(torch.cat(prepared.calibration)).shape[0] == len(prepared.calibration)
@@ -106,18 +106,18 @@ def test_the_guard_finds_what_torchao_overwrites() -> None:
     example = torch.randn(2, 1, 5, 5)
     with library_noise.quiet_capture():
         graph = torch.export.export(Regularised().train(), (example,)).module(check_guards=False)
-    before = constants(graph)  # type: ignore[arg-type]
+    before = read_constants(graph)  # type: ignore[arg-type]
     assert before["dropout"] == [(0.2,)] and before["batch_norm"] == [(0.3, 1e-3)]
-    unchanged(graph, before)  # type: ignore[arg-type]
+    check_unchanged(graph, before)  # type: ignore[arg-type]
     with library_noise.quiet_capture():
         move_exported_model_to_eval(graph)
         move_exported_model_to_train(graph)
     with pytest.raises(StageError, match=r"batch_norm momentum, eps.*dropout p: \[\(0\.2,\)\] became \[\(0\.5,\)\]"):
-        unchanged(graph, before)  # type: ignore[arg-type]
+        check_unchanged(graph, before)  # type: ignore[arg-type]
 
 
 def test_constants_are_plain_json() -> None:
     example = torch.randn(2, 1, 5, 5)
     with library_noise.quiet_capture():
         graph = torch.export.export(Regularised().eval(), (example,)).module(check_guards=False)
-    assert json.loads(json.dumps(constants(graph)))["batch_norm"] == [[0.3, 1e-3]]  # type: ignore[arg-type]
+    assert json.loads(json.dumps(read_constants(graph)))["batch_norm"] == [[0.3, 1e-3]]  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgewise import calib_data, targets
 from edgewise.files import parts
 from edgewise.images.normalise import normalise
-from edgewise.measure.answers import logits
+from edgewise.measure.answers import compute_logits
 from edgewise.network.captured import Prepare, convert
 from edgewise.report.rows import Row
 from edgewise.stages.quantize import freeze
@@ -25,7 +25,7 @@ from edgewise.store.json_values import encode
 from edgewise.targets import USUAL, Grid
 from edgewise.verify import card, golden
 from edgewise.verify.card import Card
-from edgewise.verify.recheck import recheck
+from edgewise.verify.recheck import recheck_file
 
 DATA = calib_data.load("digits")
 SHAPE = (1, 8, 8)
@@ -75,7 +75,7 @@ def keep(path: Path, name: str) -> None:
     runner = target.load(path, 1) if target.load else target.reference(path) if target.reference else None
     assert runner is not None
     images = golden.choose(DATA.test)
-    answers = logits(runner, images, Spec())
+    answers = compute_logits(runner, images, Spec())
     record = golden.write(path, dataclasses.replace(images, answers=answers), golden.tolerance(answers, answers))
     row = Row(
         step="artifact", target=name, params=1, macs=1, bytes=parts.size(path), accuracy=None, latency=None,
@@ -178,7 +178,7 @@ FAULTS: tuple[Callable[[Written], None], ...] = (
 
 
 def test_the_file_as_it_was_written_passes_without_a_data_set(copy: tuple[str, Written]) -> None:
-    found = recheck(copy[1].path)
+    found = recheck_file(copy[1].path)
     assert (found.verdict, found.accuracy) == ("pass", None)
     assert "its answers to 16 golden images are those it gave when it was made" in found.reason
 
@@ -193,7 +193,7 @@ def test_a_fault_is_caught(copy: tuple[str, Written], fault: Callable[[Written],
         kept = json.loads(place.read_text(encoding="utf-8"))
         kept |= {"sha256": parts.digest(written.path), "row": kept["row"] | {"bytes": parts.size(written.path)}}
         place.write_text(json.dumps(kept), encoding="utf-8")
-    found = recheck(written.path)
+    found = recheck_file(written.path)
     assert found.verdict == "fail", f"{name}: {found.reason}"
     assert ("not the file that was verified" in found.reason) == (not renewed and fault is not wrong_preprocessing)
     if fault is truncated:
@@ -208,8 +208,8 @@ def test_without_its_golden_images_nothing_is_checked(copy: tuple[str, Written])
     path = copy[1].path
     place = golden.path_of(path)
     place.write_bytes(place.read_bytes() + b" ")
-    found = recheck(path)
+    found = recheck_file(path)
     assert found.verdict == "not-checked" and "it is not the file that the card names" in found.reason
     place.unlink()
-    found = recheck(path)
+    found = recheck_file(path)
     assert found.verdict == "not-checked" and "keep the three together" in found.reason

@@ -11,10 +11,10 @@ from torch import nn
 
 from edgewise import models
 from edgewise.errors import RequestError
-from edgewise.images.sizes import inside, open_sides, settled, untraced
+from edgewise.images.sizes import inside, open_sides, sizes_to_try, with_main_size_first
 from edgewise.models import get
-from edgewise.run.one_graph import check
-from edgewise.run.request import asked
+from edgewise.run.one_graph import check_sizes
+from edgewise.run.request import sizes_from_arguments
 from edgewise.targets import Sizes
 
 RANGE = Sizes(choices=((8, 8), (16, 16)), ranged=True)
@@ -32,7 +32,7 @@ LIST = Sizes(choices=((8, 8), (12, 10)))
     ],
 )
 def test_the_command_lines_words(sizes: Any, bounds: Any, wanted: Sizes | None) -> None:
-    assert asked(sizes, bounds) == wanted
+    assert sizes_from_arguments(sizes, bounds) == wanted
 
 
 @pytest.mark.parametrize(
@@ -44,27 +44,27 @@ def test_the_command_lines_words(sizes: Any, bounds: Any, wanted: Sizes | None) 
 )
 def test_words_that_make_no_range(sizes: Any, bounds: Any, wanted: str) -> None:
     with pytest.raises(RequestError, match=wanted):
-        asked(sizes, bounds)
+        sizes_from_arguments(sizes, bounds)
 
 
 def test_the_main_size_comes_first() -> None:
-    assert settled(RANGE, (10, 12)).choices == ((10, 12), (8, 8), (16, 16))
-    assert settled(RANGE, (32, 32)).choices == ((8, 8), (16, 16))
-    assert settled(LIST, (12, 10)).choices == LIST.choices
-    assert settled(Sizes(choices=((8, 8), (8, 8))), (1, 1)).kind == "fixed"
+    assert with_main_size_first(RANGE, (10, 12)).choices == ((10, 12), (8, 8), (16, 16))
+    assert with_main_size_first(RANGE, (32, 32)).choices == ((8, 8), (16, 16))
+    assert with_main_size_first(LIST, (12, 10)).choices == LIST.choices
+    assert with_main_size_first(Sizes(choices=((8, 8), (8, 8))), (1, 1)).kind == "fixed"
 
 
 @pytest.mark.parametrize("choices", [(), ((0, 8),), ((8, 8), (-1, 8))])
 def test_sizes_that_are_none(choices: tuple[tuple[int, int], ...]) -> None:
     with pytest.raises(RequestError, match="at least 1×1"):
-        settled(Sizes(choices=choices), (8, 8))
+        with_main_size_first(Sizes(choices=choices), (8, 8))
 
 
 def test_files_are_tried_where_they_were_not_captured() -> None:
-    assert untraced(None) == untraced(Sizes(choices=((8, 8),))) == ()
-    assert untraced(LIST) == ((12, 10),)
-    assert untraced(settled(RANGE, (8, 8))) == ((10, 13), (16, 16))
-    assert untraced(settled(RANGE, (10, 12))) == ((8, 8), (10, 13), (16, 16))
+    assert sizes_to_try(None) == sizes_to_try(Sizes(choices=((8, 8),))) == ()
+    assert sizes_to_try(LIST) == ((12, 10),)
+    assert sizes_to_try(with_main_size_first(RANGE, (8, 8))) == ((10, 13), (16, 16))
+    assert sizes_to_try(with_main_size_first(RANGE, (10, 12))) == ((8, 8), (10, 13), (16, 16))
 
 
 def test_what_lies_inside() -> None:
@@ -87,7 +87,7 @@ def able(*kinds: str) -> list[Any]:
 
 def test_a_target_that_cannot_is_named() -> None:
     with pytest.raises(RequestError, match="'fake' writes no file for ranged image sizes, only enumerated or fixed"):
-        check(nn.Identity(), "net", torch.zeros(1, 1, 8, 8), RANGE, able("fixed", "enumerated"))
+        check_sizes(nn.Identity(), "net", torch.zeros(1, 1, 8, 8), RANGE, able("fixed", "enumerated"))
 
 
 REDUCED = {
@@ -111,9 +111,9 @@ def test_every_architecture_takes_any_size_or_says_why_not(name: str) -> None:
     image = torch.zeros(1, channels, height, width)
     if name in REDUCED:
         with pytest.raises(RequestError, match=REDUCED[name]):
-            check(network, name, image, sizes, able("fixed", "enumerated"))
+            check_sizes(network, name, image, sizes, able("fixed", "enumerated"))
     else:
-        check(network, name, image, sizes, able("fixed", "enumerated"))
+        check_sizes(network, name, image, sizes, able("fixed", "enumerated"))
         assert sizes.kind == "enumerated"
 
 
@@ -124,7 +124,7 @@ def test_a_condition_that_fails_between_the_ends_of_a_range_is_found() -> None:
 
     network = nn.Sequential(nn.Conv2d(1, 2, 1), Even())
     with pytest.raises(RequestError, match=r"at 8×9, Runtime assertion failed"):
-        check(network, "net", torch.zeros(1, 1, 8, 8), RANGE, able("ranged"))
+        check_sizes(network, "net", torch.zeros(1, 1, 8, 8), RANGE, able("ranged"))
 
 
 def test_a_network_that_branches_on_the_size_is_refused() -> None:
@@ -134,4 +134,4 @@ def test_a_network_that_branches_on_the_size_is_refused() -> None:
 
     network = nn.Sequential(nn.Conv2d(1, 2, 1), Branch())
     with pytest.raises(RequestError, match="net is not one computation for all the sizes asked for"):
-        check(network, "net", torch.zeros(1, 1, 8, 8), RANGE, able("ranged"))
+        check_sizes(network, "net", torch.zeros(1, 1, 8, 8), RANGE, able("ranged"))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from edgewise import targets
 from edgewise.images.preprocess import Preprocess
-from edgewise.images.sizes import Size, open_sides, untraced
-from edgewise.images.wrapper import Baking
+from edgewise.images.sizes import Size, open_sides, sizes_to_try
+from edgewise.images.wrapper import Wrapper
 from edgewise.library_noise import quiet_capture
 from edgewise.targets import Packaging, Sizes, Target, TargetError
 
@@ -34,7 +34,7 @@ class Network(nn.Module):
         return mean
 
 
-def captured(baking: Baking, sizes: Sizes, channels: int = 3) -> torch.export.ExportedProgram:
+def captured(baking: Wrapper, sizes: Sizes, channels: int = 3) -> torch.export.ExportedProgram:
     with quiet_capture():
         return torch.export.export(
             baking.around(Network(channels).eval()),
@@ -43,8 +43,8 @@ def captured(baking: Baking, sizes: Sizes, channels: int = 3) -> torch.export.Ex
         )
 
 
-def baking(**fields: Any) -> Baking:
-    return Baking(preprocess=Preprocess(**fields), mean=MEAN, std=STD)
+def baking(**fields: Any) -> Wrapper:
+    return Wrapper(preprocess=Preprocess(**fields), mean=MEAN, std=STD)
 
 
 def able(name: str) -> Target:
@@ -69,7 +69,7 @@ def test_bytes_at_sizes_that_were_not_traced(name: str, tmp_path: Path) -> None:
     run = target.load(written.path, 1) if target.load is not None else None
     run = run or (target.reference or pytest.fail)(written.path)
     network = around.around(Network().eval())
-    for size in ((8, 8), *untraced(RANGE)):
+    for size in ((8, 8), *sizes_to_try(RANGE)):
         with torch.inference_mode():
             given, wanted = run(bytes_of(size)), network(bytes_of(size))
         assert torch.allclose(given, wanted, atol=2e-3), size
@@ -104,7 +104,7 @@ def test_core_ml_is_given_an_image_and_answers_with_names(tmp_path: Path) -> Non
 
 def test_core_ml_has_no_image_of_two_channels(tmp_path: Path) -> None:
     target, fixed = able("coreml"), Sizes(choices=((8, 8),))
-    around = Baking(preprocess=Preprocess(fed="bytes"), mean=(0.5,) * 2, std=(0.5,) * 2)
+    around = Wrapper(preprocess=Preprocess(fed="bytes"), mean=(0.5,) * 2, std=(0.5,) * 2)
     with pytest.raises(TargetError, match="an image has 1 or 3 channels, found 2"):
         target.export(captured(around, fixed, 2), tmp_path / "net.mlpackage", Packaging(sizes=fixed))
 

@@ -15,7 +15,7 @@ from edgewise.models import ModelError
 from edgewise.recipe import Recipe
 from edgewise.recipes import demo
 from edgewise.run.job import resolve
-from edgewise.run.request import override
+from edgewise.run.request import override_fields
 from edgewise.targets import TargetError
 
 MODELS = '''
@@ -110,7 +110,7 @@ def test_wrong_fields(
     recipe: Recipe, tmp_path: Path, change: dict[str, object], error: type[Exception], wanted: str
 ) -> None:
     with pytest.raises(error, match=wanted):
-        resolve(override(recipe, change), tmp_path / "out")
+        resolve(override_fields(recipe, change), tmp_path / "out")
 
 
 def test_cuda_without_a_gpu(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_out_that_cannot_be_written(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_override_takes_only_what_is_given(recipe: Recipe) -> None:
-    changed = override(recipe, {"model": None, "data": "arrays:x.npz", "targets": ("xnnpack",)})
+    changed = override_fields(recipe, {"model": None, "data": "arrays:x.npz", "targets": ("xnnpack",)})
     assert (changed.model, changed.data, changed.targets) == (recipe.model, "arrays:x.npz", ("xnnpack",))
 
 

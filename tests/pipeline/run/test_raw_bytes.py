@@ -15,20 +15,20 @@ from edgewise.commands.bench import compare
 from edgewise.errors import RequestError
 from edgewise.files import lower
 from edgewise.images.preprocess import Preprocess
-from edgewise.images.wrapper import Baking
-from edgewise.measure.answers import logits
-from edgewise.measure.statistics import agree
+from edgewise.images.wrapper import Wrapper
+from edgewise.measure.answers import compute_logits
+from edgewise.measure.statistics import judge_agreement
 from edgewise.models import get
 from edgewise.recipes import demo
 from edgewise.report.watch import Watch
 from edgewise.run import run
 from edgewise.run.job import Job, resolve
-from edgewise.run.request import asked, packaged
+from edgewise.run.request import sizes_from_arguments, with_packaging
 from edgewise.store.entries import file_digest
 from edgewise.store.json_values import encode
 from edgewise.verify import card, gates, parity
 from edgewise.verify.gates import Limits
-from edgewise.verify.recheck import recheck
+from edgewise.verify.recheck import recheck_file
 
 LIMITS = Limits(max_drop=1.0, max_latency_ratio=1_000)
 
@@ -48,7 +48,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Any]:
         candidates=(), quantize=None, targets=("onnx",), limits=LIMITS,
         weights=str(folder / "weights.safetensors"),
     )  # fmt: skip
-    recipe = packaged(recipe, asked(None, [8, 16]), {"fed": "bytes", "softmax": True})
+    recipe = with_packaging(recipe, sizes_from_arguments(None, [8, 16]), {"fed": "bytes", "softmax": True})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEWISE_STORE", str(folder / "store"))
         job = resolve(recipe, folder / "out")
@@ -86,9 +86,9 @@ def test_the_card_holds_the_input_and_verify_feeds_bytes(done: tuple[Job, Any]) 
     kept = card.read(path)
     assert (kept.fed, kept.softmax, kept.ranged, kept.sizes) == ("bytes", True, True, ((16, 16),))
     assert len(kept.answers) == card.PROBES and sum(kept.answers[0]) == pytest.approx(1, abs=1e-5)
-    found = recheck(path, "digits")
+    found = recheck_file(path, "digits")
     assert (found.verdict, found.fed, found.size) == ("pass", "bytes", (8, 8))
-    other = recheck(path, "digits", size=(11, 9))
+    other = recheck_file(path, "digits", size=(11, 9))
     assert other.accuracy is not None and other.accuracy.n == 540
 
 
@@ -113,19 +113,19 @@ def test_a_wrong_constant_is_caught_by_the_run_and_by_verify(
 ) -> None:
     job, path = done[0], artifact(done[0])
     kept = card.read(path)
-    right = Baking(preprocess=Preprocess(fed="bytes", softmax=True), mean=kept.mean, std=kept.std)
+    right = Wrapper(preprocess=Preprocess(fed="bytes", softmax=True), mean=kept.mean, std=kept.std)
     order = lower.Order(
         card.checkpoint_of(path, kept), "onnx", tmp_path, "planted", job.recipe.packaging,
         dataclasses.replace(right, **fault),
     )  # fmt: skip
-    lower.lower(order)
+    lower.lower_checkpoint(order)
     planted = tmp_path / "planted.onnx"
     fields = dataclasses.replace(kept, sha256=file_digest(planted))
     card.path_of(planted).write_text(json.dumps(encode(fields)), encoding="utf-8")
-    found = recheck(planted, "digits")
+    found = recheck_file(planted, "digits")
     assert found.verdict == "fail"
     assert "fed, or prepares its images, otherwise" in found.reason or "top-1 was" in found.reason
     (target,) = job.targets
     assert target.load is not None
-    answers, wanted = (logits(target.load(p, 1), job.data.test, job.spec, fed="bytes") for p in (planted, path))
-    assert gates.on_agreement(agree(answers, wanted), job.recipe.limits).verdict == "fail"
+    answers, wanted = (compute_logits(target.load(p, 1), job.data.test, job.spec, fed="bytes") for p in (planted, path))
+    assert gates.on_agreement(judge_agreement(answers, wanted), job.recipe.limits).verdict == "fail"

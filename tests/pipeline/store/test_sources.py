@@ -72,7 +72,7 @@ def test_a_scan_and_a_table_are_kept_under_all_that_they_use(copy: dict[str, Pat
 def test_code_is_named_by_modules_classes_and_functions() -> None:
     files = [latency.__file__, latency_table.__file__, sensitivity.__file__]
     expected = [source_digest(Path(str(file))) for file in files]
-    assert code_of(latency, latency_table.Kind, sensitivity.scan) == expected
+    assert code_of(latency, latency_table.Kind, sensitivity.scan_groups) == expected
     assert code_of(Train) != code_of(latency)
 
 

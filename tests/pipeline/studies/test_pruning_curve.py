@@ -77,7 +77,7 @@ def test_the_curve_is_written_three_ways_with_what_was_published(tmp_path: Path)
     reports = {"macs=1/2": report(0.91, 500, 0.6), "latency=1/2": report(0.88, 400, 0.5)}
     points = [pruning_curve.outcome(asked, found) for asked, found in reports.items()]
     right = [np.arange(1000) < 910, np.arange(1000) < 880]
-    pruning_curve.write(tmp_path, "resnet56", reports, pruning_curve.compared(points, right), "One epoch.")
+    pruning_curve.write(tmp_path, "resnet56", reports, pruning_curve.compare_points(points, right), "One epoch.")
     document = json.loads((tmp_path / "curve.json").read_text(encoding="utf-8"))
     assert [point["macs_ratio"] for point in document["points"]] == [0.5, 0.4]
     assert document["points"][0]["to_first"] is None

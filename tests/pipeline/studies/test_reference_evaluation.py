@@ -91,8 +91,8 @@ def disturb(monkeypatch: pytest.MonkeyPatch, chosen: Callable[[object], bool]) -
         answers = original(network, part, *rest, **named)  # type: ignore[arg-type]
         return torch.cat([-answers[:1], answers[1:]]) if chosen(network) else answers
 
-    original = evaluator.logits
-    monkeypatch.setattr(reference_evaluation, "logits", disturbed)
+    original = evaluator.compute_logits
+    monkeypatch.setattr(reference_evaluation, "compute_logits", disturbed)
     # One image of 540 turned over is an error of 2 / sqrt 540.
     monkeypatch.setattr(reference_evaluation, "_ERROR", {"float": 0.2, "int8": 0.2})
 
@@ -149,7 +149,7 @@ def test_a_file_that_answers_otherwise_fails(tmp_path: Path, monkeypatch: pytest
         return drawn[-1]
 
     drawn: list[torch.Tensor] = []
-    monkeypatch.setattr(reference_evaluation, "logits", wrong)
+    monkeypatch.setattr(reference_evaluation, "compute_logits", wrong)
     monkeypatch.setattr(reference_evaluation, "_TRAINING", replace(reference_evaluation._TRAINING, epochs=1, steps=1))
     monkeypatch.setattr(reference_evaluation, "_ROUNDS", 1)
     assert main(["lenet5", "--out", str(tmp_path)]) == 1

@@ -63,7 +63,7 @@ def written(folder: Path, name: str) -> Path:
     target = targets.get(name)
     path = folder / "artifacts" / name / f"net{target.suffix}"
     if not path.exists():
-        target.export(lower.program(folder / "checkpoints" / "net"), path, targets.USUAL)
+        target.export(lower.capture_program(folder / "checkpoints" / "net"), path, targets.USUAL)
     row = Row(
         step="artifact", target=name, params=1, macs=1, bytes=None, accuracy=None, latency=None, verification="runtime",
         undelegated=(), verdict="pass", reason="", seconds=0.0, precision="int8",
@@ -258,10 +258,10 @@ def test_code_that_a_checkpoint_names_is_not_run_unasked(tmp_path: Path) -> None
     base = {"model": f"{tmp_path}/net.py:net", "num_classes": 2, "in_channels": 1}
     (tmp_path / "model.json").write_text(json.dumps({"base": base, "surgery": []}), encoding="utf-8")
     with pytest.raises(RequestError, match="if you trust it"):
-        checkpoint.allow(tmp_path, None)
+        checkpoint.allow_model(tmp_path, None)
     with pytest.raises(RequestError, match="holds no checkpoint"):
-        checkpoint.allow(tmp_path / "none", None)
-    checkpoint.allow(tmp_path, base["model"])
+        checkpoint.allow_model(tmp_path / "none", None)
+    checkpoint.allow_model(tmp_path, base["model"])
 
 
 def test_a_value_of_the_file_stands_at_every_node_that_reads_it() -> None:

@@ -19,7 +19,7 @@ from edgewise.store.entries import file_digest
 from edgewise.store.json_values import encode
 from edgewise.verify import card
 from edgewise.verify.card import Card
-from edgewise.verify.recheck import recheck
+from edgewise.verify.recheck import recheck_file
 
 DATA = calib_data.load("digits")
 
@@ -74,7 +74,7 @@ def target(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_the_same_file_passes(file: Path, target: SimpleNamespace) -> None:
-    found = recheck(file, "digits")
+    found = recheck_file(file, "digits")
     assert (found.verdict, found.grade) == ("pass", "runtime")
     assert found.accuracy is not None
     assert (found.accuracy.top1, found.accuracy.n) == (0.9, 540)
@@ -82,7 +82,7 @@ def test_the_same_file_passes(file: Path, target: SimpleNamespace) -> None:
 
 def test_another_file_fails_however_accurate(file: Path, target: SimpleNamespace) -> None:
     file.write_bytes(b"other network")
-    found = recheck(file, "digits")
+    found = recheck_file(file, "digits")
     assert found.verdict == "fail"
     assert "not the file that was verified" in found.reason
 
@@ -90,39 +90,39 @@ def test_another_file_fails_however_accurate(file: Path, target: SimpleNamespace
 @pytest.mark.parametrize(("right", "verdict"), [(476, "pass"), (474, "fail"), (540, "pass"), (0, "fail")])
 def test_accuracy_may_fall_by_the_limit(file: Path, target: SimpleNamespace, right: int, verdict: str) -> None:
     target.load = lambda path, threads: answers(right)
-    assert recheck(file, "digits").verdict == verdict
+    assert recheck_file(file, "digits").verdict == verdict
 
 
 def test_other_images_decide_nothing(file: Path, target: SimpleNamespace) -> None:
     keep(file, dataclasses.replace(card_of(file, 0.9), data_digest="0" * 64))
-    assert recheck(file, "digits").verdict == "not-checked"
+    assert recheck_file(file, "digits").verdict == "not-checked"
 
 
 def test_other_images_do_not_hide_another_file(file: Path, target: SimpleNamespace) -> None:
     keep(file, dataclasses.replace(card_of(file, 0.9), data_digest="0" * 64, sha256="0" * 64))
-    assert recheck(file, "digits").verdict == "fail"
+    assert recheck_file(file, "digits").verdict == "fail"
 
 
 def test_a_reference_is_graded_as_one(file: Path, target: SimpleNamespace) -> None:
     target.load, target.reference = None, lambda path: answers(486)
-    found = recheck(file, "digits")
+    found = recheck_file(file, "digits")
     assert (found.grade, found.verdict) == ("reference", "pass")
 
 
 def test_a_file_that_nothing_runs_is_not_checked(file: Path, target: SimpleNamespace) -> None:
     target.load = None
-    found = recheck(file, "digits")
+    found = recheck_file(file, "digits")
     assert (found.grade, found.verdict, found.accuracy) == ("written", "not-checked", None)
 
 
 def test_a_file_that_nothing_runs_must_still_be_the_same_file(file: Path, target: SimpleNamespace) -> None:
     target.load = None
     file.write_bytes(b"other network")
-    assert recheck(file, "digits").verdict == "fail"
+    assert recheck_file(file, "digits").verdict == "fail"
 
 
 def test_json_and_text(file: Path, target: SimpleNamespace) -> None:
-    found = recheck(file, "digits")
+    found = recheck_file(file, "digits")
     document = json.loads(json.dumps(found.to_json()))
     assert list(document) == [
         "artifact", "target", "sha256", "verification", "accuracy", "verdict", "reason", "fed", "input_size",
@@ -136,21 +136,21 @@ def test_json_and_text(file: Path, target: SimpleNamespace) -> None:
 def test_damaged_card(file: Path, target: SimpleNamespace, damage: str) -> None:
     card.path_of(file).write_text(damage, encoding="utf-8")
     with pytest.raises(RequestError, match=r"net\.fake\.card\.json"):
-        recheck(file, "digits")
+        recheck_file(file, "digits")
 
 
 def test_missing_card_and_missing_file(file: Path, target: SimpleNamespace) -> None:
     card.path_of(file).unlink()
     with pytest.raises(RequestError, match="keep the two together"):
-        recheck(file, "digits")
+        recheck_file(file, "digits")
     with pytest.raises(RequestError, match="there is no file"):
-        recheck(file.with_name("none"), "digits")
+        recheck_file(file.with_name("none"), "digits")
 
 
 def test_images_of_another_shape(file: Path, target: SimpleNamespace) -> None:
     keep(file, dataclasses.replace(card_of(file, 0.9), input_shape=(3, 32, 32)))
     with pytest.raises(RequestError, match=r"takes images \(3, 32, 32\)"):
-        recheck(file, "digits")
+        recheck_file(file, "digits")
 
 
 def test_answers_that_moved_fail_however_accurate(file: Path, target: SimpleNamespace) -> None:
@@ -158,12 +158,12 @@ def test_answers_that_moved_fail_however_accurate(file: Path, target: SimpleName
     given = answers(486)(torch.zeros(2, 1, 8, 8))
     given[0, int(given[0].argmin())] = 0.2
     keep(file, dataclasses.replace(card_of(file, 0.9), answers=tuple(map(tuple, given.tolist()))))
-    found = recheck(file, "digits")
+    found = recheck_file(file, "digits")
     assert (found.verdict, found.accuracy and found.accuracy.top1) == ("fail", 0.9)
     assert "moved by 20%" in found.reason and "10% allowed" in found.reason
     given[0] = answers(486)(torch.zeros(1, 1, 8, 8))[0] + 0.09
     keep(file, dataclasses.replace(card_of(file, 0.9), answers=tuple(map(tuple, given.tolist()))))
-    assert recheck(file, "digits").verdict == "pass"
+    assert recheck_file(file, "digits").verdict == "pass"
 
 
 def test_a_file_that_is_fed_bytes_gets_bytes(file: Path, target: SimpleNamespace) -> None:
@@ -175,7 +175,7 @@ def test_a_file_that_is_fed_bytes_gets_bytes(file: Path, target: SimpleNamespace
 
     target.load = load
     keep(file, dataclasses.replace(card_of(file, 0.9), fed="bytes"))
-    found = recheck(file, "digits")
+    found = recheck_file(file, "digits")
     assert set(seen) == {(torch.uint8, (8, 8, 1))}
     assert (found.verdict, found.fed) == ("pass", "bytes") and "fed bytes at 8×8" in str(found)
 
@@ -183,11 +183,11 @@ def test_a_file_that_is_fed_bytes_gets_bytes(file: Path, target: SimpleNamespace
 def test_images_are_resized_to_what_the_file_takes(file: Path, target: SimpleNamespace) -> None:
     kept = dataclasses.replace(card_of(file, 0.9), sizes=((8, 8), (16, 16)), ranged=True)
     keep(file, kept)
-    found = recheck(file, "digits", size=(12, 9))
+    found = recheck_file(file, "digits", size=(12, 9))
     assert (found.verdict, found.size) == ("not-checked", (12, 9))  # the card's accuracy is of other images
     with pytest.raises(RequestError, match=r"8×8, 16×16 and all between, not 17×8"):
-        recheck(file, "digits", size=(17, 8))
+        recheck_file(file, "digits", size=(17, 8))
     keep(file, dataclasses.replace(kept, ranged=False))
     with pytest.raises(RequestError, match="not 12×9"):
-        recheck(file, "digits", size=(12, 9))
-    assert recheck(file, "digits", size=(16, 16)).size == (16, 16)
+        recheck_file(file, "digits", size=(12, 9))
+    assert recheck_file(file, "digits", size=(16, 16)).size == (16, 16)

@@ -16,7 +16,7 @@ from edgewise.errors import StageError
 from edgewise.models import Spec
 from edgewise.stage import Context
 from edgewise.stages.prune import Prune
-from edgewise.stages.prune.sensitivity import curves, fit_norms, scan
+from edgewise.stages.prune.sensitivity import fit_norms, loss_curves, scan_groups
 from edgewise.store.entries import Store
 
 SHAPE = (1, 2, 2)
@@ -117,14 +117,18 @@ def test_a_scan_sets_the_ratios(tmp_path: Path) -> None:
 
 
 def test_a_curve_follows_the_readings_and_never_falls(tmp_path: Path) -> None:
-    from edgewise.stages.prune.checked_cut import couple
-    from edgewise.stages.prune.importance import score
+    from edgewise.stages.prune.checked_cut import find_groups
+    from edgewise.stages.prune.importance import score_blocks
 
     how, ctx = Prune(ratio=0.5), context(tmp_path, {})
-    found = scan(Steps(), how, ctx, (0.5,))
+    found = scan_groups(Steps(), how, ctx, (0.5,))
     model = Steps()
-    groups = couple(model, how, ctx).groups
-    lines = dict(zip([g.name for g in groups], curves(found, groups, score("l2", model, groups, ctx, 1)), strict=True))
+    groups = find_groups(model, how, ctx).groups
+    lines = dict(
+        zip(
+            [g.name for g in groups], loss_curves(found, groups, score_blocks("l2", model, groups, ctx, 1)), strict=True
+        )
+    )
     rise = found["used"][0.5].loss - found["used"][0.0].loss
     assert lines["used"][:3] == pytest.approx([0.0, rise / 2, rise], rel=1e-3)
     assert lines["used"][4] == pytest.approx(2 * rise, rel=1e-3)
@@ -135,11 +139,11 @@ def test_a_scan_in_the_store_is_not_made_again(tmp_path: Path, monkeypatch: pyte
     from edgewise.stages.prune import sensitivity
 
     ctx = context(tmp_path, {}, store=Store(tmp_path / "store"))
-    first = scan(Steps(), Prune(ratio=0.5), ctx, (0.5,))
+    first = scan_groups(Steps(), Prune(ratio=0.5), ctx, (0.5,))
     monkeypatch.setattr(sensitivity, "_readings", None)
-    assert scan(Steps(), Prune(ratio=0.5), ctx, (0.5,)) == first
+    assert scan_groups(Steps(), Prune(ratio=0.5), ctx, (0.5,)) == first
     with pytest.raises(TypeError):
-        scan(Steps(), dataclasses.replace(Prune(ratio=0.5), images=8), ctx, (0.5,))
+        scan_groups(Steps(), dataclasses.replace(Prune(ratio=0.5), images=8), ctx, (0.5,))
 
 
 def test_batch_norms_fit_the_network_that_is_left(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from edgewise.models._attention import Attention
 from edgewise.models._layers import PadShortcut, SeparableConv
 from edgewise.stages.prune.channels import channel_view
-from edgewise.stages.prune.coupling import Group, cut, silence, trace
+from edgewise.stages.prune.coupling import Group, cut_channels, silence_channels, trace_groups
 
 
 def groups_of(model: nn.Module, *shape: int, classifier: str = "head", keep: tuple[str, ...] = ()) -> dict[str, Group]:
-    found = trace(model.eval(), torch.randn(1, *shape), classifier=classifier, keep=keep)
+    found = trace_groups(model.eval(), torch.randn(1, *shape), classifier=classifier, keep=keep)
     return {group.name: group for group in found.groups}
 
 
@@ -31,8 +31,8 @@ def one_each(count: int, start: int = 0) -> list[list[int]]:
 def computes_the_same(model: nn.Module, group: Group, blocks: list[int], *shape: int) -> bool:
     """Whether cutting the blocks out gives the function that the network has when their readers ignore them."""
     ignoring, smaller = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
-    silence(ignoring, [group], [blocks])
-    cut(smaller, [group], [blocks])
+    silence_channels(ignoring, [group], [blocks])
+    cut_channels(smaller, [group], [blocks])
     images = torch.randn(3, *shape)
     with torch.no_grad():
         whole, expected, found = model(images), ignoring(images), smaller(images)
@@ -95,7 +95,7 @@ def test_a_padded_shortcut_keeps_its_map_through_both_cuts() -> None:
     model = Padded()
     groups = list(groups_of(model, 1, 6, 6).values())
     # The published map is zeros, channel 0, channel 1, zeros. Channel 0 goes, and with it the output 3.
-    cut(model, groups, [[0] if group.width == 2 else [3] for group in groups])
+    cut_channels(model, groups, [[0] if group.width == 2 else [3] for group in groups])
     assert (model.shortcut.in_channels, model.shortcut.source) == (1, (-1, -1, 0))
 
 
@@ -125,7 +125,7 @@ def test_both_parts_of_a_concatenation_are_cut_in_one_pass() -> None:
     nn.init.uniform_(model.bn.weight)
     scale = model.bn.weight.detach().clone()
     groups = groups_of(model, 1, 4, 4)
-    cut(model, [groups["a"], groups["b"]], [[1], [0]])
+    cut_channels(model, [groups["a"], groups["b"]], [[1], [0]])
     assert model.head.in_channels == model.bn.num_features == 3
     assert torch.equal(model.bn.weight.detach(), scale[[0, 3, 4]])
 
@@ -140,7 +140,7 @@ def test_a_depthwise_convolution_follows_what_it_filters() -> None:
     group = groups_of(model, 1, 4, 4, classifier="3")["0"]
     assert table(group) == dict.fromkeys([("0", "out"), ("1.depthwise", "out"), ("1.pointwise", "in")], one_each(4))
     assert computes_the_same(model, group, [1, 2], 1, 4, 4)
-    cut(model, [group], [[1, 2]])
+    cut_channels(model, [group], [[1, 2]])
     layer = model[1].depthwise
     assert (layer.groups, layer.in_channels, layer.out_channels, layer.weight.shape[0]) == (2, 2, 2, 2)
 
@@ -153,7 +153,7 @@ def test_a_depthwise_convolution_with_a_multiplier_loses_all_filters_of_a_channe
     assert table(group)["0", "out"] == table(group)["1.depthwise", "in"] == one_each(4)
     assert table(group)["1.depthwise", "out"] == table(group)["1.pointwise", "in"] == pairs
     assert computes_the_same(model, group, [0, 3], 1, 4, 4)
-    cut(model, [group], [[0, 3]])
+    cut_channels(model, [group], [[0, 3]])
     layer = model[1].depthwise
     assert (layer.groups, layer.in_channels, layer.out_channels) == (2, 2, 4)
 
@@ -213,12 +213,12 @@ def test_attention_loses_whole_heads() -> None:
         ("attn.qkv", "out"): [[*h, *(c + 6 for c in h), *(c + 12 for c in h)] for h in heads],
     }
     assert computes_the_same(model, group, [0], 4, 2, 2)
-    cut(model, [group], [[0]])
+    cut_channels(model, [group], [[0]])
     assert (model.attn.num_heads, model.attn.qkv.out_features, model.attn.proj.in_features) == (1, 9, 3)
 
 
 def test_what_meets_a_free_parameter_is_left_alone_with_the_reason() -> None:
-    found = trace(Transformer().eval(), torch.randn(1, 4, 2, 2), classifier="head")
+    found = trace_groups(Transformer().eval(), torch.randn(1, 4, 2, 2), classifier="head")
     assert "free parameter" in " ".join(found.left_alone.values())
     assert "network's outputs" in found.left_alone["head"]
 
@@ -229,9 +229,9 @@ def test_a_kept_layer_keeps_all_it_is_added_to() -> None:
 
 def test_shortcuts_can_be_left_alone() -> None:
     model = Shortcut().eval()
-    found = trace(model, torch.randn(1, 2, 5, 5), classifier="head", shortcuts=False)
+    found = trace_groups(model, torch.randn(1, 2, 5, 5), classifier="head", shortcuts=False)
     added = [name for name, reason in found.left_alone.items() if "added" in reason]
-    whole = trace(model, torch.randn(1, 2, 5, 5), classifier="head")
+    whole = trace_groups(model, torch.randn(1, 2, 5, 5), classifier="head")
     assert len(whole.groups) == len(found.groups) + len(added) and len(added) == 1
     (gone,) = [group for group in whole.groups if group.name not in {g.name for g in found.groups}]
     assert len([m for m in gone.members if m.side == "out" and isinstance(m.module, nn.Conv2d)]) > 1
@@ -249,7 +249,7 @@ class Gate(nn.Module):
 
 
 def test_a_gate_is_no_shortcut() -> None:
-    found = trace(Gate().eval(), torch.randn(1, 1, 4, 4), classifier="head", shortcuts=False)
+    found = trace_groups(Gate().eval(), torch.randn(1, 1, 4, 4), classifier="head", shortcuts=False)
     assert [group.name for group in found.groups] == ["a"]
 
 

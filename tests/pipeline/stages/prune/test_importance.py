@@ -12,8 +12,8 @@ from edgewise.calib_data import Data
 from edgewise.models import Spec
 from edgewise.models._layers import PadShortcut
 from edgewise.stage import Context
-from edgewise.stages.prune.coupling import Group, trace
-from edgewise.stages.prune.importance import score
+from edgewise.stages.prune.coupling import Group, trace_groups
+from edgewise.stages.prune.importance import score_blocks
 
 SHAPE = (2, 4, 4)
 WEAK = 4
@@ -50,11 +50,11 @@ def network() -> nn.Sequential:
 
 
 def only_group(model: nn.Module) -> list[Group]:
-    return list(trace(model.eval(), torch.randn(1, *SHAPE), classifier="4").groups)
+    return list(trace_groups(model.eval(), torch.randn(1, *SHAPE), classifier="4").groups)
 
 
 def scores(kind: str, model: nn.Module, ctx: Context, images: int = 32) -> Tensor:
-    (found,) = score(kind, model, only_group(model), ctx, images)  # type: ignore[arg-type]
+    (found,) = score_blocks(kind, model, only_group(model), ctx, images)  # type: ignore[arg-type]
     assert found.shape == (6,) and found.dtype == torch.float32
     return found
 
@@ -133,10 +133,10 @@ def test_a_padded_shortcut_counts_as_a_reader(ctx: Context) -> None:
     model = Net()
     nn.init.zeros_(model.b.weight)
     model.pad.remap(3, (0, 1, -1, -1))
-    groups = list(trace(model.eval(), torch.randn(1, *SHAPE), classifier="head").groups)
+    groups = list(trace_groups(model.eval(), torch.randn(1, *SHAPE), classifier="head").groups)
     place = next(index for index, group in enumerate(groups) if group.width == 3)
     for kind in ("taylor", "activation"):
-        found = score(kind, model, groups, ctx, 32)[place]  # type: ignore[arg-type]
+        found = score_blocks(kind, model, groups, ctx, 32)[place]  # type: ignore[arg-type]
         assert found[2] == 0 and bool((found[:2] > 0).all())
 
 

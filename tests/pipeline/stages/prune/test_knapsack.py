@@ -90,10 +90,10 @@ def test_a_base_is_never_more_than_the_shortest_time() -> None:
 def test_of_many_moves_of_one_price_the_one_that_gets_there_is_found() -> None:
     # Twelve layers lose the same share each; a clock sees the first of them alone.
     moves = [plan.Move(group, 1, 0.5) for group in range(12)]
-    assert plan.meet(moves, 12, lambda counts: 1 - 0.5 * counts[0], 0.5) == (1, *[0] * 11)
+    assert plan.meet_budget(moves, 12, lambda counts: 1 - 0.5 * counts[0], 0.5) == (1, *[0] * 11)
 
 
 def test_the_last_move_ends_closest_below() -> None:
     # Of what may come next, the second group's 0.3 reaches 0.7, nearer to 0.75 than the first group's 0.5.
     moves = [plan.Move(0, 1, 0.1), plan.Move(1, 1, 0.2)]
-    assert plan.meet(moves, 2, lambda counts: 1 - 0.5 * counts[0] - 0.3 * counts[1], 0.75) == (0, 1)
+    assert plan.meet_budget(moves, 2, lambda counts: 1 - 0.5 * counts[0] - 0.3 * counts[1], 0.75) == (0, 1)

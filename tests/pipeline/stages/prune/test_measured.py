@@ -79,17 +79,17 @@ def test_milliseconds_already_kept_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_layers_in_the_store_are_not_timed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgewise.stages.prune.checked_cut import couple
+    from edgewise.stages.prune.checked_cut import find_groups
 
     ctx = context(tmp_path, {}, store=Store(tmp_path / "store"), machine="here")
     model = net()
-    groups = couple(model, Prune(latency=0.5), ctx).groups
-    first = latency_table.tabulate(model, groups, ctx)
+    groups = find_groups(model, Prune(latency=0.5), ctx).groups
+    first = latency_table.tabulate_layers(model, groups, ctx)
     assert first.ms((0, 0, 0)) > first.ms((32, 32, 32)) > 0
     monkeypatch.setattr(latency_table, "_timed", None)
-    assert latency_table.tabulate(model, groups, ctx).ms((0, 0, 0)) == first.ms((0, 0, 0))
+    assert latency_table.tabulate_layers(model, groups, ctx).ms((0, 0, 0)) == first.ms((0, 0, 0))
     with pytest.raises(TypeError):
-        latency_table.tabulate(model, groups, context(tmp_path, {}, store=ctx.store, machine="there"))
+        latency_table.tabulate_layers(model, groups, context(tmp_path, {}, store=ctx.store, machine="there"))
 
 
 @pytest.mark.parametrize("size", [0.5, 100_000.0])

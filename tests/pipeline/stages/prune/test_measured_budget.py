@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from edgewise.errors import StageError
-from edgewise.stages.prune.measured_budget import Line, aim
+from edgewise.stages.prune.measured_budget import Line, aim_at_budget
 from edgewise.stages.prune.plan import Counts
 
 
@@ -46,7 +46,7 @@ class Fake:
 
 
 def test_the_second_trial_hits_a_linear_truth() -> None:
-    found = aim(Fake(), 0.75, Size, Line(1.0))
+    found = aim_at_budget(Fake(), 0.75, Size, Line(1.0))
     # By the prediction alone 750 blocks stay, which measure 0.875; through both points 500 do.
     assert [round(measured, 3) for _, measured in found.trials] == [0.875, 0.75]
     assert found.counts == (500,)
@@ -54,16 +54,16 @@ def test_the_second_trial_hits_a_linear_truth() -> None:
 
 
 def test_the_budget_is_kept_from_below() -> None:
-    found = aim(Fake(step=300), 0.72, Size, Line(1.0))
+    found = aim_at_budget(Fake(step=300), 0.72, Size, Line(1.0))
     assert found.measured <= 0.72 and found.counts == (600,)
-    assert aim(Fake(step=300, slack=0.2), 0.72, Size, Line(1.0)).counts == (300,)
+    assert aim_at_budget(Fake(step=300, slack=0.2), 0.72, Size, Line(1.0)).counts == (300,)
 
 
 def test_what_cannot_be_reached_is_refused_with_the_nearest() -> None:
     with pytest.raises(StageError, match=r"wanted 5\.0%, and the nearest of 1 trials has 55\.0% left\. Ask for less"):
-        aim(Fake(), 0.05, Size, Line(1.0))
+        aim_at_budget(Fake(), 0.05, Size, Line(1.0))
     with pytest.raises(StageError, match=r"wanted 50\.0%, and the nearest of \d+ trials has"):
-        aim(Fake(fixed=0.9), 0.5, Size, Line(1.0))
+        aim_at_budget(Fake(fixed=0.9), 0.5, Size, Line(1.0))
 
 
 class Pessimist(Fake):
@@ -83,7 +83,7 @@ class Pessimist(Fake):
 
 
 def test_a_prediction_alone_refuses_nothing() -> None:
-    found = aim(Pessimist(), 0.5, Size, Line(1.0))
+    found = aim_at_budget(Pessimist(), 0.5, Size, Line(1.0))
     assert [round(measured, 3) for _, measured in found.trials] == [0.1, 0.5]
     assert found.counts == (500,) and found.predicted == pytest.approx(0.5)
 

@@ -273,5 +273,5 @@ def test_the_stage_knows_every_importance() -> None:
 
 
 def test_naming_the_stage_imports_no_torch() -> None:
-    code = "import sys, pipeline.prune; sys.exit('torch' in sys.modules)"
+    code = "import sys, edgewise.stages.prune; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from edgewise import calib_data, models
 from edgewise.calib_data import Data
 from edgewise.errors import RequestError
-from edgewise.measure.answers import logits
+from edgewise.measure.answers import compute_logits
 from edgewise.stage import Context
-from edgewise.stages.fitting.image_batches import drawn
-from edgewise.stages.fitting.layer_io import gather, met
+from edgewise.stages.fitting.image_batches import draw_batches
+from edgewise.stages.fitting.layer_io import gather_moments, run_until_seen
 from edgewise.stages.fitting.least_squares import Moments, error
 from edgewise.stages.prune import Prune
 from edgewise.stages.prune.checked_cut import cut_and_check, trace_for
 from edgewise.stages.prune.coupling import Cut, outputs_left
-from edgewise.stages.prune.reconstruct import Dense, fitted, reconstruct
+from edgewise.stages.prune.reconstruct import Dense, fit_layer, reconstruct_layers
 
 
 class Images:
@@ -93,7 +93,7 @@ def test_what_another_channel_knows_is_read_from_it() -> None:
     # h1 = 2·h0, so 1·h0 + 3·h1 = 7·h0 and 2·h0 − 1·h1 = 0·h0 once h1 is gone.
     model, ctx = built(Twins, "head")
     pruned, cuts = without(model, ctx, "first", [1])
-    errors = reconstruct(pruned, model, outputs_left(model, cuts), 64, ctx)
+    errors = reconstruct_layers(pruned, model, outputs_left(model, cuts), 64, ctx)
     weight = pruned.get_parameter("second.weight").detach().view(2, 2)
     torch.testing.assert_close(weight, torch.tensor([[7.0, 0.5], [0.0, 4.0]]), rtol=0, atol=0.04)
     assert list(errors) == ["second"], "the head was given what it was given before"
@@ -121,9 +121,11 @@ def off_in_the_mean(network: nn.Module, where: str) -> tuple[float, float]:
     model, ctx = built(lambda: network, "head")
     cut, cuts = without(model, ctx, "first", [2])
     pruned = copy.deepcopy(cut)
-    reconstruct(pruned, model, outputs_left(model, cuts), 64, ctx)
-    (images,) = drawn(ctx.data.calib, 64, ctx)
-    wanted, found, missed = (met(net, [where], images)[where][1].mean((0, 2, 3)) for net in (model, pruned, cut))
+    reconstruct_layers(pruned, model, outputs_left(model, cuts), 64, ctx)
+    (images,) = draw_batches(ctx.data.calib, 64, ctx)
+    wanted, found, missed = (
+        run_until_seen(net, [where], images)[where][1].mean((0, 2, 3)) for net in (model, pruned, cut)
+    )
     return float((found - wanted).abs().sum()), float((missed - wanted).abs().sum())
 
 
@@ -135,7 +137,7 @@ def test_the_fit_by_hand() -> None:
         mean_x=torch.tensor([1.0, 2.0]).double(), mean_y=torch.tensor([5.0]).double(),
         cov_xx=cov, cov_xy=cov @ true, var_y=(true.T @ cov @ true)[0],
     )  # fmt: skip
-    found = fitted(Dense(torch.zeros(1, 2).double(), torch.zeros(1).double()), moments)
+    found = fit_layer(Dense(torch.zeros(1, 2).double(), torch.zeros(1).double()), moments)
     torch.testing.assert_close(found.weight, true.T, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found.bias, torch.tensor([4.0]).double(), rtol=1e-3, atol=1e-3)
     assert error(found, moments) < 1e-3
@@ -148,22 +150,22 @@ def test_what_the_data_do_not_tell_stays() -> None:
         cov_xx=nothing, cov_xy=nothing[:, :1], var_y=torch.zeros(1).double(),
     )  # fmt: skip
     start = Dense(torch.tensor([[3.0, -1.0]]).double(), torch.zeros(1).double())
-    assert torch.equal(fitted(start, moments).weight, start.weight)
+    assert torch.equal(fit_layer(start, moments).weight, start.weight)
 
 
 def test_inputs_that_hardly_vary_can_be_fitted() -> None:
     # Their covariance, a difference of sums, is rounding alone, and its smallest eigenvalues may be negative.
     layer = nn.Sequential(nn.Linear(64, 4))
     x = 1 + 1e-9 * torch.randn(500, 64, generator=torch.Generator().manual_seed(0)).double()
-    found = gather(layer.double(), layer, ["0"], [x], 10**6, 0)["0"]
+    found = gather_moments(layer.double(), layer, ["0"], [x], 10**6, 0)["0"]
     start = Dense(layer[0].weight.detach(), torch.zeros(4).double())
-    assert fitted(start, found).weight.isfinite().all()
+    assert fit_layer(start, found).weight.isfinite().all()
 
 
 def test_moments_about_zero() -> None:
     layer = nn.Sequential(nn.Linear(3, 2, bias=False).double())
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double() + 1
-    found = gather(layer, layer, ["0"], [x], 10**6, 0)["0"]
+    found = gather_moments(layer, layer, ["0"], [x], 10**6, 0)["0"]
     torch.testing.assert_close(found.cov_xx, torch.cov(x.T, correction=0))
     torch.testing.assert_close(found.uncentred().cov_xx, x.T @ x / 50)
     torch.testing.assert_close(found.uncentred().cov_xy, x.T @ layer(x).detach() / 50)
@@ -172,7 +174,7 @@ def test_moments_about_zero() -> None:
 def test_moments_of_outputs_multiplied() -> None:
     layer = nn.Sequential(nn.Linear(3, 2).double())
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double()
-    scaled = gather(layer, layer, ["0"], [x], 10**6, 0)["0"].scaled(torch.tensor([2.0, -1.0]).double())
+    scaled = gather_moments(layer, layer, ["0"], [x], 10**6, 0)["0"].scaled(torch.tensor([2.0, -1.0]).double())
     y = layer(x).detach() * torch.tensor([2.0, -1.0]).double()
     torch.testing.assert_close(scaled.mean_y, y.mean(0))
     torch.testing.assert_close(scaled.var_y, y.var(0, correction=0))
@@ -187,7 +189,7 @@ def test_the_outputs_left_are_those_of_the_weights(steps: int, monkeypatch: pyte
         seen.append(left)
         return {}
 
-    monkeypatch.setattr("edgewise.stages.prune.reconstruct.reconstruct", note)
+    monkeypatch.setattr("edgewise.stages.prune.reconstruct.reconstruct_layers", note)
     torch.manual_seed(0)
     model = TINY.build(width=16).eval()
     pruned = Prune(ratio=0.5, round_to=1, steps=steps, reconstruct=64)(model, context(TINY))
@@ -222,7 +224,7 @@ def test_a_fit_that_does_no_better_is_not_taken() -> None:
     ctx = dataclasses.replace(ctx, data=data)
     pruned, cuts = without(model, ctx, "first", [0])
     weight = pruned.get_parameter("head.weight").detach().clone()
-    errors = reconstruct(pruned, model, outputs_left(model, cuts), 256, ctx)
+    errors = reconstruct_layers(pruned, model, outputs_left(model, cuts), 256, ctx)
     assert errors["head"][0] == errors["head"][1] > 0
     assert torch.equal(pruned.get_parameter("head.weight"), weight)
 
@@ -242,7 +244,9 @@ def test_on_digits_a_trained_network_keeps_more(tmp_path: Path) -> None:
     told = dataclasses.replace(ctx, note=notes.append, fact=facts.__setitem__)
     cut = request(model, told)
     again = dataclasses.replace(request, reconstruct=512)(model, told)
-    right = [int((logits(net, data.test, TINY).argmax(1) == data.test.labels).sum()) for net in (model, cut, again)]
+    right = [
+        int((compute_logits(net, data.test, TINY).argmax(1) == data.test.labels).sum()) for net in (model, cut, again)
+    ]
     assert right[2] > right[1], f"of {len(data.test)}: unpruned, cut, fitted anew {right}"
     assert "fitted anew" in notes[-2] and all(b >= a for b, a in facts["reconstruction"].values())
 
@@ -276,7 +280,7 @@ def test_a_layer_makes_up_for_what_its_shortcut_lacks() -> None:
     model, ctx = built(lambda: Shortcut(6.0), "head")
     pruned, _ = built(lambda: Shortcut(1.5), "head")
     pruned.head.load_state_dict(model.head.state_dict())
-    reconstruct(pruned, model, {"block": [0, 1]}, 64, ctx)
+    reconstruct_layers(pruned, model, {"block": [0, 1]}, 64, ctx)
     weight = pruned.get_parameter("block.weight").detach().flatten()
     torch.testing.assert_close(weight, torch.tensor([2.5, 1.0]), rtol=1e-3, atol=1e-3)
     images = torch.randn(4, 1, 8, 8)

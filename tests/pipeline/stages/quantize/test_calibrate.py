@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgewise.network.captured import Prepare
-from edgewise.stages.quantize.calibrate import PERCENTILE, Ranges, activations, correct_biases, set_ranges
+from edgewise.stages.quantize.calibrate import PERCENTILE, Ranges, activation_quantizers, correct_biases, set_ranges
 from edgewise.targets import Grid
 
 SHAPE = (1, 4, 4)
@@ -29,7 +29,7 @@ def passing() -> nn.Conv2d:
 def range_of_input(images: Tensor, how: Ranges, symmetric: bool = False) -> tuple[float, int]:
     graph = prepared(passing(), symmetric=symmetric)
     set_ranges(graph, list(torch.split(images, 100)), how)
-    quantizer = next(iter(activations(graph).values()))
+    quantizer = next(iter(activation_quantizers(graph).values()))
     return float(quantizer.scale), int(quantizer.zero_point)
 
 
@@ -68,7 +68,7 @@ def test_the_least_squared_error_clips_an_outlier_only_where_that_pays() -> None
 def test_calibration_leaves_the_switches_as_they_were() -> None:
     graph = prepared(passing())
     set_ranges(graph, [torch.rand(8, *SHAPE)], "mse")
-    assert all(m.observing and m.rounding for m in activations(graph).values())
+    assert all(m.observing and m.rounding for m in activation_quantizers(graph).values())
 
 
 def test_biases_make_up_for_what_rounding_takes_from_the_mean() -> None:
@@ -77,7 +77,7 @@ def test_biases_make_up_for_what_rounding_takes_from_the_mean() -> None:
     images = torch.rand(64, *SHAPE)
     graph = prepared(model, bits=3)  # coarse, so that there is an error to correct
     set_ranges(graph, [images], "minmax")
-    for module in activations(graph).values():
+    for module in activation_quantizers(graph).values():
         module.disable_observer()
     wanted = model(images).mean(0)
     before = (graph(images).mean(0) - wanted).abs().max()

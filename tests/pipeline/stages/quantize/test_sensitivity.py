@@ -63,7 +63,7 @@ def test_the_layer_whose_quantization_costs_most_comes_first(base: Base) -> None
         "2": "conv2d",
         "5": "linear",
     }
-    costs = sensitivity.sensitivity(scan, silent)
+    costs = sensitivity.measure_sensitivity(scan, silent)
     by_name = {cost.layer: cost for cost in costs}
     # The wide channel takes all steps of the grid: the others, which the linear layer reads, are rounded to nothing.
     assert by_name["2"].kl > 20 * by_name["0"].kl
@@ -74,7 +74,7 @@ def test_the_layer_whose_quantization_costs_most_comes_first(base: Base) -> None
 def test_a_scan_leaves_the_graph_as_it_was(base: Base) -> None:
     graph = prepared(network(base))
     before = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
-    sensitivity.sensitivity(sensitivity.Scan(graph, IMAGES), silent)
+    sensitivity.measure_sensitivity(sensitivity.Scan(graph, IMAGES), silent)
     assert all(torch.equal(before[name], tensor) for name, tensor in graph.state_dict().items())
 
 
@@ -172,7 +172,7 @@ def test_what_only_moves_a_float_layers_values_is_float_too() -> None:
 
 def test_the_picture_marks_what_is_left_in_float() -> None:
     costs = [{"layer": n, "operation": "conv2d", "kl": k, "agreement": 1.0} for n, k in (("a", 2.0), ("b", 1.0))]
-    (bar,) = quantization.picture(costs, ["a"])["data"]
+    (bar,) = quantization.draw_sensitivity(costs, ["a"])["data"]
     assert (bar["y"], bar["x"]) == (["b", "a"], [1.0, 2.0])
     assert len(set(bar["marker"]["color"])) == 2
 

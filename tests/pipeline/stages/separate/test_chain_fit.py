@@ -15,10 +15,10 @@ from edgewise.errors import StageError
 from edgewise.measure.cost.totals import count
 from edgewise.models import Spec
 from edgewise.stage import Context
-from edgewise.stages.fitting.layer_io import gather
+from edgewise.stages.fitting.layer_io import gather_moments
 from edgewise.stages.fitting.least_squares import error
 from edgewise.stages.separate import Separate
-from edgewise.stages.separate.chain_fit import Chain, composed, output_fit, spatial_fit, stacked_fit
+from edgewise.stages.separate.chain_fit import Chain, compose_kernels, output_fit, spatial_fit, stacked_fit
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -63,14 +63,14 @@ def outputs(model: nn.Module) -> Tensor:
 def test_composition_by_hand() -> None:
     # (1, 2) then (10, 1), in one row: 10·x0 + 20·x1 at the first place, 1·x1 + 2·x2 one further: (10, 21, 2).
     first, then = torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[10.0, 1.0]]]])
-    assert composed(first, then).flatten().tolist() == [10, 21, 2]
+    assert compose_kernels(first, then).flatten().tolist() == [10, 21, 2]
 
 
 @pytest.mark.parametrize("shapes", [((4, 3, 3, 3), (5, 4, 3, 3)), ((4, 3, 3, 1), (5, 4, 1, 3))])
 def test_composition_is_what_two_convolutions_compute(shapes: tuple[tuple[int, ...], ...]) -> None:
     first, then, images = draw(*shapes[0], seed=1), draw(*shapes[1], seed=2), draw(2, 3, 9, 9)
     wanted = F.conv2d(F.conv2d(images, first), then)
-    torch.testing.assert_close(F.conv2d(images, composed(first, then)), wanted)
+    torch.testing.assert_close(F.conv2d(images, compose_kernels(first, then)), wanted)
 
 
 def test_spatial_rank_one_by_hand() -> None:
@@ -93,7 +93,7 @@ def test_spatial_fit_is_the_truncated_singular_value_decomposition() -> None:
 
 
 def test_stacked_kernels_are_found_again() -> None:
-    exact = composed(draw(6, 3, 3, 3, seed=1), draw(4, 6, 3, 3, seed=2))
+    exact = compose_kernels(draw(6, 3, 3, 3, seed=1), draw(4, 6, 3, 3, seed=2))
     left = stacked_fit(exact, torch.zeros(4), 6).kernel() - exact.flatten(2)
     assert float(left.norm() / exact.norm()) < 1e-3
     poorer = stacked_fit(exact, torch.zeros(4), 2).kernel() - exact.flatten(2)
@@ -112,7 +112,7 @@ def test_outputs_fit_better_than_kernels_and_keep_even_ranges(kind: str) -> None
     layer.weight.data.copy_(draw(6, 4, 5, 5))
     images = F.avg_pool2d(draw(8, 4, 16, 16, seed=7), 3, 1).relu() + 0.5
     model = nn.Sequential(layer)
-    moments = gather(model, model, ["0"], [images], 10**6, seed=0)["0"]
+    moments = gather_moments(model, model, ["0"], [images], 10**6, seed=0)["0"]
     fit = spatial_fit if kind == "spatial" else stacked_fit
     start = fit(layer.weight.detach(), layer.bias.detach(), 3)
     found = output_fit(start, moments, 2)
@@ -127,7 +127,7 @@ def test_outputs_fit_better_than_kernels_and_keep_even_ranges(kind: str) -> None
 def test_error_of_a_chain_counts_its_bias() -> None:
     layer = nn.Conv2d(2, 3, 3, dtype=torch.float64)
     model, images = nn.Sequential(layer), draw(4, 2, 8, 8)
-    moments = gather(model, model, ["0"], [images], 10**6, seed=0)["0"]
+    moments = gather_moments(model, model, ["0"], [images], 10**6, seed=0)["0"]
     exact = spatial_fit(layer.weight.detach(), layer.bias.detach(), 6)
     assert error(exact, moments) < 1e-6
     assert error(Chain(exact.kernels, exact.bias + 1), moments) > 0.1
@@ -145,7 +145,7 @@ SPATIAL = {
 def test_spatial_layers_equal_a_kernel_of_low_rank(kind: str, tmp_path: Path) -> None:
     model = net(nn.Conv2d(3, 24, **SPATIAL[kind]))
     height, width = model[0].kernel_size
-    model[0].weight.data.copy_(composed(draw(2, 3, height, 1, seed=4), draw(24, 2, 1, width, seed=5)) / 5)
+    model[0].weight.data.copy_(compose_kernels(draw(2, 3, height, 1, seed=4), draw(24, 2, 1, width, seed=5)) / 5)
     found = Separate(into="spatial", init="kernel", measure_time=False)(model, context(tmp_path))
     first, last = found[0]
     assert (first.kernel_size, last.kernel_size) == ((height, 1), (1, width)) and first.bias is None

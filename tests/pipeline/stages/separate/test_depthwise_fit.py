@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgewise.stages.fitting.layer_io import gather
+from edgewise.stages.fitting.layer_io import gather_moments
 from edgewise.stages.fitting.least_squares import Moments, error
 from edgewise.stages.separate.depthwise_fit import Factors, kernel_fit, output_fit
 
@@ -28,7 +28,7 @@ def smooth_images(count: int, channels: int, seed: int = 0) -> Tensor:
 
 def moments_of(layer: nn.Conv2d, images: Tensor, positions: int = 10**6) -> Moments:
     model = nn.Sequential(layer)
-    return gather(model, model, ["0"], [images], positions, seed=0)["0"]
+    return gather_moments(model, model, ["0"], [images], positions, seed=0)["0"]
 
 
 def dense(channels: int = 4, outputs: int = 6, size: int = 3, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -165,7 +165,7 @@ def test_moments_take_the_students_inputs_and_the_teachers_outputs() -> None:
     student = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False, dtype=torch.float64), nn.Identity())
     student[0].weight.data.fill_(10)
     images = torch.tensor([[[[-1.0, 1.0]]]], dtype=torch.float64)
-    found = gather(student, teacher, ["1"], [images], 100, seed=0)["1"]
+    found = gather_moments(student, teacher, ["1"], [images], 100, seed=0)["1"]
     assert found.cov_xx.item() == 100 and found.cov_xy.item() == 30 and found.var_y.item() == 9
 
 

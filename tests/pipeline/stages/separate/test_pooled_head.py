@@ -17,7 +17,7 @@ from edgewise.measure.cost.totals import count
 from edgewise.models._layers import GridMean
 from edgewise.stage import Context
 from edgewise.stages.prune import Prune
-from edgewise.stages.separate.pooled_head import PooledHead, fitted
+from edgewise.stages.separate.pooled_head import PooledHead, fit_head
 
 
 class Images:
@@ -63,15 +63,15 @@ class Net(nn.Module):
 def test_fit_by_hand() -> None:
     # y = 3f + 1 over f = -1, 1: variance 1, covariance 3. A ridge of 1/2 holds the slope at 3 / 1.5; the mean is kept.
     features, logits = torch.tensor([[-1.0], [1.0]]).double(), torch.tensor([[-2.0], [4.0]]).double()
-    weight, bias = fitted(features, logits, 0.0)
+    weight, bias = fit_head(features, logits, 0.0)
     assert weight.item() == pytest.approx(3) and bias.item() == pytest.approx(1)
-    weight, bias = fitted(features, logits, 0.5)
+    weight, bias = fit_head(features, logits, 0.5)
     assert weight.item() == pytest.approx(2) and bias.item() == pytest.approx(1)
 
 
 def test_a_feature_that_never_varies_is_left_at_zero() -> None:
     features = torch.tensor([[-1.0, 4.0], [1.0, 4.0]]).double()
-    weight, bias = fitted(features, torch.tensor([[-2.0], [4.0]]).double(), 0.0)
+    weight, bias = fit_head(features, torch.tensor([[-2.0], [4.0]]).double(), 0.0)
     assert weight[0].tolist() == pytest.approx([3, 0]) and bias.item() == pytest.approx(1)
 
 

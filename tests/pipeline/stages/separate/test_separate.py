@@ -24,10 +24,10 @@ from edgewise.models._layers import SeparableConv
 from edgewise.models.resnet import CifarResNet
 from edgewise.network import surgery
 from edgewise.stage import Context
-from edgewise.stages.fitting.batch_norms import reestimate
+from edgewise.stages.fitting.batch_norms import reestimate_norms
 from edgewise.stages.fold import Fold
 from edgewise.stages.separate import Separate
-from edgewise.stages.separate.plan import Candidate, Wishes, choose, refuse
+from edgewise.stages.separate.plan import Candidate, Wishes, choose_layers, refuse
 
 
 class Images:
@@ -214,7 +214,7 @@ def made(name: str, error: float, saved: int, **rest: float) -> Candidate:
 
 def judged(found: list[Candidate], max_layers: int | None = None) -> tuple[Candidate, ...]:
     wishes = Wishes(layers=None, keep=(), max_error=1, max_layers=max_layers)
-    return choose(refuse(found, wishes), wishes)
+    return choose_layers(refuse(found, wishes), wishes)
 
 
 def test_least_error_per_mac_saved_comes_first() -> None:
@@ -359,7 +359,7 @@ def test_batch_norm_statistics_by_hand() -> None:
     model = nn.Sequential(nn.Identity(), nn.BatchNorm2d(1), nn.BatchNorm2d(1)).eval()
     before = copy.deepcopy(model[2].state_dict())
     batches = [torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[5.0, 9.0]]]])]
-    reestimate(model, ["1"], batches)
+    reestimate_norms(model, ["1"], batches)
     # Means 2 and 7; unbiased variances 2 and 8.
     assert model[1].running_mean.item() == 4.5 and model[1].running_var.item() == 5
     assert model[1].momentum == 0.1 and not model[1].training

@@ -16,10 +16,10 @@ from edgewise.errors import RequestError
 from edgewise.models import Spec
 from edgewise.models.resnet import CifarResNet
 from edgewise.stage import Context
-from edgewise.stages.fitting.layer_io import captured
+from edgewise.stages.fitting.layer_io import capture_values
 from edgewise.stages.prune import Prune
 from edgewise.stages.separate import Separate
-from edgewise.stages.training.blockwise import apart, imitate
+from edgewise.stages.training.blockwise import distill_blockwise, relative_distance
 
 
 class Images:
@@ -56,7 +56,7 @@ def test_imitation_comes_closer_to_the_old_blocks(tmp_path: Path) -> None:
     ctx = context(tmp_path)
     teacher = CifarResNet(8, 4, 3, 8).eval()
     student = fresh(teacher, ctx)
-    losses = imitate(student, teacher, {"bn1": None, "layer1.0.bn1": None}, ctx, steps=30, lr=1e-2, batch=16)
+    losses = distill_blockwise(student, teacher, {"bn1": None, "layer1.0.bn1": None}, ctx, steps=30, lr=1e-2, batch=16)
     assert len(losses) == 30 and sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert not student.training
 
@@ -70,14 +70,14 @@ def test_imitation_makes_the_residual_sums_agree(tmp_path: Path) -> None:
     def distance() -> float:
         with (
             torch.no_grad(),
-            captured(student, ["layer2.0"], "output") as ours,
-            captured(teacher, ["layer2.0"], "output") as theirs,
+            capture_values(student, ["layer2.0"], "output") as ours,
+            capture_values(teacher, ["layer2.0"], "output") as theirs,
         ):
             student(images_of(ctx)), teacher(images_of(ctx))
         return float((ours["layer2.0"] - theirs["layer2.0"]).norm() / theirs["layer2.0"].norm())
 
     before = distance()
-    imitate(
+    distill_blockwise(
         student,
         teacher,
         {"bn1": None} | {f"layer{n}.0.bn{m}": None for n in (1, 2) for m in (1, 2)},
@@ -104,7 +104,7 @@ def test_killed_imitation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
                     raise KeyboardInterrupt
                 yield item
 
-        imitate(
+        distill_blockwise(
             student, teacher, {"bn1": None, "layer1.0.bn1": None}, replace(ctx, track=track), steps=6, lr=1e-2, batch=8
         )
         return student
@@ -124,7 +124,7 @@ def test_the_distance_by_hand() -> None:
             network[0].weight.copy_(torch.tensor(weights).reshape(-1, 1, 1, 1))
             network[0].bias.copy_(torch.tensor(bias))
     images = torch.tensor([[[[1.0, 2.0]]]])
-    assert apart(student, teacher, {"0": (1, [1])}, [images]) == pytest.approx(0.5)
+    assert relative_distance(student, teacher, {"0": (1, [1])}, [images]) == pytest.approx(0.5)
 
 
 def wide_teacher() -> CifarResNet:

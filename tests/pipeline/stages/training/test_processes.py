@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from edgewise import calib_data, models, targets
-from edgewise.measure.answers import logits
+from edgewise.measure.answers import compute_logits
 from edgewise.stage import Context
 from edgewise.stages.fold import Fold
 from edgewise.stages.quantize import Quantize
@@ -28,7 +28,7 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     how = Training(epochs=2, lr=0.05, batch_size=64, devices=2, precision="32-true", augment=Augment(crop=0))
     fit(network, how, Context(spec=spec, data=data, scratch=tmp_path), None)
     assert any(not torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
-    right = logits(network, data.test, spec).argmax(1) == data.test.labels
+    right = compute_logits(network, data.test, spec).argmax(1) == data.test.labels
     assert right.float().mean() > 0.5
 
 
@@ -68,7 +68,7 @@ def test_two_processes_train_a_captured_graph(tmp_path: Path, learn: bool, capfd
         trained = Quantize(
             training=replace(once, epochs=2, lr=0.001, devices=devices, distill=0.5), learn_ranges=learn, sensitivity=0
         )(Fold()(network, context), context)
-        accuracy[devices] = (logits(trained, data.test, spec).argmax(1) == data.test.labels).float().mean()
+        accuracy[devices] = (compute_logits(trained, data.test, spec).argmax(1) == data.test.labels).float().mean()
     assert accuracy[2] > 0.9 and abs(accuracy[1] - accuracy[2]) < 0.02
     written = "".join(capfd.readouterr())
     for word in ("Initializing distributed", "Failed to load", "KernelPreference", "Warning"):
