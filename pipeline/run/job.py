@@ -25,7 +25,7 @@ from edgewise.network import weights as network_weights
 from edgewise.network.architecture import Base
 from edgewise.recipe import Recipe
 from edgewise.run.one_graph import check_sizes
-from edgewise.stage import stage_name
+from edgewise.stage import stage_name, traits_of
 from edgewise.targets import Target
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
 def _check_possible(recipe: Recipe, spec: Spec) -> None:
     """The architecture says beside its own code what it cannot go through; better to hear it now than after training."""
     stages = (*recipe.stages, *([] if recipe.quantize is None else [recipe.quantize]))
+    for stage in stages:
+        traits_of(stage)
     for name in (*map(stage_name, stages), *recipe.targets):
         if name in spec.cannot:
             raise RequestError(f"{spec.name} cannot go through {name}: {spec.cannot[name]}; leave it out of the recipe")

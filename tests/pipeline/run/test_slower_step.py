@@ -14,7 +14,7 @@ from edgewise.recipe import Recipe
 from edgewise.report.watch import Watch
 from edgewise.run import run
 from edgewise.run.job import resolve
-from edgewise.stage import Context
+from edgewise.stage import Context, Traits
 from edgewise.stages.prune import Prune
 from edgewise.stages.train import Train
 from edgewise.stages.training.augment import Augment
@@ -27,6 +27,7 @@ class Enlarge:
     """Gives the last convolution a larger kernel."""
 
     kernel: int = 31
+    traits = Traits()
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         old = model.get_submodule("stages.2.conv2.0")
