@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise import calib_data, models, targets
 from edgewise.errors import RequestError, name_nearest
-from edgewise.network import architecture
-from edgewise.recipe import Recipe
 
 if TYPE_CHECKING:
-    pass
-
+    from edgewise.recipe import Recipe
 
 _FOLDER = Path(__file__).parent
 _RECIPES = _FOLDER / "recipes.py"
@@ -63,6 +60,9 @@ def recipe_names() -> dict[str, str]:
 
 def find_recipe(reference: str) -> Recipe:
     """A ready recipe by name, or the user's ``path/to/recipe.py:function``. Raises RequestError."""
+    from edgewise.network import architecture
+    from edgewise.recipe import Recipe
+
     if ".py:" in reference:
         function = architecture.load_function(reference)
     elif reference in recipe_names():

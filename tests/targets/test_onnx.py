@@ -226,7 +226,7 @@ def test_the_same_program_gives_the_same_bytes_and_no_traces_of_this_machine(
 def test_large_weights_go_to_a_file_beside_the_model(
     written: Artifact, graph: GraphModule, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target, "EXTERNAL_ABOVE", 0)
+    monkeypatch.setattr("edgewise.targets.onnx._graph.EXTERNAL_ABOVE", 0)
     path = target.export(program(graph, images[:1]), tmp_path / "net.onnx").path
     assert sorted(file.name for file in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
     assert torch.equal(targets_onnx.load(path, 1)(images), targets_onnx.load(written.path, 1)(images))

@@ -14,7 +14,7 @@ from edgewise.recipe import Recipe
 from edgewise.report.watch import Watch
 from edgewise.run.job import Job, resolve
 from edgewise.run.steps import Steps
-from edgewise.stage import Context
+from edgewise.stage import Context, Traits
 from edgewise.stages.train import Train
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.settings import Training
@@ -26,6 +26,7 @@ class Telling:
     """Changes nothing and tells two facts."""
 
     value: float = 0.5
+    traits = Traits()
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         ctx.fact("plan", [{"layer": "conv", "error": self.value or float("nan"), "shape": (3, 3)}])
