@@ -362,7 +362,7 @@ def test_importing_the_report_imports_nothing_heavy() -> None:
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.split()
-    assert "pipeline" in loaded
+    assert "edgewise" in loaded
     assert not {"torch", "numpy", "plotly", "jinja2", "markupsafe", "rich"} & set(loaded)
 
 
