@@ -112,8 +112,11 @@ class PadShortcut(nn.Module):
         if padding:
             return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *padding))
         assert self.weight is not None
-        if self.weight.device != x.device:  # select() cannot know where the network lies
-            self.weight = self.weight.to(x.device)
+        if (self.weight.device, self.weight.dtype) != (
+            x.device,
+            x.dtype,
+        ):  # select() cannot know where the network lies
+            self.weight = self.weight.to(x)
         return F.conv2d(x, self.weight, stride=self.stride)
 
     def extra_repr(self) -> str:

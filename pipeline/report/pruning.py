@@ -10,7 +10,10 @@ from edgewise.report import numbers
 from edgewise.report.document import Section
 from edgewise.report.rows import Row
 
-SHOWN = ("budget", "accuracy_budget", "channel_sensitivity", "latency_table", "widths", "reconstruction")
+SHOWN = (
+    "budget", "accuracy_budget", "channel_sensitivity", "latency_table", "widths", "reconstruction", "left_alone",
+    "averaging_norms",
+)  # fmt: skip
 """The facts that these parts show, so that nothing else need."""
 
 _GREY, _BLUE = "#8a8f98", "#0072b2"
@@ -35,7 +38,25 @@ def sections(named: Sequence[tuple[Row, str]]) -> list[Section]:
         ):
             if facts.get(key):
                 found.append(Section(title=f"{title} ({name})", figure=draw(facts[key])))
+        if facts.get("left_alone") or facts.get("averaging_norms"):
+            found.append(Section(title=f"Layers left alone ({name})", html=_left_alone(facts)))
     return found
+
+
+def _left_alone(facts: Mapping[str, Any]) -> str:
+    """Every layer that keeps channels, with the reason; and how the cuts at norms were checked."""
+    layers = facts.get("left_alone", ())
+    rows = [[entry["layer"], f"{entry['stay']:,} of {entry['width']:,}", entry["reason"]] for entry in layers]
+    table = _table(["layer", "output channels that stay", "why"], rows) if rows else ""
+    norms = facts.get("averaging_norms", ())
+    return table + (f"<p>{escape(_AVERAGING + ', '.join(norms))}.</p>" if norms else "")
+
+
+_AVERAGING = (
+    "Every cut was tried: its logits are those of the network with the removed channels ignored. Where a norm averages "
+    "over channels, ignored means that it averages over those that are left (a group norm loses as many of each of its "
+    "groups): "
+)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -33,7 +33,7 @@ from edgewise.store.machine import machine
 from edgewise.store.sources import code_of
 from edgewise.targets import Grid
 
-_PACKAGES = ("torch", "torchao", "torch-pruning", "lightning-fabric", "numpy")
+_PACKAGES = ("torch", "torchao", "lightning-fabric", "numpy")
 _FACTS = "facts.json"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = (
-    "torch", "torchao", "torch-pruning", "lightning-fabric", "numpy", "scipy", "scikit-learn", "statsmodels", "pillow",
+    "torch", "torchao", "lightning-fabric", "numpy", "scipy", "scikit-learn", "statsmodels", "pillow",
     "safetensors", "onnx", "onnxscript", "onnxruntime", "executorch", "coremltools", "ethos-u-vela", "tosa-tools", "nncf",
 )  # fmt: skip
 

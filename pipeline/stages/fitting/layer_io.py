@@ -126,6 +126,16 @@ def listen_to_layers(
             handle.remove()
 
 
+def computes_as_declared(layer: nn.Conv2d | nn.Linear, given: Tensor, answered: Tensor) -> bool:
+    """Whether a layer's own forward, which a subclass may replace, is what its attributes say: tried on what it was given."""
+    if type(layer) in (nn.Conv2d, nn.Linear):
+        return True
+    base = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    with torch.no_grad():
+        declared = base.forward(layer, given)  # type: ignore[arg-type]
+    return declared.shape == answered.shape and torch.allclose(declared, answered, rtol=1e-4, atol=1e-6)
+
+
 def _sampled(
     layer: nn.Conv2d | nn.Linear, x: Tensor, y: Tensor, positions: int, draw: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:

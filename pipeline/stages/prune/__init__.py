@@ -196,9 +196,11 @@ class Prune:
     def _reconstructed(
         self, pruned: nn.Module, whole: nn.Module, left: Mapping[str, Sequence[int]], ctx: Context
     ) -> dict[str, Any]:
-        from edgewise.stages.prune.reconstruct import reconstruct_layers
+        from edgewise.stages.fitting.image_batches import draw_batches
+        from edgewise.stages.prune.reconstruct import reconstruct_layers, unfitted
 
         errors = reconstruct_layers(pruned, whole, left, self.reconstruct, ctx)
+        ctx.fact("unfitted", unfitted(whole, left, draw_batches(ctx.data.calib, 2, ctx)[0]))
         before, after = (sum(pair[which] for pair in errors.values()) / max(len(errors), 1) for which in (0, 1))
         ctx.note(
             f"{len(errors)} layers fitted anew: relative error of their outputs {before:.2f} -> {after:.2f}, the mean"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from edgewise.errors import StageError
 from edgewise.measure.cost.totals import count
 from edgewise.stages.prune import plan, sensitivity
-from edgewise.stages.prune.checked_cut import cut_and_check, find_groups
+from edgewise.stages.prune.checked_cut import Groups
 from edgewise.stages.prune.coupling import Cut, Group, cut_channels
 from edgewise.stages.prune.importance import score_blocks
 from edgewise.stages.prune.knapsack import by_importance
 from edgewise.stages.prune.measured_budget import Aimed, Line, aim_at_budget
 from edgewise.stages.prune.predictions import Bytes, Time
+from edgewise.stages.prune.proof import has_averaging
 from edgewise.stages.prune.timer import Clock, clock
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class _State:
 
     model: nn.Module
     groups: Sequence[Group]
+    channels: int
+    """Of all groups, also of those that have nothing left to lose."""
     scores: Sequence[Tensor]
     curves: Sequence[plan.Curve]
     """What a group's loss costs; empty where the budget needs no such thing."""
@@ -67,45 +70,40 @@ def spend_budget(model: nn.Module, how: Settings, ctx: Context, part: float = 1.
     ``part`` (above 0, at most 1): how much of the reduction asked for is made. Raises StageError as ``Prune`` does.
     """
     spender = _measured if how.budget[0] in ("bytes", "time", "milliseconds") else _counted
-    widths = _widths(model, how, ctx)
-    found = spender(model, how, ctx, part, widths)
-    after = _widths(model, how, ctx)
-    changed = {name: [width, after.get(name, 0)] for name, width in widths.items()}
-    return Spent(found.summary, {**found.facts, "widths": changed}, found.cuts)
+    groups = Groups(model, how, ctx)
+    norms = has_averaging(groups.now.groups)
+    found = spender(groups, how, ctx, part)
+    facts = {
+        "widths": {name: [width, groups.left[name]] for name, width in groups.widths.items()},
+        "left_alone": [{"layer": name, **asdict(alone)} for name, alone in groups.alone.items()],
+        "averaging_norms": norms,
+    }
+    return Spent(found.summary, {**found.facts, **facts}, found.cuts)
 
 
-def _widths(model: nn.Module, how: Settings, ctx: Context) -> dict[str, int]:
-    return {group.name: group.width for group in find_groups(model, how, ctx).groups}
-
-
-def _counted(model: nn.Module, how: Settings, ctx: Context, part: float, widths: Mapping[str, int]) -> Spent:
+def _counted(groups: Groups, how: Settings, ctx: Context, part: float) -> Spent:
     """A budget that is counted: channels, multiply-accumulates, parameters."""
     kind, asked = how.budget
-    wanted, groups, facts = 1 - part * (1 - asked), find_groups(model, how, ctx).groups, dict[str, Any]()
-    whole, cuts = _Whole(_amount(kind, model, groups, ctx), widths), list[Cut]()
+    wanted, facts, model = 1 - part * (1 - asked), dict[str, Any](), groups.model
+    whole, cuts = _Whole(_amount(kind, model, groups.channels, ctx), groups.widths), list[Cut]()
     for step in range(1, how.steps + 1):
-        state = _look(model, how, ctx, whole.widths, facts)
-        if how.ratio is not None and how.scope != "layer" and how.max_layer_ratio == 1:
-            plan.refuse_emptying(state.groups, state.scores, (1 - wanted) / how.steps)
-        counts = _choose(state, how, ctx, whole, 1 - (1 - wanted) * step / how.steps)
-        cuts.append((state.groups, plan.weakest_blocks(state.scores, counts)))
-        cut_and_check(model, *cuts[-1], ctx)
-    left = _amount(kind, model, find_groups(model, how, ctx).groups, ctx)
+
+        def plan_cut(share: float = 1 - (1 - wanted) * step / how.steps) -> Cut:
+            state = _look(groups, how, ctx, facts)
+            if how.ratio is not None and how.scope != "layer" and how.max_layer_ratio == 1:
+                plan.refuse_emptying(state.groups, state.scores, (1 - wanted) / how.steps)
+            return state.groups, plan.weakest_blocks(state.scores, _choose(state, how, ctx, whole, share))
+
+        cuts.append(groups.cut(plan_cut))
+    left = _amount(kind, model, groups.channels, ctx)
     summary = f"{kind} {whole.amount:,.0f} -> {left:,.0f} ({left / whole.amount:.1%}, wanted {wanted:.1%})"
     told = {"budget": kind, "wanted": wanted, "before": whole.amount, "left": left}
     return Spent(summary, {"budget": told} | facts, cuts)
 
 
-def _look(
-    model: nn.Module,
-    how: Settings,
-    ctx: Context,
-    widths: Mapping[str, int],
-    facts: dict[str, Any],
-    curved: bool = False,
-) -> _State:
+def _look(traced: Groups, how: Settings, ctx: Context, facts: dict[str, Any], curved: bool = False) -> _State:
     """The network's groups, what their channels matter, and the moves among which a step chooses."""
-    groups = find_groups(model, how, ctx).groups
+    model, groups = traced.model, traced.now.groups
     scores = score_blocks(how.importance, model, groups, ctx, how.images)
     curves: list[list[float]] = []
     if how.scanned:
@@ -114,10 +112,10 @@ def _look(
         curves = sensitivity.loss_curves(found, groups, scores)
     if how.scope != "sensitivity":
         curves = by_importance(scores) if curved else []
-    rules = plan.Rules(how.scope, how.rounding, how.max_layer_ratio, widths)
+    rules = plan.Rules(how.scope, how.rounding, how.max_layer_ratio, traced.widths)
     moves = plan.moves(groups, scores, rules, curves)
     choices = [plan.allowed_counts(group, importance, rules) for group, importance in zip(groups, scores, strict=True)]
-    return _State(model, groups, scores, curves, moves, choices)
+    return _State(model, groups, traced.channels, scores, curves, moves, choices)
 
 
 def _choose(state: _State, how: Settings, ctx: Context, whole: _Whole, share: float) -> plan.Counts:
@@ -128,37 +126,40 @@ def _choose(state: _State, how: Settings, ctx: Context, whole: _Whole, share: fl
         trial, removed = copy.deepcopy(state.model), plan.weakest_blocks(scores, counts)
         cut_channels(trial, groups, removed)
         gone = sum(group.block_size * len(blocks) for group, blocks in zip(groups, removed, strict=True))
-        return (_amount(kind, trial, groups, ctx) - (gone if kind == "channels" else 0)) / whole.amount
+        return _amount(kind, trial, state.channels - gone, ctx) / whole.amount
 
     if how.ratio is not None and how.scope == "layer":
         return plan.uniform(state.moves, groups, 1 - share / left((0,) * len(groups)))
     return plan.meet_budget(state.moves, len(groups), left, share)
 
 
-def _amount(kind: str, model: nn.Module, groups: Sequence[Group], ctx: Context) -> float:
+def _amount(kind: str, model: nn.Module, channels: int, ctx: Context) -> float:
     if kind == "channels":
-        return sum(group.width for group in groups)
+        return channels
     totals = count(model, ctx.input_shape)
     return totals.macs if kind == "macs" else totals.params
 
 
-def _measured(model: nn.Module, how: Settings, ctx: Context, part: float, widths: Mapping[str, int]) -> Spent:
+def _measured(groups: Groups, how: Settings, ctx: Context, part: float) -> Spent:
     """A budget that is measured on the declared runtime: milliseconds of a call, bytes of a file."""
-    facts, cuts = dict[str, Any](), list[Cut]()
+    facts, cuts, model = dict[str, Any](), list[Cut](), groups.model
     with clock(copy.deepcopy(model), ctx) as watch:
         whole = _size(how, watch, model)
         wanted = 1 - part * (1 - _share(how, whole))
         found = Aimed((), 1.0, 1.0, ())
         for step in range(1, how.steps + 1):
-            state = _look(model, how, ctx, widths, facts, curved=True)
-            gauge = _gauge(how, watch, state, ctx)
-            share = 1 - (1 - wanted) * step / how.steps
-            with _in_words(how, whole):
-                found = aim_at_budget(gauge, share, partial(_cut, state), Line(found.measured))
-            cuts.append((state.groups, plan.weakest_blocks(state.scores, found.counts)))
-            cut_and_check(model, *cuts[-1], ctx)
-            if isinstance(gauge, Time):
-                facts["latency_table"] = gauge.table.to_json()
+
+            def plan_cut(share: float = 1 - (1 - wanted) * step / how.steps, now: float = found.measured) -> Cut:
+                nonlocal found
+                state = _look(groups, how, ctx, facts, curved=True)
+                gauge = _gauge(how, watch, state, ctx)
+                with _in_words(how, whole):
+                    found = aim_at_budget(gauge, share, partial(_cut, state), Line(now))
+                if isinstance(gauge, Time):
+                    facts["latency_table"] = gauge.table.to_json()
+                return state.groups, plan.weakest_blocks(state.scores, found.counts)
+
+            cuts.append(groups.cut(plan_cut))
     summary, told = _told(how, ctx, whole, wanted, found)
     return Spent(summary, {"budget": told} | facts, cuts)
 

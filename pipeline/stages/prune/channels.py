@@ -1,31 +1,64 @@
-"""What is cut of a layer: which channels it has on each side, and how a side is narrowed."""
+"""The channels of one layer: how many there are, what belongs to each, and how some are removed or ignored."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from edgewise.models._layers import PadShortcut
 
-if TYPE_CHECKING:
-    pass
-
-
 Side = Literal["out", "in"]
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+NORMS_OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm)
 WEIGHTED = (*CONVS, nn.Linear)
+
+_PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
+"""Tensors of a norm with one value per channel."""
 
 
 def heads_of(module: nn.Module) -> int:
     """Number of attention heads of a module that says so in ``num_heads``; 0 for any other."""
     heads = getattr(module, "num_heads", 0)
     return heads if isinstance(heads, int) else 0
+
+
+def is_depthwise(module: object) -> bool:
+    """Whether it is a convolution with one filter for each channel."""
+    return isinstance(module, CONVS) and module.groups == module.in_channels == module.out_channels > 1
+
+
+def is_multiplier(module: object) -> bool:
+    """Whether it is a depthwise convolution with several filters per channel."""
+    return isinstance(module, CONVS) and module.out_channels > module.groups == module.in_channels > 1
+
+
+def per_channel(norm: nn.GroupNorm) -> bool:
+    """Whether each group is one channel, so that the norm averages over none."""
+    return norm.num_groups == norm.num_channels
+
+
+def channels_of(module: nn.Module, side: Side) -> float:
+    """How many channels a layer has on one side; infinity where it treats any number alike."""
+    if isinstance(module, nn.Linear):
+        return module.out_features if side == "out" else module.in_features
+    if isinstance(module, PadShortcut):
+        return len(module.source) if side == "out" else module.in_channels
+    if isinstance(module, CONVS):
+        return module.out_channels if side == "out" else module.in_channels
+    if isinstance(module, (*BATCH_NORMS, *INSTANCE_NORMS)):
+        return module.num_features
+    if isinstance(module, nn.LayerNorm):
+        return module.normalized_shape[-1]
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels
+    return module.num_parameters if isinstance(module, nn.PReLU) and module.num_parameters > 1 else math.inf
 
 
 def channel_view(module: nn.Module, side: Side, tensor: Tensor) -> Tensor:
@@ -40,66 +73,112 @@ def channel_view(module: nn.Module, side: Side, tensor: Tensor) -> Tensor:
     return grouped.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
-def is_multiplier(module: object) -> bool:
-    """Whether it is a depthwise convolution with several filters per channel, which torch-pruning does not know."""
-    return isinstance(module, CONVS) and module.out_channels > module.groups == module.in_channels > 1
-
-
-def _channels(module: nn.Module, side: Side) -> float:
-    """How many channels a layer has on one side; infinity where it treats any number alike."""
-    if isinstance(module, nn.Linear):
-        return module.out_features if side == "out" else module.in_features
-    if isinstance(module, PadShortcut):
-        return len(module.source) if side == "out" else module.in_channels
-    if isinstance(module, CONVS):
-        return module.out_channels if side == "out" else module.in_channels
-    if isinstance(module, BATCH_NORMS):
-        return module.num_features
-    if isinstance(module, nn.LayerNorm):
-        return module.normalized_shape[-1]
+def tie_of(module: nn.Module, side: Side) -> Callable[[int], int]:
+    """What channels of ``module`` that must go together have in common: their place in a group."""
     if isinstance(module, nn.GroupNorm):
-        return module.num_channels
-    return module.num_parameters if isinstance(module, nn.PReLU) and module.num_parameters > 1 else math.inf
+        return _itself if per_channel(module) else _place_in(module.num_channels // module.num_groups)
+    if not isinstance(module, CONVS) or module.groups == 1 or is_depthwise(module) or is_multiplier(module):
+        return _itself  # the two sides of a depthwise convolution are linked, which ties the filters of a channel
+    return _place_in((module.out_channels if side == "out" else module.in_channels) // module.groups)
 
 
-def _cut_layer(module: nn.Module, out: Sequence[int], into: Sequence[int]) -> None:
-    """Remove output and input channels of one layer in place."""
+def _itself(channel: int) -> int:
+    return channel
+
+
+def _place_in(group: int) -> Callable[[int], int]:
+    return lambda channel: channel % group
+
+
+def cut_layer(module: nn.Module, out: Collection[int], into: Collection[int]) -> None:
+    """Remove output and input channels of one layer in place.
+
+    Raises ValueError where that leaves no layer of this kind: groups of different sizes, or no channel.
+    """
     if isinstance(module, PadShortcut):
-        module.select(_others(module.in_channels, into), _others(len(module.source), out))
-    elif is_multiplier(module):
-        _cut_multiplier(module, out)  # type: ignore[arg-type]
+        module.select(others(module.in_channels, into), others(len(module.source), out))
+    elif isinstance(module, CONVS):
+        _cut_convolution(module, out, into)
+    elif isinstance(module, nn.Linear):
+        _set(module, "weight", _kept(_kept(module.weight, 0, out), 1, into))
+        _set(module, "bias", None if module.bias is None else _kept(module.bias, 0, out))
+        module.out_features, module.in_features = module.weight.shape
     else:
-        _cut_by_library(module, out, into)
+        _cut_norm(module, out or into)
 
 
-def _cut_by_library(module: nn.Module, out: Sequence[int], into: Sequence[int]) -> None:
-    import torch_pruning as tp
-
-    rules = tp.DependencyGraph().get_pruner_of_module(module)
-    rules.pruning_dim = -1  # it is read by layer norms alone
-    if into:
-        rules.prune_in_channels(module, list(into))
-    if out:
-        rules.prune_out_channels(module, list(out))
-
-
-def _cut_multiplier(module: nn.Conv2d, out: Sequence[int]) -> None:
-    """Remove filters ``out`` of a depthwise convolution with a multiplier: all those of some input channels."""
-    filters = module.out_channels // module.groups
-    kept = torch.tensor(_others(module.out_channels, out), device=module.weight.device)
-    module.out_channels = len(kept)
-    module.in_channels = module.groups = len(kept) // filters
-    module.weight = nn.Parameter(module.weight.detach()[kept])
+def _cut_convolution(module: Any, out: Collection[int], into: Collection[int]) -> None:
+    """The kernel as [groups, outputs, inputs, …] loses whole rows of each group, and groups that have none left."""
+    if is_depthwise(module):
+        into = out
+    elif is_multiplier(module) and not into:
+        filters = module.out_channels // module.groups
+        into = {channel // filters for channel in out}
+    weight, groups = module.weight, module.groups
+    inside = weight.reshape(groups, -1, *weight.shape[1:])  # transposed: [groups, inputs, outputs, …]
+    outs, ins = _by_group(module.out_channels, groups, out), _by_group(module.in_channels, groups, into)
+    if module.transposed:
+        outs, ins = ins, outs
+    parts = [
+        group[rows][:, columns] for group, rows, columns in zip(inside, outs, ins, strict=True) if rows and columns
+    ]
+    if not parts or len({part.shape for part in parts}) > 1 or sum(map(bool, outs)) != sum(map(bool, ins)):
+        raise ValueError(f"the {groups} groups of a {type(module).__name__} would not be of one size")
     if module.bias is not None:
-        module.bias = nn.Parameter(module.bias.detach()[kept])
+        _set(module, "bias", _kept(module.bias, 0, out))
+    _set(module, "weight", torch.cat(parts))
+    module.groups = len(parts)
+    module.out_channels -= len(set(out))
+    module.in_channels -= len(set(into))
 
 
-def _others(count: int, gone: Collection[int]) -> list[int]:
+def _by_group(channels: int, groups: int, gone: Collection[int]) -> list[list[int]]:
+    """For each group the places in it that stay."""
+    size = channels // groups
+    lost = set(gone)
+    return [[place for place in range(size) if group * size + place not in lost] for group in range(groups)]
+
+
+def _cut_norm(module: Any, gone: Collection[int]) -> None:
+    """A norm, or a PReLU with a slope per channel."""
+    left = int(channels_of(module, "out")) - len(set(gone))
+    if isinstance(module, nn.GroupNorm):
+        if per_channel(module):
+            module.num_groups = left
+        elif left % module.num_groups:
+            raise ValueError(f"{left} channels do not form {module.num_groups} groups of one size")
+        module.num_channels = left
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = (*module.normalized_shape[:-1], left)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = left
+    else:
+        module.num_features = left
+    for name in _PER_CHANNEL:
+        tensor = getattr(module, name, None)
+        if isinstance(tensor, Tensor):
+            _set(module, name, _kept(tensor, tensor.dim() - 1, gone))
+
+
+def _kept(tensor: Tensor, dim: int, gone: Collection[int]) -> Tensor:
+    return tensor.index_select(dim, torch.tensor(others(tensor.shape[dim], gone), device=tensor.device))
+
+
+def _set(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+    old = getattr(module, name)
+    if tensor is not None and isinstance(old, nn.Parameter):
+        tensor = nn.Parameter(tensor.detach().clone(), requires_grad=old.requires_grad)
+    setattr(module, name, tensor)
+
+
+def others(count: int, gone: Collection[int]) -> list[int]:
+    """The numbers below ``count`` that are not in ``gone``."""
     lost = set(gone)
     return [channel for channel in range(count) if channel not in lost]
 
 
-def _ignore_inputs(module: nn.Module, channels: Sequence[int]) -> None:
+def ignore_inputs(module: nn.Module, channels: Sequence[int]) -> None:
+    """Make a layer that reads channels compute as if these were zero, in place, without changing a shape."""
     if isinstance(module, PadShortcut):
         lost = set(channels)
         module.remap(module.in_channels, [-1 if channel in lost else channel for channel in module.source])

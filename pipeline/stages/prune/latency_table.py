@@ -188,7 +188,9 @@ def _inputs_of(model: nn.Module, ctx: Context) -> dict[str, tuple[tuple[int, ...
 
         return hook
 
-    known = [(name, m) for name, m in model.named_modules() if type(m) in _SETTINGS]
+    known = [
+        (name, m) for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    ]
     hooks = [module.register_forward_pre_hook(listen(name)) for name, module in known]
     weight = next(model.parameters())
     try:
@@ -210,7 +212,7 @@ def _sides(groups: Sequence[Group]) -> dict[str, set[Side]]:
 
 def _kind(model: nn.Module, name: str, shape: tuple[int, ...], sides: Mapping[str, set[Side]]) -> Kind | None:
     module: Any = model.get_submodule(name)
-    made: Any = type(module)
+    made = next(kind for kind in _SETTINGS if isinstance(module, kind))  # a subclass takes about the time of its base
     settings = {key: getattr(module, key) for key in _SETTINGS[made]} | {"bias": module.bias is not None}
     linear = made is nn.Linear
     inputs, outputs = (module.in_features, module.out_features) if linear else (module.in_channels, module.out_channels)

@@ -17,7 +17,7 @@ A batch norm behind such a layer keeps the unpruned network's statistics, to whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ from edgewise.network.norm_pairs import affine_of, find_norms
 from edgewise.stage import Context
 from edgewise.stages.fitting.batch_norms import put_bias
 from edgewise.stages.fitting.image_batches import draw_batches
-from edgewise.stages.fitting.layer_io import Accumulator, explicit_padding, run_until_seen
+from edgewise.stages.fitting.layer_io import Accumulator, computes_as_declared, explicit_padding, run_until_seen
 from edgewise.stages.fitting.least_squares import Moments, error, solve
 from edgewise.stages.prune.shortcut_sums import Meeting, Sum, find_sums, meet
 
@@ -72,7 +72,10 @@ def reconstruct_layers(
     fitting, judging = draw_batches(ctx.data.train, images, ctx), draw_batches(ctx.data.calib, -(-images // 4), ctx)
     probe = judging[0][:2]
     norms = find_norms(whole, probe).pairs
-    layers = [name for name in run_until_seen(whole, left, probe) if _can_be_fitted(pruned.get_submodule(name))]
+    ran = run_until_seen(whole, left, probe)
+    layers = [
+        name for name, passed in ran.items() if _obstacle(pruned.get_submodule(name), whole, name, passed) is None
+    ]
     sums = find_sums(whole, {name: norms.get(name, name) for name in layers}, probe)
     found: dict[str, tuple[float, float]] = {}
     for name in ctx.track(layers, "reconstruction", len(layers)):
@@ -99,11 +102,29 @@ def fit_layer(start: Dense, moments: Moments) -> Dense:
     return Dense(new.T, moments.mean_y - moments.mean_x @ new)
 
 
-def _can_be_fitted(layer: nn.Module) -> bool:
-    if isinstance(layer, nn.Conv2d):
-        plain = layer.groups == 1 and layer.padding_mode == "zeros" and explicit_padding(layer) is not None
-        return plain and layer.weight[0].numel() <= _LARGEST_SYSTEM
-    return isinstance(layer, nn.Linear) and layer.in_features <= _LARGEST_SYSTEM
+def unfitted(whole: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, str]:
+    """Layer -> why it stays as it was cut, of those named layers of ``whole`` that are never fitted."""
+    ran = run_until_seen(whole, names, images)
+    reasons = {name: _obstacle(whole.get_submodule(name), whole, name, passed) for name, passed in ran.items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _obstacle(layer: nn.Module, whole: nn.Module, name: str, passed: tuple[Tensor, Tensor]) -> str | None:
+    """Why a layer as it was cut cannot be fitted; ``passed``: what it was given and answered in the whole network."""
+    if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+        return f"it is a {type(layer).__name__}; convolutions and linear layers are fitted"
+    original = whole.get_submodule(name)
+    assert isinstance(original, (nn.Conv2d, nn.Linear))
+    if not computes_as_declared(original, *passed):
+        return f"it is a {type(layer).__name__}, whose forward does more than its base's"
+    if layer.weight[0].numel() > _LARGEST_SYSTEM:
+        return f"it reads {layer.weight[0].numel():,} numbers at once; up to {_LARGEST_SYSTEM:,} are fitted"
+    if isinstance(layer, nn.Linear):
+        return None
+    if layer.groups != 1:
+        return f"it is a grouped convolution (groups={layer.groups})"
+    plain = layer.padding_mode == "zeros" and explicit_padding(layer) is not None
+    return None if plain else "its padding is not of zeros, the same on both sides"
 
 
 class _Place:

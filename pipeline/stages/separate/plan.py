@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgewise.errors import RequestError, name_nearest
 from edgewise.measure.values import Interval
-from edgewise.stages.fitting.layer_io import explicit_padding
+from edgewise.stages.fitting.layer_io import computes_as_declared, explicit_padding
 from edgewise.stages.separate.forms import Form
 from edgewise.store.entries import write_whole
 from edgewise.store.json_values import decode, encode_fields
@@ -163,7 +163,7 @@ def _candidate(name: str, layer: nn.Module, passes: list[tuple[Tensor, Tensor]],
     height, width = layer.kernel_size
     given, output = passes[0]
     dense = output[0, 0].numel() * height * width * layer.in_channels * layer.out_channels // layer.groups
-    reason = _obstacle(layer, len(passes)) or form.obstacle(layer)
+    reason = _obstacle(layer, passes) or form.obstacle(layer)
     middle, macs = (0, dense) if reason else form.size(layer, given.shape, output.shape)
     return Candidate(
         name=name,
@@ -183,9 +183,10 @@ def _shape(layer: nn.Conv2d) -> str:
     return text + (f", dilation {layer.dilation[0]}" if max(layer.dilation) > 1 else "")
 
 
-def _obstacle(layer: nn.Conv2d, calls: int) -> str:
-    if type(layer) is not nn.Conv2d:
-        return f"it is a {type(layer).__name__}, whose forward may do more than a convolution"
+def _obstacle(layer: nn.Conv2d, passes: list[tuple[Tensor, Tensor]]) -> str:
+    calls = len(passes)
+    if not computes_as_declared(layer, *passes[0]):
+        return f"it is a {type(layer).__name__}, whose forward does more than a convolution"
     if layer.groups != 1:
         return f"it is a grouped convolution (groups={layer.groups})"
     if layer.padding_mode != "zeros":

@@ -45,6 +45,8 @@ FACTS: dict[str, Any] = {
     "widths": {"conv<1>": [16, 8]},
     "reconstruction": {"conv<1>": [0.5, 0.25]},
     "norm_images": 1024,
+    "left_alone": [{"layer": "conv<2>", "width": 16, "stay": 8, "reason": "they pass <roll>"}],
+    "averaging_norms": ["norm<1>"],
 }
 
 
@@ -64,6 +66,7 @@ def test_each_fact_has_its_part() -> None:
         "What each width of a layer costs (prune)",
         "Channels before and after (prune)",
         "How far each layer's answers are off (prune)",
+        "Layers left alone (prune)",
     ]
     html, figures = [part.html or "" for part in parts], [part.figure or {} for part in parts]
     assert "<td>+1.0%</td>" in html[0], "measured against wanted"
@@ -76,6 +79,8 @@ def test_each_fact_has_its_part() -> None:
         ("as it was cut", [0.5]),
         ("fitted anew", [0.25]),
     ]
+    assert "<td>conv&lt;2&gt;</td><td>8 of 16</td><td>they pass &lt;roll&gt;</td>" in html[6]
+    assert "norm&lt;1&gt;.</p>" in html[6]
 
 
 def test_a_counted_budget_has_no_trials() -> None:

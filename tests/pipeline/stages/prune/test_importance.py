@@ -12,7 +12,8 @@ from edgewise.calib_data import Data
 from edgewise.models import Spec
 from edgewise.models._layers import PadShortcut
 from edgewise.stage import Context
-from edgewise.stages.prune.coupling import Group, trace_groups
+from edgewise.stages.prune.blocks import trace_groups
+from edgewise.stages.prune.coupling import Group
 from edgewise.stages.prune.importance import score_blocks
 
 SHAPE = (2, 4, 4)

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -207,26 +208,43 @@ def test_a_network_of_its_classifier_alone_cannot_be_pruned() -> None:
         Prune(ratio=0.5)(model, dataclasses.replace(TINY, spec=spec))
 
 
-class Reversed(nn.Module):
-    """Turns the channels around, which the dependency graph takes for an operation that leaves them in place."""
+class Turned(nn.Module):
+    """Moves the channels on by three, so that which follows which depends on how many there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, second: bool = True) -> None:
         super().__init__()
         self.first, self.second, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+        self.both = not second
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.second(self.first(x).flip(1)).mean((2, 3)))
+        x = self.second(self.first(x).roll(3, 1))
+        return self.head((x.roll(3, 1) if self.both else x).mean((2, 3)))
 
 
-def test_a_network_that_is_not_understood_is_refused_with_the_layer() -> None:
-    spec = dataclasses.replace(TINY.spec, classifier="head")
+def turned(**fields: Any) -> tuple[nn.Module, dict[str, Any]]:
+    facts: dict[str, Any] = {}
+    ctx = dataclasses.replace(TINY, spec=dataclasses.replace(TINY.spec, classifier="head"), fact=facts.__setitem__)
     torch.manual_seed(0)
-    with pytest.raises(StageError, match=r"does not see.*at first: name them in keep"):
-        Prune(ratio=0.25, scope="layer", round_to=1)(Reversed(), dataclasses.replace(TINY, spec=spec))
-    pruned = Prune(ratio=0.25, scope="layer", round_to=1, keep=("first",))(
-        Reversed(), dataclasses.replace(TINY, spec=spec)
-    )
+    return Prune(ratio=0.25, scope="layer", round_to=1)(Turned(**fields), ctx), facts
+
+
+def test_what_is_cut_wrongly_is_left_alone_with_the_reason_and_the_rest_is_pruned() -> None:
+    pruned, facts = turned()
     assert (pruned.first.out_channels, pruned.second.out_channels) == (8, 6)
+    told = {alone["layer"]: alone for alone in facts["left_alone"]}
+    assert told.keys() == {"first", "head"} and (told["first"]["width"], told["first"]["stay"]) == (8, 8)
+    assert (
+        "a cut of them would be wrong (they pass roll in the network's own forward): logits differ by"
+        in (told["first"]["reason"])
+    )
+    assert "outputs" in told["head"]["reason"]
+
+
+def test_a_network_in_which_every_cut_is_wrong_is_refused_with_every_layer() -> None:
+    with pytest.raises(
+        StageError, match=r"no layer .* can be pruned: .*first: .*they pass roll.*second: .*they pass roll"
+    ):
+        turned(second=False)
 
 
 def test_an_architecture_that_says_why_not_is_refused_with_its_reason() -> None:

@@ -13,7 +13,7 @@ from edgewise.calib_data import Data
 from edgewise.errors import RequestError, StageError
 from edgewise.models import Spec
 from edgewise.stage import Context
-from edgewise.stages.prune.coupling import trace_groups
+from edgewise.stages.prune.blocks import trace_groups
 from edgewise.stages.prune.sparsify import Sparsify, factors
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.settings import Training

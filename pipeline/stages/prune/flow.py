@@ -1,0 +1,256 @@
+"""Where every channel of a network goes: found by running the network once on labels beside its numbers.
+
+Each output channel of each layer gets a label, and every tensor of the pass a shadow of its own shape that says which
+label each of its elements carries (0: none). An operation that only moves numbers (a view, a slice, a concatenation, a
+shuffle, an index) is run on the shadows as it is, so that nothing has to be known about it. Where numbers of several
+labels become one (an addition, a pooling over channels) the labels are tied: such channels can only go together. What a
+layer reads and makes is told as a ``Touch``. An operation after which a channel can no longer be told from the others,
+or that is not known, stops the labels that reach it, with the reason.
+
+That the channels of a group can really be removed is another matter: a size may be written into the code, an index may
+point past the end. ``proof`` tries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from edgewise.models._layers import PadShortcut
+from edgewise.stages.prune.channels import WEIGHTED
+from edgewise.stages.prune.labels import Flow, pairs_of, varying
+from edgewise.stages.prune.layer_rules import RULES
+from edgewise.stages.prune.one_pass import Pass
+from edgewise.stages.prune.operations import (
+    ADDITIONS,
+    BY_NUMBER,
+    COPIES,
+    MIXES,
+    MOVES,
+    VIEWS,
+    bind,
+    is_pointwise,
+    mixed_dims,
+    name_of,
+    padded,
+)
+from edgewise.stages.prune.own_tensors import Owned, same_storage
+
+
+def follow(model: nn.Module, example: Tensor, aided: bool = False) -> Flow:
+    """Run ``model`` on ``example`` [1, C, H, W] in eval mode and follow the channels.
+
+    ``aided``: with all that it computes in training beside the logits; the layers themselves stay in evaluation.
+    """
+    model.eval()
+    seen = Pass(model)
+    follower = _Follower(seen)
+    with torch.no_grad(), follower.listening(), follower:
+        seen.feed(example)
+        model.training = aided
+        try:
+            output = model(example)
+        finally:
+            model.training = False
+    for tensor in tree_leaves(output):
+        if isinstance(tensor, Tensor):
+            seen.notes.stop(seen.shadow(tensor), "its channels are the network's outputs")
+    return seen.notes.flow()
+
+
+class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs every operation, and its like on the shadows."""
+
+    def __init__(self, seen: Pass) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen = seen
+        self._apart = 0
+        self._first_slices: dict[tuple[int, int], Tensor] = {}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While open, it is known which module runs."""
+        with ExitStack() as hooks:
+            for name, module in self._seen.modules.items():
+                before = module.register_forward_pre_hook(lambda m, args, name=name: self._enter(name, m, args))
+                after = module.register_forward_hook(lambda m, args, output: self._leave(m, args, output))
+                hooks.callback(before.remove)
+                hooks.callback(after.remove)
+            yield
+
+    def _enter(self, name: str, module: nn.Module, args: Any) -> None:
+        self._seen.stack.append(name)
+        if isinstance(module, PadShortcut):
+            self._apart += 1
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        name = self._seen.stack.pop()
+        if isinstance(module, PadShortcut):
+            self._apart -= 1
+            self._seen.notes.touch(name, module, "in", self._seen.read(args[0], 1, name))
+            self._seen.made(name, module, output, output.shape[1])
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if any(self._seen.is_fed(t) for t in given):
+            for tensor in tree_leaves(result):
+                self._seen.feed(tensor)
+        if not self._apart:
+            if any(self._seen.labelled(t) for t in given):
+                self._follow(func, args, kwargs, given, result)
+            else:
+                self._pass_on(func, args, kwargs, given, result)
+        return result
+
+    def _pass_on(self, func: Any, args: Any, kwargs: Any, given: Sequence[Tensor], result: Any) -> None:
+        """No labels yet: layers make them; what is computed from the network's own tensors is told as theirs."""
+        name = name_of(func)
+        fed = any(self._seen.is_fed(tensor) for tensor in given)
+        owner = next((found for tensor in given if (found := self._seen.owner(tensor))), None)
+        if owner is not None and not fed:
+            for tensor in tree_leaves(result):
+                self._seen.own(tensor, Owned(owner.layer, owner.tensor, owner.itself and same_storage(tensor, given)))
+        elif name in RULES:
+            RULES[name](self._seen, bind(func, args, kwargs), result)
+        elif name in MOVES and given:
+            self._move(func, args, kwargs, result)
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, given: Sequence[Tensor], result: Any) -> None:
+        name, bound = name_of(func), bind(func, args, kwargs)
+        if name in RULES:
+            RULES[name](self._seen, bound, result)
+        elif name in MOVES:
+            self._move(func, args, kwargs, result)
+            self._regroup(name, bound, result)
+        elif name in MIXES:
+            self._mix(name, bound, result)
+        elif is_pointwise(func, name):
+            self._pointwise(name, given, result, func._schema.is_mutable)
+        else:
+            for tensor in given:
+                self._seen.notes.stop(
+                    self._seen.shadow(tensor),
+                    f"they pass {name.strip('_')} in {self._seen.here}, which is not understood",
+                )
+
+    def _move(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Run the operation on the shadows."""
+        name = name_of(func)
+        if name == "copy_":
+            self._seen.shadow(args[0]).copy_(self._seen.shadow(args[1]))
+        elif name in COPIES:
+            self._seen.keep(result, self._seen.shadow(args[0]).clone())
+        elif name in VIEWS:
+            self._seen.keep(result, self._seen.shadow(args[0]).reshape(result.shape))
+        elif name == "constant_pad_nd":
+            self._seen.keep(result, padded(self._seen.shadow(args[0]), args[1]))
+        else:
+            moved = func(*_shadowed(args, self._seen, name), **kwargs)
+            for tensor, labels in zip(tree_leaves(result), tree_leaves(moved), strict=True):
+                self._seen.keep(tensor, labels)
+
+    def _regroup(self, name: str, bound: Mapping[str, Any], result: Any) -> None:
+        """Remember where channels are counted in groups, or told apart by numbers that a cut may upset."""
+        outputs = [self._seen.shadow(tensor) for tensor in tree_leaves(result)]
+        if name in BY_NUMBER or name == "stack":
+            for labels in outputs:
+                self._warn(name, labels, varying(labels))
+        if name in VIEWS:
+            self._counted(name, outputs[0])
+        elif name == "stack":
+            self._alike([outputs[0], outputs[0].narrow(bound["dim"], 0, 1)])
+        elif name in ("channel_shuffle", "native_channel_shuffle"):
+            labels = self._seen.shadow(bound["self"])
+            counted = labels.reshape(len(labels), bound["groups"], -1, *labels.shape[2:])
+            self._alike([counted, counted.narrow(1, 0, 1)])
+        elif name.startswith(("split", "unbind")):
+            self._alike([piece for piece in outputs if piece.shape == outputs[0].shape])
+        elif name in ("slice", "narrow"):
+            first = self._first_slices.setdefault((id(bound["self"]), bound["dim"]), outputs[0])
+            self._alike([piece for piece in (first, outputs[0]) if piece.shape == first.shape])
+
+    def _warn(self, name: str, labels: Tensor, dims: Sequence[int]) -> None:
+        if dims:
+            self._seen.notes.hint(labels, f"{name.strip('_')} in {self._seen.here}")
+
+    def _alike(self, pieces: Sequence[Tensor]) -> None:
+        """Of channels at one place in several pieces all may have to go, so that the pieces stay of one size."""
+        self._seen.notes.places.extend(pairs_of(pieces[0], piece) for piece in pieces[1:])
+
+    def _counted(self, name: str, labels: Tensor) -> None:
+        """A view along two dimensions of which channels differ: groups, and places in them."""
+        dims = varying(labels)
+        if len(dims) < 2:
+            return
+        self._warn(name, labels, dims)
+        self._seen.notes.groups.append(pairs_of(labels, labels.narrow(dims[-1], 0, 1)))
+        for dim in dims[:-1]:
+            self._alike([labels, labels.narrow(dim, 0, 1)])
+
+    def _pointwise(self, name: str, given: Sequence[Tensor], result: Any, mutable: bool) -> None:
+        notes = self._seen.notes
+        labelled = [t for t in given if self._seen.labelled(t)]
+        merged = self._seen.shadow(labelled[0])
+        for tensor in labelled[1:]:
+            other = self._seen.shadow(tensor)
+            pairs = pairs_of(merged, other)
+            notes.ties.append(pairs)
+            if name in ADDITIONS:
+                notes.added.update(pairs.flatten().tolist())
+            merged = torch.where(merged != 0, merged, other)
+        for tensor in given:
+            owner = None if self._seen.labelled(tensor) else self._seen.owner(tensor)
+            if owner is not None and self._is_free(owner):
+                notes.stop(_across(merged, tensor), f"its channels meet a free parameter ({owner.words})")
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, Tensor):
+                continue
+            if mutable and self._seen.has_shadow(tensor):
+                self._seen.shadow(tensor).copy_(merged)
+            else:
+                self._seen.keep(tensor, merged.expand(tensor.shape).clone())
+
+    def _is_free(self, owner: Owned) -> bool:
+        """Whether a tensor of the network is not cut with the layer that holds it."""
+        module = self._seen.modules[owner.layer]
+        return not (isinstance(module, WEIGHTED) and owner.tensor in ("weight", "bias"))
+
+    def _mix(self, name: str, bound: Mapping[str, Any], result: Any) -> None:
+        """Operations that make one number of several: along dimensions, or over windows of an image."""
+        x = bound["self"] if "self" in bound else bound["input"]
+        labels, words = self._seen.shadow(x), f"{name.strip('_')} in {self._seen.here}"
+        dims = mixed_dims(name, bound, x.dim())
+        left = self._seen.notes.merge(labels, dims, words)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                kept = left if tensor.dim() == x.dim() else left.squeeze(tuple(dims))
+                self._seen.keep(tensor, kept.expand(tensor.shape).clone())
+
+
+def _shadowed(args: Any, seen: Pass, name: str) -> list[Any]:
+    """Arguments with shadows instead of tensors; indices stay what they are."""
+    indices = name in ("index", "index_select", "gather")
+
+    def swap(value: Any, first: bool) -> Any:
+        if isinstance(value, Tensor):
+            return seen.shadow(value) if first or not indices else value
+        if isinstance(value, (list, tuple)):
+            return type(value)(swap(item, first) for item in value)
+        return value
+
+    return [swap(value, number == 0) for number, value in enumerate(args)]
+
+
+def _across(labels: Tensor, tensor: Tensor) -> Tensor:
+    """The labels, if they differ along a dimension in which ``tensor`` has a value for each."""
+    sizes = (*[1] * (labels.dim() - tensor.dim()), *tensor.shape)
+    met = any(sizes[dim - labels.dim()] > 1 for dim in varying(labels))
+    return labels if met else labels.new_zeros(0)
