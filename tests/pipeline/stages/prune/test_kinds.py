@@ -23,6 +23,9 @@ from edgewise.stage import Context
 from edgewise.stages.prune import proof
 from edgewise.stages.prune.checked_cut import trace_for
 from edgewise.stages.prune.coupling import Group, Member
+from edgewise.stages.prune.reconstruct import unfitted
+from edgewise.stages.separate.forms import Depthwise
+from edgewise.stages.separate.plan import survey_layers
 
 SHAPE = (1, 8, 8)
 
@@ -300,6 +303,39 @@ def test_a_wrong_cut_of_each_member_is_seen_and_a_right_one_passes(name: str) ->
         for member in group.members:
             if member.module.state_dict():  # an instance norm without weights holds nothing that could be mixed up
                 assert bench.problem([planted(group, member)], removed), (group.name, member.name, member.side)
+
+
+class Prepared(nn.Module):
+    """Normalises its images itself, first by numbers, then by a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.bn = nn.Parameter(torch.zeros(1, 1, 1, 1)), nn.BatchNorm2d(1)
+        self.a, self.b, self.fc = conv(1, 8), conv(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.b(self.a(self.bn((x - self.mean) / 0.5)).relu()).mean((2, 3)))
+
+
+def test_images_that_meet_a_parameter_are_no_parameter() -> None:
+    groups, left = found(Prepared().eval())
+    assert [(group.name, group.width) for group in groups] == [("a", 8), ("b", 8)] and left.keys() == {"fc"}
+
+
+def test_what_a_subclass_computes_decides_whether_it_is_fitted_and_replaced() -> None:
+    class Named(nn.Conv2d):
+        """Nothing but another name."""
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        Named(1, 8, 3, padding=1), SamePadding(8, 8, 2), conv(8, 8, groups=2), nn.Flatten(), nn.Linear(512, 4)
+    )
+    images = torch.randn(2, *SHAPE)
+    reasons = unfitted(model.eval(), ["0", "1", "2", "4"], images)
+    assert reasons.keys() == {"1", "2"} and "grouped" in reasons["2"]
+    assert reasons["1"] == "it is a SamePadding, whose forward does more than its base's"
+    candidates = {candidate.name: candidate.reason for candidate in survey_layers(model, images, Depthwise(1))}
+    assert candidates["0"] == "" and "SamePadding, whose forward does more than a convolution" in candidates["1"]
 
 
 class BesideNorms(nn.Module):

@@ -21,7 +21,8 @@ from edgewise.errors import RequestError, StageError
 from edgewise.measure.cost.totals import count
 from edgewise.network import surgery
 from edgewise.stage import Context
-from edgewise.stages.prune import IMPORTANCES, Prune
+from edgewise.stages.prune import IMPORTANCES, Prune, checked_cut
+from edgewise.stages.prune.coupling import Coupling
 from edgewise.stages.prune.importance import IMPORTANCES as MEASURES
 
 
@@ -245,6 +246,37 @@ def test_a_network_in_which_every_cut_is_wrong_is_refused_with_every_layer() -> 
         StageError, match=r"no layer .* can be pruned: .*first: .*they pass roll.*second: .*they pass roll"
     ):
         turned(second=False)
+
+
+def rolled(coupling: Coupling, name: str) -> Coupling:
+    """A wrong coupling: the reader of one group takes the channels that stand one further on."""
+    groups = []
+    for group in coupling.groups:
+        members = [
+            dataclasses.replace(m, channels=m.channels.roll(1, 0)) if group.name == name and m.side == "in" else m
+            for m in group.members
+        ]
+        groups.append(dataclasses.replace(group, members=tuple(members)))
+    return dataclasses.replace(coupling, groups=tuple(groups))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before it counts", "at the cut"])
+@pytest.mark.parametrize("budget", [{"macs": 0.6}, {"ratio": 0.25, "scope": "layer", "steps": 2}], ids=str)
+def test_a_planted_wrong_coupling_costs_that_group_alone(
+    late: bool, budget: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, wrong = checked_cut.couple_channels, "stages.1.conv1.0"
+    monkeypatch.setattr(checked_cut, "couple_channels", lambda *args: rolled(find(*args), wrong))
+    if late:
+        monkeypatch.setattr(checked_cut.proof, "wrong_group", lambda *_: None)
+    facts: dict[str, Any] = {}
+    model = tiny()
+    pruned = Prune(**budget, round_to=1)(model, dataclasses.replace(TINY, fact=facts.__setitem__))
+    assert widths(pruned)[wrong] == 32 and widths(pruned)["stages.0.conv1.0"] < 16
+    told = {alone["layer"]: alone["reason"] for alone in facts["left_alone"]}
+    assert "logits differ by" in told[wrong] and told.keys() == {wrong, "linear"}
+    if "macs" in budget:
+        assert count(pruned, (1, 8, 8)).macs <= 0.6 * count(model, (1, 8, 8)).macs
 
 
 def test_an_architecture_that_says_why_not_is_refused_with_its_reason() -> None:
