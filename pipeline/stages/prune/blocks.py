@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from edgewise.models._layers import PadShortcut
@@ -118,6 +116,9 @@ class _Blocks:
 
 def components(count: int, pairs: np.ndarray) -> np.ndarray:
     """For each of ``count`` labels the number of its set, where ``pairs`` [n, 2] go together; int [count]."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     matrix = coo_matrix((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     found: np.ndarray = connected_components(matrix, directed=False)[1]
     return found
@@ -293,7 +294,9 @@ def _alone(
     for name, module in model.named_modules():
         if isinstance(module, WEIGHTED) and name not in found and not _told(name, flow):
             width = int(channels_of(module, "out"))
-            found[name] = Alone(width=width, stay=width, reason="it is not called as a layer")
+            own = "weight" in dict(module.named_parameters(recurse=False))
+            reason = "it is not called as a layer" if own else "its weights are computed from other parameters"
+            found[name] = Alone(width=width, stay=width, reason=reason)
     return found
 
 

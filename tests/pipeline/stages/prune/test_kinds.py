@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from edgewise import models
 from edgewise.calib_data import Data
+from edgewise.errors import StageError
 from edgewise.stage import Context
 from edgewise.stages.prune import proof
 from edgewise.stages.prune.checked_cut import trace_for
@@ -320,6 +321,22 @@ class Prepared(nn.Module):
 def test_images_that_meet_a_parameter_are_no_parameter() -> None:
     groups, left = found(Prepared().eval())
     assert [(group.name, group.width) for group in groups] == [("a", 8), ("b", 8)] and left.keys() == {"fc"}
+
+
+def test_weights_that_are_computed_are_told() -> None:
+    model = nn.Sequential(
+        conv(1, 8), nn.utils.parametrizations.weight_norm(conv(8, 8)), nn.Flatten(), nn.Linear(512, 4)
+    )
+    with pytest.raises(StageError, match="1: its weights are computed from other parameters"):
+        found(model.eval())
+
+
+def test_a_network_for_one_image_is_tried_with_one() -> None:
+    class One(Prepared):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.reshape(1, 1, 8, 8))
+
+    assert [group.name for group in found(One().eval())[0]] == ["a", "b"]
 
 
 def test_what_a_subclass_computes_decides_whether_it_is_fitted_and_replaced() -> None:
