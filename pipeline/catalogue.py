@@ -18,30 +18,135 @@ _RECIPES = _FOLDER / "recipes.py"
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
-    """Entries of one kind (models, data, targets, stages, recipes), each with name and summary.
+    """Entries of one kind (models, data, targets, stages, recipes, fields), each with name and summary.
 
-    A model that cannot go through every stage and to every target says so under ``cannot``.
+    A model that cannot go through every stage and to every target says so under ``cannot``; a stage tells its ``fields``,
+    a recipe what it sets (``sets``) and which recipe it derives from (``from``). ``fields`` are those of a recipe itself,
+    of its limits and of a training.
     """
-    found = {
-        "models": models.names, "data": calib_data.names, "targets": targets.names, "stages": stage_names,
-        "recipes": recipe_names,
-    }[kind]()  # fmt: skip
-    limits = models.limits() if kind == "models" else {}
-    return [{"name": name, "summary": summary} | _limits(limits.get(name)) for name, summary in found.items()]
+    if kind in ("stages", "fields"):
+        return [
+            {"name": name, "summary": told, "fields": fields_of(node)}
+            for name, node, told in (_stages() if kind == "stages" else _settings())
+        ]
+    found = {"models": models.names, "data": calib_data.names, "targets": targets.names, "recipes": recipe_names}[
+        kind
+    ]()
+    extra: Mapping[str, Mapping[str, Any]] = {}
+    if kind == "models":
+        extra = {name: {"cannot": dict(cannot)} for name, cannot in models.limits().items() if cannot}
+    if kind == "recipes":
+        extra = {name: _recipe_told(node) for name, node in _recipes().items()}
+    return [{"name": name, "summary": summary} | dict(extra.get(name, {})) for name, summary in found.items()]
 
 
-def _limits(cannot: Mapping[str, str] | None) -> dict[str, Any]:
-    return {"cannot": dict(cannot)} if cannot else {}
+def find_stage(name: str) -> dict[str, Any]:
+    """One stage, or one of the classes beside them, with its fields. Raises RequestError with the nearest spelling."""
+    entries = {entry["name"].lower(): entry for kind in ("stages", "fields") for entry in listing(kind)}
+    if name.lower() not in entries:
+        near = name_nearest(name.lower(), entries)
+        raise RequestError(f"no stage {name!r}.{near} Choices: {', '.join(entries)}")
+    return entries[name.lower()]
+
+
+def home_of(name: str) -> tuple[str, str]:
+    """The module and the class of a stage, or of a class beside them."""
+    for path in sorted(_FOLDER.rglob("*.py")):
+        for node in _classes(path):
+            if node.name.lower() == name.lower() and (_is_stage(node) or node.name in _SETTINGS):
+                parts = path.relative_to(_FOLDER).with_suffix("").parts
+                return ".".join(
+                    [__name__.rpartition(".")[0], *(part for part in parts if part != "__init__")]
+                ), node.name
+    raise KeyError(name)
 
 
 def stage_names() -> dict[str, str]:
     """Every dataclass under ``stages`` that is called with (model, ctx): lower-case name -> first line of its docstring."""
-    found: dict[str, str] = {}
-    for path in sorted((_FOLDER / "stages").rglob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and _is_stage(node):
-                found[node.name.lower()] = (ast.get_docstring(node) or "").split("\n")[0]
+    return {name: told for name, _, told in _stages()}
+
+
+def _stages() -> list[tuple[str, ast.ClassDef, str]]:
+    files = sorted((_FOLDER / "stages").rglob("*.py"))
+    found = [node for path in files for node in _classes(path) if _is_stage(node)]
+    return [(node.name.lower(), node, _first_line(node)) for node in found]
+
+
+def _settings() -> list[tuple[str, ast.ClassDef, str]]:
+    """The classes beside the stages that a recipe is written with."""
+    nodes = {node.name: node for path in sorted(_FOLDER.rglob("*.py")) for node in _classes(path)}
+    return [(name, nodes[name], _first_line(nodes[name])) for name in _SETTINGS]
+
+
+_SETTINGS = ("Recipe", "Limits", "Training", "Augment", "Preprocess")
+
+
+def _classes(path: Path) -> list[ast.ClassDef]:
+    return [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+
+
+def _first_line(node: ast.ClassDef | ast.FunctionDef) -> str:
+    return (ast.get_docstring(node) or "").split("\n")[0]
+
+
+def fields_of(node: ast.ClassDef) -> list[dict[str, Any]]:
+    """A dataclass's fields as its source tells them: name, type, default (None: it must be given) and meaning."""
+    found = []
+    for item, following in zip(node.body, [*node.body[1:], None], strict=True):
+        if (
+            not isinstance(item, ast.AnnAssign)
+            or not isinstance(item.target, ast.Name)
+            or item.target.id.startswith("_")
+        ):
+            continue
+        found.append(
+            {
+                "name": item.target.id,
+                "type": ast.unparse(item.annotation),
+                "default": _default(item.value),
+                "meaning": _string_of(following),
+            }
+        )
     return found
+
+
+def _default(value: ast.expr | None) -> str | None:
+    """A default as it is written; of ``field(default_factory=Limits)`` what makes it, ``Limits()``."""
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "field":
+        given = {word.arg: word.value for word in value.keywords}
+        factory = given.get("default_factory")
+        if isinstance(factory, ast.Lambda):
+            return ast.unparse(factory.body)
+        return f"{ast.unparse(factory)}()" if factory is not None else _default(given.get("default"))
+    return None if value is None else ast.unparse(value)
+
+
+def _string_of(node: ast.stmt | None) -> str:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        return " ".join(node.value.value.split())
+    return ""
+
+
+def _recipes() -> dict[str, ast.FunctionDef]:
+    tree = ast.parse(_RECIPES.read_text(encoding="utf-8"))
+    return {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")}
+
+
+def _recipe_told(node: ast.FunctionDef) -> dict[str, Any]:
+    """What a recipe's function sets, as it is written, and the recipe that it replaces fields of."""
+    returned = next(item.value for item in node.body if isinstance(item, ast.Return))
+    assert isinstance(returned, ast.Call)
+    names = {item.targets[0].id: item.value for item in node.body if _is_name(item)}  # type: ignore[attr-defined]
+    told: dict[str, Any] = {"sets": {word.arg: ast.unparse(word.value) for word in returned.keywords if word.arg}}
+    if returned.args:
+        source = returned.args[0]
+        source = names.get(source.id, source) if isinstance(source, ast.Name) else source
+        told["from"] = ast.unparse(source).removesuffix("()")
+    return told
+
+
+def _is_name(item: ast.stmt) -> bool:
+    return isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name)
 
 
 def _is_stage(node: ast.ClassDef) -> bool:
@@ -53,9 +158,7 @@ def _is_stage(node: ast.ClassDef) -> bool:
 
 def recipe_names() -> dict[str, str]:
     """Ready recipes: name -> first line of the function's docstring; read from the text, nothing is imported."""
-    tree = ast.parse(_RECIPES.read_text(encoding="utf-8"))
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
-    return {node.name: (ast.get_docstring(node) or "").split("\n")[0] for node in functions}
+    return {name: _first_line(node) for name, node in _recipes().items()}
 
 
 def find_recipe(reference: str) -> Recipe:

@@ -1,150 +1,161 @@
-"""The page's charts, as Plotly figures' JSON.
-
-Labels are HTML-escaped: Plotly reads a subset of HTML in every text. Colours of text and grid are left to the page,
-which knows whether it is dark or light.
-"""
+"""The page's charts of the whole run: accuracy against time and size, and what every step changed."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
 from collections.abc import Callable, Sequence
-from html import escape
-from typing import Any, cast
 
 from edgewise.measure.values import Difference
 from edgewise.report import numbers
-from edgewise.report.rows import Row
-from edgewise.report.summary import WORDS, baseline, labels
+from edgewise.report.figure import Bars, BarTable, Figure, Fill, Key, Mark, Panel
+from edgewise.report.figure import Line as Joined
+from edgewise.report.rows import Row, Verdict
+from edgewise.report.scale import Scale, linear, logarithmic
+from edgewise.report.summary import WORDS, baseline, labels, target_groups
+from edgewise.report.svg import SHAPES
 
 # Okabe & Ito's palette, distinguishable to colour-blind readers and on dark as on light ground.
-_FIRST, _FILE = "#8a8f98", "#d55e00"
+FIRST = "#8a8f98"
 _STEPS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#9a7d0a")
-_REPEATS = ("circle", "circle-open", "circle-cross-open", "circle-x-open")
-_FILLS = ("", "-open", "-dot", "-open-dot")
-_FILES = ("diamond", "square", "triangle-up", "star", "hexagon", "cross", "x", "pentagon")
+_FILES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
+_FILLS: dict[Verdict, Fill] = {"pass": "solid", "not-checked": "hollow", "fail": "crossed"}
 
-Figure = dict[str, Any]
-Axis = tuple[Callable[[Row], float | None], int]
+Value = Callable[[Row], float | None]
 
 
 def tradeoff(rows: Sequence[Row]) -> Figure | None:
-    """Top-1 with its 95 % interval against latency and against bytes; None where no row has both to show."""
-    from plotly.subplots import make_subplots
+    """Top-1 with its 95 % interval against time relative to the baseline and against bytes; None where no row has both.
 
-    axes: tuple[Axis, Axis] = ((_milliseconds, 1), (_bytes, 2))
-    if not any(row.accuracy and value(row) is not None for row in rows for value, _ in axes):
+    Every time is divided by the baseline's on the same runtime, measured in the same interleaved run, so that files of
+    different runtimes stand on one axis and each runtime's baseline at 1.
+    """
+    timed = _drawable(rows, _ratio)
+    sized = _drawable(rows, _bytes)
+    if not timed and not sized:
         return None
-    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05)
-    for axis in axes:
-        figure.add_trace(_path(rows, axis[0]), row=1, col=axis[1])
-    for row, marker, name in zip(rows, _markers(rows), labels(rows), strict=True):
-        look = {"marker": marker, "name": _short(name), "legendgroup": _plain(name), "hovertext": [_hover(row, name)]}
-        _add_points(figure, row, look, axes)
+    y = _accuracies([row for row, _ in (*timed, *sized)])
+    looks = dict(zip(map(id, rows), _looks(rows), strict=True))
     first = baseline(rows)
-    if first and first.accuracy:
-        figure.add_hline(y=first.accuracy.top1 * 100, line={"dash": "dot", "width": 1, "color": _FIRST})
-    figure.update_xaxes(title_text="median latency of one image, ms", rangemode="tozero", row=1, col=1)
-    figure.update_xaxes(title_text="size (log scale)", type="log", row=1, col=2)
-    figure.update_xaxes(**_byte_ticks(rows), row=1, col=2)
-    figure.update_yaxes(title_text="top-1, %", row=1, col=1)
-    figure.update_xaxes(title_standoff=8)
-    legend = {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0}
-    figure.update_layout(height=430, margin={"l": 60, "r": 20, "t": 20, "b": 60}, legend=legend)
-    return _json(figure)
+    level = (first.accuracy.top1 * 100,) if first and first.accuracy else ()
+    panels = []
+    if timed:
+        ends = [end for row, _ in timed if row.latency for end in row.latency.ci95]
+        x = linear([*ends, 1.0], zero=True)
+        title = "time of one image, a share of the baseline's on the same runtime"
+        panels.append(_panel(timed, looks, x, y, title, _ratio, level, upright=(1.0,)))
+    if sized:
+        x = logarithmic([value for _, value in sized], _round_size)
+        panels.append(_panel(sized, looks, x, y, "bytes on disk (log scale)", _bytes, level))
+    shown = {id(row) for row, _ in (*timed, *sized)}
+    return Figure(panels=tuple(panels), keys=tuple(looks[id(row)] for row in rows if id(row) in shown))
 
 
-def waterfall(rows: Sequence[Row]) -> Figure | None:
+def _drawable(rows: Sequence[Row], value: Value) -> list[tuple[Row, float]]:
+    found = [(row, value(row)) for row in rows if row.accuracy]
+    return [(row, at) for row, at in found if at is not None]
+
+
+def _panel(
+    shown: Sequence[tuple[Row, float]],
+    looks: dict[int, Key],
+    x: Scale,
+    y: Scale,
+    title: str,
+    value: Value,
+    level: tuple[float, ...],
+    upright: tuple[float, ...] = (),
+) -> Panel:
+    marks = [_mark(row, at, looks[id(row)], value is _ratio) for row, at in shown]
+    steps = tuple((at, row.accuracy.top1 * 100) for row, at in shown if row.target is None and row.accuracy)
+    return Panel(
+        label=f"Top-1 against {title}; the table of steps and files holds the same numbers",
+        x=x,
+        y=y,
+        x_title=title,
+        y_title="top-1, %",
+        marks=tuple(marks),
+        lines=(Joined(points=steps, colour=FIRST, thin=True),) if len(steps) > 1 else (),
+        across=level,
+        upright=upright,
+    )
+
+
+def _mark(row: Row, at: float, look: Key, timed: bool) -> Mark:
+    assert row.accuracy is not None
+    low, high = row.accuracy.ci95
+    return Mark(
+        x=at,
+        y=row.accuracy.top1 * 100,
+        told=told(row, look.text),
+        colour=look.colour,
+        shape=look.shape,
+        fill=look.fill,
+        name=look.name,
+        x_range=row.latency.ci95 if timed and row.latency else None,
+        y_range=(low * 100, high * 100),
+        group=look.group,
+    )
+
+
+def _accuracies(rows: Sequence[Row]) -> Scale:
+    return linear([end * 100 for row in rows if row.accuracy for end in row.accuracy.ci95], margin=0.03)
+
+
+def _looks(rows: Sequence[Row]) -> list[Key]:
+    """Colour, shape and number of each row: a colour a kind of step; for files a shape a target, a colour a precision."""
+    kinds = list(dict.fromkeys(row.step for row in rows if row.target is None and row.step != "baseline"))
+    names = list(dict.fromkeys(row.target for row in rows if row.target is not None))
+    kept = list(dict.fromkeys(row.precision for row in rows if row.target is not None))
+    found = []
+    for number, (row, name, group) in enumerate(zip(rows, labels(rows), target_groups(rows), strict=True), 1):
+        if row.target is not None:
+            colour = _FILES[kept.index(row.precision) % len(_FILES)]
+            shape = SHAPES[1 + names.index(row.target) % (len(SHAPES) - 1)]
+        else:
+            colour = FIRST if row.step == "baseline" else _STEPS[kinds.index(row.step) % len(_STEPS)]
+            shape = "circle"
+        key = Key(text=name, colour=colour, shape=shape, fill=_FILLS[row.verdict], name=str(number), group=group)
+        found.append(key)
+    return found
+
+
+def waterfall(rows: Sequence[Row]) -> BarTable | None:
     """Change of top-1, and time, MACs and parameters left, after every step; None before a step was measured."""
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
     first, steps = baseline(rows), [row for row in rows if row.target is None]
     if first is None or len(steps) < 2:
         return None
-    titles = ("top-1, points", "time, %", "MACs, %", "parameters, %")
-    figure = make_subplots(rows=1, cols=4, shared_yaxes=True, horizontal_spacing=0.035, subplot_titles=titles)
-    places = list(range(len(steps)))
-    colours = [marker["color"] for marker in _markers(steps)]
-    panels = [[_points_lost(row) for row in steps], [_time_left(row) for row in steps]]
-    panels += [[_share(row.macs, first.macs) for row in steps], [_share(row.params, first.params) for row in steps]]
-    hovers = list(map(_hover, steps, labels(steps)))
-    for column, values in enumerate(panels, start=1):
-        changes = [row.accuracy.vs_baseline if row.accuracy else None for row in steps] if column == 1 else []
-        bars = {"x": [value or 0 for value in values], "y": places, "marker": {"color": colours}, "hovertext": hovers}
-        error = _change_bars(changes) if changes else None
-        bar = go.Bar(**bars, orientation="h", hoverinfo="text", showlegend=False, error_x=error)
-        ends = [change.ci95[1] * 100 if change else 0.0 for change in changes] or [0.0] * len(values)
-        figure.add_trace(bar, row=1, col=column)
-        figure.add_trace(_values(values, ends, signed=column == 1), row=1, col=column)
-        figure.update_xaxes(range=_room(values, changes), nticks=5, zeroline=column == 1, row=1, col=column)
-    figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, tickvals=places)
-    figure.update_yaxes(ticktext=list(map(_short, labels(steps))))
-    figure.update_annotations(font_size=13)
-    figure.update_layout(height=90 + 44 * len(steps), margin={"l": 10, "r": 20, "t": 40, "b": 30}, bargap=0.35)
-    return _json(figure)
+    changes = [row.accuracy.vs_baseline if row.accuracy else None for row in steps]
+    shares = {
+        "time, %": ([_share(_ratio(row)) for row in steps], [_times(row) for row in steps]),
+        "MACs, %": ([_share(row.macs / first.macs if first.macs else None) for row in steps], []),
+        "parameters, %": ([_share(row.params / first.params if first.params else None) for row in steps], []),
+    }
+    columns = [_change_column(changes)]
+    columns += [
+        Bars(title=title, values=tuple(values), texts=tuple(map(_whole, values)), ranges=tuple(ranges))
+        for title, (values, ranges) in shares.items()
+    ]
+    looks = {id(row): look for row, look in zip(rows, _looks(rows), strict=True)}
+    return BarTable(
+        head="after step",
+        names=tuple(map(short, labels(steps))),
+        colours=tuple(looks[id(row)].colour for row in steps),
+        columns=tuple(columns),
+        told=tuple(map(told, steps, labels(steps))),
+    )
 
 
-def _add_points(figure: Any, row: Row, look: dict[str, Any], axes: Sequence[Axis]) -> None:
-    import plotly.graph_objects as go
-
-    named = False
-    for value, column in axes:
-        x = value(row)
-        if row.accuracy is None or x is None:
-            continue
-        top1, (low, high) = row.accuracy.top1 * 100, row.accuracy.ci95
-        error = {
-            "type": "data",
-            "array": [high * 100 - top1],
-            "arrayminus": [top1 - low * 100],
-            "width": 3,
-            "thickness": 1,
-        }
-        trace = go.Scatter(
-            x=[x], y=[top1], error_y=error, mode="markers", showlegend=not named, hoverinfo="text", **look
-        )  # fmt: skip
-        figure.add_trace(trace, row=1, col=column)
-        named = True
+def _change_column(changes: Sequence[Difference | None]) -> Bars:
+    return Bars(
+        title="top-1, points",
+        values=tuple(change.delta * 100 if change else None for change in changes),
+        texts=tuple(numbers.points(change.delta) if change else "not measured" for change in changes),
+        ranges=tuple((change.ci95[0] * 100, change.ci95[1] * 100) if change else None for change in changes),
+    )
 
 
-def _path(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Any:
-    import plotly.graph_objects as go
-
-    points = [(value(row), row.accuracy.top1 * 100) for row in rows if row.target is None and row.accuracy]
-    shown = [(x, y) for x, y in points if x is not None]
-    return go.Scatter(
-        x=[x for x, _ in shown], y=[y for _, y in shown], mode="lines", line={"color": _FIRST, "width": 1},
-        opacity=0.5, hoverinfo="skip", showlegend=False,
-    )  # fmt: skip
-
-
-def _markers(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One colour per kind of step, and for files one symbol per target, filled otherwise for each of its files."""
-    kinds = list(dict.fromkeys(row.step for row in rows if row.target is None and row.step != "baseline"))
-    targets = list(dict.fromkeys(row.target for row in rows if row.target is not None))
-    seen: Counter[tuple[str, str | None]] = Counter()
-    markers: list[dict[str, Any]] = []
-    for row in rows:
-        symbols = _REPEATS if row.target is None else _filled(targets.index(row.target))
-        symbol = symbols[seen[row.step, row.target] % len(symbols)]
-        seen[row.step, row.target] += 1
-        if row.target is not None:
-            colour = _FILE
-        else:
-            colour = _FIRST if row.step == "baseline" else _STEPS[kinds.index(row.step) % len(_STEPS)]
-        markers.append({"color": colour, "symbol": symbol, "size": 12})
-    return markers
-
-
-def _filled(target: int) -> tuple[str, ...]:
-    """One symbol in the ways it can be drawn; beyond them another symbol, as ever fewer files share one."""
-    return tuple(symbol + fill for symbol in (_FILES * 2)[target % len(_FILES) :] for fill in _FILLS)
-
-
-def _hover(row: Row, name: str) -> str:
-    lines = [f"<b>{_plain(name)}</b> ({WORDS[row.verdict]}{', ' + row.verification if row.verification else ''})"]
+def told(row: Row, name: str) -> str:
+    """All that was measured on a row, in a few lines of plain text."""
+    lines = [f"{name} ({WORDS[row.verdict]}{', ' + row.verification if row.verification else ''})"]
     if a := row.accuracy:
         low, high = map(numbers.percent, a.ci95)
         change = f"{numbers.points(a.vs_baseline.delta)} points, p = {a.vs_baseline.p_value:.3g}"
@@ -152,87 +163,37 @@ def _hover(row: Row, name: str) -> str:
     if t := row.latency:
         low, high = map(numbers.ratio, t.ci95)
         lines += [
-            f"{numbers.significant(t.p50_ms)} ms (p90 {numbers.significant(t.p90_ms)}) on {_plain(t.on)}",
+            f"{numbers.significant(t.p50_ms)} ms (p90 {numbers.significant(t.p90_ms)}) on {t.on}",
             f"{numbers.ratio(t.ratio_to_baseline)} the baseline's time [{low}, {high}]",
         ]
     lines.append(f"{numbers.count(row.params)} parameters, {numbers.count(row.macs)} MACs, {numbers.size(row.bytes)}")
-    return "<br>".join(lines)
+    return "\n".join(lines)
 
 
-def _plain(text: str) -> str:
-    # Plotly knows &lt; &gt; and &amp; but shows &quot; as it stands.
-    return escape(text, quote=False)
-
-
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """What fits beside a bar: the ends of a long name, the one that tells it from its like included."""
-    return _plain(name if len(name) <= 28 else f"{name[:17]}…{name[-10:]}")
+    return name if len(name) <= 28 else f"{name[:17]}…{name[-10:]}"
 
 
-def _byte_ticks(rows: Sequence[Row]) -> dict[str, Any]:
-    """Range and ticks of the logarithmic axis: 1, 2 and 5 of every decade, so that a narrow range has some too."""
-    sizes = [row.bytes for row in rows if row.bytes and row.accuracy] or [1]
-    low, high = min(sizes) / 1.3, max(sizes) * 1.3
-    steps = (1, 2, 5) if high / low < 200 else (1,)
-    ticks = [step * 10**power for power in range(13) for step in steps if low <= step * 10**power <= high]
-    texts = [numbers.size(tick).replace(".00 ", " ").replace(".0 ", " ") for tick in ticks]
-    return {"range": [math.log10(low), math.log10(high)], "tickvals": ticks, "ticktext": texts}
+def _round_size(value: float) -> str:
+    return numbers.size(round(value)).replace(".00 ", " ").replace(".0 ", " ")
 
 
-def _milliseconds(row: Row) -> float | None:
-    return row.latency.p50_ms if row.latency else None
+def _ratio(row: Row) -> float | None:
+    return row.latency.ratio_to_baseline if row.latency else None
 
 
 def _bytes(row: Row) -> float | None:
     return row.bytes or None
 
 
-def _points_lost(row: Row) -> float | None:
-    return row.accuracy.vs_baseline.delta * 100 if row.accuracy else None
+def _times(row: Row) -> tuple[float, float] | None:
+    return (row.latency.ci95[0] * 100, row.latency.ci95[1] * 100) if row.latency else None
 
 
-def _time_left(row: Row) -> float | None:
-    return row.latency.ratio_to_baseline * 100 if row.latency else None
+def _share(value: float | None) -> float | None:
+    return None if value is None else value * 100
 
 
-def _share(part: int, whole: int) -> float | None:
-    return part / whole * 100 if whole else None
-
-
-def _values(values: Sequence[float | None], ends: Sequence[float], signed: bool) -> Any:
-    """The bars' numbers, to the right of bar and interval, where neither crosses them."""
-    import plotly.graph_objects as go
-
-    texts = ["not measured" if v is None else numbers.points(v / 100) if signed else f"{v:.0f}" for v in values]
-    at = [max(value or 0.0, end, 0.0) for value, end in zip(values, ends, strict=True)]
-    padded = [f" {text}" for text in texts]
-    return go.Scatter(
-        x=at,
-        y=list(range(len(values))),
-        cliponaxis=False,
-        mode="text",
-        text=padded,
-        textposition="middle right",
-        hoverinfo="skip",
-        showlegend=False,
-    )
-
-
-def _change_bars(changes: Sequence[Difference | None]) -> dict[str, Any]:
-    above = [(change.ci95[1] - change.delta) * 100 if change else 0.0 for change in changes]
-    below = [(change.delta - change.ci95[0]) * 100 if change else 0.0 for change in changes]
-    return {"type": "data", "thickness": 1, "width": 3, "color": _FIRST, "array": above, "arrayminus": below}
-
-
-def _room(values: Sequence[float | None], changes: Sequence[Difference | None]) -> list[float]:
-    """The axis' range: every bar and interval, zero, and space for the numbers written beside them."""
-    ends = [value for value in values if value is not None]
-    ends += [end * 100 for change in changes if change for end in change.ci95]
-    low, high = min([0.0, *ends]), max([0.0, *ends])
-    span = high - low or 1.0
-    return [low - span * 0.05 if low < 0 else 0.0, high + span * 0.4]
-
-
-def _json(figure: Any) -> Figure:
-    figure.update_layout(template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
-    return cast(Figure, json.loads(figure.to_json()))
+def _whole(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.0f}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgewise.errors import RequestError, StoreError
+from edgewise.report.advice import Advice, advise
 from edgewise.report.recommend import Recommendation
 from edgewise.report.rows import ArtifactFile, Row
 from edgewise.store import entries
@@ -54,7 +55,7 @@ class Report:
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
-        """The document of ``report.json``; ``sections`` appears only where there is one."""
+        """The document of ``report.json``; ``next``, ``recommended`` and ``sections`` appear only where there are any."""
         document = {
             "schema": self.schema,
             "recipe": encode(self.recipe),
@@ -62,9 +63,15 @@ class Report:
             "rows": [encode_fields(row) for row in self.rows],
             "artifacts": [encode_fields(artifact) for artifact in self.artifacts],
         }
+        if advice := self.advice():
+            document["next"] = advice.to_json()
         if self.recommended:
             document["recommended"] = [entry.to_json() for entry in self.recommended]
         return document | ({"sections": [section.to_json() for section in self.sections]} if self.sections else {})
+
+    def advice(self, folder: str = "") -> Advice | None:
+        """What to do next, where a target has no file that passed; ``folder``: where the paths of files begin."""
+        return advise(self.recipe, self.rows, self.artifacts, folder)
 
     @classmethod
     def from_json(cls, value: object) -> Report:

@@ -31,6 +31,11 @@ def count(value: int) -> str:
     return "".join(scaled(value))
 
 
+def signed_count(value: int) -> str:
+    """The same with a true minus sign: -1400 -> −1.40k."""
+    return f"{MINUS}{count(-value)}" if value < 0 else count(value)
+
+
 def size(value: int | None) -> str:
     """Bytes in decimal units: 85230 -> 85.2 kB; a dash where there are none."""
     if value is None:

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.measure.values import Accuracy, Latency
-from edgewise.report import charts, numbers, pruning
+from edgewise.report import charts, numbers, plotly_json, pruning
 from edgewise.report.document import Report, Section, write_whole
+from edgewise.report.figure import BarTable, Figure
 from edgewise.report.markup import sanitize
-from edgewise.report.plan import Picture, pictures
+from edgewise.report.plan import pictures
 from edgewise.report.rows import Row
-from edgewise.report.summary import SYMBOLS, WORDS, estimates, labels, summarize, timing
+from edgewise.report.summary import (  # fmt: skip
+    SYMBOLS,
+    WORDS,
+    estimates,
+    labels,
+    open_points,
+    reference_times,
+    shown_groups,
+    summarize,
+    target_groups,
+    timing,
+)
+from edgewise.report.svg import draw, draw_bars
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from markupsafe import Markup
 
 
@@ -35,65 +48,77 @@ def write_html(report: Report, folder: Path) -> Path:
     return write_whole(folder / FILE, render(report))
 
 
+def framed(report: Report) -> str:
+    """The page in a frame of its own, as a notebook shows it: its styles stay in it."""
+    from html import escape
+
+    style = "width: 100%; height: 85vh; border: 0"
+    return f'<iframe title="Report" srcdoc="{escape(render(report))}" style="{style}"></iframe>'
+
+
 def render(report: Report) -> str:
     """The page as text; the same for the same report."""
+    from markupsafe import Markup
+
+    named = list(zip(report.rows, labels(report.rows), strict=True))
+    groups = shown_groups(report.rows)
+    return template("report.html.j2", script=bool(report.rows)).render(
+        title=_title(report),
+        facts=_facts(report),
+        summary=summarize(report),
+        open=open_points(report.rows),
+        advice=report.advice(),
+        symbols=SYMBOLS,
+        timing=timing(report.rows),
+        estimates=estimates(report.rows),
+        groups=groups,
+        tradeoff=_drawn(charts.tradeoff(report.rows)),
+        waterfall=_drawn(charts.waterfall(report.rows)),
+        reference_times=reference_times(report.rows),
+        unplotted=_unplotted(named),
+        recommended=report.recommended,
+        columns=COLUMNS,
+        rows=[_shown(row, name, at) for (row, name), at in zip(named, target_groups(report.rows), strict=True)],
+        plans=[vars(plan) | {"chart": draw_bars(plan.chart)} for plan in pictures(named)],
+        undelegated=[_undelegated(row, name) for row, name in named if row.target is not None],
+        coverage=[_coverage(row, name) for row, name in named if row.facts.get("coverage")],
+        file_facts=[(name, facts) for row, name in named if (facts := _undrawn(row.facts))],
+        artifacts=[(entry, numbers.size(entry.bytes)) for entry in report.artifacts],
+        sections=list(map(_section, [*pruning.sections(named), *report.sections])),
+        recipe=report.recipe,
+        environment=report.environment,
+        hiding=Markup(_hiding(groups)),
+    )
+
+
+def template(name: str, *, script: bool) -> Template:
+    """One of this folder's templates, with the style and, where asked for, the script that its page carries."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     loader = FileSystemLoader(_FOLDER)
     engine = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     engine.filters["columns"] = _columns
-    named = list(zip(report.rows, labels(report.rows), strict=True))
-    plans = pictures(named)
-    extra = [*pruning.sections(named), *report.sections]
-    figures = _figures(report, plans, extra)
-    scripts = [get_plotlyjs(), (_FOLDER / "report.js").read_text(encoding="utf-8")] if figures else []
-    return engine.get_template("report.html.j2").render(
-        title=_title(report),
-        facts=_facts(report),
-        summary=summarize(report),
-        symbols=SYMBOLS,
-        timing=timing(report.rows),
-        estimates=estimates(report.rows),
-        figures=figures,
-        unplotted=_unplotted(named),
-        recommended=report.recommended,
-        rows=[_shown(row, name) for row, name in named],
-        plans=plans,
-        undelegated=[_undelegated(row, name) for row, name in named if row.target is not None],
-        coverage=[_coverage(row, name) for row, name in named if row.facts.get("coverage")],
-        file_facts=[(name, facts) for row, name in named if (facts := _undrawn(row.facts))],
-        artifacts=[(entry, numbers.size(entry.bytes)) for entry in report.artifacts],
-        sections=[_section(section, index) for index, section in enumerate(extra)],
-        recipe=report.recipe,
-        environment=report.environment,
-        figure_data=_embedded(figures),
-        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        script_digests=[_digest(script) for script in scripts],
+    scripts = [(_FOLDER / "report.js").read_text(encoding="utf-8")] if script else []
+    engine.globals["style"] = Markup((_FOLDER / "report.css").read_text(encoding="utf-8"))
+    engine.globals["scripts"] = [Markup(entry) for entry in scripts]
+    engine.globals["script_digests"] = list(map(_digest, scripts))
+    return engine.get_template(name)
+
+
+def _drawn(figure: Figure | BarTable | str | None) -> Markup | str:
+    if isinstance(figure, Figure):
+        return draw(figure)
+    return draw_bars(figure) if isinstance(figure, BarTable) else figure or ""
+
+
+def _hiding(groups: Sequence[tuple[str, str]]) -> str:
+    """The filter: rows and marks of a group vanish while its box is not ticked; no script is needed for it."""
+    return "".join(
+        f'body:has(#show-{group}:not(:checked)) [data-group="{group}"] {{ display: none; }}\n' for group, _ in groups
     )
-
-
-def _figures(report: Report, plans: Sequence[Picture], extra: Sequence[Section]) -> dict[str, Any]:
-    """Element id -> figure, in the order of the page."""
-    figures = {"tradeoff": charts.tradeoff(report.rows), "waterfall": charts.waterfall(report.rows)}
-    figures |= {f"plan-{i}": picture.figure for i, picture in enumerate(plans)}
-    figures |= {f"section-{i}": _drawn(entry.figure) for i, entry in enumerate(extra) if entry.figure}
-    return {name: figure for name, figure in figures.items() if figure is not None}
-
-
-def _drawn(figure: Mapping[str, Any]) -> dict[str, Any]:
-    return {"data": figure.get("data", []), "layout": figure.get("layout", {})}
-
-
-def _embedded(figures: Mapping[str, Any]) -> Markup:
-    from markupsafe import Markup
-
-    # JSON inside a script element ends at the first "</script", whatever the quotes say.
-    return Markup(json.dumps(figures, allow_nan=False).replace("<", "\\u003c"))
 
 
 def _digest(script: str) -> str:
@@ -121,23 +146,31 @@ def _unplotted(named: Sequence[tuple[Row, str]]) -> str:
     return f"Not shown: {'; '.join(parts)}." if parts else ""
 
 
-def _section(section: Section, index: int) -> dict[str, Any]:
+def _section(section: Section) -> dict[str, Any]:
     from markupsafe import Markup
 
-    html = Markup(sanitize(section.html)) if section.html is not None else None
-    return {"title": section.title, "html": html, "figure": f"section-{index}" if section.figure else None}
+    if section.figure is not None:
+        return {"title": section.title, "html": _drawn(plotly_json.read(section.figure, section.title))}
+    return {"title": section.title, "html": Markup(sanitize(section.html or ""))}
 
 
-def _shown(row: Row, name: str) -> dict[str, Any]:
+COLUMNS = (
+    "step, file", "top-1, %", "change, points", "same class as PyTorch, %", "params, MACs", "bytes", "time, ms", "ratio",
+    "verdict", "took, s",
+)  # fmt: skip
+
+
+def _shown(row: Row, name: str, group: str) -> dict[str, Any]:
     """A table row's cells: for each the main text and the smaller one below it."""
     cells = [*_accuracy(row.accuracy, row.step == "baseline"), _agreement(row)]
-    cells += [(numbers.count(row.params), ""), (numbers.count(row.macs), "")]
+    cells.append((numbers.count(row.params), f"{numbers.count(row.macs)} MACs"))
     cells.append(
         (numbers.size(row.bytes), f"{numbers.size(row.peak_bytes)} to run" if row.peak_bytes is not None else "")
     )
     cells += _latency(row.latency, row.step == "baseline")
     return {
         "label": name,
+        "group": group,
         "kind": "" if name.startswith(row.step) else row.step,
         "cells": cells,
         "grade": row.verification or "",

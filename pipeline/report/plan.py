@@ -6,14 +6,15 @@ saved, whether it was ``accepted``, and the ``reason``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from edgewise.report import numbers
-from edgewise.report.charts import Figure, _json
+from edgewise.report.figure import Bars, BarTable
 from edgewise.report.rows import Row
+
+Value = Callable[[Mapping[str, Any]], float | None]
 
 ACCEPTED, REJECTED = "#009e73", "#d55e00"
 """Okabe and Ito's green and vermilion, distinguishable to colour-blind readers; the signs say the same."""
@@ -26,7 +27,7 @@ class Picture:
 
     title: str
     summary: str
-    figure: Figure
+    chart: BarTable
     layers: Sequence[Mapping[str, str]]
     """For each layer the cells of its table row."""
 
@@ -44,7 +45,7 @@ def _picture(name: str, plan: Mapping[str, Any]) -> Picture:
     return Picture(
         title=f"The plan of {name}, layer by layer",
         summary=_summary(plan),
-        figure=_figure(plan),
+        chart=_chart(plan),
         layers=[_cells(layer) for layer in plan["layers"]],
     )
 
@@ -70,58 +71,35 @@ _STATES = (
 )
 
 
-def _figure(plan: Mapping[str, Any]) -> Figure:
-    from plotly.subplots import make_subplots
-
+def _chart(plan: Mapping[str, Any]) -> BarTable:
     layers = plan["layers"]
-    panels = [("error of the outputs", _error), ("MACs saved", _macs_saved)]
-    panels += [(f"ms saved on {escape(plan['timed_on'], quote=False)}", _ms_saved)] if plan["timed_on"] else []
-    panels += [("cost to the classes, nats", _cost)] if any(layer["cost"] is not None for layer in layers) else []
-    titles = [title for title, _ in panels]
-    figure = make_subplots(
-        rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles
-    )  # fmt: skip
-    for column, (_, value) in enumerate(panels, start=1):
-        for accepted in (True, False):
-            figure.add_trace(_bars(layers, value, accepted, shown=column == 1), row=1, col=column)
-    marks = [f"{'✓' if layer['accepted'] else '✗'} {_short(layer['name'])}" for layer in layers]
-    figure.update_yaxes(
-        autorange="reversed", showgrid=False, zeroline=False, tickvals=list(range(len(layers))), ticktext=marks
-    )
-    figure.update_xaxes(nticks=4)
-    figure.update_annotations(font_size=13)
-    legend = {"orientation": "h", "y": -0.06, "yanchor": "top", "x": 0}
-    figure.update_layout(
-        height=130 + 24 * len(layers), margin={"l": 10, "r": 20, "t": 40, "b": 50}, bargap=0.3, barmode="overlay",
-        legend=legend,
-    )  # fmt: skip
-    return _json(figure)
-
-
-def _bars(layers: Sequence[Mapping[str, Any]], value: Any, accepted: bool, shown: bool) -> Any:
-    import plotly.graph_objects as go
-
-    ours = [(place, layer) for place, layer in enumerate(layers) if layer["accepted"] is accepted]
-    colour, name = (ACCEPTED, "replaced") if accepted else (REJECTED, "stays")
-    return go.Bar(
-        x=[value(layer) for _, layer in ours],
-        y=[place for place, _ in ours],
-        orientation="h",
-        marker={"color": colour, "pattern": {"shape": "" if accepted else "/"}},
-        name=name,
-        legendgroup=name,
-        showlegend=shown and bool(ours),
-        hoverinfo="text",
-        hovertext=[_hover(layer) for _, layer in ours],
+    columns = [
+        _column("error of the outputs", layers, _error, lambda value: f"{value:.3f}"),
+        _column("MACs saved", layers, _macs_saved, lambda value: numbers.signed_count(round(value))),
+    ]
+    if plan["timed_on"]:
+        columns.append(_column(f"ms saved on {plan['timed_on']}", layers, _ms_saved, numbers.significant))
+    if any(layer["cost"] is not None for layer in layers):
+        columns.append(_column("cost to the classes, nats", layers, _cost, lambda value: f"{value:.3g}"))
+    return BarTable(
+        head="layer",
+        names=tuple(f"{'✓' if layer['accepted'] else '✗'} {_short(layer['name'])}" for layer in layers),
+        colours=tuple(ACCEPTED if layer["accepted"] else REJECTED for layer in layers),
+        columns=tuple(columns),
+        told=tuple(map(_told, layers)),
     )
 
 
-def _hover(layer: Mapping[str, Any]) -> str:
+def _column(title: str, layers: Sequence[Mapping[str, Any]], value: Value, text: Callable[[float], str]) -> Bars:
+    values = [value(layer) for layer in layers]
+    texts = [_NOTHING if found is None else text(found) for found in values]
+    return Bars(title=title, values=tuple(values), texts=tuple(texts))
+
+
+def _told(layer: Mapping[str, Any]) -> str:
     cells = _cells(layer)
-    lines = [f"<b>{escape(layer['name'], quote=False)}</b> {escape(layer['shape'], quote=False)}"]
-    lines += [f"error {cells['error']}, {cells['macs']} MACs, {cells['ms']} ms"]
-    words = escape(cells["reason"], quote=False).split("; ")
-    return "<br>".join([*lines, f"<b>{cells['verdict']}</b>", *words])
+    lines = [f"{layer['name']} {layer['shape']}", f"error {cells['error']}, {cells['macs']} MACs, {cells['ms']} ms"]
+    return "\n".join([*lines, cells["verdict"], *cells["reason"].split("; ")])
 
 
 def _cells(layer: Mapping[str, Any]) -> dict[str, str]:
@@ -157,4 +135,4 @@ def _cost(layer: Mapping[str, Any]) -> float | None:
 
 
 def _short(name: str) -> str:
-    return escape(name if len(name) <= 28 else f"{name[:12]}…{name[-15:]}", quote=False)
+    return name if len(name) <= 28 else f"{name[:12]}…{name[-15:]}"

@@ -1,32 +1,44 @@
 "use strict";
 (() => {
-  const figures = JSON.parse(document.getElementById("figure-data").textContent);
-  const config = { displayModeBar: false, responsive: true };
-  const dark = window.matchMedia("screen and (prefers-color-scheme: dark)");
+  const tip = document.getElementById("tip");
+  let shown = null;
 
-  const themed = (given) => {
-    const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue(name).trim();
-    const layout = structuredClone(given);
-    layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
-    layout.font = { family: getComputedStyle(document.body).fontFamily, size: 13, ...layout.font, color: colour("--text") };
-    layout.hoverlabel = { align: "left", bgcolor: colour("--card"), bordercolor: colour("--muted"), font: { color: colour("--text") } };
-    for (const [name, axis] of Object.entries(layout)) {
-      if (!/^[xy]axis\d*$/.test(name)) continue;
-      Object.assign(axis, { gridcolor: colour("--grid"), zerolinecolor: colour("--muted"), linecolor: colour("--line"), automargin: true });
-    }
-    return layout;
+  const show = (mark) => {
+    if (mark === shown) return;
+    shown = mark;
+    tip.hidden = !mark;
+    if (!mark) return;
+    tip.textContent = mark.dataset.told;
+    const at = mark.getBoundingClientRect();
+    const own = tip.getBoundingClientRect();
+    const left = Math.min(Math.max(at.left + at.width / 2 - own.width / 2, 8), innerWidth - own.width - 8);
+    const above = at.top - own.height - 10;
+    tip.style.left = `${Math.max(left, 8) + scrollX}px`;
+    tip.style.top = `${(above > 8 ? above : at.bottom + 10) + scrollY}px`;
   };
+  const marked = (event) => (event.target instanceof Element ? event.target.closest("[data-told]") : null);
 
-  const draw = () => {
-    for (const [id, figure] of Object.entries(figures)) {
-      const place = document.getElementById(id);
-      if (place) Plotly.react(place, figure.data, themed(figure.layout), config);
-    }
-  };
+  document.addEventListener("pointerover", (event) => show(marked(event)));
+  document.addEventListener("pointerdown", (event) => show(marked(event)));
+  document.addEventListener("focusin", (event) => show(marked(event)));
 
-  draw();
-  dark.addEventListener("change", draw);
-  window.addEventListener("beforeprint", draw);
-  window.addEventListener("afterprint", draw);
+  // One stop of the Tab key a chart; the arrow keys go from mark to mark inside it.
+  for (const plot of document.querySelectorAll("svg.plot")) {
+    const visible = () => [...plot.querySelectorAll(".mark")].filter((mark) => mark.getClientRects().length);
+    const first = visible()[0];
+    if (first) first.setAttribute("tabindex", "0");
+  }
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") show(null);
+    const mark = marked(event);
+    const plot = mark && mark.closest("svg.plot");
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!plot || !step) return;
+    const marks = [...plot.querySelectorAll(".mark")].filter((other) => other.getClientRects().length);
+    const next = marks[(marks.indexOf(mark) + step + marks.length) % marks.length];
+    mark.setAttribute("tabindex", "-1");
+    next.setAttribute("tabindex", "0");
+    next.focus();
+    event.preventDefault();
+  });
 })();

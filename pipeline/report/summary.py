@@ -21,7 +21,7 @@ class Summary:
     """The verdict on the whole run and what to say about it."""
 
     verdict: Verdict
-    """``fail`` where any row failed, ``not-checked`` where no row passed either, else ``pass``."""
+    """``fail`` where any row failed, ``not-checked`` where no file passed, or of a run without files no row; else ``pass``."""
     title: str
     best: str
     """About the smallest file that passed; empty where none did."""
@@ -30,14 +30,16 @@ class Summary:
 def summarize(report: Report) -> Summary:
     """The verdict, its words and the file to take, computed from the rows."""
     counts = Counter(row.verdict for row in report.rows)
-    verdict: Verdict = "fail" if counts["fail"] else "pass" if counts["pass"] else "not-checked"
+    files = Counter(row.verdict for row in report.rows if row.step == "artifact")
+    delivered = files["pass"] if files else counts["pass"]
+    verdict: Verdict = "fail" if counts["fail"] else "pass" if delivered else "not-checked"
     passed = _checks(counts["pass"])
     title = {
         "fail": f"{counts['fail']} of {_checks(len(report.rows))} failed",
         "pass": f"{passed} passed" if counts["not-checked"] or counts["pass"] == 1 else f"All {passed} passed",
-        "not-checked": "Nothing was checked",
+        "not-checked": f"No file passed: {passed} passed" if counts["pass"] else "Nothing was checked",
     }[verdict]
-    if counts["not-checked"] and verdict != "not-checked":
+    if counts["not-checked"] and (counts["pass"] or verdict == "fail"):
         title += f", {counts['not-checked']} not checked"
     return Summary(verdict=verdict, title=title, best=_best(report.rows))
 
@@ -59,6 +61,56 @@ def labels(rows: Sequence[Row]) -> list[str]:
         seen[name] += 1
         found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return found
+
+
+def target_groups(rows: Sequence[Row]) -> list[str]:
+    """For each row the group it is shown or hidden with: ``steps``, or one for each target in its order."""
+    names = list(dict.fromkeys(row.target for row in rows if row.target is not None))
+    return ["steps" if row.target is None else f"target-{names.index(row.target)}" for row in rows]
+
+
+def shown_groups(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Each group of ``target_groups`` with what a reader calls it, in the order of the rows."""
+    pairs = zip(target_groups(rows), rows, strict=True)
+    return list({group: row.target or "steps" for group, row in pairs}.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenPoint:
+    """A row that keeps the run from being a pass, and why."""
+
+    number: int
+    """Of the row, from 1."""
+    name: str
+    verdict: Verdict
+    reason: str
+
+
+def open_points(rows: Sequence[Row]) -> list[OpenPoint]:
+    """What failed, then what could not be decided, files before steps, without steps that a later step is judged for."""
+    found = [
+        OpenPoint(number=number, name=name, verdict=row.verdict, reason=row.reason)
+        for number, (row, name, later) in enumerate(zip(rows, labels(rows), (*rows[1:], None), strict=False), 1)
+        if row.verdict != "pass" and not _judged_later(row, later)
+    ]
+    return sorted(found, key=lambda point: (point.verdict != "fail", rows[point.number - 1].target is None))
+
+
+def _judged_later(row: Row, later: Row | None) -> bool:
+    """Whether the row's own verdict was never asked for: a fine-tune, or the training after calibration, follows."""
+    follower = later.step if later is not None and later.target is None else None
+    return row.verdict == "not-checked" and (
+        follower == "finetune" or (row.step == "calibrate" and follower == "quantize")
+    )
+
+
+def reference_times(rows: Sequence[Row]) -> str:
+    """Each runtime's own time for the baseline, from the run that gave the first of its ratios; empty without any."""
+    found: dict[str, str] = {}
+    for row in rows:
+        if (timed := row.latency) and row.step == "baseline":
+            found[timed.on] = f"{timed.on} {numbers.significant(timed.p50_ms)} ms"
+    return ", ".join(found.values())
 
 
 def timing(rows: Sequence[Row]) -> str:

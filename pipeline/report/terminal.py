@@ -52,6 +52,8 @@ class _Shown:
         if self.report.recommended:
             lines = "".join(f"\n  {entry}." for entry in self.report.recommended)
             yield Text(_clean(f"Recommended files:{lines}", plain))
+        if advice := self.report.advice(str(self.path.parent) if self.path else ""):
+            yield Text(_clean(f"What to do next. {advice}", plain))
         for note in (coverage(self.report.rows), timing(self.report.rows), *estimates(self.report.rows)):
             if note:
                 yield Text(_clean(note, plain), style="dim")

@@ -7,9 +7,10 @@ rebuilt from the float network and the grid.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import torch
@@ -41,6 +42,8 @@ class Quantize:
         default_factory=lambda: Training(epochs=4, lr=0.0001, distill=0.9, augment=Augment())
     )
     """None: calibration alone (post-training quantization)."""
+    when_needed: bool = False
+    """Train only where the calibrated network loses more than ``budget`` of top-1 on the calibration images."""
     observe: float = 0.5
     """Share of the epochs after which the activation ranges are frozen."""
     calibrate: int = 512
@@ -77,6 +80,8 @@ class Quantize:
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         if ctx.grid is None:
             raise StageError("quantization needs a grid: the targets of the recipe accept none in common")
+        if self.when_needed and self.training is not None and (calibrated := self._enough(model, ctx)) is not None:
+            return calibrated
         prepared = self._prepare(model, ctx, ())
         left = self._examine(prepared, ctx) if self.sensitivity else ()
         if left:
@@ -88,6 +93,20 @@ class Quantize:
         freeze(prepared)
         float16_constants.round_prepared(prepared)
         return prepared
+
+    def _enough(self, model: nn.Module, ctx: Context) -> nn.Module | None:
+        """The network that calibration alone gives, where it keeps within ``budget``; else None, and the loss is told."""
+        calibrated = replace(self, training=None)(model, ctx)
+        before, after = (_right(network, ctx) for network in (copy.deepcopy(model).eval(), calibrated))
+        n = len(ctx.data.calib)
+        enough = before - after <= self.budget * n
+        told = {"n": n, "lost": (before - after) / n, "allowed": self.budget, "trained": not enough}
+        ctx.fact("training_needed", told)
+        ctx.note(
+            f"calibration alone loses {100 * told['lost']:.2f} points of top-1 on {n:,} calibration images, "
+            f"{100 * self.budget:g} allowed: {'no training' if enough else 'trained'}"
+        )
+        return calibrated if enough else None
 
     def _prepare(self, model: nn.Module, ctx: Context, float_layers: tuple[str, ...]) -> GraphModule:
         assert ctx.grid is not None
@@ -131,6 +150,16 @@ class Quantize:
     def _before_epoch(self, model: nn.Module, epoch: int) -> None:
         if self.training is not None and epoch >= self.observe * self.training.epochs:
             freeze(model)
+
+
+@torch.no_grad()
+def _right(network: nn.Module, ctx: Context) -> int:
+    """How many of the calibration images a network puts into their class."""
+    part, found = ctx.data.calib, 0
+    for index in torch.split(torch.arange(len(part)), 128):
+        images = normalise(part.batch(index), ctx.spec)
+        found += int((network(images).argmax(1).cpu() == part.labels[index]).sum())
+    return found
 
 
 @dataclass(frozen=True)

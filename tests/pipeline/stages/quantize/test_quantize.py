@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from edgewise.network.architecture import Base
 from edgewise.network.captured import Prepare, convert
 from edgewise.network.checkpoint import Checkpoint
 from edgewise.stage import Context
-from edgewise.stages.quantize import Quantize
+from edgewise.stages.quantize import Quantize, _right
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.settings import Training
 from edgewise.targets import Grid, TargetError
@@ -133,3 +134,34 @@ def test_averaged_weights_are_quantized_on_their_own_grid(tmp_path: Path, learn_
     with torch.no_grad():
         file, network = convert(mean)(images), mean(images)
     assert (file - network).abs().max() < 1e-4 * network.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("right", "trained"), [((30, 30), False), ((30, 31), False), ((30, 29), False), ((30, 28), True)]
+)
+def test_training_is_left_out_where_calibration_alone_is_enough(
+    right: tuple[int, int], trained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 calibration images, of which the float network has 30 right; a budget of 0.05 lets one and a half go."""
+    counts = iter(right)
+    monkeypatch.setattr("edgewise.stages.quantize._right", lambda network, ctx: next(counts))
+    facts: dict[str, Any] = {}
+    ctx = replace(context(tmp_path, Grid(weight_bits=7)), fact=facts.__setitem__)
+    before = built(tmp_path).model
+    made = replace(HOW, when_needed=True, budget=0.05)(before, ctx).state_dict()
+    assert facts["training_needed"] == {
+        "n": 32,
+        "lost": (right[0] - right[1]) / 32,
+        "allowed": 0.05,
+        "trained": trained,
+    }
+    alone = replace(HOW, training=None, budget=0.05)(before, replace(ctx, scratch=tmp_path / "alone")).state_dict()
+    assert all(torch.equal(made[name], alone[name]) for name in alone) is not trained
+
+
+def test_right_answers_are_counted_over_all_calibration_images(tmp_path: Path) -> None:
+    ctx = context(tmp_path, None)
+    always = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    nn.init.zeros_(always[1].weight)
+    always[1].bias.data = torch.tensor([0.0, 1.0])
+    assert _right(always, ctx) == 16

@@ -1,0 +1,110 @@
+"""The test images that a file puts into another class than the baseline does, to look at: a few of them, small."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from edgewise.calib_data import Part
+from edgewise.report.document import Section
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+TITLE = "Images that changed class"
+MOST = 24
+SIDE = 72
+"""Pixels of a thumbnail's longer side."""
+_COLOURS = 64
+"""Of a thumbnail: enough to see what is on it, at a third of the bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changed:
+    """One image that at least one file puts into another class than the baseline does; classes are numbers."""
+
+    index: int
+    """In the test part."""
+    label: int
+    baseline: int
+    files: Mapping[str, int]
+    """File -> its class, only where it is not the baseline's."""
+
+    @property
+    def lost(self) -> int:
+        """How many files are wrong about an image that the baseline is right about."""
+        return len(self.files) if self.baseline == self.label else 0
+
+
+def find_changed(labels: Tensor, baseline: Tensor, files: Mapping[str, Tensor]) -> list[Changed]:
+    """Every image that changed class, those first that most files got wrong, then those that most files changed.
+
+    ``labels``: int64 [N]; ``baseline`` and each of ``files``: answers [N, classes].
+    """
+    first = baseline.argmax(1).tolist()
+    others = {name: answers.argmax(1).tolist() for name, answers in files.items()}
+    found = []
+    for index, (label, before) in enumerate(zip(labels.tolist(), first, strict=True)):
+        moved = {name: given[index] for name, given in others.items() if given[index] != before}
+        if moved:
+            found.append(Changed(index=index, label=label, baseline=before, files=moved))
+    return sorted(found, key=lambda image: (-image.lost, -len(image.files), image.index))
+
+
+def section(part: Part, classes: Sequence[str], baseline: Tensor, files: Mapping[str, Tensor]) -> Section | None:
+    """A part of the page with the first of these images; None where no image changed class."""
+    found = find_changed(part.labels, baseline, files)
+    if not found:
+        return None
+    shown = found[:MOST]
+    lost = sum(image.lost > 0 for image in found)
+    told = (
+        f"{len(found):,} of {len(part):,} test images are put into another class than the baseline puts them into by at "
+        f"least one file; {lost:,} of them the baseline has right. "
+        f"{'These are' if len(shown) == len(found) else f'The first {len(shown)} are'} shown, those that most files lose first."
+    )
+    figures = "".join(_figure(image, part, classes) for image in shown)
+    return Section(title=TITLE, html=f"<p>{escape(told)}</p>{figures}")
+
+
+def _figure(image: Changed, part: Part, classes: Sequence[str]) -> str:
+    import torch
+
+    pixels = part.batch(torch.tensor([image.index]))[0].permute(1, 2, 0).numpy()
+    before = f"{classes[image.baseline]}{'' if image.baseline == image.label else ' (wrong)'}"
+    lines = [f"<b>{escape(classes[image.label])}</b>", f"baseline: {escape(before)}"]
+    for given, names in _by_class(image.files).items():
+        right = " (right)" if given == image.label else ""
+        lines.append(f"{escape(', '.join(names))}: {escape(classes[given])}{right}")
+    alt = escape(f"test image {image.index}, {classes[image.label]}")
+    picture = f'<img src="data:image/png;base64,{thumbnail(pixels)}" alt="{alt}">'
+    return f"<figure>{picture}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
+
+
+def _by_class(files: Mapping[str, int]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for name, given in files.items():
+        found.setdefault(given, []).append(name)
+    return found
+
+
+def thumbnail(pixels: NDArray[np.uint8]) -> str:
+    """An image, uint8 [H, W, C] with one or three channels, as a small PNG in base64; other channels: the first alone."""
+    from PIL import Image
+
+    colour = pixels.shape[2] == 3
+    picture = Image.fromarray(pixels if colour else pixels[:, :, 0])
+    if max(picture.size) > SIDE:
+        picture.thumbnail((SIDE, SIDE))
+    if colour:
+        picture = picture.quantize(_COLOURS)
+    raw = io.BytesIO()
+    picture.save(raw, "PNG", optimize=True)
+    return base64.b64encode(raw.getvalue()).decode()
