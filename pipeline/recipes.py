@@ -25,7 +25,7 @@ def demo() -> Recipe:
         model="tiny_resnet",
         data="digits",
         baseline=Train(training=Training(epochs=40, lr=0.1, batch_size=64, warmup=1, augment=_DIGITS)),
-        stages=(Prune(ratio=0.3), recover, Separate(max_error=0.6, measure_time=False), recover, Fold()),
+        stages=(Prune(channels=0.7), recover, Separate(max_error=0.6, measure_time=False), recover, Fold()),
         quantize=Quantize(
             training=Training(epochs=4, lr=0.002, batch_size=64, distill=0.7, precision="32-true", augment=_DIGITS)
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from edgewise.errors import RequestError, StageError
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
-_SHARES = ("ratio", "macs", "params", "latency")
-_BUDGETS = ("ratio", "macs", "params", "bytes", "latency", "milliseconds")
+_SHARES = ("channels", "macs", "params", "latency")
+_BUDGETS = ("channels", "macs", "params", "bytes", "latency", "milliseconds")
 _DEEPEST = 0.05
 """Share of the multiply-accumulates that an accuracy budget alone aims at first."""
 _SCAN = (0.25, 0.5, 0.75)
@@ -32,12 +32,12 @@ _SCAN = (0.25, 0.5, 0.75)
 class Prune:
     """Structured pruning to a budget: channels, MACs, parameters, bytes, milliseconds on the target, or accuracy.
 
-    Exactly one of ``ratio``, ``macs``, ``params``, ``bytes``, ``latency`` and ``milliseconds`` is given, ``max_drop``
+    Exactly one of ``channels``, ``macs``, ``params``, ``bytes``, ``latency`` and ``milliseconds`` is given, ``max_drop``
     beside it or alone. Time and bytes are those of a float file of the recipe's declared runtime at batch 1.
     """
 
-    ratio: float | None = None
-    """Share of the channels to remove, above 0 and below 1."""
+    channels: float | None = None
+    """Share of the channels to keep; a budget is the share that is kept, whatever it limits."""
     macs: float | None = None
     """Share of the multiply-accumulates to keep, for example 1 / 2.57; at most this much is left."""
     params: float | None = None
@@ -68,8 +68,8 @@ class Prune:
     eighths of every layer, of which the measured times choose."""
     steps: int = 1
     """Reach the budget in so many equal steps, and look at the importance anew before each."""
-    max_layer_ratio: float = 0.9
-    """The largest share of its channels that a single layer may lose."""
+    min_layer: float = 0.1
+    """The smallest share of its channels that a single layer keeps."""
     keep: tuple[str, ...] = ()
     """Layers whose output channels are never pruned."""
     shortcuts: bool = True
@@ -89,7 +89,14 @@ class Prune:
     recover_batch: int = 128
     """Images per step."""
 
-    def __post_init__(self) -> None:
+    ratio: InitVar[float | None] = None
+    """Refused: it was the share of the channels to remove."""
+    max_layer_ratio: InitVar[float | None] = None
+    """Refused: it was the largest share of its channels that a layer may lose."""
+
+    def __post_init__(self, ratio: float | None, max_layer_ratio: float | None) -> None:
+        _refuse_removed("ratio", "channels", ratio)
+        _refuse_removed("max_layer_ratio", "min_layer", max_layer_ratio)
         self._check_budget()
         for name, choices in (("importance", IMPORTANCES), ("scope", SCOPES)):
             if getattr(self, name) not in choices:
@@ -99,7 +106,7 @@ class Prune:
         in_range("Prune.round_to", 1 if self.round_to is None else self.round_to, 1, 1_000_000)
         in_range("Prune.reestimate", self.reestimate, 0, 100_000_000)
         in_range("Prune.reconstruct", self.reconstruct, 0, 100_000_000)
-        in_range("Prune.max_layer_ratio", self.max_layer_ratio, 0.01, 1)
+        in_range("Prune.min_layer", self.min_layer, 0, 0.99)
         in_range("Prune.recover_steps", self.recover_steps, 0, 10_000_000)
         in_range("Prune.recover_lr", self.recover_lr, 1e-12, 100)
         in_range("Prune.recover_batch", self.recover_batch, 2, 1_000_000)
@@ -108,9 +115,9 @@ class Prune:
                 raise RequestError(f"Prune.scan takes shares between 0 and 1, both excluded, found {share:g}")
         if self.training is not None and self.max_drop is None:
             raise RequestError("Prune.training is how the trials of max_drop are trained; put a Finetune after Prune")
-        if self.scope == "layer" and self.ratio is not None and self.ratio > self.max_layer_ratio:
+        if self.scope == "layer" and self.channels is not None and self.channels < self.min_layer:
             raise RequestError(
-                f"Prune.ratio {self.ratio:g} of every layer exceeds max_layer_ratio {self.max_layer_ratio:g}"
+                f"Prune.channels {self.channels:g} of every layer is less than min_layer {self.min_layer:g}"
             )
 
     def _check_budget(self) -> None:
@@ -222,9 +229,8 @@ class Prune:
     @property
     def budget(self) -> tuple[Budget, float]:
         """What is limited, and what is to be left: a share, milliseconds, or bytes where it is 1 or more."""
-        if self.ratio is not None:
-            return "channels", 1 - self.ratio
         kinds: dict[Budget, float | None] = {
+            "channels": self.channels,
             "macs": self.macs,
             "params": self.params,
             "bytes": self.bytes,
@@ -247,3 +253,9 @@ class Prune:
     def scanned(self) -> tuple[float, ...]:
         """The shares at which a sensitivity scan is made; none: there is no scan."""
         return self.scan or (_SCAN if self.scope == "sensitivity" else ())
+
+
+def _refuse_removed(old: str, new: str, value: float | None) -> None:
+    """Raise RequestError where a share to remove is given; every share is one that is kept."""
+    if value is not None:
+        raise RequestError(f"Prune.{old} was a share to remove; shares are kept now: say {new}={round(1 - value, 6):g}")

@@ -90,7 +90,7 @@ def _counted(groups: Groups, how: Settings, ctx: Context, part: float) -> Spent:
 
         def plan_cut(share: float = 1 - (1 - wanted) * step / how.steps) -> Cut:
             state = _look(groups, how, ctx, facts)
-            if how.ratio is not None and how.scope != "layer" and how.max_layer_ratio == 1:
+            if how.channels is not None and how.scope != "layer" and how.min_layer == 0:
                 plan.refuse_emptying(state.groups, state.scores, (1 - wanted) / how.steps)
             return state.groups, plan.weakest_blocks(state.scores, _choose(state, how, ctx, whole, share))
 
@@ -112,7 +112,7 @@ def _look(traced: Groups, how: Settings, ctx: Context, facts: dict[str, Any], cu
         curves = sensitivity.loss_curves(found, groups, scores)
     if how.scope != "sensitivity":
         curves = by_importance(scores) if curved else []
-    rules = plan.Rules(how.scope, how.rounding, how.max_layer_ratio, traced.widths)
+    rules = plan.Rules(how.scope, how.rounding, how.min_layer, traced.widths)
     moves = plan.moves(groups, scores, rules, curves)
     choices = [plan.allowed_counts(group, importance, rules) for group, importance in zip(groups, scores, strict=True)]
     return _State(model, groups, traced.channels, scores, curves, moves, choices)
@@ -128,7 +128,7 @@ def _choose(state: _State, how: Settings, ctx: Context, whole: _Whole, share: fl
         gone = sum(group.block_size * len(blocks) for group, blocks in zip(groups, removed, strict=True))
         return _amount(kind, trial, state.channels - gone, ctx) / whole.amount
 
-    if how.ratio is not None and how.scope == "layer":
+    if how.channels is not None and how.scope == "layer":
         return plan.uniform(state.moves, groups, 1 - share / left((0,) * len(groups)))
     return plan.meet_budget(state.moves, len(groups), left, share)
 

@@ -103,12 +103,13 @@ def _taylor(model: nn.Module, groups: Sequence[Group], ctx: Context, images: int
     for batch, labels in _batches(model, ctx, images):
         with _gates(readers) as gates, torch.enable_grad():
             loss = F.cross_entropy(model(batch), labels, reduction="sum")
-            slopes = torch.autograd.grad(loss, list(gates.values()))
+            slopes = torch.autograd.grad(loss, list(gates.values())) if gates else ()
         slope_of = dict(zip(gates, slopes, strict=True))
         for total, group in zip(totals, groups, strict=True):
             readers_run = [member for member in group.consumers if member.module in slope_of]  # not side classifiers
             parts = [_slope(member, slope_of[member.module], len(batch)) for member in readers_run]
-            total += torch.stack(parts).sum(0).square().sum(0)
+            # Where no reader runs as a layer (its weights are used by a function) nothing is known: never pruned.
+            total += torch.stack(parts).sum(0).square().sum(0) if parts else torch.inf
         seen += len(batch)
     return [total / seen for total in totals]
 
@@ -164,7 +165,13 @@ def _activation(model: nn.Module, groups: Sequence[Group], ctx: Context, images:
         for hook in hooks:
             hook.remove()
     shares = {module: _share(power[module] * _gain(module)) for module in readers}
-    return [torch.stack([_sum(m, shares[m.module]) for m in group.consumers]).sum(0) for group in groups]
+    heard = {module for module in readers if bool(power[module].any())}
+    return [
+        torch.stack([_sum(m, shares[m.module]) for m in group.consumers]).sum(0)
+        if any(m.module in heard for m in group.consumers)
+        else torch.full((group.blocks,), torch.inf)
+        for group in groups
+    ]
 
 
 def _share(energy: Tensor) -> Tensor:

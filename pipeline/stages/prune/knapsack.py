@@ -28,8 +28,8 @@ def lightest(table: Table, choices: Sequence[Sequence[int]], curves: Sequence[Cu
         if best is None or best[0] <= 0:
             raise StageError(
                 f"wanted {target_ms / table.ms([0] * len(counts)):.1%} of the layers' time; with every layer at the smallest "
-                f"allowed width that pays, {now / table.ms([0] * len(counts)):.1%} are left. Ask for less, or lower round_to, "
-                "raise max_layer_ratio or shorten keep"
+                f"allowed width that pays, {now / table.ms([0] * len(counts)):.1%} are left. Ask for less, or lower round_to "
+                "or min_layer, or shorten keep"
             )
         _, group, count = best
         counts[group] = count

@@ -104,7 +104,7 @@ def aim_at_budget(gauge: Gauge, share: float, cut: Callable[[Counts], nn.Module]
         least = min(measured for _, measured in trials.values())
         raise StageError(
             f"wanted {share:.1%}, and the nearest of {len(trials)} trials has {least:.1%} left. Ask for less, or lower "
-            "round_to, raise max_layer_ratio or shorten keep"
+            "round_to or min_layer, or shorten keep"
         )
     measured, counts = max(within)
     return Aimed(counts, trials[counts][0], measured, tuple(trials.values()))

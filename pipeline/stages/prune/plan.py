@@ -34,7 +34,8 @@ class Rules:
     scope: Scope
     round_to: int | None
     """None: eighths of every layer."""
-    max_layer_ratio: float
+    min_layer: float
+    """The smallest share of its channels that a group keeps."""
     widths: Mapping[str, int]
     """Width of each group before anything was pruned; the cap counts from there."""
 
@@ -84,7 +85,7 @@ def meet_budget(moves: Sequence[Move], groups: int, cost: Callable[[Counts], flo
     if after(len(moves)) > target:
         raise StageError(
             f"wanted {target:.1%} of the network left; with every layer at its smallest allowed width "
-            f"{after(len(moves)):.1%} are left. Ask for less, or lower round_to, raise max_layer_ratio or shorten keep"
+            f"{after(len(moves)):.1%} are left. Ask for less, or lower round_to or min_layer, or shorten keep"
         )
     number = bisect_left(range(len(moves)), True, key=lambda n: after(n) <= target)
     if number == 0:
@@ -122,8 +123,8 @@ def refuse_emptying(groups: Sequence[Group], scores: Sequence[Tensor], ratio: fl
 def describe_emptied(group: Group, ratio: float) -> str:
     """Why a ratio is refused."""
     return (
-        f"a ratio of {ratio:g} would empty layer {group.name} ({group.width} channels); ask for less, "
-        f"name it in keep, or cap the share a single layer may lose with max_layer_ratio"
+        f"keeping {1 - ratio:g} of the channels would empty layer {group.name} ({group.width} channels); ask for less, "
+        f"name it in keep, or say what share a single layer must keep with min_layer"
     )
 
 
@@ -137,7 +138,7 @@ def allowed_counts(group: Group, importance: Tensor, rules: Rules) -> list[int]:
 
     A block of infinite importance stays.
     """
-    least = rules.widths.get(group.name, group.width) * (1 - rules.max_layer_ratio)
+    least = rules.widths.get(group.name, group.width) * rules.min_layer
     most = int(torch.isfinite(importance).sum())
     left = {count: (group.blocks - count) * group.block_size for count in _wanted(group, rules) if count <= most}
     return [count for count, width in left.items() if width >= least - 1e-6]

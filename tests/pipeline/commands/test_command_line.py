@@ -35,7 +35,7 @@ def plain():
 
 
 def greedy():
-    return _recipe(stages=(Prune(ratio=1.5),))
+    return _recipe(stages=(Prune(channels=1.5),))
 
 
 def negative():
@@ -140,7 +140,7 @@ def test_unknown_names_get_the_nearest_spelling(
 @pytest.mark.parametrize(
     ("function", "wanted"),
     [
-        ("greedy", "Prune.ratio must lie between 0 and 1"),
+        ("greedy", "Prune.channels must lie between 0 and 1"),
         ("negative", "max_drop must lie in 0 … 1, found -0.1"),
         ("nowhere", "names no target"),
         ("number", "returned int; wanted an edgewise.Recipe"),

@@ -123,7 +123,7 @@ def report() -> Report:
             "data": "digits",
             "targets": ["onnx", "xnnpack", "coreml"],
             "seed": 0,
-            "stages": [{"stage": "Train", "epochs": 20, "lr": 0.1}, {"stage": "Prune", "ratio": 0.5, "round_to": 8}],
+            "stages": [{"stage": "Train", "epochs": 20, "lr": 0.1}, {"stage": "Prune", "channels": 0.5, "round_to": 8}],
             "limits": {"max_accuracy_loss": 0.01, "max_latency_ratio": 1.0, "max_bytes": None},
         },
         environment={

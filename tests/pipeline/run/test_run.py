@@ -35,7 +35,7 @@ def quick():
         data="digits",
         baseline=Train(training=Training(epochs=3, lr=0.05, batch_size=64, augment=PLAIN)),
         stages=(
-            Prune(ratio=0.4),
+            Prune(channels=0.6),
             Finetune(training=Training(epochs=3, lr=0.05, batch_size=64, distill=0.5, augment=PLAIN)),
             Fold(),
         ),

@@ -45,7 +45,7 @@ def test_a_step_slower_than_its_input_is_rejected(tmp_path: Path, monkeypatch: p
         model="tiny_resnet",
         data="digits",
         baseline=Train(training=training),
-        stages=(Prune(ratio=0.5, scope="layer"), Enlarge(), Prune(ratio=0.5)),
+        stages=(Prune(channels=0.5, scope="layer"), Enlarge(), Prune(channels=0.5)),
         limits=Limits(max_drop=1, max_latency_ratio=1e9),
     )
     report = run(resolve(recipe, tmp_path / "out"), Watch(quiet=True))

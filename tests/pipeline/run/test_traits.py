@@ -70,6 +70,6 @@ def test_a_stage_that_declares_nothing_is_refused_before_anything_runs(tmp_path:
 def test_the_step_before_ones_own_recovery_is_judged_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setenv("EDGEWISE_STORE", str(tmp_path / "store"))
-    rows = run(resolve(recipe(Prune(ratio=0.25), Heal()), tmp_path / "out"), Watch(quiet=True)).rows
+    rows = run(resolve(recipe(Prune(channels=0.75), Heal()), tmp_path / "out"), Watch(quiet=True)).rows
     assert [row.step for row in rows[:3]] == ["baseline", "prune", "heal"]
     assert "accuracy is judged after" in rows[1].reason and "accuracy is judged after" not in rows[2].reason

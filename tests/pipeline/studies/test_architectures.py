@@ -109,7 +109,7 @@ def compressed(prepared: Prepared) -> nn.Module:
     """Pruned and substituted, as far as the architecture says that it can be."""
     model, cannot = prepared.model, prepared.spec.cannot
     if "prune" not in cannot:
-        model = Prune(ratio=0.25, scope="layer", round_to=1)(model, prepared.context)
+        model = Prune(channels=0.75, scope="layer", round_to=1)(model, prepared.context)
     if "separate" not in cannot:
         with tempfile.TemporaryDirectory() as scratch:
             ctx = replace(prepared.context, scratch=Path(scratch))
@@ -209,7 +209,7 @@ def test_what_is_declared_impossible_is(tmp_path: Path) -> None:
 
 def attempt(what: str, prepared: Prepared, ctx: Context, path: Path) -> None:
     if what == "prune":
-        Prune(ratio=0.25, scope="layer", round_to=1)(prepared.model, ctx)
+        Prune(channels=0.75, scope="layer", round_to=1)(prepared.model, ctx)
     elif what == "separate":
         Separate(measure_time=False, images=4, positions=64, sweeps=1, max_error=10)(
             prepared.model, replace(ctx, scratch=path.parent)
@@ -351,7 +351,7 @@ def test_dropout_keeps_its_probability_through_tuning(tmp_path: Path) -> None:
 def test_pruning_measures_of_data_pass_by_side_classifiers() -> None:
     prepared = small("googlenet")
     for measure in ("taylor", "activation"):
-        pruned = Prune(ratio=0.25, scope="layer", round_to=1, importance=measure, images=2)(  # type: ignore[arg-type]
+        pruned = Prune(channels=0.75, scope="layer", round_to=1, importance=measure, images=2)(  # type: ignore[arg-type]
             prepared.model, prepared.context
         )
         assert isinstance(pruned.train()(images(prepared)[:2]), tuple)

@@ -73,7 +73,7 @@ def test_the_network_is_right_about_every_grey(tmp_path: Path) -> None:
 def test_it_backs_off_to_what_costs_no_more(tmp_path: Path) -> None:
     told: dict[str, Any] = {}
     # Three of four channels of the used layer lose two greys or more; half of that, one.
-    stage = Prune(ratio=0.75, scope="layer", round_to=1, keep=("idle",), max_drop=0.3, trials=4)
+    stage = Prune(channels=0.25, scope="layer", round_to=1, keep=("idle",), max_drop=0.3, trials=4)
     pruned = stage(Steps(), context(tmp_path, told))
     budget = told["accuracy_budget"]
     assert budget["top1_before"] == 1.0 and budget["n"] == 32
@@ -86,7 +86,7 @@ def test_it_backs_off_to_what_costs_no_more(tmp_path: Path) -> None:
 
 def test_the_whole_reduction_is_made_where_it_costs_nothing(tmp_path: Path) -> None:
     told: dict[str, Any] = {}
-    pruned = Prune(ratio=0.75, scope="layer", round_to=1, keep=("used",), max_drop=0.0)(
+    pruned = Prune(channels=0.25, scope="layer", round_to=1, keep=("used",), max_drop=0.0)(
         Steps(), context(tmp_path, told)
     )
     assert [trial["part"] for trial in told["accuracy_budget"]["trials"]] == [1.0]
@@ -94,7 +94,7 @@ def test_the_whole_reduction_is_made_where_it_costs_nothing(tmp_path: Path) -> N
 
 
 def test_no_trial_within_the_drop_is_an_error_with_all_of_them(tmp_path: Path) -> None:
-    stage = Prune(ratio=0.75, scope="layer", round_to=1, keep=("idle",), max_drop=0.0, trials=2)
+    stage = Prune(channels=0.25, scope="layer", round_to=1, keep=("idle",), max_drop=0.0, trials=2)
     with pytest.raises(StageError, match=r"no trial lost at most 0\.00 points \(100% .* lost \(n = 32\); 50% "):
         stage(Steps(), context(tmp_path, {}))
 
@@ -108,7 +108,7 @@ def test_an_accuracy_budget_alone_takes_what_it_can(tmp_path: Path) -> None:
 
 def test_a_scan_sets_the_ratios(tmp_path: Path) -> None:
     told: dict[str, Any] = {}
-    stage = Prune(ratio=0.25, scope="sensitivity", round_to=1, scan=(0.25, 0.5))
+    stage = Prune(channels=0.75, scope="sensitivity", round_to=1, scan=(0.25, 0.5))
     pruned = stage(Steps(), context(tmp_path, told))
     # By weight alone the idle channels, which are the smallest of their layer by nothing, would share the loss.
     assert (pruned.used.out_channels, pruned.idle.out_channels) == (4, 2)
@@ -120,7 +120,7 @@ def test_a_curve_follows_the_readings_and_never_falls(tmp_path: Path) -> None:
     from edgewise.stages.prune.checked_cut import find_groups
     from edgewise.stages.prune.importance import score_blocks
 
-    how, ctx = Prune(ratio=0.5), context(tmp_path, {})
+    how, ctx = Prune(channels=0.5), context(tmp_path, {})
     found = scan_groups(Steps(), how, ctx, (0.5,))
     model = Steps()
     groups = find_groups(model, how, ctx).groups
@@ -139,11 +139,11 @@ def test_a_scan_in_the_store_is_not_made_again(tmp_path: Path, monkeypatch: pyte
     from edgewise.stages.prune import sensitivity
 
     ctx = context(tmp_path, {}, store=Store(tmp_path / "store"))
-    first = scan_groups(Steps(), Prune(ratio=0.5), ctx, (0.5,))
+    first = scan_groups(Steps(), Prune(channels=0.5), ctx, (0.5,))
     monkeypatch.setattr(sensitivity, "_readings", None)
-    assert scan_groups(Steps(), Prune(ratio=0.5), ctx, (0.5,)) == first
+    assert scan_groups(Steps(), Prune(channels=0.5), ctx, (0.5,)) == first
     with pytest.raises(TypeError):
-        scan_groups(Steps(), dataclasses.replace(Prune(ratio=0.5), images=8), ctx, (0.5,))
+        scan_groups(Steps(), dataclasses.replace(Prune(channels=0.5), images=8), ctx, (0.5,))
 
 
 def test_batch_norms_fit_the_network_that_is_left(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_batch_norms_fit_the_network_that_is_left(tmp_path: Path) -> None:
     told: dict[str, Any] = {}
     ctx = dataclasses.replace(ctx, fact=told.__setitem__)
     for images in (0, 32):
-        pruned = Prune(ratio=0.5, scope="layer", round_to=1, reestimate=images)(convs, ctx)
+        pruned = Prune(channels=0.5, scope="layer", round_to=1, reestimate=images)(convs, ctx)
         assert told["norm_images"] == images
         with torch.no_grad():
             seen = pruned[:2](Greys().batch(torch.arange(32)).float() / 255)

@@ -48,7 +48,7 @@ def test_a_file_has_the_size_that_is_left(name: str, tmp_path: Path) -> None:
     ctx = Context(spec=spec, data=data, scratch=tmp_path)
     torch.manual_seed(0)
     whole = spec.build(width=32).eval()
-    pruned = Fold()(Prune(ratio=0.5, scope="layer")(whole, ctx), ctx).eval()
+    pruned = Fold()(Prune(channels=0.5, scope="layer")(whole, ctx), ctx).eval()
     image = torch.randn(1, 1, 8, 8)
     with quiet_capture():
         program = torch.export.export(pruned, (image,))

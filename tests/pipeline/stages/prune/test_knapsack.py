@@ -59,7 +59,7 @@ def test_a_move_is_not_paid_for_time_beyond_the_target() -> None:
 
 
 def test_a_time_out_of_reach_says_how_far_it_gets() -> None:
-    with pytest.raises(StageError, match=r"wanted 10\.0% .* 50\.0% are left.*max_layer_ratio"):
+    with pytest.raises(StageError, match=r"wanted 10\.0% .* 50\.0% are left.*min_layer"):
         lightest(table(SMOOTH), [[1, 2]], [EVEN], 0.4)
 
 

@@ -74,14 +74,14 @@ def test_a_ratio_takes_that_share_of_all_channels(steps: int) -> None:
     # Independent groups of tiny_resnet at width 16: three residual streams and the insides of three blocks.
     model = tiny()
     groups = ("stem.0", "stages.1.conv2.0", "stages.2.conv2.0", *(f"stages.{k}.conv1.0" for k in range(3)))
-    pruned = widths(Prune(ratio=0.25, round_to=1, steps=steps)(model, TINY))
+    pruned = widths(Prune(channels=0.75, round_to=1, steps=steps)(model, TINY))
     assert sum(widths(model)[name] for name in groups) == 224
     assert sum(pruned[name] for name in groups) == 168
 
 
 def test_a_layer_ratio_takes_that_share_of_every_layer() -> None:
     model = tiny()
-    pruned = Prune(ratio=0.5, scope="layer", round_to=1)(model, TINY)
+    pruned = Prune(channels=0.5, scope="layer", round_to=1)(model, TINY)
     assert widths(pruned) == {name: width // 2 for name, width in widths(model).items()}
 
 
@@ -93,19 +93,19 @@ def test_every_width_is_a_multiple_of_round_to(block: int) -> None:
 
 def test_a_layer_ratio_goes_to_the_nearest_multiple() -> None:
     # 16, 32 and 64 channels less 30 % are 11.2, 22.4 and 44.8; the nearest multiples of 8 are 8, 24 and 48.
-    pruned = widths(Prune(ratio=0.3, scope="layer", round_to=8)(tiny(), TINY))
+    pruned = widths(Prune(channels=0.7, scope="layer", round_to=8)(tiny(), TINY))
     assert [pruned[f"stages.{k}.conv1.0"] for k in range(3)] == [8, 24, 48]
 
 
 def test_no_layer_loses_more_than_its_cap() -> None:
     model = tiny()
-    pruned = Prune(macs=0.45, round_to=1, max_layer_ratio=0.5)(model, TINY)
+    pruned = Prune(macs=0.45, round_to=1, min_layer=0.5)(model, TINY)
     assert all(width >= widths(model)[name] / 2 for name, width in widths(pruned).items())
 
 
 def test_the_cap_counts_from_the_unpruned_width_over_all_steps() -> None:
     model = tiny()
-    pruned = Prune(macs=0.45, round_to=1, max_layer_ratio=0.5, steps=4)(model, TINY)
+    pruned = Prune(macs=0.45, round_to=1, min_layer=0.5, steps=4)(model, TINY)
     assert all(width >= widths(model)[name] / 2 for name, width in widths(pruned).items())
 
 
@@ -120,7 +120,7 @@ def test_the_input_is_untouched_and_the_mode_kept(training: bool) -> None:
     model = tiny().train(training)
     model.stem.eval()
     before, state = copy.deepcopy(model), copy.deepcopy(model.state_dict())
-    pruned = Prune(ratio=0.5, round_to=4, importance="taylor")(model, TINY)
+    pruned = Prune(channels=0.5, round_to=4, importance="taylor")(model, TINY)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
     assert str(model) == str(before) and surgery.history(model) == ()
     assert all(p.grad is None for p in model.parameters())
@@ -132,15 +132,15 @@ def test_the_input_is_untouched_and_the_mode_kept(training: bool) -> None:
 
 def test_the_same_request_gives_the_same_network() -> None:
     for importance in ("random", "taylor"):
-        first, second = (Prune(ratio=0.5, importance=importance, round_to=1)(tiny(), TINY) for _ in range(2))
+        first, second = (Prune(channels=0.5, importance=importance, round_to=1)(tiny(), TINY) for _ in range(2))
         assert all(
             torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
         )
 
 
 def test_it_can_be_pruned_again() -> None:
-    first = Prune(ratio=0.25, round_to=4)(tiny(), TINY)
-    second = Prune(ratio=0.25, round_to=4)(first, TINY)
+    first = Prune(channels=0.75, round_to=4)(tiny(), TINY)
+    second = Prune(channels=0.75, round_to=4)(first, TINY)
     assert count(second, (1, 8, 8)).macs < count(first, (1, 8, 8)).macs
     assert len(surgery.history(second)) == 2
 
@@ -167,7 +167,7 @@ def test_a_fresh_process_rebuilds_it_bit_for_bit(name: str, width: int, tmp_path
     spec = models.get(name)
     model = spec.build(width=width).eval()
     ctx = context(spec)
-    pruned = Prune(macs=0.6, round_to=1)(Prune(ratio=0.25, round_to=1)(model, ctx), ctx)
+    pruned = Prune(macs=0.6, round_to=1)(Prune(channels=0.75, round_to=1)(model, ctx), ctx)
     images = torch.randn(2, *ctx.input_shape)
     with torch.no_grad():
         extra = {"images": images, "expected": pruned(images)}
@@ -180,7 +180,7 @@ def test_a_fresh_process_rebuilds_it_bit_for_bit(name: str, width: int, tmp_path
 
 def test_nothing_to_remove_is_an_error() -> None:
     with pytest.raises(StageError, match=r"changed nothing.*round_to \(16\)"):
-        Prune(ratio=0.01, scope="layer", round_to=16)(tiny(), TINY)
+        Prune(channels=0.99, scope="layer", round_to=16)(tiny(), TINY)
 
 
 def test_a_budget_out_of_reach_says_how_far_it_gets() -> None:
@@ -190,7 +190,7 @@ def test_a_budget_out_of_reach_says_how_far_it_gets() -> None:
 
 def test_a_layer_ratio_that_would_empty_a_layer_names_it() -> None:
     with pytest.raises(StageError, match=r"would empty layer stem\.0 \(8 channels\)"):
-        Prune(ratio=0.89, scope="layer", round_to=1)(models.get("tiny_resnet").build(width=8), TINY)
+        Prune(channels=0.11, scope="layer", round_to=1)(models.get("tiny_resnet").build(width=8), TINY)
 
 
 def test_a_threshold_that_would_empty_a_layer_names_it() -> None:
@@ -199,14 +199,14 @@ def test_a_threshold_that_would_empty_a_layer_names_it() -> None:
         nn.init.constant_(member[0].weight, 1e-6)
     nn.init.zeros_(model.stages[0].conv1[1].weight)
     with pytest.raises(StageError, match=r"would empty layer stages\.0\.conv1\.0 \(16 channels\)"):
-        Prune(ratio=0.5, round_to=1, max_layer_ratio=1, importance="bn_scale")(model, TINY)
+        Prune(channels=0.5, round_to=1, min_layer=0, importance="bn_scale")(model, TINY)
 
 
 def test_a_network_of_its_classifier_alone_cannot_be_pruned() -> None:
     spec = dataclasses.replace(TINY.spec, classifier="1")
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(StageError, match=r"no layer .* can be pruned: 1: .*outputs"):
-        Prune(ratio=0.5)(model, dataclasses.replace(TINY, spec=spec))
+        Prune(channels=0.5)(model, dataclasses.replace(TINY, spec=spec))
 
 
 class Turned(nn.Module):
@@ -226,7 +226,7 @@ def turned(**fields: Any) -> tuple[nn.Module, dict[str, Any]]:
     facts: dict[str, Any] = {}
     ctx = dataclasses.replace(TINY, spec=dataclasses.replace(TINY.spec, classifier="head"), fact=facts.__setitem__)
     torch.manual_seed(0)
-    return Prune(ratio=0.25, scope="layer", round_to=1)(Turned(**fields), ctx), facts
+    return Prune(channels=0.75, scope="layer", round_to=1)(Turned(**fields), ctx), facts
 
 
 def test_what_is_cut_wrongly_is_left_alone_with_the_reason_and_the_rest_is_pruned() -> None:
@@ -248,6 +248,26 @@ def test_a_network_in_which_every_cut_is_wrong_is_refused_with_every_layer() -> 
         turned(second=False)
 
 
+class Functional(nn.Module):
+    """Reads ``first`` with the weights of ``second``, which never runs as a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.conv2d(self.first(x).relu(), self.second.weight, self.second.bias)
+        return self.head(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(("importance", "widths"), [("taylor", (8, 6)), ("activation", (8, 6)), ("l2", (6, 6))])
+def test_what_is_read_by_a_function_is_cut_by_its_weights_alone(importance: Any, widths: tuple[int, int]) -> None:
+    ctx = dataclasses.replace(TINY, spec=dataclasses.replace(TINY.spec, classifier="head"))
+    torch.manual_seed(0)
+    pruned = Prune(channels=0.75, scope="layer", round_to=1, importance=importance)(Functional(), ctx)
+    assert (pruned.first.out_channels, pruned.second.out_channels) == widths
+
+
 def rolled(coupling: Coupling, name: str) -> Coupling:
     """A wrong coupling: the reader of one group takes the channels that stand one further on."""
     groups = []
@@ -261,7 +281,7 @@ def rolled(coupling: Coupling, name: str) -> Coupling:
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before it counts", "at the cut"])
-@pytest.mark.parametrize("budget", [{"macs": 0.6}, {"ratio": 0.25, "scope": "layer", "steps": 2}], ids=str)
+@pytest.mark.parametrize("budget", [{"macs": 0.6}, {"channels": 0.75, "scope": "layer", "steps": 2}], ids=str)
 def test_a_planted_wrong_coupling_costs_that_group_alone(
     late: bool, budget: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,30 +302,32 @@ def test_a_planted_wrong_coupling_costs_that_group_alone(
 def test_an_architecture_that_says_why_not_is_refused_with_its_reason() -> None:
     spec = dataclasses.replace(TINY.spec, cannot={"prune": "its widths are fixed in silicon"})
     with pytest.raises(RequestError, match="tiny_resnet cannot be pruned: its widths are fixed in silicon"):
-        Prune(ratio=0.5)(tiny(), dataclasses.replace(TINY, spec=spec))
+        Prune(channels=0.5)(tiny(), dataclasses.replace(TINY, spec=spec))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "exactly one of ratio, macs, params, bytes, latency, milliseconds, or max_drop, found none"),
-        ({"ratio": 0.5, "macs": 0.5}, "found ratio, macs"),
-        ({"ratio": 1.5}, r"Prune\.ratio must lie between 0 and 1, .* found 1\.5"),
-        ({"ratio": 0.0}, "found 0"),
+        ({}, "exactly one of channels, macs, params, bytes, latency, milliseconds, or max_drop, found none"),
+        ({"channels": 0.5, "macs": 0.5}, "found channels, macs"),
+        ({"channels": 1.5}, r"Prune\.channels must lie between 0 and 1, .* found 1\.5"),
+        ({"channels": 0.0}, "found 0"),
+        ({"ratio": 0.3}, r"Prune\.ratio was a share to remove; .* say channels=0\.7"),
+        ({"macs": 0.5, "max_layer_ratio": 0.8}, r"max_layer_ratio was a share to remove; .* say min_layer=0\.2"),
         ({"macs": float("nan")}, "found nan"),
         ({"params": 1.0}, "found 1"),
-        ({"ratio": 0.5, "importance": "l3"}, "one of l1, .* found 'l3'"),
-        ({"ratio": 0.5, "scope": "local"}, "one of global, layer, sensitivity, found 'local'"),
+        ({"channels": 0.5, "importance": "l3"}, "one of l1, .* found 'l3'"),
+        ({"channels": 0.5, "scope": "local"}, "one of global, layer, sensitivity, found 'local'"),
         ({"latency": 1.2}, r"Prune\.latency must lie between 0 and 1"),
         ({"milliseconds": 0.0}, r"Prune\.milliseconds must be above 0, found 0"),
         ({"bytes": -3.0}, r"Prune\.bytes must be above 0, found -3"),
         ({"max_drop": -0.1}, r"Prune\.max_drop must lie in 0 … 1"),
         ({"macs": 0.5, "scan": (0.5, 1.0)}, "Prune.scan takes shares between 0 and 1, .* found 1"),
         ({"macs": 0.5, "training": object()}, "trials of max_drop"),
-        ({"ratio": 0.5, "round_to": 0}, "round_to"),
-        ({"ratio": 0.5, "steps": 0}, "steps"),
-        ({"ratio": 0.5, "max_layer_ratio": 0.0}, "max_layer_ratio"),
-        ({"ratio": 0.95, "scope": "layer"}, r"0\.95 of every layer exceeds max_layer_ratio 0\.9"),
+        ({"channels": 0.5, "round_to": 0}, "round_to"),
+        ({"channels": 0.5, "steps": 0}, "steps"),
+        ({"channels": 0.5, "min_layer": 1.0}, "min_layer"),
+        ({"channels": 0.05, "scope": "layer"}, r"0\.05 of every layer is less than min_layer 0\.1"),
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_runs(fields: dict[str, float], message: str) -> None:
@@ -315,7 +337,7 @@ def test_a_wrong_request_is_refused_before_anything_runs(fields: dict[str, float
 
 def test_a_kept_layer_that_does_not_exist_is_named() -> None:
     with pytest.raises(StageError, match=r"does not have: stages\.9"):
-        Prune(ratio=0.5, keep=("stages.9",))(tiny(), TINY)
+        Prune(channels=0.5, keep=("stages.9",))(tiny(), TINY)
 
 
 def test_the_stage_knows_every_importance() -> None:

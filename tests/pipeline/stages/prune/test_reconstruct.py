@@ -192,7 +192,7 @@ def test_the_outputs_left_are_those_of_the_weights(steps: int, monkeypatch: pyte
     monkeypatch.setattr("edgewise.stages.prune.reconstruct.reconstruct_layers", note)
     torch.manual_seed(0)
     model = TINY.build(width=16).eval()
-    pruned = Prune(ratio=0.5, round_to=1, steps=steps, reconstruct=64)(model, context(TINY))
+    pruned = Prune(channels=0.5, round_to=1, steps=steps, reconstruct=64)(model, context(TINY))
     (left,) = seen
     assert left["stem.0"] != list(range(len(left["stem.0"]))), "not merely the first ones"
     stem = model.get_parameter("stem.0.weight")[left["stem.0"]]
@@ -253,7 +253,7 @@ def test_on_digits_a_trained_network_keeps_more(tmp_path: Path) -> None:
 
 def test_a_wrong_number_of_images_is_refused() -> None:
     with pytest.raises(RequestError, match=r"Prune\.reconstruct"):
-        Prune(ratio=0.5, reconstruct=-1)
+        Prune(channels=0.5, reconstruct=-1)
 
 
 class Shortcut(nn.Module):

@@ -63,7 +63,7 @@ def test_it_prunes_and_is_rebuilt_or_says_why_not(name: str) -> None:
     ctx = Context(spec=spec, data=data, scratch=Path("unused"))
     torch.manual_seed(0)
     model = spec.build(num_classes=10, **spec.small).eval()
-    stage = Prune(ratio=0.5, scope="layer", round_to=1, reestimate=0)
+    stage = Prune(channels=0.5, scope="layer", round_to=1, reestimate=0)
     if "prune" in spec.cannot:
         with pytest.raises(RequestError, match="cannot be pruned"):
             stage(model, ctx)
@@ -88,7 +88,7 @@ def test_every_architecture_is_fitted_and_rebuilt(name: str) -> None:
     torch.manual_seed(0)
     model = spec.build(num_classes=10, **spec.small).eval()
     facts: dict[str, Any] = {}
-    stage = Prune(ratio=0.25, scope="layer", round_to=1, reconstruct=32)
+    stage = Prune(channels=0.75, scope="layer", round_to=1, reconstruct=32)
     if "prune" in spec.cannot:
         with pytest.raises(RequestError, match="cannot be pruned"):
             stage(model, ctx)
@@ -114,7 +114,7 @@ def test_every_architecture_learns_block_by_block(name: str, tmp_path: Path) -> 
     facts: dict[str, Any] = {}
     ctx = dataclasses.replace(_photographed(spec), scratch=tmp_path, fact=facts.__setitem__)
     stage = Prune(
-        ratio=0.25, scope="layer", round_to=1, reestimate=32, recover_steps=4, recover_lr=1e-5, recover_batch=8
+        channels=0.75, scope="layer", round_to=1, reestimate=32, recover_steps=4, recover_lr=1e-5, recover_batch=8
     )
     pruned = stage(model, ctx)
     before, after = facts["recovery"]["loss"]

@@ -56,7 +56,7 @@ def context() -> Context:
 
 def test_it_tells_what_each_layer_costs() -> None:
     model = Net().train()
-    found = top1_by_ratio(model, Prune(ratio=0.5), context(), (0.5, 0.75))
+    found = top1_by_ratio(model, Prune(channels=0.5), context(), (0.5, 0.75))
     # The weakest three of four channels say nothing: the one that decides is always left.
     assert found == {"used": {0.0: 1.0, 0.5: 1.0, 0.75: 1.0}, "idle": {0.0: 1.0, 0.5: 1.0, 0.75: 1.0}}
     assert model.training and model.used.out_channels == 4
@@ -66,7 +66,7 @@ def test_it_sees_the_decisive_channel_go() -> None:
     model = Net()
     with torch.no_grad():  # by weight the decisive channel is now the least
         model.used.weight[1:] = 9.0
-    found = top1_by_ratio(model, Prune(ratio=0.5), context(), (0.25,))
+    found = top1_by_ratio(model, Prune(channels=0.5), context(), (0.25,))
     # Without it every image is called dark, and 12 of 16 are.
     assert found == {"used": {0.0: 1.0, 0.25: 0.75}, "idle": {0.0: 1.0, 0.25: 1.0}}
 
@@ -74,4 +74,4 @@ def test_it_sees_the_decisive_channel_go() -> None:
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, float("nan")])
 def test_a_ratio_outside_is_refused(ratio: float) -> None:
     with pytest.raises(RequestError, match="sensitivity scan must lie in"):
-        top1_by_ratio(Net(), Prune(ratio=0.5), context(), (ratio,))
+        top1_by_ratio(Net(), Prune(channels=0.5), context(), (ratio,))

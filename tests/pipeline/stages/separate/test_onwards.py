@@ -58,9 +58,9 @@ def test_pruned_before_and_after(form: dict[str, Any], tmp_path: Path) -> None:
     """Depthwise and pointwise halves keep to each other when channels go, shortcuts included."""
     ctx = context(tmp_path, *TINY)
     model = ctx.spec.build().eval()
-    pruned = Prune(ratio=0.3)(model, ctx)
+    pruned = Prune(channels=0.7)(model, ctx)
     found = separate(**form)(pruned, ctx)
-    again = Prune(ratio=0.3, round_to=4)(found, ctx)
+    again = Prune(channels=0.7, round_to=4)(found, ctx)
     assert count(again, TINY[1]).macs < count(found, TINY[1]).macs < count(pruned, TINY[1]).macs
     for module in again.modules():
         if isinstance(module, SeparableConv):

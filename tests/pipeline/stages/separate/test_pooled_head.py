@@ -105,7 +105,7 @@ def test_the_published_heads_prune_after(name: str, tmp_path: Path) -> None:
     ctx = replace(context(tmp_path, side=side), spec=replace(spec, num_classes=3))
     found = PooledHead(max_error=100)(model, ctx)
     assert sum(p.numel() for p in found.parameters()) < sum(p.numel() for p in model.parameters())
-    pruned = Prune(ratio=0.3, round_to=2)(found, ctx)
+    pruned = Prune(channels=0.7, round_to=2)(found, ctx)
     assert count(pruned, ctx.input_shape).macs < count(found, ctx.input_shape).macs
     assert pruned(torch.rand(2, 3, side, side)).shape == (2, 3)
 

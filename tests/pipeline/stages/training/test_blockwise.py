@@ -160,4 +160,4 @@ def test_every_cut_recovers_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("wrong", [{"recover_steps": -1}, {"recover_lr": 0.0}, {"recover_batch": 1}])
 def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=rf"Prune\.{next(iter(wrong))}"):
-        Prune(ratio=0.5, **wrong)
+        Prune(channels=0.5, **wrong)
