@@ -9,19 +9,40 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from edgewise.commands import analyze, bench, list, report, run, verify
+from edgewise.commands import analyze, bench, completion, list, report, run, verify
 from edgewise.commands.console import run_guarded
+from edgewise.errors import name_nearest
 
-COMMANDS = (run, list, analyze, verify, bench, report)
+COMMANDS = (run, list, analyze, verify, bench, report, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        _refuse(options.parser, unknown[0])
     if options.debug:
         return int(options.run(options))
     return run_guarded(lambda: int(options.run(options)))
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"edgewise {version('edgewise')}")
+        parser.exit()
+
+
+def _refuse(parser: argparse.ArgumentParser, unknown: str) -> NoReturn:
+    """Leave with the usage of the command itself, and the option that was perhaps meant."""
+    known = [text for action in parser._actions for text in action.option_strings if text.startswith("--")]
+    near = name_nearest(unknown.partition("=")[0], known) if unknown.startswith("-") else ""
+    parser.error(f"unrecognized argument: {unknown}.{near}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Makes a vision network small and fast enough for a device, and proves that the file still works.",
         epilog="Exit status: 0 all gates passed; 1 a gate failed; 2 the request is wrong; 3 a backend is missing.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)

@@ -40,12 +40,12 @@ def listing(kind: str) -> list[dict[str, Any]]:
     return [{"name": name, "summary": summary} | dict(extra.get(name, {})) for name, summary in found.items()]
 
 
-def find_stage(name: str) -> dict[str, Any]:
-    """One stage, or one of the classes beside them, with its fields. Raises RequestError with the nearest spelling."""
-    entries = {entry["name"].lower(): entry for kind in ("stages", "fields") for entry in listing(kind)}
+def find_entry(kind: str, name: str) -> dict[str, Any]:
+    """One entry of a kind, upper and lower case alike. Raises RequestError with the nearest spelling."""
+    entries = {entry["name"].lower(): entry for entry in listing(kind)}
     if name.lower() not in entries:
         near = name_nearest(name.lower(), entries)
-        raise RequestError(f"no stage {name!r}.{near} Choices: {', '.join(entries)}")
+        raise RequestError(f"{kind} has no {name!r}.{near} Choices: {', '.join(entries)}")
     return entries[name.lower()]
 
 
@@ -166,6 +166,8 @@ def find_recipe(reference: str) -> Recipe:
     from edgewise.network import architecture
     from edgewise.recipe import Recipe
 
+    if reference.endswith(".py"):
+        raise RequestError(architecture.name_functions(reference))
     if ".py:" in reference:
         function = architecture.load_function(reference)
     elif reference in recipe_names():

@@ -35,6 +35,20 @@ def demo() -> Recipe:
     )
 
 
+def quantize_only() -> Recipe:
+    """A trained network as it is: batch norms folded, calibrated, trained on only where calibration loses too much."""
+    return Recipe(
+        name="quantize_only",
+        model="tiny_resnet",
+        data="digits",
+        baseline=Train(training=Training(epochs=40, lr=0.1, warmup=1)),
+        stages=(Fold(),),
+        quantize=Quantize(training=Training(epochs=2, lr=0.0001, distill=0.9), when_needed=True),
+        targets=("onnx",),
+        candidates=("float", "int8"),
+    )
+
+
 def cifar_resnet20() -> Recipe:
     """ResNet-20 on CIFAR-10, compressed with a fine-tune short enough for two cores."""
     return Recipe(

@@ -285,8 +285,14 @@ def get(name: str) -> Target:
 
 def packages(target: Target) -> tuple[str, ...]:
     """The distributions that the target's modules come from, as their versions are looked up."""
-    installed = importlib.metadata.packages_distributions()
+    installed = _distributions()
     return tuple(sorted({name for module in target.needs for name in installed.get(module.split(".")[0], [module])}))
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Importable module -> the distributions it comes from: a look at every installed file, which takes its time."""
+    return importlib.metadata.packages_distributions()
 
 
 def versions(distributions: Iterable[str]) -> dict[str, str | None]:

@@ -51,7 +51,7 @@ def add_command(
         name, help=text, description=text[0].upper() + text[1:] + "."
     )
     command.add_argument("--json", action="store_true", help="print one JSON document on standard output, nothing else")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, parser=command)
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return command
 

@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.commands.console import FAILED, PASSED, add_command, print_json
+from edgewise.errors import RequestError
 
 
 def add_parser(commands: Any) -> None:
-    """``report DIR``."""
-    parser = add_command(commands, "report", "the report again, from report.json", show_again)
-    parser.add_argument("folder", type=Path, metavar="DIR")
+    """``report DIR [DIR ...]``."""
+    parser = add_command(
+        commands, "report", "the report again, from report.json; of several runs, side by side", show_again
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a folder that a run wrote")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="of several runs: where their page goes (default: comparison.html in the first)",
+    )
 
 
 def outcome_of(report: Any) -> int:
@@ -34,11 +43,35 @@ def show(report: Any, as_json: bool, page: Path) -> None:
 
 
 def show_again(options: argparse.Namespace) -> int:
-    """Write the page once more, and print the table."""
+    """Write the page once more, and print the table; of several runs one page and one line each."""
     from edgewise.report.document import Report
     from edgewise.report.page import write_html
 
-    report = Report.read(options.folder)
-    page = write_html(report, options.folder)
+    if len(options.folders) > 1:
+        return compare_runs(options)
+    if options.out is not None:
+        raise RequestError(
+            "--out names the page of several runs side by side; of one run the page is report.html in its folder"
+        )
+    (folder,) = options.folders
+    report = Report.read(folder)
+    page = write_html(report, folder)
     show(report, options.json, page)
     return outcome_of(report)
+
+
+def compare_runs(options: argparse.Namespace) -> int:
+    """Lay several runs side by side on one page; FAILED where any of them failed."""
+    from edgewise.report import side_by_side
+    from edgewise.report.summary import SYMBOLS, summarize
+
+    runs = side_by_side.named(options.folders)
+    page = side_by_side.write_comparison(runs, options.out or options.folders[0] / side_by_side.FILE)
+    if options.json:
+        print_json({"runs": {name: report.to_json() for name, report in runs}})
+    else:
+        for name, report in runs:
+            summary = summarize(report)
+            print(f"{SYMBOLS[summary.verdict]} {name}: {summary.title}. {summary.best}".rstrip())
+        print(f"Side by side: {page}")
+    return max(outcome_of(report) for _, report in runs)

@@ -7,20 +7,31 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from edgewise.commands.console import add_command
+from edgewise.commands.console import PASSED, add_command, print_json
 from edgewise.commands.report import outcome_of, show
 
 
 def add_parser(commands: Any) -> None:
-    """``run RECIPE``."""
+    """``run [RECIPE]``."""
     run = add_command(commands, "run", "run a recipe: compress, quantize, export, verify", run_recipe)
-    run.add_argument("recipe", metavar="RECIPE", help="a name from 'list recipes', or path/to/recipe.py:function")
+    run.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE",
+        help="a name from 'list recipes', or path/to/recipe.py:function; without one --model and --data are quantized",
+    )
     run.add_argument("--model", metavar="M", help="a name from 'list models', or path/to/net.py:function")
     run.add_argument(
         "--weights", metavar="F", help="safetensors or a weights-only checkpoint; skips training a baseline"
     )
     run.add_argument("--data", metavar="D", help="a data set: reader or reader:PATH, for example cifar10:DIR")
     run.add_argument("--target", action="append", metavar="T", help="write for this target; repeat for several")
+    run.add_argument(
+        "--prune", type=float, metavar="S", help="prune to this share of the multiply-accumulates (0.5: half)"
+    )
+    run.add_argument("--epochs", type=int, metavar="N", help="of each fine-tuning, else of training with quantization")
+    run.add_argument("--lr", type=float, metavar="R", help="learning rate of the same")
+    run.add_argument("--max-drop", type=float, metavar="D", help="top-1 that may be lost (0.01: one percentage point)")
     run.add_argument("--float", action="store_true", help="leave the quantization out: the files compute in float")
     run.add_argument("--runtime", metavar="T", help="the target whose milliseconds judge the float steps")
     run.add_argument(
@@ -48,6 +59,15 @@ def add_parser(commands: Any) -> None:
     )
     run.add_argument("--softmax", action="store_true", default=None, help="the files answer with probabilities")
     run.add_argument("--device", choices=("cpu", "cuda"), help="where to train")
+    run.add_argument("--dry-run", action="store_true", help="check everything, tell the plan and stop")
+    run.add_argument(
+        "--log", type=Path, metavar="FILE", help="also write what the run says, with the time, to this file"
+    )
+    run.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="go on behind a failed step: its files are written and marked as failed",
+    )
     run.add_argument("--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE)")
 
 
@@ -56,27 +76,49 @@ def run_recipe(options: argparse.Namespace) -> int:
     from edgewise.library_noise import quieten
 
     quieten()
+    job = resolve_request(options)
+    from edgewise.report.page import write_html
+    from edgewise.report.watch import Watch
+    from edgewise.run import run
+    from edgewise.run.plan import make_plan
+
+    watch = Watch(quiet=False, log=options.log)
+    plan = make_plan(job)
+    watch.plan(plan.lines, plan.steps)
+    if options.dry_run:
+        if options.json:
+            print_json(plan.to_json())
+        return PASSED
+    try:
+        report = run(job, watch, keep_going=options.keep_going)
+    finally:
+        watch.close()
+    page = write_html(report, job.out)
+    show(report, options.json, page)
+    return outcome_of(report)
+
+
+def resolve_request(options: argparse.Namespace) -> Any:
+    """The job that the arguments ask for, everything looked up and checked."""
     from edgewise.catalogue import find_recipe
     from edgewise.run.job import resolve
     from edgewise.run.request import override_fields, sizes_from_arguments, with_packaging
+    from edgewise.run.shortcuts import Shortcuts, own_recipe, shorten
 
+    shortcuts = Shortcuts(prune=options.prune, epochs=options.epochs, lr=options.lr, max_drop=options.max_drop)
+    if options.recipe is None:
+        recipe = own_recipe(options.model, options.data, options.weights, shortcuts)
+    else:
+        recipe = find_recipe(options.recipe)
     changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device", "runtime")}
     changes["targets"] = tuple(options.target) if options.target else None
-    recipe = override_fields(find_recipe(options.recipe), changes)
+    recipe = shorten(override_fields(recipe, changes), shortcuts)
     recipe = with_packaging(
         without_quantization(recipe) if options.float else recipe,
         sizes_from_arguments(options.input_size, options.input_size_range),
         {"fed": options.feed, "softmax": options.softmax},
     )
-    job = resolve(recipe, options.out)
-    from edgewise.report.page import write_html
-    from edgewise.report.watch import Watch
-    from edgewise.run import run
-
-    report = run(job, Watch(quiet=False))
-    page = write_html(report, job.out)
-    show(report, options.json, page)
-    return outcome_of(report)
+    return resolve(recipe, options.out)
 
 
 def without_quantization(recipe: Any) -> Any:

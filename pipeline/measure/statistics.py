@@ -71,6 +71,29 @@ def _adjusted_wald(gained: int, lost: int, n: int, z: float) -> Interval:
     return (max(-1.0, up - down - half), min(1.0, up - down + half))
 
 
+def provable_fall(n: int, changed: float) -> float:
+    """The smallest fall of top-1 that ``n`` paired images exclude where the share ``changed`` of them turned from right
+    to wrong or back, as many one way as the other: the lower end of ``paired_difference``'s interval."""
+    from scipy.stats import norm
+
+    each = changed * n / 2
+    share = (each + 1) / (n + 2)
+    return float(norm.ppf(1 - (1 - LEVEL) / 2)) * math.sqrt(2 * share / (n + 2))
+
+
+def images_to_prove(limit: float, changed: float) -> int | None:
+    """About how many test images exclude a fall of ``limit``, two digits of it; None for a limit of nothing."""
+    if limit <= 0:
+        return None
+    low, high = 1, 2
+    while provable_fall(high, changed) > limit:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if provable_fall(middle, changed) > limit else (low, middle)
+    return math.ceil(float(f"{high:.2g}"))
+
+
 def ratio_interval(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, Interval]:
     """Median of the paired ratios ours/theirs of interleaved times [blocks], with its bootstrap interval; of times to
     themselves 1, without spread.

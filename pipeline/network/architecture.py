@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import inspect
@@ -36,6 +37,8 @@ def spec_of(reference: str) -> Spec:
     A user's file may say ``mean``, ``std``, ``input_shape`` and ``classifier`` as module constants; otherwise the mean
     and deviation are 0.5 and the classifier is the last linear or convolutional layer.
     """
+    if reference.endswith(".py"):
+        raise RequestError(name_functions(reference))
     if ".py:" not in reference:
         return models.get(reference)
     build = load_function(reference)
@@ -53,6 +56,21 @@ def spec_of(reference: str) -> Spec:
         classifier=getattr(module, "classifier", ""),
         summary=(build.__doc__ or "").strip().split("\n")[0],
     )
+
+
+def name_functions(path: str) -> str:
+    """What to say of a file that is named without a function: the functions it defines, read from its text."""
+    place = Path(path)
+    if not place.is_file():
+        return f"there is no file {path}"
+    try:
+        body = ast.parse(place.read_text(encoding="utf-8")).body
+    except (SyntaxError, UnicodeDecodeError) as error:
+        return f"{path} could not be read: {error}"
+    names = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"]
+    if not names:
+        return f"{path} defines no function; wanted one that returns what is asked for, named as {path}:function"
+    return f"{path}: which function? Say {' or '.join(f'{path}:{name}' for name in names)}"
 
 
 def load_function(reference: str) -> Callable[..., Any]:

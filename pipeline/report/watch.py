@@ -2,29 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from edgewise.errors import RequestError
 from edgewise.report.numbers import percent
 from edgewise.report.rows import Row
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
 
 _SYMBOLS = {"pass": "[green]✓[/]", "fail": "[red]✗[/]", "not-checked": "[yellow]–[/]"}
 
 
-class Watch:
-    """Prints progress to a Rich console on standard error; bars only where it is a terminal."""
+_PATIENCE = 30.0
+"""Seconds of silence after which a log, which has no bar, says that the work goes on."""
 
-    def __init__(self, quiet: bool = False) -> None:
+
+class Planned(Protocol):
+    """One row to come, as the plan tells it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+class Watch:
+    """Prints progress to a Rich console on standard error; bars only where it is a terminal.
+
+    ``log``: a file that is told the same, each line with the time. Raises RequestError where it cannot be written.
+    """
+
+    def __init__(self, quiet: bool = False, log: Path | None = None) -> None:
         from rich.console import Console
 
         self.console: Console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._log = None if log is None else _open_log(log)
+        self._steps: Sequence[Planned] = ()
+        self._rows = 0
+        self._worked = False
+        self._started = self._last = time.monotonic()
+        self._doing = ""
+        self._status: Status | None = None
+        self._ended = threading.Event()
+
+    def plan(self, lines: Sequence[str], steps: Sequence[Planned]) -> None:
+        """What is going to be done; from here on every row tells its place among ``steps`` and the time left."""
+        self._steps = steps
+        for line in lines:
+            self.say(line)
+        self._worked, self._started = False, time.monotonic()
+        if not self.console.is_terminal and not self.console.quiet:
+            threading.Thread(target=self._remind, daemon=True).start()
+
+    def close(self) -> None:
+        """End the reminders and the log."""
+        self._ended.set()
+        self._rest()
+        if self._log is not None:
+            self._log.close()
+
+    def _remind(self) -> None:
+        while not self._ended.wait(1.0):
+            if self._doing and time.monotonic() - self._last > _PATIENCE:
+                self._print(
+                    f"  … still {self._doing}, {time.monotonic() - self._started:.0f} s since the start", style="dim"
+                )
 
     def track(self, items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
         """Yield ``items`` behind a bar; in a log, one line instead."""
+        self._worked = self._worked or bool(total)
         if not total:
             yield from items
             return
@@ -41,6 +95,7 @@ class Watch:
             TimeRemainingColumn,
         )
 
+        self._rest()
         columns = (
             TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(),
@@ -50,11 +105,35 @@ class Watch:
 
     def say(self, text: str) -> None:
         """One line about what is being done."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self._print(text)
+        self._busy(text)
 
     def detail(self, text: str) -> None:
         """One line of lesser weight."""
-        self.console.print(f"  {text}", style="dim", markup=False, soft_wrap=True)
+        self._print(f"  {text}", style="dim")
+        self._busy(text)
+
+    def _busy(self, text: str) -> None:
+        """On a terminal something moves until the next line: nobody has to guess whether the work goes on."""
+        self._worked, self._doing = True, text.rstrip(" …")
+        if self.console.is_terminal and not self.console.quiet:
+            self._rest()
+            self._status = self.console.status(f"[dim]{escape_markup(self._doing[:60])}[/]")
+            self._status.start()
+
+    def _rest(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def _print(self, text: str, style: str = "", markup: bool = False) -> None:
+        self._rest()
+        self._last = time.monotonic()
+        self.console.print(text, style=style, markup=markup, soft_wrap=True)
+        if self._log is not None and not self._log.closed:
+            plain = re.sub(r"\[/?[a-z ]*\]", "", text) if markup else text
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {plain}\n")
+            self._log.flush()
 
     def row(self, row: Row) -> None:
         """The outcome of a step or a file, in one line."""
@@ -65,7 +144,38 @@ class Watch:
             parts.append(
                 f"{row.latency.p50_ms:.3g} ms on {row.latency.on} ({row.latency.ratio_to_baseline:.2f} of baseline)"
             )
-        parts.append(f"[dim]{row.seconds:.0f} s[/]")
-        self.console.print(f"{_SYMBOLS[row.verdict]} {head}: {', '.join(parts)}", soft_wrap=True)
+        parts.append(f"[dim]{row.seconds:.0f} s{'' if self._worked or not self._steps else ', from the store'}[/]")
+        self._print(f"{_SYMBOLS[row.verdict]} {self._place()}{head}: {', '.join(parts)}{self._left()}", markup=True)
+        self._worked, self._doing = False, ""
         if row.verdict == "fail":
-            self.console.print(f"  {row.reason}", style="red", markup=False, soft_wrap=True)
+            self._print(f"  {row.reason}", style="red")
+
+    def _place(self) -> str:
+        self._rows += 1
+        return f"{self._rows} of {max(self._rows, len(self._steps))}  " if self._steps else ""
+
+    def _left(self) -> str:
+        """Time left overall: what is planned for the rest, by how far the plan was off until now; empty without a plan."""
+        rest = sum(step.seconds for step in self._steps[self._rows :])
+        planned = sum(step.seconds for step in self._steps[: self._rows])
+        if not rest or not planned:
+            return ""
+        seconds = rest * max(1.0, (time.monotonic() - self._started) / planned)
+        return (
+            f"[dim], about {seconds:.0f} s left[/]" if seconds < 90 else f"[dim], about {seconds / 60:.0f} min left[/]"
+        )
+
+
+def _open_log(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"cannot write the log {path}: {error.strerror}; choose another with --log") from error
+
+
+def escape_markup(text: str) -> str:
+    """Text that Rich shows as it stands."""
+    from rich.markup import escape
+
+    return escape(text)

@@ -22,21 +22,23 @@ from edgewise.store.machine import environment
 from edgewise.targets import Grid, Target
 
 
-def run(job: Job, watch: Watch) -> Report:
+def run(job: Job, watch: Watch, *, keep_going: bool = False) -> Report:
     """Do everything that the recipe asks for; the report on disk grows by a row after each step.
 
     A step that fails its gate ends the run there, since what follows would build on it; of the files each is judged.
+    ``keep_going``: go on behind it all the same; its row stays failed, and so does the run.
     """
     Store(job.store).sweep()
     with open_session(job, watch) as session:
         baseline = model = session.baseline()
         for index, stage in enumerate(job.recipe.stages):
             model = session.step(stage, model, baseline, after=job.recipe.stages[index + 1 :])
-            if session.failed:
+            if session.failed and not keep_going:
                 return session.report
         for grid, group in share_grids(job.targets):
             ready = session.quantize(grid, model, baseline) if job.recipe.quantize else model
             session.candidates(model, ready, group, baseline)
+        session.show_changed(baseline)
         return session.report
 
 

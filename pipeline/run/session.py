@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from edgewise.errors import LoweringError
 from edgewise.measure import statistics
 from edgewise.measure.values import Accuracy, Latency
 from edgewise.recipe import FileType
-from edgewise.report import quantization
+from edgewise.report import disagreements, quantization
 from edgewise.report.document import Report, Section
 from edgewise.report.recommend import recommend_files
 from edgewise.report.rows import ArtifactFile, Row
@@ -39,6 +39,8 @@ class Session:
     files: Files
     report: Report
     failed: bool = False
+    answered: dict[str, Tensor] = field(default_factory=dict)
+    """Each delivered file's answers to the test images, [N, classes], under the name that the page gives it."""
 
     def baseline(self) -> Model:
         """What everything else is compared with."""
@@ -110,6 +112,13 @@ class Session:
             self.artifacts(ready, group, baseline)
         self.report.recommended = recommend_files(self.report.rows, self.report.artifacts)
         self.report.write(self.job.out)
+
+    def show_changed(self, baseline: Model) -> None:
+        """The test images that some file puts into another class than the baseline does, for the page."""
+        data = self.job.data
+        if part := disagreements.section(data.test, data.classes, baseline.answers, self.answered):
+            self.report.sections.append(part)
+            self.report.write(self.job.out)
 
     def artifacts(
         self, model: Model, group: Sequence[Target], baseline: Model, precision: Precision | None = None
@@ -203,6 +212,8 @@ class Session:
             peak_bytes=proof.peak_bytes,
         )
         self._deliver(model, target, made, row, proof)
+        if proof.answers is not None:
+            self.answered[f"{target.name} {row.precision}"] = proof.answers
         self._add(row)
 
     def _timing(self, model: Model, target: Target, made: File, reference: File | None, baseline: Model) -> Timing:

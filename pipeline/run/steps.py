@@ -65,13 +65,35 @@ class Steps:
         if self.job.weights is None:
             return self.measure("baseline", self._entry(self.job.recipe.baseline, network, None, None))
         weights.load_weights(network, self.job.weights)
-        digest = checkpoint.digest(Checkpoint(self.job.base, network))
-        key = key_of(kind="given", model=digest, shape=self.job.data.shape)
-        return self.measure("baseline", self.store.keep(key, lambda folder, _: self._save(network, folder)))
+        return self.measure(
+            "baseline", self.store.keep(self._given_key(network), lambda folder, _: self._save(network, folder))
+        )
 
     def stage(self, stage: Stage, model: Model, baseline: Model, grid: Grid | None = None) -> Model:
         """The outcome of one stage on a finished step's network."""
         return self.measure(stage_name(stage), self._entry(stage, self.load(model), baseline, grid))
+
+    def count_kept(self) -> int:
+        """How many of the recipe's steps, from the baseline on, the store holds; nothing is computed."""
+        torch.manual_seed(self.job.recipe.seed)
+        network = architecture.build(self.job.base).eval()
+        if self.job.weights is None:
+            entry = self.store.find(self._key(self.job.recipe.baseline, network, None, None))
+        else:
+            weights.load_weights(network, self.job.weights)
+            entry = self.store.find(self._given_key(network))
+        count, teacher = 0, None
+        for stage in self.job.recipe.stages:
+            if entry is None:
+                return count
+            count, network = count + 1, checkpoint.load(entry.path).model
+            teacher = teacher or checkpoint.digest(Checkpoint(self.job.base, network))
+            entry = self.store.find(self._key(stage, network, teacher, None))
+        return count + (entry is not None)
+
+    def _given_key(self, network: nn.Module) -> str:
+        digest = checkpoint.digest(Checkpoint(self.job.base, network))
+        return key_of(kind="given", model=digest, shape=self.job.data.shape)
 
     def load(self, model: Model) -> nn.Module:
         """A fresh copy of a finished step's network, rebuilt from its checkpoint."""
@@ -137,7 +159,7 @@ class Steps:
             self._save(stage(network, self._context(scratch, teacher, grid, facts.__setitem__)), folder)
             (folder / _FACTS).write_text(json.dumps(encode(facts), indent=1), encoding="utf-8")
 
-        return self.store.keep(self._key(stage, network, baseline, grid), make)
+        return self.store.keep(self._key(stage, network, baseline.digest if baseline else None, grid), make)
 
     def _context(
         self, scratch: Path, teacher: nn.Module | None, grid: Grid | None, fact: Callable[[str, Any], None]
@@ -160,7 +182,7 @@ class Steps:
             machine=machine(),
         )
 
-    def _key(self, stage: Stage, network: nn.Module, baseline: Model | None, grid: Grid | None) -> str:
+    def _key(self, stage: Stage, network: nn.Module, teacher: str | None, grid: Grid | None) -> str:
         recipe, spec = self.job.recipe, self.job.spec
         traits = traits_of(stage)
         return key_of(
@@ -168,7 +190,7 @@ class Steps:
             stage=describe(stage),
             code=code_of(type(stage)),
             model=checkpoint.digest(Checkpoint(self.job.base, network)),
-            teacher=None if baseline is None else baseline.digest,
+            teacher=teacher,
             data=self.job.data.digest,
             spec=[spec.mean, spec.std, spec.classifier],
             grid=None if grid is None else grid.to_json(),

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from edgewise import catalogue
-from edgewise.catalogue import fields_of, find_stage, listing
+from edgewise.catalogue import fields_of, find_entry, listing
+from edgewise.commands.list import describe_entry
 from edgewise.errors import RequestError
 
 SOURCE = '''
@@ -61,8 +62,17 @@ def test_a_recipe_tells_what_it_sets_and_what_it_derives_from() -> None:
     assert found["separate_resnet56"]["from"] == "separate_resnet20", "through a name, too"
 
 
-def test_one_stage_is_found_by_its_name_or_refused_with_the_nearest() -> None:
-    assert find_stage("prune")["name"] == "prune" and find_stage("Prune")["name"] == "prune"
-    assert find_stage("limits")["name"] == "Limits"
-    with pytest.raises(RequestError, match=r"no stage 'prun'\. Did you mean 'prune'"):
-        find_stage("prun")
+def test_one_entry_is_found_by_its_name_or_refused_with_the_nearest() -> None:
+    assert find_entry("stages", "prune")["name"] == find_entry("stages", "Prune")["name"] == "prune"
+    assert find_entry("fields", "limits")["name"] == "Limits"
+    with pytest.raises(RequestError, match=r"stages has no 'prun'\. Did you mean 'prune'"):
+        find_entry("stages", "prun")
+
+
+def test_an_entry_in_words_tells_fields_and_what_a_recipe_sets() -> None:
+    told = describe_entry(find_entry("stages", "fold"))
+    assert told.startswith("fold: Removes every batch norm") and "  rest: Rest = 'depthwise'" in told
+    assert "  name: str must be given" in describe_entry(find_entry("fields", "recipe"))
+    derived = describe_entry(find_entry("recipes", "cifar_resnet56"))
+    assert "  as cifar_resnet20, but:" in derived and "  model = 'resnet56'" in derived
+    assert all(len(line) <= 120 for line in told.splitlines())
