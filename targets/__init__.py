@@ -246,6 +246,8 @@ class Target:
 
     Raises TargetError where the installed runtime records no times.
     """
+    tensors: Callable[[Path], tuple[str, str]] | None = None
+    """Names of a written file's input and output; None: its runtime counts them instead. Raises TargetError."""
     max_undelegated: int | None = None
     """Largest number of operators left outside, for a recipe that sets no limit of its own; None: not limited."""
     inside: Callable[[Path, ExportedProgram, Tensor], Inside] | None = None

@@ -48,6 +48,7 @@ TARGET = Target(
     export=export,
     load=load,
     profile=profile,
+    tensors=ONNX.tensors,
     sizes=ONNX.sizes,
     takes_bytes=ONNX.takes_bytes,
 )

@@ -105,6 +105,8 @@ def resolve_request(options: argparse.Namespace) -> Any:
     from edgewise.run.request import override_fields, sizes_from_arguments, with_packaging
     from edgewise.run.shortcuts import Shortcuts, own_recipe, shorten
 
+    if options.recipe is None and options.model is None:
+        options.parser.error("wanted a RECIPE, or --model and --data (and --weights) for a network of your own")
     shortcuts = Shortcuts(prune=options.prune, epochs=options.epochs, lr=options.lr, max_drop=options.max_drop)
     if options.recipe is None:
         recipe = own_recipe(options.model, options.data, options.weights, shortcuts)

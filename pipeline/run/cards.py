@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.report.rows import Row
 from edgewise.run.job import Job
+from edgewise.run.usage import write_usage
 from edgewise.store.entries import write_whole
 from edgewise.store.json_values import encode
+from edgewise.targets import TargetError
 from edgewise.verify.golden import Record
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ def write(delivered: Delivered, row: Row, job: Job) -> None:
     """Write the card beside a delivered file."""
     answers = delivered.answers
     sizes = job.recipe.packaging.sizes
+    names = _tensors(delivered.artifact, row, job)
     card = Card(
         target=row.target or "",
         sha256=delivered.sha256,
@@ -53,8 +57,9 @@ def write(delivered: Delivered, row: Row, job: Job) -> None:
         row=row,
         recipe_fields=job.recipe.describe(),
         environment=delivered.environment,
-        input=_input(job),
-        output={
+        input=_input(job) | ({"name": names[0]} if names else {}),
+        output=({"name": names[1]} if names else {})
+        | {
             "shape": [1, len(job.data.classes)],
             "dtype": "float32",
             "meaning": "probabilities" if job.recipe.preprocess.softmax else "logits",
@@ -69,9 +74,20 @@ def write(delivered: Delivered, row: Row, job: Job) -> None:
     )
     text = json.dumps(encode(card), indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(path_of(delivered.artifact), text.encode())
+    write_usage(delivered.artifact, card)
 
 
-def _input(job: Job) -> Mapping[str, Any]:
+def _tensors(artifact: Path, row: Row, job: Job) -> tuple[str, str] | None:
+    """What the file calls its input and its output; None where its runtime has no names for them, or cannot tell."""
+    target = next((target for target in job.targets if target.name == row.target), None)
+    if target is None or target.tensors is None:
+        return None
+    with contextlib.suppress(TargetError):
+        return target.tensors(artifact)
+    return None
+
+
+def _input(job: Job) -> dict[str, Any]:
     channels, height, width = job.data.shape
     if job.recipe.preprocess.fed == "bytes":
         return {"shape": [1, height, width, channels], "dtype": "uint8", "meaning": "bytes as a camera gives them"}

@@ -50,6 +50,14 @@ def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
     return inside(path, for_inference(program), images)
 
 
+def name_tensors(path: Path) -> tuple[str, str]:
+    """What the package calls its input and its output. Raises TargetError for a package that is not whole."""
+    from edgewise.targets.coreml._mil import read
+
+    program = read(path)
+    return program.input.name, program.output
+
+
 class _Device:
     """Core ML itself, which exists on macOS only and takes one image at a time."""
 
@@ -97,6 +105,7 @@ TARGET = Target(
     reference=_reference,
     precisions=PRECISIONS,
     inside=_inside,
+    tensors=name_tensors,
     sizes=EVERY_SIZE,
     takes_bytes=True,
 )

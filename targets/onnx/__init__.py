@@ -39,6 +39,12 @@ def load(path: Path, threads: int) -> _Runner:
     return _Runner(session(path, threads))
 
 
+def name_tensors(path: Path) -> tuple[str, str]:
+    """What the file calls its input and its output. Raises TargetError for a file that ONNX Runtime cannot read."""
+    opened = session(path, 1)
+    return str(opened.get_inputs()[0].name), str(opened.get_outputs()[0].name)
+
+
 def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
     from edgewise.targets.onnx._inside import inside
 
@@ -57,6 +63,7 @@ TARGET = Target(
     export=export,
     load=load,
     profile=profile,
+    tensors=name_tensors,
     precisions=PRECISIONS,
     inside=_inside,
     # ONNX has no list of sizes: a file for several leaves height and width open.
