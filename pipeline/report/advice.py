@@ -247,7 +247,9 @@ def _keep_in_float(row: Row, rows: Sequence[Row], lost: float | None = None) -> 
     """Layers to leave in float: as few of the dearest as cause half of the divergence that was measured, five at most."""
     if row.precision != "int8":
         return []
-    costs = next((step.facts["sensitivity"] for step in reversed(rows) if step.facts.get("sensitivity")), [])
+    costs: Sequence[Mapping[str, Any]] = next(
+        (step.facts["sensitivity"] for step in reversed(rows) if step.facts.get("sensitivity")), []
+    )
     ordered = sorted(costs, key=lambda cost: -float(cost["kl"]))
     whole = sum(float(cost["kl"]) for cost in ordered)
     if not whole:

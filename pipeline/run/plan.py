@@ -134,7 +134,7 @@ def _train_once(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) 
     started = time.perf_counter()
     answer = network.train()(images)
     logits = answer[0] if isinstance(answer, (tuple, list)) else answer
-    nn.functional.cross_entropy(logits, labels).backward()
+    torch.autograd.backward(nn.functional.cross_entropy(logits, labels))
     network.zero_grad()
     return time.perf_counter() - started
 

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgewise.measure.statistics import judge_top1, paired_difference, ratio_interval
+from edgewise.measure.statistics import (
+    images_to_prove,
+    judge_top1,
+    paired_difference,
+    provable_fall,
+    ratio_interval,
+)  # fmt: skip
 
 Z = 1.959963984540054
 """The 97.5th percentile of the standard normal distribution."""
@@ -117,3 +123,17 @@ def test_ratio_interval_is_reproducible() -> None:
     rng = np.random.default_rng(2)
     ours, theirs = rng.uniform(1, 2, 30), rng.uniform(1, 2, 30)
     assert ratio_interval(ours, theirs) == ratio_interval(ours, theirs)
+
+
+@pytest.mark.parametrize(("n", "moved"), [(400, 6), (400, 0), (2000, 30), (10_000, 150)])
+def test_what_a_test_set_can_prove_is_the_paired_interval_s_own_lower_end(n: int, moved: int) -> None:
+    found = paired_difference(*paired(n - 2 * moved, moved, moved, 0))
+    assert found.delta == 0
+    assert provable_fall(n, 2 * moved / n) == pytest.approx(-found.ci95[0], rel=1e-6)
+
+
+def test_images_to_prove_a_limit_are_just_enough() -> None:
+    needed = images_to_prove(0.01, 0.03)
+    assert needed is not None and provable_fall(needed, 0.03) <= 0.01
+    assert provable_fall(round(needed * 0.9), 0.03) > 0.01
+    assert images_to_prove(0.0, 0.03) is None

@@ -1,0 +1,78 @@
+"""The commands of docs/own-network.md, run as they stand on a network and a folder of images made here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = re.search(r"```sh\n(.*?)```", (ROOT / "docs" / "own-network.md").read_text(encoding="utf-8"), re.DOTALL)
+NET = """
+from torch import nn
+
+mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+input_shape = (3, 32, 32)
+
+
+def build(num_classes=2):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes),
+    )
+"""
+
+
+def make_images(folder: Path) -> None:
+    """Dark and light noise: 60 images of each to train on, 200 to test on."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 60), ("val", 200)):
+        for brightness, name in enumerate(("dark", "light")):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = draw.integers(0, 100, (32, 32, 3)) + 120 * brightness
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{index}.png")
+
+
+def make_weights(folder: Path) -> None:
+    """A network that tells dark from light by construction: its last layer reads the mean brightness."""
+    space: dict[str, object] = {}
+    exec(NET, space)
+    network = space["build"]()  # type: ignore[operator]
+    assert isinstance(network, nn.Module)
+    with torch.no_grad():
+        for name, tensor in network.named_parameters():
+            tensor.copy_(torch.full_like(tensor, 0.05 if tensor.dim() == 4 else 1.0 if name == "1.weight" else 0.0))
+        network[-1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))  # type: ignore[index]
+        network[-1].bias.copy_(torch.tensor([1.0, -1.0]))  # type: ignore[index]
+    torch.save(network.state_dict(), folder / "w.pt")
+
+
+@pytest.mark.slow
+def test_the_documented_commands_bring_a_file_that_passed(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    assert COMMANDS is not None
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    make_images(tmp_path / "images")
+    make_weights(tmp_path)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "EDGEWISE_STORE": str(tmp_path / "store")}
+    for command in COMMANDS.group(1).strip().splitlines():
+        arguments = [sys.executable, "-m", "edgewise", *shlex.split(command)[1:]]
+        done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if "--dry-run" in command:
+            assert "Proof: 400 test images" in done.stderr and not (tmp_path / "runs" / "net" / "report.json").exists()
+    document = json.loads((tmp_path / "runs" / "net" / "report.json").read_text(encoding="utf-8"))
+    assert [entry["target"] for entry in document["recommended"]] == ["onnx"] and document["recommended"][0]["path"]
+    assert "1 of " in (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert (tmp_path / "runs/net/artifacts/onnx/net-quantize.onnx.md").is_file()
