@@ -26,6 +26,24 @@ def _install(session: nox.Session, extras: str, *settings: str) -> None:
 
 
 @nox.session(python=PYTHON)
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, in build/site; a broken link fails it. ``-- serve`` shows it in a browser instead."""
+    session.install("mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10")
+    # Its reference is read from the source's text, so that torch need not be installed.
+    session.install("--no-deps", "-e", ".")
+    session.run("mkdocs", *(session.posargs or ("build", "--strict")))
+
+
+@nox.session(python=PYTHON)
+def page(session: nox.Session) -> None:
+    """The report's page in a browser: axe-core, widths, keyboard, sheets of paper (Chromium or Chrome, and npm, needed)."""
+    session.install("torch==2.13.0")
+    session.install("-e", ".[dev]")
+    session.run("npm", "install", "--no-save", "--no-package-lock", "axe-core@4", external=True)
+    session.run("python", "-m", "pytest", "tests/pipeline/report/test_accessibility.py", *session.posargs)
+
+
+@nox.session(python=PYTHON)
 def deploy(session: nox.Session) -> None:
     """The main job: train, prune, substitute, quantize, export to three runtimes, verify, report."""
     _install(session, ALL)

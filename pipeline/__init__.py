@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgewise.images.preprocess import Preprocess
     from edgewise.recipe import Recipe
+    from edgewise.run.deployed import deploy
     from edgewise.stage import Traits
     from edgewise.stages.fold import Fold
     from edgewise.stages.prune import Prune
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from edgewise.verify.gates import Limits
 
 __all__ = [
-    "Augment", "AveragePool", "Finetune", "Fold", "Limits", "Packaging", "PooledHead", "Preprocess", "Prune", "Quantize",
-    "Recipe", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits",
+    "Augment", "AveragePool", "Finetune", "Fold", "Limits", "Packaging", "PooledHead", "Preprocess", "Prune", "Quantize", "Recipe", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits", "deploy",
 ]  # fmt: skip
 
 _HOMES = {
@@ -53,6 +53,7 @@ _HOMES = {
     "Train": "stages.train",
     "Training": "stages.training.settings",
     "Traits": "stage",
+    "deploy": "run.deployed",
 }
 """Public name -> the module that defines it."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise import calib_data, models, targets
 from edgewise.errors import RequestError, name_nearest
+from edgewise.network.user_files import name_functions
 
 if TYPE_CHECKING:
     from edgewise.recipe import Recipe
@@ -74,8 +76,10 @@ def _stages() -> list[tuple[str, ast.ClassDef, str]]:
 
 def _settings() -> list[tuple[str, ast.ClassDef, str]]:
     """The classes beside the stages that a recipe is written with."""
-    nodes = {node.name: node for path in sorted(_FOLDER.rglob("*.py")) for node in _classes(path)}
-    return [(name, nodes[name], _first_line(nodes[name])) for name in _SETTINGS]
+    from edgewise import _HOMES
+
+    nodes = {name: _definition(_HOMES[name], name) for name in _SETTINGS}
+    return [(name, node, _first_line(node)) for name, node in nodes.items() if isinstance(node, ast.ClassDef)]
 
 
 _SETTINGS = ("Recipe", "Limits", "Training", "Augment", "Preprocess")
@@ -162,22 +166,49 @@ def recipe_names() -> dict[str, str]:
 
 
 def find_recipe(reference: str) -> Recipe:
-    """A ready recipe by name, or the user's ``path/to/recipe.py:function``. Raises RequestError."""
+    """A ready recipe by name, or the user's ``path/to/recipe.py:function``. Raises RequestError.
+
+    A wrong name is refused before anything heavy is imported.
+    """
+    own = ".py:" in reference
+    if reference.endswith(".py"):
+        raise RequestError(name_functions(reference))
+    if not own and reference not in recipe_names():
+        near, choices = name_nearest(reference, recipe_names()), ", ".join(recipe_names())
+        raise RequestError(f"unknown recipe {reference!r}.{near} Choices: {choices}; or path/to/recipe.py:function")
+    from edgewise import recipes
     from edgewise.network import architecture
     from edgewise.recipe import Recipe
 
-    if reference.endswith(".py"):
-        raise RequestError(architecture.name_functions(reference))
-    if ".py:" in reference:
-        function = architecture.load_function(reference)
-    elif reference in recipe_names():
-        from edgewise import recipes
-
-        function = getattr(recipes, reference)
-    else:
-        near, choices = name_nearest(reference, recipe_names()), ", ".join(recipe_names())
-        raise RequestError(f"unknown recipe {reference!r}.{near} Choices: {choices}; or path/to/recipe.py:function")
-    recipe = function()
+    recipe = (architecture.load_function(reference) if own else getattr(recipes, reference))()
     if not isinstance(recipe, Recipe):
         raise RequestError(f"{reference} returned {type(recipe).__name__}; wanted an edgewise.Recipe")
     return recipe
+
+
+def describe_public() -> list[tuple[str, str, str]]:
+    """Every public name of the package: itself, how it is called, and its docstring; read from the text."""
+    from edgewise import _HOMES
+
+    found = []
+    for name, home in _HOMES.items():
+        node = _definition(home, name)
+        if isinstance(node, ast.ClassDef):
+            given = ", ".join(
+                f"{f['name']}{'' if f['default'] is None else '=' + f['default']}" for f in fields_of(node)
+            )
+        else:
+            given = ast.unparse(node.args)
+        found.append((name, f"{name}({given})", inspect.cleandoc(ast.get_docstring(node) or "")))
+    return found
+
+
+def _definition(home: str, name: str) -> ast.ClassDef | ast.FunctionDef:
+    """The class or function ``name`` in the module ``home`` of this package, or of a leaf beside it."""
+    for top in (_FOLDER, _FOLDER.parent):
+        stem = top.joinpath(*home.split("."))
+        for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else ():
+                if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+                    return node
+    raise KeyError(f"{home}.{name}")

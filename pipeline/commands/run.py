@@ -99,19 +99,19 @@ def run_recipe(options: argparse.Namespace) -> int:
 
 
 def resolve_request(options: argparse.Namespace) -> Any:
-    """The job that the arguments ask for, everything looked up and checked."""
+    """The job that the arguments ask for, everything looked up and checked; torch only once the words make sense."""
     from edgewise.catalogue import find_recipe
+
+    if options.recipe is None and options.model is None:
+        options.parser.error("wanted a RECIPE, or --model and --data (and --weights) for a network of your own")
+    recipe = None if options.recipe is None else find_recipe(options.recipe)
     from edgewise.run.job import resolve
     from edgewise.run.request import override_fields, sizes_from_arguments, with_packaging
     from edgewise.run.shortcuts import Shortcuts, own_recipe, shorten
 
-    if options.recipe is None and options.model is None:
-        options.parser.error("wanted a RECIPE, or --model and --data (and --weights) for a network of your own")
     shortcuts = Shortcuts(prune=options.prune, epochs=options.epochs, lr=options.lr, max_drop=options.max_drop)
-    if options.recipe is None:
+    if recipe is None:
         recipe = own_recipe(options.model, options.data, options.weights, shortcuts)
-    else:
-        recipe = find_recipe(options.recipe)
     changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device", "runtime")}
     changes["targets"] = tuple(options.target) if options.target else None
     recipe = shorten(override_fields(recipe, changes), shortcuts)

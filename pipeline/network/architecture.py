@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.util
 import inspect
@@ -18,6 +17,7 @@ from torch import nn
 from edgewise import models
 from edgewise.errors import RequestError
 from edgewise.models import Spec
+from edgewise.network.user_files import name_functions
 from edgewise.store.sources import code_of
 
 
@@ -56,21 +56,6 @@ def spec_of(reference: str) -> Spec:
         classifier=getattr(module, "classifier", ""),
         summary=(build.__doc__ or "").strip().split("\n")[0],
     )
-
-
-def name_functions(path: str) -> str:
-    """What to say of a file that is named without a function: the functions it defines, read from its text."""
-    place = Path(path)
-    if not place.is_file():
-        return f"there is no file {path}"
-    try:
-        body = ast.parse(place.read_text(encoding="utf-8")).body
-    except (SyntaxError, UnicodeDecodeError) as error:
-        return f"{path} could not be read: {error}"
-    names = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"]
-    if not names:
-        return f"{path} defines no function; wanted one that returns what is asked for, named as {path}:function"
-    return f"{path}: which function? Say {' or '.join(f'{path}:{name}' for name in names)}"
 
 
 def load_function(reference: str) -> Callable[..., Any]:

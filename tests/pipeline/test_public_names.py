@@ -10,8 +10,7 @@ import pytest
 import edgewise
 
 NAMES = [
-    "Augment", "AveragePool", "Finetune", "Fold", "Limits", "Packaging", "PooledHead", "Preprocess", "Prune", "Quantize",
-    "Recipe", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits",
+    "Augment", "AveragePool", "Finetune", "Fold", "Limits", "Packaging", "PooledHead", "Preprocess", "Prune", "Quantize", "Recipe", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits", "deploy",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -86,3 +87,17 @@ def test_one_stage_tells_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert (field["name"], field["default"]) == ("rest", "'depthwise'")
     assert main(["list", "stages", "folt"]) == 2
     assert "Did you mean 'fold'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "demoo"], ["run", "none.py"], ["run"], ["report", "nowhere"], ["--version"]]
+)
+def test_a_wrong_request_is_refused_before_torch_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom edgewise.__main__ import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules), 'imported'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
