@@ -91,7 +91,8 @@ def images_to_prove(limit: float, changed: float) -> int | None:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if provable_fall(middle, changed) > limit else (low, middle)
-    return math.ceil(float(f"{high:.2g}"))
+    step = 10 ** max(0, len(str(high)) - 2)
+    return math.ceil(high / step) * step
 
 
 def ratio_interval(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, Interval]:
