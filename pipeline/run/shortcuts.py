@@ -16,7 +16,7 @@ from edgewise.stages.prune import Prune
 from edgewise.stages.train import Finetune, Train
 from edgewise.stages.training.settings import Training
 
-_BUDGETS = ("ratio", "channels", "macs", "params", "bytes", "latency", "milliseconds")
+_BUDGETS = ("channels", "macs", "params", "bytes", "latency", "milliseconds")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,9 @@ def test_prune_takes_the_place_of_a_recipe_s_own_budget() -> None:
     changed = shorten(demo(), Shortcuts(prune=0.25)).stages
     assert isinstance(changed[0], Prune) and changed[0].macs == 0.25
     budgets = [
-        name for name in ("macs", "params", "bytes", "latency", "milliseconds") if getattr(changed[0], name) is not None
+        name
+        for name in ("channels", "macs", "params", "bytes", "latency", "milliseconds")
+        if getattr(changed[0], name) is not None
     ]
     assert budgets == ["macs"] and changed[1:] == demo().stages[1:]
 
