@@ -101,6 +101,7 @@ def fields_of(node: ast.ClassDef) -> list[dict[str, Any]]:
             not isinstance(item, ast.AnnAssign)
             or not isinstance(item.target, ast.Name)
             or item.target.id.startswith("_")
+            or ast.unparse(item.annotation).startswith("InitVar")  # taken by __init__ and no field
         ):
             continue
         found.append(

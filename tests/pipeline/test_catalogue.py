@@ -27,6 +27,7 @@ class Cut:
     limits: Limits = field(default_factory=Limits)
     name: str
     _inner: int = 3
+    old: InitVar[float | None] = None
     count: int = field(default=7, compare=False)
 '''
 
