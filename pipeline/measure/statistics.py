@@ -91,7 +91,7 @@ def images_to_prove(limit: float, changed: float) -> int | None:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if provable_fall(middle, changed) > limit else (low, middle)
-    step = 10 ** max(0, len(str(high)) - 2)
+    step: int = 10 ** max(0, len(str(high)) - 2)
     return math.ceil(high / step) * step
 
 
