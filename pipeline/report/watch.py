@@ -155,12 +155,16 @@ class Watch:
         return f"{self._rows} of {max(self._rows, len(self._steps))}  " if self._steps else ""
 
     def _left(self) -> str:
-        """Time left overall: what is planned for the rest, by how far the plan was off until now; empty without a plan."""
-        rest = sum(step.seconds for step in self._steps[self._rows :])
-        planned = sum(step.seconds for step in self._steps[: self._rows])
-        if not rest or not planned:
+        """Time left overall: what is planned for the rest, and for each row of it what the plan left out until now (files
+        written and timed, a slower machine); empty without a plan."""
+        rest = self._steps[self._rows :]
+        if not rest or not self._rows:
             return ""
-        seconds = rest * max(1.0, (time.monotonic() - self._started) / planned)
+        planned = sum(step.seconds for step in self._steps[: self._rows])
+        beyond = max(0.0, time.monotonic() - self._started - planned) / self._rows
+        seconds = sum(step.seconds for step in rest) + beyond * len(rest)
+        if seconds < 1:
+            return ""
         return (
             f"[dim], about {seconds:.0f} s left[/]" if seconds < 90 else f"[dim], about {seconds / 60:.0f} min left[/]"
         )

@@ -40,17 +40,17 @@ def test_without_a_plan_a_row_tells_neither(passing: Report, capsys: pytest.Capt
     assert capsys.readouterr().err.startswith("✓ baseline: ")
 
 
-def test_the_time_left_is_the_plan_s_by_how_far_it_was_off(
+def test_the_time_left_is_the_plan_s_and_what_it_left_out_until_now(
     passing: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """10 s were planned for the first step and 60 for the rest; it took 20 s, so 120 are left."""
+    """10 s were planned for the first step and it took 20: 10 beyond, for each of two rows to come, and 65 planned."""
     seen = Watch()
-    seen.plan([], [Step("baseline", 10.0), Step("prune", 60.0)])
+    seen.plan([], [Step("baseline", 10.0), Step("prune", 60.0), Step("onnx", 5.0)])
     began = time.monotonic()
     monkeypatch.setattr(module.time, "monotonic", lambda: began + 20)
     seen.row(passing.rows[0])
     seen.close()
-    assert "about 2 min left" in capsys.readouterr().err
+    assert "about 85 s left" in capsys.readouterr().err
 
 
 def test_a_log_holds_every_line_with_its_time_and_no_markup(passing: Report, tmp_path: Path) -> None:
