@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from edgewise.commands import analyze, bench, list, report, run, verify
+from edgewise.commands import analyze, bench, bundle, fleet, list, report, run, verify
 from edgewise.commands.console import run_guarded
 
-COMMANDS = (run, list, analyze, verify, bench, report)
+COMMANDS = (run, list, analyze, verify, bench, bundle, fleet, report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

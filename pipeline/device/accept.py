@@ -126,10 +126,10 @@ def _on_accuracy(row: Measured, file: BundledFile, bundle: Manifest) -> tuple[Ac
     correct = answers == labels
     _check_claim(row, correct)
     if not file.host_answers:
-        accuracy = statistics.accuracy(correct, correct)
+        accuracy = statistics.judge_top1(correct, correct)
         return accuracy, _Finding("not-checked", "nothing on the host could evaluate this file to compare with")
     host = decode_classes(file.host_answers) == labels
-    accuracy = statistics.accuracy(correct, host)
+    accuracy = statistics.judge_top1(correct, host)
     return accuracy, _judge(accuracy, file)
 
 

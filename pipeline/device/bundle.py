@@ -141,7 +141,7 @@ def _data(name: str, sources: Sequence[_Source]) -> Data:
     card = sources[0].card
     data = calib_data.load(name, card.seed)
     if data.shape != card.input_shape:
-        data = resized.at(data, card.input_shape[1:])
+        data = resized.resize_data(data, card.input_shape[1:])
     for source in sources:
         if source.card.input_shape != data.shape or data.digest != source.card.data_digest:
             raise RequestError(
