@@ -61,7 +61,7 @@ class Contents:
             place = folder / name
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(self._zip.read(name))
-        return folder / file["path"]
+        return folder / str(file["path"])
 
     def slice(self) -> np.ndarray[Any, Any]:
         """The labelled images, uint8 [n, C, H, W]."""
