@@ -64,7 +64,12 @@ def write_file(run: Path, name: str, precision: str, *weights: np.ndarray[Any, A
     chosen = golden.choose(DATA.test)
     assert target.load is not None
     answers = target.load(path, 1)(chosen.images.float() / 255)
-    record = golden.write(path, golden.Golden(chosen.images, chosen.index, answers), golden.tolerance(answers, answers))
+    record = golden.write(
+        path,
+        golden.Golden(chosen.images, chosen.index, answers),
+        golden.tolerance(answers, answers),
+        golden.runtime_of(target),
+    )
     versus = Difference(delta=0.0, ci95=(0.0, 0.0), p_value=1.0)
     row = Row(
         step="artifact", target="onnx", params=640, macs=640, bytes=path.stat().st_size,
