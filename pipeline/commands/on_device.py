@@ -12,7 +12,8 @@ from edgewise.commands.console import FAILED, MISSING_BACKEND, PASSED, print_jso
 from edgewise.errors import RequestError
 
 if TYPE_CHECKING:
-    from edgewise.device.bench import Request
+    from edgewise.device.bench import Measurement, Request
+    from edgewise.device.bundle import Bundle
     from edgewise.device.fleet import Outcome
     from edgewise.report.devices import DeviceRow
 
@@ -33,6 +34,7 @@ def add_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--device-folder", metavar="DIR", help="where on the device the bundle goes while it runs")
     parser.add_argument("--keep", action="store_true", help="leave the bundle and its result on the device")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds after which the measurement is ended")
+    parser.add_argument("--web-runtime", type=Path, metavar="DIR", help="node_modules with onnxruntime-web, for web://")
     parser.add_argument("--ssh-options", metavar="O", help="for the ssh client, as '-F FILE -o KEY=VALUE'")
 
 
@@ -78,14 +80,23 @@ def bench_on_device(options: argparse.Namespace) -> int:
     held = bundle.read(options.artifacts[0])
     request = request_of(options, options.threads)
     _check_names(request.only, [file.name for file in held.manifest.files])
-    link = bench.connect(options.device, request)
-    try:
-        found = bench.measure(held, link, request, say, options.name or options.device)
-    finally:
-        link.close()
+    found = _measure(options, held, request)
     _print(options.json, found.rows, {"device": found.device, "result": str(found.path)})
     _renew(found.path)
     return FAILED if bench.failed(found.rows) else PASSED
+
+
+def _measure(options: argparse.Namespace, held: Bundle, request: Request) -> Measurement:
+    from edgewise.device import bench, web
+
+    name = options.name or options.device
+    if options.device.startswith("web://"):
+        return web.measure(held, options.device, request, say, name, options.web_runtime)
+    link = bench.connect(options.device, request)
+    try:
+        return bench.measure(held, link, request, say, name)
+    finally:
+        link.close()
 
 
 def _check_names(only: Sequence[str], known: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from edgewise.device.runner.runtimes import MissingRuntime
+from .runtimes import MissingRuntime
 
 
 class Failed(Exception):

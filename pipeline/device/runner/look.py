@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from edgewise.device.runner import system as runner_system
-from edgewise.device.runner.contents import Contents, on_disk_digest
-from edgewise.device.runner.feed import feed
-from edgewise.device.runner.runtimes import Run, Runtime
+from . import system as runner_system
+from .contents import Contents, on_disk_digest
+from .feed import feed
+from .runtimes import Run, Runtime
 
 
 def look(contents: Contents, file: dict[str, Any], runtime: Runtime, threads: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PASSED, FAILED, WRONG_REQUEST, MISSING_RUNTIME = 0, 1, 2, 3
+from . import FAILED, MISSING_RUNTIME, PASSED, WRONG_REQUEST
 
 MODES: dict[str, dict[str, Any]] = {
     "quick": {"calls": 128, "seconds": 10.0, "blocks": 30},
@@ -57,9 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _guarded(options: argparse.Namespace) -> int:
-    from edgewise.device.runner.contents import BundleError, Contents
-    from edgewise.device.runner.runtimes import MissingRuntime
-    from edgewise.device.runner.session import Session
+    from .contents import BundleError, Contents
+    from .runtimes import MissingRuntime
+    from .session import Session
 
     try:
         contents = Contents(Path(sys.argv[0]).absolute())

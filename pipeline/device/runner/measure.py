@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edgewise.device.runner import system as runner_system
+from . import system as runner_system
 
 BLOCKS = 30
 MOST_KEPT = 200

@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from edgewise.device.runner import RUNNER
-from edgewise.device.runner import system as runner_system
-from edgewise.device.runner.apart import Failed, apart
-from edgewise.device.runner.contents import Contents
-from edgewise.device.runner.feed import feed
-from edgewise.device.runner.look import loaded, look, summary
-from edgewise.device.runner.main import FAILED, PASSED
-from edgewise.device.runner.measure import Plan, measure
-from edgewise.device.runner.progress import Progress, write_whole
-from edgewise.device.runner.runtimes import MissingRuntime, Run, need
+from . import FAILED, PASSED, RUNNER
+from . import system as runner_system
+from .apart import Failed, apart
+from .contents import Contents
+from .feed import feed
+from .look import loaded, look, summary
+from .measure import Plan, measure
+from .progress import Progress, write_whole
+from .runtimes import MissingRuntime, Run, need
 
 
 class Session:
