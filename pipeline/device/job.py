@@ -146,9 +146,11 @@ fi
 cd {folder} || exit 9
 rm -f status result.json
 echo {identity} > job; echo {identity} > {lock}/job
-apart=$(command -v setsid)
-nohup $apart sh -c {program} >/dev/null 2>&1 </dev/null &
+# Busybox may have one of the two, or none of them.
+apart=$(command -v setsid || command -v nohup)
+( trap '' HUP; exec $apart sh -c {program} ) >/dev/null 2>&1 </dev/null &
 n=0; while [ ! -s {lock}/pid ] && [ ! -f status ] && [ $n -lt 50 ]; do sleep 0.1 2>/dev/null || sleep 1; n=$((n+1)); done
+if [ ! -s {lock}/pid ] && [ ! -f status ]; then rm -rf {lock}; echo "nothing was started" >&2; exit 7; fi
 echo started
 """
 )
