@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +26,9 @@ def look(contents: Contents, file: dict[str, Any], runtime: Runtime, threads: in
         digest = on_disk_digest(path)
         images = contents.slice()
         first = feed(images[:1], file)
-        runtime.version()
+        # However it is refused, a file that is not there has brought in the runtime's libraries.
+        with contextlib.suppress(Exception):
+            runtime.load(path.with_name(f"no {path.name}"), threads)
         runner_system.set_back()
         before = runner_system.high_water()
         run, load_ms = loaded(runtime, path, threads)

@@ -17,11 +17,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgewise.commands.console import FAILED, PASSED, run_guarded, say
 from edgewise.studies.arm64 import root
 from edgewise.studies.arm64.root import MIRROR, PYTHON, EmulationError, Root, build
 from edgewise.targets import MissingBackend
+
+if TYPE_CHECKING:
+    from edgewise.report.devices import DeviceRow
 
 _APPLETS = "usr/local/lib/edgewise"
 """Where in the Arm system this machine's own shell and tools lie: starting Arm programs by name needs the kernel's help."""
@@ -144,7 +148,7 @@ def _run(options: argparse.Namespace) -> int:
     held = bundle.read(options.bundle)
     system = build(options.root, options.mirror, say)
     only = tuple(file.name for file in held.manifest.files if file.target == "onnx")
-    rows = []
+    rows: list[DeviceRow] = []
     with serve(system, sshd) as (address, ssh_options):
         request = Request(mode=("--brief", f"{options.brief:g}"), only=only, ssh_options=ssh_options)
         for cpu in options.cpu or ("cortex-a53", "cortex-a76"):
