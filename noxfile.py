@@ -139,6 +139,22 @@ def arm64(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def device(session: nox.Session) -> None:
+    """The main job's ONNX files on devices that are here: emulated Arm behind SSH, and a browser where node_modules has one.
+
+    Root, and Debian's openssh-server, debootstrap, qemu-user-static and busybox-static; for the browser chromium and
+    ``npm install onnxruntime-web``.
+    """
+    _install(session, "onnx,dev")
+    session.run("python", "-m", "edgewise", "run", "demo", "--target", "onnx", "--out", "runs/device", *session.posargs)
+    session.run("python", "-m", "edgewise", "bundle", "runs/device")
+    session.run("python", "-m", "edgewise.studies.arm64.device", "runs/device/bundle.pyz")
+    if Path("node_modules/onnxruntime-web").is_dir():
+        session.run("python", "-m", "edgewise", "bench", "runs/device/bundle.pyz", "--device", "web://chromium")
+    session.run("python", "-m", "edgewise", "report", "runs/device")
+
+
+@nox.session(python=PYTHON)
 def cifar(session: nox.Session) -> None:
     """ResNet-20 on CIFAR-10: ``nox -s cifar -- --weights FILE --data cifar10:DIR``."""
     _install(session, ALL)

@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edgewise.public_names import HOMES
+
 if TYPE_CHECKING:
     from edgewise.images.preprocess import Preprocess
     from edgewise.recipe import Recipe
@@ -35,34 +37,12 @@ __all__ = [
     "Augment", "AveragePool", "Finetune", "Fold", "Limits", "Packaging", "PooledHead", "Preprocess", "Prune", "Quantize", "Recipe", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits", "deploy",
 ]  # fmt: skip
 
-_HOMES = {
-    "Augment": "stages.training.augment",
-    "AveragePool": "stages.separate.average_pool",
-    "Finetune": "stages.train",
-    "Fold": "stages.fold",
-    "Limits": "verify.gates",
-    "Packaging": "targets",
-    "PooledHead": "stages.separate.pooled_head",
-    "Preprocess": "images.preprocess",
-    "Prune": "stages.prune",
-    "Quantize": "stages.quantize",
-    "Recipe": "recipe",
-    "Separate": "stages.separate",
-    "Sizes": "targets",
-    "Sparsify": "stages.prune.sparsify",
-    "Train": "stages.train",
-    "Training": "stages.training.settings",
-    "Traits": "stage",
-    "deploy": "run.deployed",
-}
-"""Public name -> the module that defines it."""
-
 
 def __getattr__(name: str) -> Any:
     """A public name, from the module that defines it (PEP 562)."""
-    if name not in _HOMES:
+    if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgewise import calib_data, models, targets
 from edgewise.errors import RequestError, name_nearest
 from edgewise.network.user_files import name_functions
+from edgewise.public_names import HOMES
 
 if TYPE_CHECKING:
     from edgewise.recipe import Recipe
@@ -76,9 +77,7 @@ def _stages() -> list[tuple[str, ast.ClassDef, str]]:
 
 def _settings() -> list[tuple[str, ast.ClassDef, str]]:
     """The classes beside the stages that a recipe is written with."""
-    from edgewise import _HOMES
-
-    nodes = {name: _definition(_HOMES[name], name) for name in _SETTINGS}
+    nodes = {name: _definition(HOMES[name], name) for name in _SETTINGS}
     return [(name, node, _first_line(node)) for name, node in nodes.items() if isinstance(node, ast.ClassDef)]
 
 
@@ -189,10 +188,8 @@ def find_recipe(reference: str) -> Recipe:
 
 def describe_public() -> list[tuple[str, str, str]]:
     """Every public name of the package: itself, how it is called, and its docstring; read from the text."""
-    from edgewise import _HOMES
-
     found = []
-    for name, home in _HOMES.items():
+    for name, home in HOMES.items():
         node = _definition(home, name)
         if isinstance(node, ast.ClassDef):
             given = ", ".join(

@@ -1,4 +1,4 @@
-"""``edgewise bench``: latency of written files side by side, interleaved in one run."""
+"""``edgewise bench``: latency of written files side by side, interleaved in one run; or a bundle on a device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise import targets
+from edgewise.commands import on_device
 from edgewise.commands.console import PASSED, add_command, print_json, size_of
 from edgewise.errors import RequestError
 
@@ -31,6 +32,11 @@ def add_parser(commands: Any) -> None:
         "--input-size", nargs=2, type=int, metavar=("H", "W"), help="a size that the files accept (default: judged at)"
     )
     parser.add_argument("--profile", action="store_true", help="time by operator instead, where the runtime tells")
+    parser.add_argument(
+        "--device", metavar="AT", help="measure a bundle on local, ssh://[user@]host[:port], adb://SERIAL or web://"
+    )
+    parser.add_argument("--name", metavar="NAME", help="what to call the device in the report (default: its address)")
+    on_device.add_options(parser.add_argument_group("with --device"))
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -38,6 +44,8 @@ def bench(options: argparse.Namespace) -> int:
     from edgewise.library_noise import quieten
 
     quieten()
+    if options.device is not None:
+        return on_device.bench_on_device(options)
     if options.profile:
         return print_profile(options)
     found = compare(options.artifacts, options.threads, options.seconds, size_of(options))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgewise.commands.console import FAILED, PASSED, add_command, print_json
+from edgewise.commands.console import FAILED, PASSED, add_command, print_json, say
 from edgewise.errors import RequestError
 
 
@@ -44,6 +44,7 @@ def show(report: Any, as_json: bool, page: Path) -> None:
 
 def show_again(options: argparse.Namespace) -> int:
     """Write the page once more, and print the table; of several runs one page and one line each."""
+    from edgewise.device.intake import take_in
     from edgewise.report.document import Report
     from edgewise.report.page import write_html
 
@@ -55,9 +56,15 @@ def show_again(options: argparse.Namespace) -> int:
         )
     (folder,) = options.folders
     report = Report.read(folder)
+    sent = take_in(folder)
+    if list(sent.rows) != report.devices:
+        report.devices = list(sent.rows)
+        report.write(folder)
     page = write_html(report, folder)
     show(report, options.json, page)
-    return outcome_of(report)
+    for sentence in sent.refused:
+        say(f"not taken in: {sentence}")
+    return FAILED if sent.refused or any(row.verdict == "fail" for row in sent.rows) else outcome_of(report)
 
 
 def compare_runs(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from edgewise.errors import RequestError, StoreError
 from edgewise.report.advice import Advice, advise
+from edgewise.report.devices import DeviceRow
 from edgewise.report.recommend import Recommendation
 from edgewise.report.rows import ArtifactFile, Row
 from edgewise.store import entries
@@ -52,6 +53,8 @@ class Report:
     sections: list[Section] = field(default_factory=list)
     recommended: list[Recommendation] = field(default_factory=list)
     """For each target, the file to take."""
+    devices: list[DeviceRow] = field(default_factory=list)
+    """What the files did on devices, from results that were taken in."""
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -67,6 +70,8 @@ class Report:
             document["next"] = advice.to_json()
         if self.recommended:
             document["recommended"] = [entry.to_json() for entry in self.recommended]
+        if self.devices:
+            document["devices"] = [row.to_json() for row in self.devices]
         return document | ({"sections": [section.to_json() for section in self.sections]} if self.sections else {})
 
     def advice(self, folder: str = "") -> Advice | None:
@@ -94,6 +99,7 @@ class Report:
             artifacts=_each(value["artifacts"], "artifacts", partial(decode, ArtifactFile)),
             sections=_each(value.get("sections", []), "sections", _section),
             recommended=_each(value.get("recommended", []), "recommended", _recommendation),
+            devices=_each(value.get("devices", []), "devices", DeviceRow.from_json),
         )
 
     def write(self, folder: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.measure.values import Accuracy, Latency
 from edgewise.report import charts, numbers, plotly_json, pruning
+from edgewise.report.devices import DeviceRow, ratio_words, time_words
 from edgewise.report.document import Report, Section, write_whole
 from edgewise.report.figure import BarTable, Figure
 from edgewise.report.markup import sanitize
@@ -84,6 +85,7 @@ def render(report: Report) -> str:
         coverage=[_coverage(row, name) for row, name in named if row.facts.get("coverage")],
         file_facts=[(name, facts) for row, name in named if (facts := _undrawn(row.facts))],
         artifacts=[(entry, numbers.size(entry.bytes)) for entry in report.artifacts],
+        devices=[_on_device(row) for row in report.devices],
         sections=list(map(_section, [*pruning.sections(named), *report.sections])),
         recipe=report.recipe,
         environment=report.environment,
@@ -205,6 +207,42 @@ def _latency(latency: Latency | None, first: bool) -> list[tuple[str, str]]:
     time = (numbers.significant(latency.p50_ms), f"p90 {numbers.significant(latency.p90_ms)}, {latency.on}")
     low, high = map(numbers.ratio, latency.ci95)
     return [time, ("" if first else numbers.ratio(latency.ratio_to_baseline), "" if first else f"{low} to {high}")]
+
+
+def _on_device(row: DeviceRow) -> dict[str, Any]:
+    """The cells of a device's row."""
+    time, accuracy = row.time, row.accuracy
+    top1 = ("–", "") if accuracy is None else _accuracy(accuracy, True)[0]
+    delta = ("–", "") if accuracy is None else _accuracy(accuracy, False)[1]
+    spread = "" if time is None else f"p90 {numbers.significant(time.p90_ms)}"
+    if time is not None and time.p99_ms is not None:
+        spread += f", p99 {numbers.significant(time.p99_ms)}"
+    load = "–" if row.load_ms is None else numbers.significant(row.load_ms)
+    first = "" if row.first_call_ms is None else f"first call {numbers.significant(row.first_call_ms)}"
+    cells = [top1, delta, (time_words(row), spread), (ratio_words(row).partition(" (")[0], _told_ratio(row))]
+    cells += [("–" if time is None else numbers.significant(time.per_second), _sustained(row)), (load, first)]
+    cells.append((numbers.size(row.peak_bytes), ""))
+    return {
+        "device": row.device,
+        "system": row.system,
+        "file": row.file,
+        "runtime": f"{row.runtime}, {row.threads} thread{'s' if row.threads > 1 else ''}, {row.mode}",
+        "cells": cells,
+        "verdict": row.verdict,
+        "word": WORDS[row.verdict],
+        "reason": "; ".join(part for part in (row.reason, "" if time is None else time.note) if part),
+        "kind": row.kind,
+    }
+
+
+def _told_ratio(row: DeviceRow) -> str:
+    return ratio_words(row).partition(" (")[2].rstrip(")")
+
+
+def _sustained(row: DeviceRow) -> str:
+    if row.time is None or row.time.last_over_first is None:
+        return ""
+    return f"last minute {numbers.ratio(row.time.last_over_first)} the first's time"
 
 
 def _undrawn(facts: Mapping[str, Any]) -> dict[str, Any]:

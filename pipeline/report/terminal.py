@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgewise.report import numbers
+from edgewise.report.devices import DeviceRow, ratio_words, time_words
 from edgewise.report.document import Report
 from edgewise.report.rows import Row, Verdict
 from edgewise.report.summary import SYMBOLS, WORDS, coverage, estimates, labels, summarize, timing
@@ -57,6 +58,10 @@ class _Shown:
         for note in (coverage(self.report.rows), timing(self.report.rows), *estimates(self.report.rows)):
             if note:
                 yield Text(_clean(note, plain), style="dim")
+        if self.report.devices:
+            yield Text()
+            yield device_table(self.report.devices, plain)
+            yield from _device_reasons(self.report.devices, plain)
         if self.path is not None:
             yield Text(_clean(f"Report: {self.path}", False), overflow="fold", style="bold")
 
@@ -118,6 +123,58 @@ def _reasons(rows: Sequence[Row], plain: bool) -> Iterator[RenderableType]:
     if lines.row_count:
         yield Text()
         yield lines
+
+
+def device_table(rows: Sequence[DeviceRow], plain: bool = False) -> Table:
+    """One line a device and file: accuracy against the host's, time against the device's own baseline file."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.ASCII2 if plain else box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column("device", overflow="fold", min_width=8)
+    shown.add_column("file", overflow="fold", min_width=8)
+    for title in ("top-1 %", "Δ host", "ms", "ratio", "memory"):
+        shown.add_column(_clean(title, plain), justify="right", overflow="fold")
+    shown.add_column("")
+    for row in rows:
+        cells = (
+            row.device,
+            row.file,
+            *_device_accuracy(row),
+            time_words(row),
+            _ratio(row),
+            numbers.size(row.peak_bytes),
+        )
+        mark = Text(_clean(SYMBOLS[row.verdict], plain), style=_STYLES[row.verdict])
+        shown.add_row(*(Text(_clean(cell, plain)) for cell in cells), mark)
+    return shown
+
+
+def _device_accuracy(row: DeviceRow) -> tuple[str, str]:
+    if row.accuracy is None:
+        return "–", "–"
+    return numbers.percent(row.accuracy.top1), numbers.points(row.accuracy.vs_baseline.delta)
+
+
+def _ratio(row: DeviceRow) -> str:
+    """Without its interval, which the page holds; marked where it shows no difference."""
+    ratio = None if row.time is None else row.time.ratio_to_baseline
+    if ratio is None:
+        return "–"
+    return numbers.ratio(ratio) + (" ns" if "no difference" in ratio_words(row) else "")
+
+
+def _device_reasons(rows: Sequence[DeviceRow], plain: bool) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    for row in rows:
+        if row.verdict != "pass":
+            text = f"{SYMBOLS[row.verdict]} {row.device}, {row.file}: {row.reason}"
+            yield Text(_clean(text, plain), style=_STYLES[row.verdict])
+    text = "On devices: top-1 on the bundle's images, Δ from the host's answers; ratio: to the device's own baseline file; ns: "
+    text += "no difference shown. Emulators' and browsers' times never rank."
+    yield Text(_clean(text, plain), style="dim")
 
 
 def _clean(text: str, plain: bool) -> str:

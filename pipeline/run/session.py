@@ -235,7 +235,9 @@ class Session:
             sha256=made.digest,
             checkpoint=self.files.deliver_checkpoint(model),
             environment=self.report.environment,
-            golden=None if proof.golden is None else golden.write(place, *proof.golden),
+            golden=None
+            if proof.golden is None
+            else golden.write(place, *proof.golden, runtime=golden.runtime_of(target)),
             answers=proof.answers,
         )
         cards.write(delivered, row, self.job)

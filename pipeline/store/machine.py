@@ -62,6 +62,17 @@ def cpu_name() -> str:
     return name or platform.processor() or platform.machine()
 
 
+def emulator() -> str:
+    """What emulates this processor; empty on a real one.
+
+    Who starts an emulator may name it in EDGEWISE_EMULATED. Unsaid, an Arm program that reads an x86 processor's cpuinfo
+    is emulated: that file is the host kernel's, so that a processor's name alone tells nothing there.
+    """
+    said = os.environ.get("EDGEWISE_EMULATED", "")
+    foreign = platform.machine().lower() in ("aarch64", "arm64") and "vendor_id" in _text("/proc/cpuinfo")
+    return said or ("an emulator that it does not name" if foreign else "")
+
+
 def _text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")

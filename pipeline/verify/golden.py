@@ -6,6 +6,7 @@ a machine that has no data set.
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from edgewise.calib_data import Part
 from edgewise.errors import RequestError
 from edgewise.store.entries import file_digest, write_whole
-from edgewise.store.machine import cpu_name
+from edgewise.store.machine import cpu_name, emulator
+from edgewise.targets import Target, versions
 
 _SUFFIX = ".golden.safetensors"
 
@@ -80,6 +82,22 @@ class Record:
     cpu: str
     """The processor that gave the answers."""
     tolerance: Tolerance
+    architecture: str = ""
+    """Of that processor, as its system calls it; empty in cards of before it was kept."""
+    runtime: str = ""
+    """The build that gave them: package and version."""
+    emulator: str = ""
+    """What emulated the processor; empty: none."""
+
+    def was_made_here(self, runtime: str) -> bool:
+        """Whether this very place gave the answers, so that they must come again all but exactly.
+
+        The same processor's name is not enough: another build rounds otherwise, and under an emulator the name is that
+        of the processor beneath it, whose kernels are not those that run.
+        """
+        if emulator() or self.emulator or self.cpu != cpu_name():
+            return False
+        return not self.architecture or (self.architecture, self.runtime) == (platform.machine(), runtime)
 
 
 def path_of(artifact: Path) -> Path:
@@ -101,8 +119,8 @@ def tolerance(answers: Tensor, reference: Tensor) -> Tolerance:
     return Tolerance(worst=max(float(moved.max()), NEAR * spread), mean=max(float(moved.mean()), EXACT * spread))
 
 
-def write(artifact: Path, golden: Golden, allowed: Tolerance) -> Record:
-    """Keep the golden images and answers beside a delivered file."""
+def write(artifact: Path, golden: Golden, allowed: Tolerance, runtime: str = "") -> Record:
+    """Keep the golden images and answers beside a delivered file; ``runtime``: as ``runtime_of`` names it."""
     place = path_of(artifact)
     tensors = {"images": golden.images, "index": golden.index, "answers": golden.answers}
     write_whole(place, save({name: value.contiguous() for name, value in tensors.items()}))
@@ -112,7 +130,19 @@ def write(artifact: Path, golden: Golden, allowed: Tolerance) -> Record:
         index=tuple(golden.index.tolist()),
         cpu=cpu_name(),
         tolerance=allowed,
+        architecture=platform.machine(),
+        runtime=runtime,
+        emulator=emulator(),
     )
+
+
+_RUNTIMES = ("onnxruntime", "executorch", "coremltools", "openvino")
+
+
+def runtime_of(target: Target) -> str:
+    """The package that runs a target's files, and its version; empty for a target without one of its own."""
+    package = next((name for name in _RUNTIMES if name in target.needs), None)
+    return "" if package is None else f"{package} {versions([package])[package]}"
 
 
 def read(artifact: Path, record: Record) -> Golden:
@@ -130,8 +160,11 @@ def read(artifact: Path, record: Record) -> Golden:
         ) from error
 
 
-def describe_change(found: Tensor, golden: Golden, record: Record) -> str:
-    """How the answers ``found`` [k, classes] differ from the golden ones beyond what is allowed; empty if they do not."""
+def describe_change(found: Tensor, golden: Golden, record: Record, runtime: str = "") -> str:
+    """How the answers ``found`` [k, classes] differ from the golden ones beyond what is allowed; empty if they do not.
+
+    ``runtime``: what gave them, as ``runtime_of`` names it.
+    """
     wanted = golden.answers
     if found.shape != wanted.shape:
         return f"it answers {list(found.shape)} to {len(golden)} golden images, wanted {list(wanted.shape)}"
@@ -139,13 +172,13 @@ def describe_change(found: Tensor, golden: Golden, record: Record) -> str:
         return "an answer to a golden image is not a finite number"
     off = (found - wanted).abs()
     spread = float(wanted.max() - wanted.min())
-    same = record.cpu == cpu_name()
+    same = record.was_made_here(runtime)
     worst, mean = (EXACT * spread, EXACT * spread) if same else (record.tolerance.worst, record.tolerance.mean)
     if float(off.max()) <= worst and float(off.mean()) <= mean:
         return ""
     changed = int((found.argmax(1) != wanted.argmax(1)).sum())
     return (
         f"its answers to {len(golden)} golden images moved by up to {float(off.max()):.3g}, {float(off.mean()):.3g} in the "
-        f"mean ({worst:.3g} and {mean:.3g} allowed on {'the same' if same else 'another'} processor), {changed} to another "
+        f"mean ({worst:.3g} and {mean:.3g} allowed {'in the same build on the same' if same else 'in another build or on another'} processor), {changed} to another "
         "class: its weights, or how its images are prepared, are not those it was verified with"
     )

@@ -155,7 +155,8 @@ def on_golden(path: Path, kept: Card, runner: Runner) -> Finding:
         images = golden.read(path, kept.golden)
     except RequestError as error:
         return Finding("not-checked", str(error))
-    differs = golden.describe_change(compute_logits(runner, images, kept, fed=kept.fed), images, kept.golden)
+    answers = compute_logits(runner, images, kept, fed=kept.fed)
+    differs = golden.describe_change(answers, images, kept.golden, golden.runtime_of(targets.get(kept.target)))
     if differs:
         return Finding("fail", differs)
     return Finding("pass", f"its answers to {len(images)} golden images are those it gave when it was made")

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-import edgewise
-from edgewise import catalogue
+from edgewise import catalogue, public_names
 from edgewise.catalogue import describe_public, fields_of, find_entry, listing
 from edgewise.commands.list import describe_entry
 from edgewise.errors import RequestError
@@ -82,6 +81,6 @@ def test_an_entry_in_words_tells_fields_and_what_a_recipe_sets() -> None:
 
 def test_every_public_name_is_described_from_its_text() -> None:
     found = {name: (signature, text) for name, signature, text in describe_public()}
-    assert list(found) == list(edgewise._HOMES)
+    assert list(found) == list(public_names.HOMES)
     assert found["Fold"][0] == "Fold(rest='depthwise')" and all(text for _, text in found.values())
     assert found["deploy"][0].startswith("deploy(recipe: Recipe, out: Path | None=None, *, quiet: bool=False")

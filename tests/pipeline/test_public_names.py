@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import edgewise
+from edgewise import public_names
 
 NAMES = [
     "Augment", "AveragePool", "Finetune", "Fold", "Limits", "Packaging", "PooledHead", "Preprocess", "Prune", "Quantize", "Recipe", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits", "deploy",
@@ -17,14 +18,14 @@ NAMES = [
 def test_the_public_names_are_these() -> None:
     assert edgewise.__all__ == NAMES
     assert set(NAMES) <= set(dir(edgewise))
-    assert set(edgewise._HOMES) == set(NAMES)
+    assert set(public_names.HOMES) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_the_class_of_its_home(name: str) -> None:
     value = getattr(edgewise, name)
     assert value.__name__ == name
-    assert value.__module__ == f"edgewise.{edgewise._HOMES[name]}"
+    assert value.__module__ == f"edgewise.{public_names.HOMES[name]}"
 
 
 def test_another_name_is_an_attribute_error() -> None:

@@ -1,0 +1,48 @@
+"""``edgewise bundle``: one file that measures a run's files on another machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from edgewise.commands.console import PASSED, add_command, print_json, say
+
+
+def add_parser(commands: Any) -> None:
+    """``bundle RUN``."""
+    text = "one file that measures a run's files on another machine"
+    parser = add_command(commands, "bundle", text, write_bundle)
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the folder that a run wrote")
+    parser.add_argument("--target", action="append", metavar="T", help="these targets' files alone; repeat for several")
+    parser.add_argument("--images", type=int, metavar="N", help="labelled test images to take along (default 1000)")
+    parser.add_argument("--data", metavar="D", help="where the run's data lie now, if elsewhere: reader or reader:PATH")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: bundle.pyz in RUN")
+
+
+def write_bundle(options: argparse.Namespace) -> int:
+    """Write the bundle, and print what it holds."""
+    from edgewise.device import bundle
+    from edgewise.library_noise import quieten
+
+    quieten()
+    found = bundle.write(
+        options.folder, options.target or (), options.images, options.out, say=say, data_name=options.data
+    )
+    files = [file.name for file in found.manifest.files]
+    count = found.manifest.slice.count
+    if options.json:
+        document = {
+            "bundle": str(found.path),
+            "sha256": found.sha256,
+            "bytes": found.bytes,
+            "files": files,
+            "images": count,
+        }
+        print_json(document)
+        return PASSED
+    print(f"{found.path}: {found.bytes:,} bytes, {', '.join(files)}, {count:,} labelled images")
+    print(
+        f"On the device: python3 {found.path.name} --quick; from here: edgewise bench {found.path} --device ssh://HOST"
+    )
+    return PASSED

@@ -1,0 +1,207 @@
+"""A device's result, taken in with suspicion: what can be recomputed is, what contradicts it is refused."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.device import timing
+from edgewise.device.host_answers import decode_classes
+from edgewise.device.manifest import BundledFile, Golden, Manifest
+from edgewise.device.result import Device, Measured, Result, ResultError
+from edgewise.measure import statistics
+from edgewise.measure.values import Accuracy
+from edgewise.report.devices import DeviceRow, Kind
+from edgewise.report.rows import Verdict
+
+EXACT = 2.0**-12
+"""Share of the golden answers' spread that they may move by where the same build runs on the same processor."""
+
+
+@dataclass(frozen=True)
+class _Finding:
+    verdict: Verdict
+    reason: str
+
+
+def accept(result: Result, bundle: Manifest, digest: str, name: str) -> list[DeviceRow]:
+    """The report's rows of a result. ``name``: the device's, for people.
+
+    Raises ResultError for a result of another bundle or of changed files, and for one whose numbers contradict what they
+    are computed from.
+    """
+    if result.bundle_sha256 != digest:
+        raise ResultError(
+            f"the result is of bundle {result.bundle_sha256[:16]}…, wanted {digest[:16]}…: measure this bundle again"
+        )
+    if len({row.file for row in result.rows}) != len(result.rows):
+        raise ResultError("the result names a file twice")
+    found = []
+    for row in result.rows:
+        file = bundle.named(row.file)
+        if file is None or file.target != row.target:
+            raise ResultError(f"the result names {row.file!r} for {row.target!r}, which is not in the bundle")
+        found.append(_row(row, file, result, bundle, name))
+    return found
+
+
+def kind_of(device: Device) -> Kind:
+    """Whose times a device's are."""
+    return "real" if device.emulated is None else "wasm" if device.emulated == "wasm" else "emulated"
+
+
+def _row(row: Measured, file: BundledFile, result: Result, bundle: Manifest, name: str) -> DeviceRow:
+    kind = kind_of(result.device)
+    accuracy = said = time = None
+    if row.error is not None:
+        verdict: Verdict = "not-checked" if row.missing else "fail"
+        findings = [_Finding(verdict, row.error[:500])]
+    else:
+        _check_digest(row, file)
+        accuracy, on_accuracy = _on_accuracy(row, file, bundle)
+        on_golden = _on_golden(row, file, result.device)
+        said = None if on_golden is None else on_golden.reason
+        time = timing.time_of(row, _baseline(row, result, bundle), result, kind)
+        findings = [on_accuracy, *([] if on_golden is None else [on_golden])]
+    finding = _worst(findings)
+    runtime = row.runtime
+    return DeviceRow(
+        device=name,
+        system=_system(result.device),
+        kind=kind,
+        target=file.target,
+        file=file.name,
+        precision=file.precision,
+        sha256=file.sha256,
+        bundle=result.bundle_sha256,
+        runtime="" if runtime is None else f"{runtime.name} {runtime.version} ({runtime.provider})",
+        threads=result.threads,
+        mode=result.mode.name,
+        accuracy=accuracy,
+        golden=said or "",
+        time=time,
+        load_ms=None if row.load_ms is None else row.load_ms.first,
+        first_call_ms=row.first_call_ms,
+        peak_bytes=row.peak_memory_bytes,
+        verdict=finding.verdict,
+        reason=finding.reason,
+    )
+
+
+def _worst(findings: list[_Finding]) -> _Finding:
+    verdicts: tuple[Verdict, ...] = ("fail", "not-checked", "pass")
+    for verdict in verdicts:
+        reasons = [finding.reason for finding in findings if finding.verdict == verdict]
+        if reasons:
+            return _Finding(verdict, "; ".join(reasons))
+    return _Finding("not-checked", "nothing was compared")
+
+
+def _system(device: Device) -> str:
+    emulated = f"emulated by {device.emulated}" if device.emulated not in (None, "wasm") else ""
+    parts = (device.model, device.cpu, device.machine, device.os, emulated)
+    return ", ".join(dict.fromkeys(part[:120] for part in parts if part))
+
+
+def _baseline(row: Measured, result: Result, bundle: Manifest) -> Measured | None:
+    """The device's own measurement of the file that others of the target are held against."""
+    names = {file.name for file in bundle.files if file.target == row.target and file.baseline}
+    return next((other for other in result.rows if other.file in names and other.error is None), None)
+
+
+def _check_digest(row: Measured, file: BundledFile) -> None:
+    if row.sha256 != file.sha256:
+        raise ResultError(
+            f"{row.file} on the device is not the bundle's: sha256 {row.sha256[:16]}…, wanted {file.sha256[:16]}…"
+        )
+
+
+def _on_accuracy(row: Measured, file: BundledFile, bundle: Manifest) -> tuple[Accuracy, _Finding]:
+    labels = decode_classes(bundle.slice.labels)
+    answers = _classes(row, len(labels), file.classes)
+    correct = answers == labels
+    _check_claim(row, correct)
+    if not file.host_answers:
+        accuracy = statistics.judge_top1(correct, correct)
+        return accuracy, _Finding("not-checked", "nothing on the host could evaluate this file to compare with")
+    host = decode_classes(file.host_answers) == labels
+    accuracy = statistics.judge_top1(correct, host)
+    return accuracy, _judge(accuracy, file)
+
+
+def _classes(row: Measured, count: int, classes: int) -> NDArray[np.int64]:
+    try:
+        answers = decode_classes(row.answers)
+    except ValueError as error:
+        raise ResultError(f"{row.file}: its answers are no class numbers ({error})") from error
+    if len(answers) != count:
+        raise ResultError(f"{row.file}: wanted answers to {count:,} images, found {len(answers):,}")
+    if int(answers.max()) >= classes:
+        raise ResultError(f"{row.file}: it answers class {int(answers.max())}, of {classes}")
+    return answers
+
+
+def _check_claim(row: Measured, correct: NDArray[np.bool_]) -> None:
+    claim = row.accuracy
+    if claim is None or claim.n != len(correct) or abs(claim.top1 - float(correct.mean())) > 1e-9:
+        said = "none" if claim is None else f"{claim.top1:.6g} of {claim.n:,}"
+        raise ResultError(
+            f"{row.file}: the result says top-1 {said}, its answers give {float(correct.mean()):.6g} of {len(correct):,}"
+        )
+
+
+def _judge(accuracy: Accuracy, file: BundledFile) -> _Finding:
+    versus, allowed = accuracy.vs_baseline, f"{100 * file.max_drop:.2f} points allowed"
+    n = f"n = {accuracy.n:,}"
+    if -versus.delta > file.max_drop:
+        return _Finding("fail", f"top-1 is {-100 * versus.delta:.2f} points below the host's, {allowed} ({n})")
+    if -versus.ci95[0] > file.max_drop:
+        worst = f"{-100 * versus.ci95[0]:.2f} points"
+        return _Finding(
+            "not-checked", f"{accuracy.n:,} images cannot exclude a fall of {worst} from the host's, {allowed}"
+        )
+    return _Finding("pass", f"top-1 differs by {100 * versus.delta:+.2f} points from the host's, {allowed} ({n})")
+
+
+def _on_golden(row: Measured, file: BundledFile, device: Device) -> _Finding | None:
+    """How the answers to the golden images compare with those given when the file was made."""
+    if file.golden is None:
+        return None
+    wanted = np.frombuffer(base64.b64decode(file.golden.answers), "<f4").reshape(file.golden.count, -1)
+    found = _golden_answers(row, wanted)
+    if not np.isfinite(found).all():
+        return _Finding("fail", "an answer to a golden image is not a finite number")
+    off = np.abs(found - wanted)
+    same = same_place(file.golden, device, row)
+    exact = EXACT * float(wanted.max() - wanted.min())
+    worst, mean = (exact, exact) if same else (file.golden.worst, file.golden.mean)
+    changed = int((found.argmax(1) != wanted.argmax(1)).sum())
+    said = (
+        f"golden answers within {float(off.max()):.3g}, {float(off.mean()):.3g} in the mean ({worst:.3g} and {mean:.3g} "
+        f"allowed {'in the same place' if same else 'elsewhere'}), {changed} of {len(wanted)} in another class"
+    )
+    return _Finding("pass" if float(off.max()) <= worst and float(off.mean()) <= mean else "fail", said)
+
+
+def _golden_answers(row: Measured, wanted: NDArray[np.float32]) -> NDArray[np.float32]:
+    try:
+        content = base64.b64decode(row.golden_answers or "", validate=True)
+        return np.frombuffer(content, "<f4").reshape(wanted.shape)
+    except (ValueError, binascii.Error) as error:
+        raise ResultError(f"{row.file}: wanted golden answers {list(wanted.shape)}, found others ({error})") from error
+
+
+def same_place(golden: Golden, device: Device, row: Measured) -> bool:
+    """Whether the golden answers were given by the same build on the same processor, none of it emulated."""
+    runtime = row.runtime
+    here = {
+        "architecture": device.machine,
+        "cpu": device.cpu,
+        "runtime": "" if runtime is None else f"{runtime.name} {runtime.version}",
+        "emulator": device.emulated or "",
+    }
+    return dict(golden.made_on) == here and device.emulated is None

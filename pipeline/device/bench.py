@@ -1,0 +1,124 @@
+"""A bundle measured on one device: from the address to the report's rows."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgewise.device import accept, adb, job, local, result, ssh
+from edgewise.device.bundle import Bundle
+from edgewise.device.link import Link
+from edgewise.device.probe import check, probe
+from edgewise.errors import RequestError
+from edgewise.report.devices import DeviceRow
+from edgewise.store.entries import write_whole
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How to measure."""
+
+    mode: tuple[str, ...] = ("--quick",)
+    """As the bundle takes it: ``--quick``, ``--normal``, ``--sustained 30``, ``--brief 1``."""
+    threads: int = 1
+    pin: str | None = None
+    only: tuple[str, ...] = ()
+    any_version: bool = False
+    python: str | None = None
+    """The device's interpreter; None: python3, here the one that runs this."""
+    folder: str | None = None
+    """Where on the device bundles go; None: the link's own choice."""
+    keep: bool = False
+    """Leave the bundle and its result on the device."""
+    timeout: float | None = None
+    """Seconds; None: four times what the mode asks for, and half an hour."""
+    ssh_options: tuple[str, ...] = ()
+    pauses: tuple[float, ...] = (1, 3, 10)
+    """Seconds before each new try after a lost link."""
+
+    def arguments(self) -> tuple[str, ...]:
+        """As the bundle takes them."""
+        found = [*self.mode, "--threads", str(self.threads)]
+        found += ["--pin", self.pin] if self.pin else []
+        found += ["--any-version"] if self.any_version else []
+        return (*found, *(part for name in self.only for part in ("--only", name)))
+
+    def seconds(self, files: int) -> float:
+        """That the measurement may take."""
+        if self.timeout is not None:
+            return self.timeout
+        word, *rest = self.mode
+        each = {"--normal": 60.0 * files, "--sustained": 60.0 * float(rest[0] if rest else 0)}.get(word, 10.0 * files)
+        return 1800 + 4 * each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a device gave."""
+
+    device: str
+    path: Path
+    """The kept result."""
+    rows: tuple[DeviceRow, ...]
+
+
+def connect(address: str, request: Request) -> Link:
+    """The link of an address. Raises RequestError for one that is none."""
+    found: Link
+    if address == "local":
+        return local.Local() if request.folder is None else local.Local(folder=request.folder)
+    if address.startswith("ssh://"):
+        found = ssh.parse(address, request.ssh_options, request.folder)
+    elif address.startswith("adb://"):
+        found = adb.parse(address, request.folder)
+    else:
+        raise RequestError(
+            f"device {address!r}: wanted local, ssh://[user@]host[:port], adb://SERIAL, or web://, web://chromium, web://node"
+        )
+    return found
+
+
+def measure(bundle: Bundle, link: Link, request: Request, say: Say, name: str, every: float = 1.0) -> Measurement:
+    """Measure a bundle over a link, keep the result beside the bundle, and take it in.
+
+    Raises DeviceError, MissingBackend or ResultError; what is finished on the device stays there for the same command.
+    """
+    python = request.python or (sys.executable if link.host == "local" else "python3")
+    found = job.persist(lambda: probe(link, python), say, request.pauses)
+    check(found, link, python, bundle.manifest.wanted, bundle.bytes)
+    command = (python, "bundle.pyz", *request.arguments(), "--progress", "progress.jsonl", "--out", "result.json")
+    work = job.Job(link=link, digest=bundle.sha256, digest_command=found.digest, command=command)
+    content = bundle.path.read_bytes()
+    say(f"{link.name}: {found.system} {found.machine}, sending {len(content):,} bytes")
+    job.persist(lambda: job.put(work, content), say, request.pauses)
+    job.persist(lambda: job.start(work), say, request.pauses)
+    job.wait(work, request.seconds(len(bundle.manifest.files)), say, every)
+    sent = job.persist(lambda: job.fetch(work), say, request.pauses)
+    taken = take_in(bundle, sent, name, request.mode[0].lstrip("-"))
+    if not request.keep:
+        job.persist(lambda: job.clean(work), say, request.pauses)
+    return taken
+
+
+def take_in(bundle: Bundle, content: bytes, name: str, mode: str) -> Measurement:
+    """Keep a result that is what it should be. Raises ResultError, and keeps nothing, for one that is not."""
+    rows = accept.accept(result.parse(content, name), bundle.manifest, bundle.sha256, name)
+    place = bundle.path.parent / "devices" / slug(name) / f"{bundle.sha256[:16]}-{mode}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(place, content)
+    return Measurement(device=name, path=place, rows=tuple(rows))
+
+
+def slug(name: str) -> str:
+    """A name as a folder's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:80] or "device"
+
+
+def failed(rows: Sequence[DeviceRow]) -> bool:
+    """Whether a file failed."""
+    return any(row.verdict == "fail" for row in rows)

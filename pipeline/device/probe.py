@@ -1,0 +1,108 @@
+"""What a device has, asked before anything is sent to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgewise.device.link import DeviceError, Link, quote, run
+from edgewise.targets import MissingBackend
+
+OLDEST = (3, 9)
+"""The oldest Python that the runner works on."""
+
+_PYTHON = """
+import json, sys
+try:
+    from importlib import metadata
+except ImportError:
+    metadata = None
+def version(name):
+    try:
+        return metadata.version(name)
+    except Exception:
+        return None
+names = ("numpy", "onnxruntime", "executorch", "coremltools")
+print(json.dumps({"python": list(sys.version_info[:3]), "packages": {n: version(n) for n in names}}))
+"""
+
+_SCRIPT = """
+mkdir -p {folder} && [ -w {folder} ] || {{ echo "folder=no"; exit 0; }}
+echo "system=$(uname -s)"
+echo "machine=$(uname -m)"
+df -k {folder} 2>/dev/null | {{ read -r _; rest=; while read -r line; do rest="$rest $line"; done; set -- $rest; echo "room=$4"; }}
+if command -v sha256sum >/dev/null; then echo "digest=sha256sum"
+elif command -v shasum >/dev/null; then echo "digest=shasum -a 256"; fi
+if command -v {python} >/dev/null; then echo "python=$({python} -c {program})"; fi
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What was found."""
+
+    system: str
+    machine: str
+    room: int | None
+    """Free bytes where bundles go; None where the device does not tell."""
+    digest: str
+    """The command that gives a file's SHA-256; empty where there is none."""
+    python: tuple[int, ...] = ()
+    packages: Mapping[str, Any] = field(default_factory=dict)
+    """Package -> version, None where it is not installed."""
+
+
+def probe(link: Link, python: str) -> Probe:
+    """Ask a device. ``python``: the interpreter to look for. Raises DeviceError where its folder cannot be written."""
+    script = _SCRIPT.format(folder=quote(link.folder), python=quote(python), program=quote(_PYTHON))
+    done = run(link, script)
+    told = dict(line.partition("=")[::2] for line in done.text.splitlines() if "=" in line)
+    if told.get("folder") == "no":
+        raise DeviceError(f"{link.name}: {link.folder} on it cannot be written; name another with --device-folder")
+    found: Any = {}
+    if told.get("python"):
+        try:
+            found = json.loads(told["python"])
+        except ValueError as error:
+            raise DeviceError(f"{link.name}: {python} on it does not run: {done.complaint}") from error
+    room = told.get("room", "")
+    return Probe(
+        system=told.get("system", ""),
+        machine=told.get("machine", ""),
+        room=int(room) * 1024 if room.isdigit() else None,
+        digest=told.get("digest", ""),
+        python=tuple(found.get("python", ())),
+        packages=found.get("packages", {}),
+    )
+
+
+def check(found: Probe, link: Link, python: str, runtimes: Mapping[str, Any], size: int) -> None:
+    """Raise where the device lacks what a bundle needs. ``runtimes``: package -> version of those that would do.
+
+    MissingBackend for a program to install, DeviceError for room to make.
+    """
+    where = f"on {link.name}"
+    if not found.digest:
+        raise DeviceError(f"wanted sha256sum or shasum {where}, found neither: install coreutils or busybox there")
+    if not found.python:
+        raise MissingBackend(
+            f"wanted {python} {where}, found none: sudo apt-get install python3 python3-pip (Termux: pkg install python), "
+            "or name another with --device-python; a phone without Python runs a native program, see --native"
+        )
+    if found.python < OLDEST:
+        have, least = (".".join(map(str, version)) for version in (found.python, OLDEST))
+        raise MissingBackend(f"wanted Python {least} or newer {where}, found {have}: name another with --device-python")
+    missing = [name for name in ("numpy",) if found.packages.get(name) is None]
+    if not any(found.packages.get(name) for name in runtimes):
+        missing += [f"'{name}=={version}'" for name, version in runtimes.items()][:1]
+    if missing:
+        raise MissingBackend(
+            f"wanted {' and '.join(missing)} for {python} {where}, found none: {python} -m pip install {' '.join(missing)}"
+        )
+    if found.room is not None and found.room < 2 * size:
+        raise DeviceError(
+            f"wanted {2 * size:,} free bytes in {link.folder} {where}, found {found.room:,}: make room, or name another "
+            "with --device-folder"
+        )

@@ -1,0 +1,115 @@
+"""The bundle's own contents: the manifest, the files, the images, each held against its digest before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MANIFEST = "manifest.json"
+LABELS, IMAGES = "slice/labels.u16", "slice/images.u8"
+
+
+class BundleError(Exception):
+    """The bundle is not what it was when it was written; the message says what to do."""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+class Contents:
+    """A bundle that is whole. Raises BundleError for one that is not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.digest = file_digest(path)
+            self._zip = zipfile.ZipFile(path)
+            self.manifest: dict[str, Any] = json.loads(self._zip.read(MANIFEST).decode())
+            self._check()
+        except (OSError, ValueError, KeyError, NotImplementedError, EOFError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{path} is not a whole bundle ({error}): copy it here again") from error
+
+    def _check(self) -> None:
+        for name, wanted in self.manifest["entries"].items():
+            if hashlib.sha256(self._zip.read(name)).hexdigest() != wanted:
+                raise ValueError(f"{name} in it differs from what was written")
+
+    def read(self, name: str) -> bytes:
+        """One entry."""
+        return self._zip.read(name)
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """What the manifest says of each file to be measured."""
+        found: list[dict[str, Any]] = self.manifest["files"]
+        return found
+
+    def unpack(self, file: dict[str, Any], folder: Path) -> Path:
+        """Lay a file, with the weights beside it, into ``folder``; returns its path."""
+        for name in file["entries"]:
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(self._zip.read(name))
+        return folder / str(file["path"])
+
+    def slice(self) -> np.ndarray[Any, Any]:
+        """The labelled images, uint8 [n, C, H, W]."""
+        held = self.manifest["slice"]
+        return np.frombuffer(self.read(IMAGES), np.uint8).reshape([held["count"], *held["shape"]])
+
+    def labels(self) -> np.ndarray[Any, Any]:
+        """The images' classes, [n]."""
+        return np.frombuffer(self.read(LABELS), "<u2").astype(np.int64)
+
+    def golden(self, file: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """The file's golden images and answers; empty where it has none."""
+        if file["golden"] is None:
+            return {}
+        return tensors(self.read(file["golden"]["entry"]))
+
+
+_KINDS = {"F32": "<f4", "U8": "u1", "I64": "<i8"}
+
+
+def tensors(content: bytes) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of a safetensors file, by name."""
+    size = int.from_bytes(content[:8], "little")
+    head = json.loads(content[8 : 8 + size].decode())
+    head.pop("__metadata__", None)
+    found = {}
+    for name, entry in head.items():
+        low, high = entry["data_offsets"]
+        values = np.frombuffer(content[8 + size + low : 8 + size + high], _KINDS[entry["dtype"]])
+        found[name] = values.reshape(entry["shape"])
+    return found
+
+
+def on_disk_digest(path: Path) -> str:
+    """SHA-256 of a written file as the project counts it: its own; with weights beside it, or a folder, over all."""
+    beside = path.with_name(path.name + ".data")
+    if not beside.is_file():
+        return _root_digest(path)
+    return _digest_of({root.name: _root_digest(root) for root in (path, beside)})
+
+
+def _root_digest(path: Path) -> str:
+    if path.is_file():
+        return file_digest(path)
+    files = (place for place in path.rglob("*") if place.is_file())
+    return _digest_of({place.relative_to(path).as_posix(): file_digest(place) for place in files})
+
+
+def _digest_of(parts: dict[str, str]) -> str:
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

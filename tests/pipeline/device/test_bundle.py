@@ -1,0 +1,145 @@
+"""Bundles: what is in one, that it is the same for the same run, and what is refused."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from edgewise.device import archive, bundle, host_answers, manifest
+from edgewise.device.bundle import Bundle
+from edgewise.errors import RequestError
+
+RUNNER = Path(bundle.__file__).parent / "runner"
+
+
+def test_a_bundle_holds_the_files_the_golden_images_and_a_labelled_slice(bundled: Bundle) -> None:
+    found = bundled.manifest
+    assert [(f.name, f.precision, f.baseline) for f in found.files] == [
+        ("wide.onnx", "float32", True),
+        ("narrow.onnx", "int8", False),
+    ]
+    assert (found.slice.count, found.slice.shape, found.wanted.keys()) == (60, (1, 8, 8), {"onnxruntime"})
+    labels = host_answers.decode_classes(found.slice.labels)
+    answers = host_answers.decode_classes(found.files[0].host_answers)
+    assert len(labels) == len(answers) == 60 and (labels == answers).mean() > 0.8
+    with zipfile.ZipFile(bundled.path) as held:
+        assert set(held.namelist()) == {*found.entries, "manifest.json"}
+        assert len(held.read("slice/images.u8")) == 60 * 64
+
+
+def test_the_same_run_gives_the_same_bytes(bundled: Bundle, run_folder: Path, tmp_path: Path) -> None:
+    again = bundle.write(run_folder, images=60, out=tmp_path / "again.pyz")
+    assert again.sha256 == bundled.sha256 and again.path.read_bytes() == bundled.path.read_bytes()
+    assert os.access(again.path, os.X_OK)
+
+
+def test_a_bundle_is_read_back_and_its_run_knows_it(bundled: Bundle, run_folder: Path) -> None:
+    assert bundle.read(bundled.path) == bundled
+    assert manifest.kept(run_folder, bundled.sha256) == bundled.manifest
+    assert manifest.kept(run_folder, "0" * 64) is None
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.9])
+def test_a_flipped_byte_is_refused_here_and_on_the_device(bundled: Bundle, tmp_path: Path, place: float) -> None:
+    content = bytearray(bundled.path.read_bytes())
+    with zipfile.ZipFile(bundled.path) as held:
+        spans = [
+            (e.header_offset + 100, e.file_size) for e in held.infolist() if e.filename.startswith(("files", "slice"))
+        ]
+    start, size = spans[int(place * len(spans))]
+    content[start + size // 2] ^= 1
+    path = tmp_path / "b.pyz"
+    path.write_bytes(content)
+    with pytest.raises(RequestError, match="write it again"):
+        bundle.read(path)
+    done = subprocess.run(
+        [sys.executable, path, "--brief", "0.1"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2 and "copy it here again" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(40)])
+def test_what_is_no_bundle_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "b.pyz"
+    path.write_bytes(content)
+    with pytest.raises(RequestError, match="edgewise bundle RUN"):
+        bundle.read(path)
+    with pytest.raises(RequestError, match="edgewise bundle RUN"):
+        bundle.read(tmp_path / "missing.pyz")
+
+
+def _changed(run_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run_folder, tmp_path / "run"))
+
+
+def test_a_file_that_is_not_its_cards_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    run = _changed(run_folder, tmp_path)
+    path = run / "artifacts/onnx/wide.onnx"
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(RequestError, match="not the file that was verified"):
+        bundle.write(run)
+
+
+def test_golden_images_of_another_file_are_refused(run_folder: Path, tmp_path: Path) -> None:
+    run = _changed(run_folder, tmp_path)
+    (run / "artifacts/onnx/wide.onnx.golden.safetensors").write_bytes(b"other")
+    with pytest.raises(RequestError, match="golden"):
+        bundle.write(run)
+
+
+def test_other_data_are_refused(run_folder: Path, tmp_path: Path) -> None:
+    run = _changed(run_folder, tmp_path)
+    place = run / "artifacts/onnx/wide.onnx.card.json"
+    place.write_text(place.read_text().replace(json.loads(place.read_text())["data_digest"], "0" * 64))
+    with pytest.raises(RequestError, match="verified on other images"):
+        bundle.write(run)
+
+
+def test_a_path_out_of_the_folder_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    run = _changed(run_folder, tmp_path)
+    place = run / "report.json"
+    place.write_text(place.read_text().replace("artifacts/onnx/wide.onnx", "../../etc/passwd"))
+    with pytest.raises(RequestError, match="outside the run's folder"):
+        bundle.write(run)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "images", "words"),
+    [(["xnnpack"], None, "choices: onnx"), ([], 0, "at least 1"), (["onx"], None, "no file for onx")],
+)
+def test_a_wrong_request_is_refused(run_folder: Path, wanted: list[str], images: int | None, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        bundle.write(run_folder, wanted, images)
+
+
+def test_a_folder_without_files_for_devices_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    run = _changed(run_folder, tmp_path)
+    place = run / "report.json"
+    place.write_text(place.read_text().replace('"target": "onnx"', '"target": "ethos_u"'))
+    with pytest.raises(RequestError, match=r"no file that runs on a device.*found ethos_u"):
+        bundle.write(run)
+
+
+@pytest.mark.parametrize("path", sorted(RUNNER.glob("*.py")), ids=lambda path: path.name)
+def test_the_runner_is_python_3_9_and_imports_nothing_of_the_project(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
+    named = [n.name for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names]
+    # By a dot and not by name: in a bundle the package has another.
+    named += [str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 0]
+    roots = {name.split(".")[0] for name in named} - set(sys.stdlib_module_names)
+    assert roots <= {"numpy", "onnxruntime", "executorch", "torch", "coremltools", "PIL"}
+    if path.name != "runtimes.py":
+        assert roots <= {"numpy"}
+
+
+def test_entries_are_packed_in_one_order_without_times() -> None:
+    assert archive.pack({"b": b"1", "a": b"2"}) == archive.pack({"a": b"2", "b": b"1"})
