@@ -24,7 +24,7 @@ from edgewise.stage import Context
 from edgewise.stages.prune import proof
 from edgewise.stages.prune.checked_cut import trace_for
 from edgewise.stages.prune.coupling import Group, Member
-from edgewise.stages.prune.reconstruct import unfitted
+from edgewise.stages.fitting.reconstruct import unfitted
 from edgewise.stages.separate.forms import Depthwise
 from edgewise.stages.separate.plan import survey_layers
 
