@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgewise.stages.prune import Prune
     from edgewise.stages.prune.sparsify import Sparsify
     from edgewise.stages.quantize import Quantize
+    from edgewise.stages.remove_blocks import RemoveBlocks
     from edgewise.stages.separate import Separate
     from edgewise.stages.separate.average_pool import AveragePool
     from edgewise.stages.separate.pooled_head import PooledHead
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Augment", "AveragePool", "Finetune", "Fold", "Limits", "Packaging", "PooledHead", "Preprocess", "Prune", "Quantize",
-    "Recipe", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits",
+    "Recipe", "RemoveBlocks", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits",
 ]  # fmt: skip
 
 _HOMES = {
@@ -47,6 +48,7 @@ _HOMES = {
     "Prune": "stages.prune",
     "Quantize": "stages.quantize",
     "Recipe": "recipe",
+    "RemoveBlocks": "stages.remove_blocks",
     "Separate": "stages.separate",
     "Sizes": "targets",
     "Sparsify": "stages.prune.sparsify",

@@ -113,7 +113,7 @@ def recipe_of(options: argparse.Namespace, point: str) -> Recipe:
     augment = base.baseline.training.augment if isinstance(base.baseline.training.augment, Augment) else Augment()
     tune = Training(
         epochs=options.epochs, lr=options.lr, warmup=options.warmup, distill=options.distill, views=options.views,
-        augment=augment,
+        augment=augment, ema=options.ema, decay=options.decay, label_smoothing=options.label_smoothing,
     )  # fmt: skip
     sparse = Training(epochs=max(options.sparse_epochs, 1), lr=0.01, augment=augment)
     stages: list[Stage] = [Sparsify(training=sparse, strength=options.sparse)] if options.sparse_epochs else []
@@ -321,6 +321,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="steps of block-wise distillation before the fine-tune (%(default)s)",
     )
+    parser.add_argument("--ema", type=float, default=0.0, help="decay per step of averaged weights; 0: off (%(default)s)")
+    parser.add_argument(
+        "--decay", choices=("cosine", "linear"), default="cosine", help="of the learning rate (%(default)s)"
+    )
+    parser.add_argument("--label-smoothing", type=float, default=0.0, metavar="E", help="(%(default)s)")
     parser.add_argument("--sparse-epochs", type=int, default=0, help="of sparse learning before pruning (%(default)s)")
     parser.add_argument("--sparse", type=float, default=5e-4, help="its strength (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/prune_curve"), metavar="DIR", help="(%(default)s)")
@@ -373,6 +378,9 @@ def _setting(options: argparse.Namespace) -> str:
     sparse = f", after {options.sparse_epochs} epochs of sparse learning" if options.sparse_epochs else ""
     views = f" about {options.views} views of an image" if options.views else ""
     tuned = f"{options.epochs} epochs at {options.lr:g}, distillation {options.distill:g}{views}"
+    tuned += ", linear decay" if options.decay == "linear" else ""
+    tuned += f", averaged weights {options.ema:g}" if options.ema else ""
+    tuned += f", labels smoothed by {options.label_smoothing:g}" if options.label_smoothing else ""
     return f"Each point: {fitted}{taught}{tuned}{sparse}."
 
 

@@ -11,7 +11,7 @@ import edgewise
 
 NAMES = [
     "Augment", "AveragePool", "Finetune", "Fold", "Limits", "Packaging", "PooledHead", "Preprocess", "Prune", "Quantize",
-    "Recipe", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits",
+    "Recipe", "RemoveBlocks", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits",
 ]  # fmt: skip
 
 
