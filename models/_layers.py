@@ -233,6 +233,13 @@ class SqueezeExcite(nn.Module):
         return scaled
 
 
+class PassOn(nn.Module):
+    """Returns the first of what it is called with; stands where a block was."""
+
+    def forward(self, x: Tensor, *others: object, **named: object) -> Tensor:
+        return x
+
+
 class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of each pixel; [N, C, H, W] in and out."""
 

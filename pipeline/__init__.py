@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgewise.stages.prune import Prune
     from edgewise.stages.prune.sparsify import Sparsify
     from edgewise.stages.quantize import Quantize
+    from edgewise.stages.remove_blocks import RemoveBlocks
     from edgewise.stages.separate import Separate
     from edgewise.stages.separate.average_pool import AveragePool
     from edgewise.stages.separate.pooled_head import PooledHead
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from edgewise.verify.gates import Limits
 
 __all__ = [
-    "Augment", "AveragePool", "Finetune", "Fold", "Limits", "Packaging", "PooledHead", "Preprocess", "Prune", "Quantize", "Recipe", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits", "deploy",
+    "Augment", "AveragePool", "Finetune", "Fold", "Limits", "Packaging", "PooledHead", "Preprocess", "Prune", "Quantize",
+    "Recipe", "RemoveBlocks", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits", "deploy",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ HOMES: dict[str, str] = {
     "Prune": "stages.prune",
     "Quantize": "stages.quantize",
     "Recipe": "recipe",
+    "RemoveBlocks": "stages.remove_blocks",
     "Separate": "stages.separate",
     "Sizes": "targets",
     "Sparsify": "stages.prune.sparsify",

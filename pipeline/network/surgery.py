@@ -25,6 +25,7 @@ _HISTORY = "edgewise_surgery"
 _REPLACEMENTS: dict[str, type[nn.Module]] = {
     "SeparableConv": _layers.SeparableConv,
     "GridMean": _layers.GridMean,
+    "PassOn": _layers.PassOn,
     "Conv2d": nn.Conv2d,
     "ConvTranspose2d": nn.ConvTranspose2d,
     "Linear": nn.Linear,

@@ -12,7 +12,7 @@ from edgewise.report.rows import Row
 
 SHOWN = (
     "budget", "accuracy_budget", "channel_sensitivity", "latency_table", "widths", "reconstruction", "left_alone",
-    "averaging_norms",
+    "averaging_norms", "removed_blocks", "recovery",
 )  # fmt: skip
 """The facts that these parts show, so that nothing else need."""
 
@@ -24,6 +24,11 @@ def sections(named: Sequence[tuple[Row, str]]) -> list[Section]:
     found = []
     for row, name in named:
         facts: Mapping[str, Any] = row.facts
+        if facts.get("removed_blocks"):
+            found.append(Section(title=f"Blocks of {name}", html=_blocks(facts["removed_blocks"])))
+            if facts.get("reconstruction"):
+                title = f"How far each layer's answers are off ({name})"
+                found.append(Section(title=title, figure=_reconstruction(facts["reconstruction"])))
         if not isinstance(facts.get("budget"), Mapping):
             continue
         if "wanted" in facts["budget"]:
@@ -104,6 +109,26 @@ def _trials(told: Mapping[str, Any]) -> str:
     ]
     head = ["trial", "of the reduction", "top-1, points", "outcome"]
     return f"<p>{escape(allowed)}</p>" + _table(head, rows)
+
+
+def _blocks(plan: Mapping[str, Any]) -> str:
+    """Asked and measured, then every block: what it saves, whether and when it went, and what that lost."""
+    told = []
+    if plan["whole_ms"] is not None:
+        share = f"{plan['measured']:.1%} of {numbers.significant(plan['whole_ms'])} ms are left"
+        told.append(share + ("" if plan["wanted"] is None else f", {plan['wanted']:.1%} wanted"))
+    rows = [
+        [
+            block["block"],
+            "a shortcut" if block["residual"] else "nothing",
+            "–" if block["saves"] is None else f"{block['saves']:.1%}",
+            "stays" if block["removed"] is None else f"went, number {block['removed'] + 1}",
+            "–" if block["rise"] is None else f"{block['rise']:.4f}",
+        ]
+        for block in plan["blocks"]
+    ]
+    head = ["block", "what stands in its place", "of the time", "outcome", "nats lost then"]
+    return "".join(f"<p>{escape(line)}.</p>" for line in told) + _table(head, rows)
 
 
 def _amount(value: float) -> str:

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,11 @@ from edgewise.report.document import Report, Section
 from edgewise.report.markdown import table
 from edgewise.report.rows import Row
 from edgewise.store.json_values import encode_fields
+from edgewise.studies.siblings import Against, compare_with_siblings, markdown_of, parse_sibling, sibling_files
 
 if TYPE_CHECKING:
     from edgewise.recipe import Recipe
+    from edgewise.run.job import Job
 
 
 DEFAULT_POINTS = (
@@ -113,7 +116,7 @@ def recipe_of(options: argparse.Namespace, point: str) -> Recipe:
     augment = base.baseline.training.augment if isinstance(base.baseline.training.augment, Augment) else Augment()
     tune = Training(
         epochs=options.epochs, lr=options.lr, warmup=options.warmup, distill=options.distill, views=options.views,
-        augment=augment,
+        augment=augment, ema=options.ema, decay=options.decay, label_smoothing=options.label_smoothing,
     )  # fmt: skip
     sparse = Training(epochs=max(options.sparse_epochs, 1), lr=0.01, augment=augment)
     stages: list[Stage] = [Sparsify(training=sparse, strength=options.sparse)] if options.sparse_epochs else []
@@ -248,7 +251,10 @@ def figure(network: str, baseline: Row, points: Sequence[Point]) -> dict[str, An
     return {"data": data, "layout": {"height": 430, "showlegend": True, **axes}}
 
 
-def write(out: Path, network: str, reports: Mapping[str, Report], points: Sequence[Point], setting: str) -> None:
+def write(
+    out: Path, network: str, reports: Mapping[str, Report], points: Sequence[Point], setting: str,
+    beside: Sequence[Against] = (),
+) -> None:  # fmt: skip
     """``curve.json``, ``curve.md`` and ``report.html`` in ``out``."""
     from edgewise.report.page import write_html
 
@@ -256,9 +262,11 @@ def write(out: Path, network: str, reports: Mapping[str, Report], points: Sequen
     baseline = first.rows[0]
     document: dict[str, Any] = {"network": network, "setting": setting, "baseline": encode_fields(baseline)}
     document |= {"points": [point.to_json() for point in points], "published": [*PUBLISHED]}
+    document["siblings"] = [dataclasses.asdict(against) | {"verdict": against.verdict} for against in beside]
     out.mkdir(parents=True, exist_ok=True)
     (out / "curve.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "curve.md").write_text(markdown(network, baseline, points, setting), encoding="utf-8")
+    text = markdown(network, baseline, points, setting) + "\n".join([*markdown_of(beside), ""] if beside else [])
+    (out / "curve.md").write_text(text, encoding="utf-8")
     rows = [baseline]
     for asked, report in reports.items():
         last = {row.step: row for row in report.rows}["fold"]
@@ -268,7 +276,21 @@ def write(out: Path, network: str, reports: Mapping[str, Report], points: Sequen
         recipe={"name": f"{network}, pruned", "points": list(reports)}, environment=first.environment, rows=rows
     )
     page.sections.append(Section(title="Accuracy against work", figure=figure(network, baseline, points)))
+    if beside:
+        page.sections.append(Section(title="Beside the family's smaller members", html=_beside(beside)))
     write_html(page, out)
+
+
+def _beside(found: Sequence[Against]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(a.point)}</td><td>{escape(a.sibling)}</td><td>{_change(a.difference.delta, a.difference.ci95)}</td>"
+        f"<td>{a.time_ratio:.3f}</td><td>{escape(a.verdict)}</td></tr>"
+        for a in found
+    )
+    head = "".join(
+        f"<th>{cell}</th>" for cell in ("asked", "sibling", "points over it (95 %)", "time over its", "so it is")
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -321,8 +343,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="steps of block-wise distillation before the fine-tune (%(default)s)",
     )
+    parser.add_argument(
+        "--ema", type=float, default=0.0, help="decay per step of averaged weights; 0: off (%(default)s)"
+    )
+    parser.add_argument(
+        "--decay", choices=("cosine", "linear"), default="cosine", help="of the learning rate (%(default)s)"
+    )
+    parser.add_argument("--label-smoothing", type=float, default=0.0, metavar="E", help="(%(default)s)")
     parser.add_argument("--sparse-epochs", type=int, default=0, help="of sparse learning before pruning (%(default)s)")
     parser.add_argument("--sparse", type=float, default=5e-4, help="its strength (%(default)s)")
+    parser.add_argument(
+        "--sibling",
+        action="append",
+        default=[],
+        metavar="MODEL=F",
+        help="a smaller member of the family and its weights, to hold every point against; repeat",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/prune_curve"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output, nothing else")
     return parser
@@ -337,7 +373,7 @@ def _run(options: argparse.Namespace) -> int:
     from edgewise.run import run
     from edgewise.run.job import resolve
 
-    asked = options.point or DEFAULT_POINTS
+    asked, siblings = options.point or DEFAULT_POINTS, [parse_sibling(text) for text in options.sibling]
     watch = Watch(quiet=False)
     jobs = {point: resolve(recipe_of(options, point), options.out / _stem(point)) for point in asked}
     reports: dict[str, Report] = {}
@@ -361,6 +397,9 @@ def _run(options: argparse.Namespace) -> int:
         write(options.out, network, reports, compare_points(points, right), setting)
     if not points:
         return 1
+    if siblings:
+        beside = _held_against(siblings, {point: jobs[point] for point in reports}, reports)
+        write(options.out, network, reports, compare_points(points, right), setting, beside)
     text = (options.out / ("curve.json" if options.json else "curve.md")).read_text(encoding="utf-8")
     print(text)
     return 1 if failed else 0
@@ -373,7 +412,26 @@ def _setting(options: argparse.Namespace) -> str:
     sparse = f", after {options.sparse_epochs} epochs of sparse learning" if options.sparse_epochs else ""
     views = f" about {options.views} views of an image" if options.views else ""
     tuned = f"{options.epochs} epochs at {options.lr:g}, distillation {options.distill:g}{views}"
+    tuned += ", linear decay" if options.decay == "linear" else ""
+    tuned += f", averaged weights {options.ema:g}" if options.ema else ""
+    tuned += f", labels smoothed by {options.label_smoothing:g}" if options.label_smoothing else ""
     return f"Each point: {fitted}{taught}{tuned}{sparse}."
+
+
+def _held_against(siblings: Sequence[tuple[str, Path]], jobs: Mapping[str, Job], reports: Mapping[str, Report]) -> Any:
+    """Every point's file against every sibling's."""
+    import tempfile
+
+    from edgewise.files.open import open_runtime
+
+    first = next(iter(jobs.values()))
+    files = {
+        point: open_runtime(job.runtime, job.out / reports[point].artifacts[0].path, job.recipe.threads)
+        for point, job in jobs.items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        others = sibling_files(siblings, first, Path(folder))
+        return compare_with_siblings(files, others, first.data, first.spec, first.recipe.threads)
 
 
 def _right(report: Report, job: Any) -> Any:

@@ -20,7 +20,7 @@ from edgewise import models, targets
 from edgewise.library_noise import quieten
 from edgewise.measure import latency, statistics
 from edgewise.network.captured import Prepare
-from edgewise.stages.fold import without_norms
+from edgewise.network.fold_norms import without_norms
 from edgewise.stages.quantize import freeze
 from edgewise.stages.quantize.calibrate import activation_quantizers, set_ranges
 from edgewise.targets import Grid

@@ -11,7 +11,8 @@ import edgewise
 from edgewise import public_names
 
 NAMES = [
-    "Augment", "AveragePool", "Finetune", "Fold", "Limits", "Packaging", "PooledHead", "Preprocess", "Prune", "Quantize", "Recipe", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits", "deploy",
+    "Augment", "AveragePool", "Finetune", "Fold", "Limits", "Packaging", "PooledHead", "Preprocess", "Prune", "Quantize",
+    "Recipe", "RemoveBlocks", "Separate", "Sizes", "Sparsify", "Train", "Training", "Traits", "deploy",
 ]  # fmt: skip
 
 

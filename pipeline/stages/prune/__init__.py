@@ -204,7 +204,7 @@ class Prune:
         self, pruned: nn.Module, whole: nn.Module, left: Mapping[str, Sequence[int]], ctx: Context
     ) -> dict[str, Any]:
         from edgewise.stages.fitting.image_batches import draw_batches
-        from edgewise.stages.prune.reconstruct import reconstruct_layers, unfitted
+        from edgewise.stages.fitting.reconstruct import reconstruct_layers, unfitted
 
         errors = reconstruct_layers(pruned, whole, left, self.reconstruct, ctx)
         ctx.fact("unfitted", unfitted(whole, left, draw_batches(ctx.data.calib, 2, ctx)[0]))

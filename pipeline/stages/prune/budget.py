@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgewise.errors import StageError
 from edgewise.measure.cost.totals import count
+from edgewise.stages.fitting.timer import Clock, clock
 from edgewise.stages.prune import plan, sensitivity
 from edgewise.stages.prune.checked_cut import Groups
 from edgewise.stages.prune.coupling import Cut, Group, cut_channels
@@ -21,7 +22,6 @@ from edgewise.stages.prune.knapsack import by_importance
 from edgewise.stages.prune.measured_budget import Aimed, Line, aim_at_budget
 from edgewise.stages.prune.predictions import Bytes, Time
 from edgewise.stages.prune.proof import has_averaging
-from edgewise.stages.prune.timer import Clock, clock
 
 if TYPE_CHECKING:
     from edgewise.stage import Context

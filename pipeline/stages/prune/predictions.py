@@ -9,12 +9,12 @@ from functools import cached_property
 from torch import nn
 
 from edgewise.stage import Context
+from edgewise.stages.fitting.timer import Clock
 from edgewise.stages.prune import plan
 from edgewise.stages.prune.coupling import Group
 from edgewise.stages.prune.knapsack import lightest
 from edgewise.stages.prune.latency_table import Table, tabulate_layers
 from edgewise.stages.prune.plan import Counts
-from edgewise.stages.prune.timer import Clock
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgewise.images.normalise import normalise
+from edgewise.network.fold_norms import without_norms
+from edgewise.network.norm_pairs import find_norms
 from edgewise.stage import Context
 from edgewise.stages.fitting.layer_io import capture_values
 from edgewise.stages.training.augment import Augment, augment
-from edgewise.stages.training.loop import rate
+from edgewise.stages.training.loop import ahead, autocast, rate
+from edgewise.stages.training.memory_format import trains_channels_last
+from edgewise.stages.training.settings import ComputePrecision
 from edgewise.stages.training.state import State, resume, write_state
 
 _SECONDS_BETWEEN = 60.0
@@ -32,6 +38,7 @@ def distill_blockwise(
     steps: int,
     lr: float,
     batch: int,
+    precision: ComputePrecision = "auto",
 ) -> list[float]:
     """Train ``student`` in place to answer at every point what ``teacher`` answers there; returns each step's loss.
 
@@ -41,8 +48,13 @@ def distill_blockwise(
     what the student itself feeds them, so that later blocks learn to make up for the errors of earlier ones. Adam
     (Kingma, Ba 2014, arXiv 1412.6980) with a half-cosine to 0; every step draws and augments its images from
     ``ctx.seed`` and its number. The state is kept in ``ctx.scratch`` once a minute, so that a killed training goes on
-    from there (and returns the losses since).
+    from there (and returns the losses since). ``precision`` is that of ``Training``; both networks run in channels-last
+    memory where they can, the teacher with its batch norms folded, and the next images are made while these are used.
     """
+    device = torch.device(ctx.device)
+    order = torch.channels_last if trains_channels_last(student, device) else torch.contiguous_format
+    asked = _ordered(_folded(teacher, points, ctx), order)
+    _ordered(student, order)
     state = State(student, torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr))
     resume(state, ctx.scratch)
     losses = []
@@ -50,13 +62,14 @@ def distill_blockwise(
     for module in student.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()  # everything else as the teacher runs it: dropout would only add noise to what is compared
-    teacher.eval()
     kept = time.monotonic()
-    with _apart(student, teacher, points) as distance:
+    with _apart(student, asked, points) as distance:
+        images = ahead(partial(_drawn, ctx, batch=batch), range(state.epoch, steps))
         for step in ctx.track(range(state.epoch, steps), f"imitating, {steps} steps", steps - state.epoch):
             for group in state.optimizer.param_groups:
                 group["lr"] = lr * rate(step, steps, 0)
-            loss = distance(_drawn(ctx, step, batch))
+            with autocast(precision, device.type):  # for one step: within, it remembers the weights that it has rounded
+                loss = distance(next(images).contiguous(memory_format=order))
             state.optimizer.zero_grad()
             torch.autograd.backward(loss)
             state.optimizer.step()
@@ -65,8 +78,22 @@ def distill_blockwise(
             if time.monotonic() - kept > _SECONDS_BETWEEN:
                 write_state(state, ctx.scratch)
                 kept = time.monotonic()
-    student.eval()
+    _ordered(student.eval(), torch.contiguous_format)
     return losses
+
+
+def _ordered(model: nn.Module, order: torch.memory_format) -> nn.Module:
+    """The network with its weights in that order in memory, changed in place."""
+    return model.to(memory_format=order)  # type: ignore[call-overload, no-any-return]
+
+
+def _folded(teacher: nn.Module, points: Points, ctx: Context) -> nn.Module:
+    """A copy of the teacher in evaluation mode without batch norms, where that changes the answers at no point."""
+    probe = _drawn(ctx, 0, 2)
+    pairs = find_norms(teacher, probe).pairs
+    if any(layer in points for layer in pairs):
+        return copy.deepcopy(teacher).eval()
+    return without_norms(teacher, probe).eval()
 
 
 def _drawn(ctx: Context, step: int, batch: int) -> Tensor:
@@ -87,7 +114,7 @@ def relative_distance(student: nn.Module, teacher: nn.Module, points: Points, ba
 @contextmanager
 def _apart(student: nn.Module, teacher: nn.Module, points: Points) -> Iterator[Callable[[Tensor], Tensor]]:
     """While open: images -> the mean distance of the student's answers at the points."""
-    device = next(teacher.parameters()).device
+    device = next(student.parameters()).device
     kept = {point: left and (left[0], torch.tensor(left[1], device=device)) for point, left in points.items()}
 
     def distance(images: Tensor) -> Tensor:
@@ -105,4 +132,4 @@ def _only(answer: Tensor, left: tuple[int, Tensor] | None) -> Tensor:
 
 
 def _distance(found: Tensor, wanted: Tensor) -> Tensor:
-    return F.mse_loss(found, wanted) / wanted.var().clamp_min(1e-12)
+    return F.mse_loss(found.float(), wanted.float()) / wanted.float().var().clamp_min(1e-12)

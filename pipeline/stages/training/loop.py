@@ -1,8 +1,8 @@
 """Training a network: one loop for baselines, fine-tuning and quantization-aware training.
 
-Lightning Fabric holds device, precision and processes. What makes a run repeatable is kept here: every epoch draws from
-generators seeded by (seed, epoch), and after every epoch the whole state is written aside and renamed, so that a killed
-training goes on from its last epoch and ends with the same bits.
+Lightning Fabric holds device, precision and processes. What makes a run repeatable is kept here: every step draws from
+generators seeded by (seed, epoch, step), and after every epoch, within one every few minutes, the whole state is written
+aside and renamed, so that a killed training goes on from there and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import time
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +30,21 @@ from edgewise.errors import RequestError, StageError
 from edgewise.images.normalise import normalise
 from edgewise.library_noise import quieten
 from edgewise.network import surgery
+from edgewise.network.fold_norms import without_norms
 from edgewise.stage import Context
 from edgewise.stages.training.augment import Changes, change, draw_changes
 from edgewise.stages.training.memory_format import trains_channels_last
-from edgewise.stages.training.settings import Training, resolve_precision
+from edgewise.stages.training.settings import ComputePrecision, Decay, Training, resolve_precision
 from edgewise.stages.training.state import State, _plain_tensors, resume, write_state
 from edgewise.stages.training.teacher import Teacher
 from edgewise.store.entries import write_whole
+
+_SECONDS_BETWEEN = 180.0
+_WORTH_TELLING = 60.0
+"""Seconds."""
+
+T = TypeVar("T")
+
 
 Hook = Callable[[nn.Module, int], None]
 
@@ -165,23 +175,76 @@ def _loop(
     if state.average is not None:
         state.average.to(fabric.device)
     asked = None if teacher is None or not how.distill else _teacher(fabric, teacher, how, ctx)
-    epochs = range(state.epoch, how.epochs)
+    epochs, clock = range(state.epoch, how.epochs), _Stopwatch(ctx, how)
     for epoch in ctx.track(epochs, f"training, {how.epochs} epochs", how.epochs - state.epoch):
+        clock.start(whole=state.step == 0)
         if before_epoch is not None:
             before_epoch(model, epoch)
-        _epoch(fabric, module, optimizer, state, how, ctx, asked, epoch)
+        # What may change the network before an epoch may not do so again within it.
+        keep = _every_few_minutes(state, ctx.scratch) if fabric.is_global_zero and before_epoch is None else _never
+        _epoch(fabric, module, optimizer, state, how, ctx, asked, epoch, keep)
         if asked is not None:
             asked.end_epoch(fabric, epoch)
-        state.epoch = epoch + 1
+        state.epoch, state.step, state.losses = epoch + 1, 0, []
         if fabric.is_global_zero:
             write_state(state, ctx.scratch)
         fabric.barrier()
+        clock.stop(epoch)
     chosen = model if state.average is None else state.average
     return {name: tensor.detach().cpu() for name, tensor in chosen.state_dict().items()}
 
 
+def _never() -> None:
+    pass
+
+
+def _every_few_minutes(state: State, folder: Path) -> Callable[[], None]:
+    """What keeps the state when it is called and the last time lies far enough back."""
+    last = time.monotonic()
+
+    def keep() -> None:
+        nonlocal last
+        if time.monotonic() - last > _SECONDS_BETWEEN:
+            write_state(state, folder)
+            last = time.monotonic()
+
+    return keep
+
+
+class _Stopwatch:
+    """Tells once how long a training will take: after its first whole epoch, and after the first without the teacher."""
+
+    def __init__(self, ctx: Context, how: Training) -> None:
+        self._ctx, self._how = ctx, how
+        self._began: float | None = None
+        self._told = False
+
+    def start(self, *, whole: bool) -> None:
+        """An epoch begins; ``whole``: at its first step."""
+        self._began = time.monotonic() if whole else None
+
+    def stop(self, epoch: int) -> None:
+        """Epoch ``epoch`` has ended."""
+        left, asking = self._how.epochs - epoch - 1, epoch < self._how.views
+        if self._began is None or not left or (self._told and epoch != self._how.views):
+            return
+        self._told = True
+        took = time.monotonic() - self._began
+        if took * left > _WORTH_TELLING:
+            most = "at most " if asking else ""
+            self._ctx.note(f"an epoch took {_duration(took)}; {left} more take {most}about {_duration(took * left)}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def _teacher(fabric: Any, network: nn.Module, how: Training, ctx: Context) -> Teacher:
-    frozen = _place(copy.deepcopy(network).eval().requires_grad_(False), how, fabric.device)
+    """The teacher without batch norms, which cost a third of its pass (a captured graph keeps them)."""
+    few = normalise(ctx.data.train.batch(torch.arange(min(2, len(ctx.data.train)))), ctx.spec)
+    frozen = _place(without_norms(copy.deepcopy(network).cpu(), few).eval().requires_grad_(False), how, fabric.device)
     return Teacher(frozen, views=how.views, images=len(ctx.data.train), folder=ctx.scratch)
 
 
@@ -214,15 +277,16 @@ def _epoch(
     ctx: Context,
     teacher: Teacher | None,
     epoch: int,
+    keep: Callable[[], None],
 ) -> None:
     _set_mode(state.model, training=True)
     steps = min(how.steps or math.inf, math.ceil(len(ctx.data.train) / how.batch_size))
-    losses = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_mix(ctx.seed, epoch, fabric.global_rank))  # dropout and stochastic depth
-        for step, (images, labels, which) in enumerate(_batches(fabric, how, ctx, epoch)):
+        for step, (images, labels, which) in enumerate(_batches(fabric, how, ctx, epoch, state.step), state.step):
+            place = 1 + step * fabric.world_size + fabric.global_rank
+            torch.manual_seed(_mix(ctx.seed, epoch, place))  # dropout and stochastic depth
             for group in optimizer.param_groups:
-                group["lr"] = how.lr * rate(epoch + step / steps, how.epochs, how.warmup)
+                group["lr"] = how.lr * rate(epoch + step / steps, how.epochs, how.warmup, how.decay)
             images, labels = images.to(fabric.device), labels.to(fabric.device)
             if how.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
@@ -236,19 +300,22 @@ def _epoch(
             optimizer.step()
             optimizer.zero_grad()
             _average(state, how.ema)
-            losses.append(loss.detach())
-    state.loss = float(torch.stack(losses).mean())
+            state.losses.append(loss.detach())
+            state.step = step + 1
+            keep()
+    state.loss = float(torch.stack([loss.to(fabric.device) for loss in state.losses]).mean())
     if not math.isfinite(state.loss):
         raise StageError(
             f"training diverged in epoch {epoch + 1}: the loss is {state.loss}; try a smaller lr than {how.lr:g}"
         )
 
 
-def rate(position: float, epochs: int, warmup: float) -> float:
-    """Share of the peak learning rate at ``position`` epochs: linear warm-up, then a half cosine down to 0."""
+def rate(position: float, epochs: int, warmup: float, decay: Decay = "cosine") -> float:
+    """Share of the peak learning rate at ``position`` epochs: linear warm-up, then a half cosine or a line down to 0."""
     if position < warmup:
         return (position + 1e-3) / (warmup + 1e-3)
-    return 0.5 * (1 + math.cos(math.pi * (position - warmup) / max(epochs - warmup, 1e-9)))
+    gone = (position - warmup) / max(epochs - warmup, 1e-9)
+    return 1 - gone if decay == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
 
 
 def _loss(outputs: Tensor | tuple[Tensor | None, ...], labels: Tensor, wanted: Tensor | None, how: Training) -> Tensor:
@@ -287,8 +354,11 @@ def _average(state: State, decay: float) -> None:
             ours.copy_(theirs)
 
 
-def _batches(fabric: Any, how: Training, ctx: Context, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Shuffled, augmented, normalised batches of this process's share; the next one is made while this one is used.
+def _batches(
+    fabric: Any, how: Training, ctx: Context, epoch: int, first: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Shuffled, augmented, normalised batches of this process's share from number ``first`` on, each made while the one
+    before it is used.
 
     Each is images [B, C, H, W], labels [B] and which of the training images they are [B].
     """
@@ -306,13 +376,25 @@ def _batches(fabric: Any, how: Training, ctx: Context, epoch: int) -> Iterator[t
         changes = _changes(how, ctx, len(which), epoch, place) if view is None else view.of(which)
         return normalise(change(part.batch(which), how.augment, changes), ctx.spec), part.labels[which], which
 
+    return ahead(make, range(first, len(chunks)))
+
+
+def ahead(make: Callable[[int], T], numbers: Sequence[int]) -> Iterator[T]:
+    """What ``make`` makes of each number; the next is made while this one is used."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(make, 0)
-        for number in range(1, len(chunks) + 1):
-            ready = waiting.result()
-            if number < len(chunks):
-                waiting = pool.submit(make, number)
-            yield ready
+        waiting: Future[T] | None = None
+        for number in numbers:
+            made, waiting = waiting, pool.submit(make, number)
+            if made is not None:
+                yield made.result()
+        if waiting is not None:
+            yield waiting.result()
+
+
+def autocast(precision: ComputePrecision, device: str) -> AbstractContextManager[Any]:
+    """What computes a network in that precision on a device, beside Fabric's own loop."""
+    kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(resolve_precision(precision, device))
+    return nullcontext() if kind is None else torch.autocast(device, kind)
 
 
 def _changes(how: Training, ctx: Context, count: int, epoch: int, number: int) -> Changes:

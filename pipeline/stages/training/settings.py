@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -11,6 +11,7 @@ from edgewise.errors import RequestError
 from edgewise.stage import in_range
 from edgewise.stages.training.augment import Augment
 
+Decay = Literal["cosine", "linear"]
 ComputePrecision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -22,7 +23,9 @@ class Training:
     steps: int = 0
     """Batches an epoch, drawn anew each time, for trainings shorter than the whole set; 0: the whole set."""
     lr: float
-    """Peak learning rate; falls to 0 along a half cosine (Loshchilov and Hutter 2016, arXiv 1608.03983)."""
+    """Peak learning rate; falls to 0."""
+    decay: Decay = "cosine"
+    """Along a half cosine (Loshchilov and Hutter 2016, arXiv 1608.03983) or a straight line."""
     batch_size: int = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
@@ -55,6 +58,8 @@ class Training:
         in_range("epochs", self.epochs, 1, 1_000_000)
         in_range("steps", self.steps, 0, 1_000_000)
         in_range("lr", self.lr, 1e-12, 100)
+        if self.decay not in get_args(Decay):
+            raise RequestError(f"decay must be one of {', '.join(get_args(Decay))}, found {self.decay!r}")
         in_range("batch_size", self.batch_size, 1, 1_000_000)
         in_range("warmup", self.warmup, 0, self.epochs)
         in_range("label_smoothing", self.label_smoothing, 0, 0.99)

@@ -1,10 +1,10 @@
-"""The state of a training between two epochs, on disk and back."""
+"""The state of a training, on disk and back."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,6 +25,10 @@ class State:
     average: nn.Module | None = None
     epoch: int = 0
     """Finished epochs; where there are none, finished steps."""
+    step: int = 0
+    """Finished steps of the epoch after those."""
+    losses: list[Tensor] = field(default_factory=list)
+    """Of those steps, each a scalar."""
     loss: float = 0.0
 
 
@@ -39,18 +43,22 @@ def write_state(state: State, folder: Path) -> None:
         tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": v for name, v in slots.items() if isinstance(v, Tensor)}
-    content = save(_plain_tensors(tensors), {"epoch": str(state.epoch), "saved": json.dumps(time.time())})
+    if state.losses:
+        tensors["losses"] = torch.stack(state.losses)
+    told = {"epoch": str(state.epoch), "step": str(state.step), "saved": json.dumps(time.time())}
+    content = save(_plain_tensors(tensors), told)
     write_whole(folder / "epoch.safetensors", content)
 
 
 def resume(state: State, folder: Path) -> None:
-    """Take up the state after the last finished epoch, where there is one."""
+    """Take up the state that was last kept, where there is one."""
     path = folder / "epoch.safetensors"
     if not path.is_file():
         return
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state.epoch = int(file.metadata()["epoch"])
+        state.epoch, state.step = int(file.metadata()["epoch"]), int(file.metadata().get("step", "0"))
+    state.losses = list(tensors["losses"]) if "losses" in tensors else []
     surgery.fill(state.model, _under("model.", tensors))
     if state.average is not None:
         surgery.fill(state.average, _under("average.", tensors))

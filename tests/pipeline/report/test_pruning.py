@@ -57,6 +57,21 @@ def pruned(facts: dict[str, Any]) -> Row:
     )  # fmt: skip
 
 
+def test_removed_blocks_are_told_with_what_they_saved_and_lost() -> None:
+    row = {"modules": ["a"], "residual": True, "saves": 0.125, "removed": 0, "rise": 0.5}
+    stays = {"block": "c", "modules": ["c"], "residual": False, "saves": None, "removed": None, "rise": None}
+    plan = {"blocks": [row | {"block": "<a>"}, stays], "whole_ms": 4.0, "wanted": 0.5, "measured": 0.48}
+    part, errors = pruning.sections(
+        [(pruned({"removed_blocks": plan, "reconstruction": {"b": [0.5, 0.2]}}), "removeblocks")]
+    )
+    assert part.title == "Blocks of removeblocks" and "answers are off" in errors.title
+    assert "48.0% of 4.00 ms are left, 50.0% wanted." in part.html
+    assert "<td>&lt;a&gt;</td><td>a shortcut</td><td>12.5%</td><td>went, number 1</td><td>0.5000</td>" in part.html
+    assert "<td>c</td><td>nothing</td><td>–</td><td>stays</td><td>–</td>" in part.html
+    named = pruning.sections([(pruned({"removed_blocks": plan | {"whole_ms": None}}), "removeblocks")])[0]
+    assert "are left" not in named.html
+
+
 def test_each_fact_has_its_part() -> None:
     parts = pruning.sections([(pruned(FACTS), "prune")])
     assert [part.title for part in parts] == [

@@ -21,10 +21,10 @@ from edgewise import models
 from edgewise.calib_data import Data
 from edgewise.errors import StageError
 from edgewise.stage import Context
+from edgewise.stages.fitting.reconstruct import unfitted
 from edgewise.stages.prune import proof
 from edgewise.stages.prune.checked_cut import trace_for
 from edgewise.stages.prune.coupling import Group, Member
-from edgewise.stages.prune.reconstruct import unfitted
 from edgewise.stages.separate.forms import Depthwise
 from edgewise.stages.separate.plan import survey_layers
 

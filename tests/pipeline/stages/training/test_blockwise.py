@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgewise.stage import Context
 from edgewise.stages.fitting.layer_io import capture_values
 from edgewise.stages.prune import Prune
 from edgewise.stages.separate import Separate
+from edgewise.stages.training import blockwise
 from edgewise.stages.training.blockwise import distill_blockwise, relative_distance
 
 
@@ -64,6 +66,7 @@ def test_imitation_comes_closer_to_the_old_blocks(tmp_path: Path) -> None:
 def test_imitation_makes_the_residual_sums_agree(tmp_path: Path) -> None:
     """The points are the batch norms before the additions; what the blocks answer after them comes closer too."""
     ctx = context(tmp_path)
+    torch.manual_seed(0)
     teacher = CifarResNet(8, 4, 3, 8).eval()
     student = fresh(teacher, ctx)
 
@@ -87,6 +90,29 @@ def test_imitation_makes_the_residual_sums_agree(tmp_path: Path) -> None:
         batch=16,
     )
     assert distance() < 0.8 * before
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_every_step_sees_the_weights_of_the_last(tmp_path: Path, precision: str) -> None:
+    """The loss of one batch that is shown again and again falls: rounded weights are rounded anew at every step."""
+    ctx = context(tmp_path)
+    torch.manual_seed(0)
+    teacher = CifarResNet(8, 4, 3, 8).eval()
+    student = copy.deepcopy(teacher)
+    nn.init.zeros_(student.layer2[0].conv2.weight)
+    points = {"layer2.0": None, "linear": None}
+    losses = distill_blockwise(student, teacher, points, ctx, steps=25, lr=1e-2, batch=32, precision=precision)
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+    assert all(p.is_contiguous() for p in student.parameters())
+
+
+def test_a_teacher_is_folded_where_no_point_hears_it(tmp_path: Path) -> None:
+    ctx = context(tmp_path)
+    teacher = CifarResNet(8, 4, 3, 8).eval()
+    for points, folded in (({"layer1.0.bn1": None}, True), ({"layer1.0.conv1": None}, False)):
+        asked = blockwise._folded(teacher, points, ctx)
+        assert isinstance(asked.layer1[0].bn1, nn.Identity) is folded
+        torch.testing.assert_close(asked(images_of(ctx)), teacher(images_of(ctx)))
 
 
 def test_killed_imitation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

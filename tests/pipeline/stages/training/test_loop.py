@@ -148,7 +148,62 @@ def test_the_average_is_the_result(tmp_path: Path) -> None:
     assert not torch.equal(averaged[5].weight, plain[5].weight)
 
 
+class Killed(nn.Module):
+    """Passes on what it is given, and dies when it has been called so often in training."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.left -= self.training
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return x
+
+
+def test_a_training_killed_within_an_epoch_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at the sixth step of two epochs of four, after every step was kept; dropout draws anew at every step."""
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN", -1.0)
+    how = replace(PLAIN, epochs=2, steps=4, batch_size=4, momentum=0.9, ema=0.5)
+    teacher = net().eval()
+
+    def trained(folder: Path, calls: int) -> nn.Module:
+        model = nn.Sequential(Killed(calls), net(), nn.Dropout(0.5))
+        fit(model, replace(how, distill=0.5, views=2), context(folder), teacher)
+        return model
+
+    whole = trained(tmp_path / "whole", 99)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "killed", 5)
+    assert same(whole, trained(tmp_path / "killed", 3)), "three steps were left"
+
+
+def test_what_changes_the_network_before_an_epoch_does_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a hook a killed training goes on from its last whole epoch."""
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN", -1.0)
+    model = nn.Sequential(Killed(5), net())
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, replace(PLAIN, steps=4), context(tmp_path), None, lambda m, epoch: seen.append(epoch))
+    again = nn.Sequential(Killed(99), net())
+    fit(again, replace(PLAIN, steps=4), context(tmp_path), None, lambda m, epoch: seen.append(epoch))
+    assert seen == [0, 1, 1, 2]
+
+
+def test_a_long_training_tells_how_long_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 100_000, 50))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(now)))
+    notes: list[str] = []
+    how = replace(PLAIN, epochs=4, steps=1, distill=0.5, views=2)
+    fit(net(), how, replace(context(tmp_path), note=notes.append), net().eval())
+    assert [note.split("; ")[1] for note in notes] == ["3 more take at most about 8 min", "1 more take about 2 min"]
+
+
 def test_rate_by_hand() -> None:
+    assert [rate(at, 10, 2, "linear") for at in (2, 4, 10)] == pytest.approx([1, 0.75, 0])
     assert rate(0, 10, 0) == 1
     assert rate(5, 10, 0) == pytest.approx(0.5)
     assert rate(10, 10, 0) == pytest.approx(0)
@@ -184,6 +239,11 @@ def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
         replace(PLAIN, **wrong)
 
 
+def test_an_unknown_decay_is_refused() -> None:
+    with pytest.raises(RequestError, match="decay must be one of cosine, linear, found 'line'"):
+        replace(PLAIN, decay="line")
+
+
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_precision("16-mixed", "cpu") == "16-mixed"
     for native, wanted in ((True, "bf16-mixed"), (False, "32-true")):
@@ -203,7 +263,7 @@ def test_an_epoch_can_be_a_few_batches_drawn_anew(tmp_path: Path) -> None:
     how = Training(epochs=2, steps=3, lr=0.01, batch_size=4)
     ctx = context(tmp_path)
     fabric = loop._fabric(how, "cpu")
-    first, second = ([labels for _, labels, _ in loop._batches(fabric, how, ctx, epoch)] for epoch in (0, 1))
+    first, second = ([labels for _, labels, _ in loop._batches(fabric, how, ctx, epoch, 0)] for epoch in (0, 1))
     assert [len(labels) for labels in first] == [4, 4, 4]
     assert len(ctx.data.train) > 12 and not torch.equal(torch.cat(first), torch.cat(second))
 
@@ -257,7 +317,7 @@ def test_views_come_round_and_differ(tmp_path: Path) -> None:
     ctx, fabric = context(tmp_path), loop._fabric(VIEWS, "cpu")
 
     def shown(epoch: int) -> Tensor:
-        parts = [(images, which) for images, _, which in loop._batches(fabric, VIEWS, ctx, epoch)]
+        parts = [(images, which) for images, _, which in loop._batches(fabric, VIEWS, ctx, epoch, 0)]
         images, which = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return images[which.argsort()]
 

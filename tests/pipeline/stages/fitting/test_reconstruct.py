@@ -20,10 +20,10 @@ from edgewise.stage import Context
 from edgewise.stages.fitting.image_batches import draw_batches
 from edgewise.stages.fitting.layer_io import gather_moments, run_until_seen
 from edgewise.stages.fitting.least_squares import Moments, error
+from edgewise.stages.fitting.reconstruct import Dense, fit_layer, reconstruct_layers
 from edgewise.stages.prune import Prune
 from edgewise.stages.prune.checked_cut import cut_and_check, trace_for
 from edgewise.stages.prune.coupling import Cut, outputs_left
-from edgewise.stages.prune.reconstruct import Dense, fit_layer, reconstruct_layers
 
 
 class Images:
@@ -189,7 +189,7 @@ def test_the_outputs_left_are_those_of_the_weights(steps: int, monkeypatch: pyte
         seen.append(left)
         return {}
 
-    monkeypatch.setattr("edgewise.stages.prune.reconstruct.reconstruct_layers", note)
+    monkeypatch.setattr("edgewise.stages.fitting.reconstruct.reconstruct_layers", note)
     torch.manual_seed(0)
     model = TINY.build(width=16).eval()
     pruned = Prune(channels=0.5, round_to=1, steps=steps, reconstruct=64)(model, context(TINY))

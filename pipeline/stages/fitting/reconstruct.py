@@ -29,7 +29,7 @@ from edgewise.stages.fitting.batch_norms import put_bias
 from edgewise.stages.fitting.image_batches import draw_batches
 from edgewise.stages.fitting.layer_io import Accumulator, computes_as_declared, explicit_padding, run_until_seen
 from edgewise.stages.fitting.least_squares import Moments, error, solve
-from edgewise.stages.prune.shortcut_sums import Meeting, Sum, find_sums, meet
+from edgewise.stages.fitting.shortcut_sums import Meeting, Sum, find_sums, meet
 
 _DAMPING = 1e-6
 _ROUNDING = 1e-13
@@ -76,7 +76,9 @@ def reconstruct_layers(
     layers = [
         name for name, passed in ran.items() if _obstacle(pruned.get_submodule(name), whole, name, passed) is None
     ]
-    sums = find_sums(whole, {name: norms.get(name, name) for name in layers}, probe)
+    ends = {name: norms.get(name, name) for name in layers}
+    ours, theirs = find_sums(pruned, ends, probe), find_sums(whole, ends, probe)
+    sums = {name: (ours[name], theirs[name]) for name in ours.keys() & theirs.keys()}
     found: dict[str, tuple[float, float]] = {}
     for name in ctx.track(layers, "reconstruction", len(layers)):
         place = _Place(pruned, whole, name, norms.get(name), sums.get(name), left[name])
@@ -128,12 +130,15 @@ def _obstacle(layer: nn.Module, whole: nn.Module, name: str, passed: tuple[Tenso
 
 
 class _Place:
-    """A layer in the pruned network, and where it stands."""
+    """A layer in the pruned network, and where it stands; the sum behind it in that network, and in the whole one."""
 
     def __init__(
-        self, pruned: nn.Module, whole: nn.Module, name: str, norm: str | None, where: Sum | None, left: Sequence[int]
-    ) -> None:
-        self._pruned, self._whole, self._name, self._where = pruned, whole, name, where
+        self, pruned: nn.Module, whole: nn.Module, name: str, norm: str | None, where: tuple[Sum, Sum] | None,
+        left: Sequence[int],
+    ) -> None:  # fmt: skip
+        self._pruned, self._whole, self._name = pruned, whole, name
+        self._ours = None if where is None else where[0]
+        self._theirs = None if where is None else where[1]
         layer = pruned.get_submodule(name)
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         self._layer = layer
@@ -148,8 +153,8 @@ class _Place:
         """Of what the layer is given, and of what it is to answer."""
         sums = Accumulator(self._layer, -(-_POSITIONS // len(batches)), torch.Generator().manual_seed(seed))
         for images in batches:
-            ours = meet(self._pruned, self._name, self._where, images)
-            sums.add(ours.given, self._wanted(ours, meet(self._whole, self._name, self._where, images)))
+            ours = meet(self._pruned, self._name, self._ours, images)
+            sums.add(ours.given, self._wanted(ours, meet(self._whole, self._name, self._theirs, images)))
         found = sums.moments()
         return found.uncentred() if self._layer.bias is None and self._norm is None else found
 

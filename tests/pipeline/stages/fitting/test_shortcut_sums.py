@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgewise.stages.prune.shortcut_sums import Sum, find_sums, meet
+from edgewise.stages.fitting.shortcut_sums import Sum, find_sums, meet
 
 
 class Branches(nn.Module):

@@ -1,0 +1,81 @@
+"""What is left after blocks went learns to answer as it did with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from edgewise.stage import Context
+from edgewise.stages.fitting.batch_norms import batch_norms, reestimate_norms
+from edgewise.stages.fitting.image_batches import draw_batches
+from edgewise.stages.fitting.layer_io import run_until_seen
+from edgewise.stages.fitting.reconstruct import reconstruct_layers
+from edgewise.stages.remove_blocks.plan import Plan
+from edgewise.stages.training.blockwise import Points, distill_blockwise, relative_distance
+
+if TYPE_CHECKING:
+    from edgewise.stages.remove_blocks import RemoveBlocks
+
+
+_JUDGED = 512
+
+
+def refit(shallower: nn.Module, whole: nn.Module, plan: Plan, how: RemoveBlocks, ctx: Context) -> None:
+    """Fit ``shallower`` in place, as ``how`` says; both networks in evaluation mode on the context's device."""
+    if how.reconstruct:
+        ctx.fact("reconstruction", _reconstructed(shallower, whole, how.reconstruct, ctx))
+    elif how.reestimate:
+        batches = [images for images in draw_batches(ctx.data.train, how.reestimate, ctx) if len(images) > 1]
+        if batches:
+            reestimate_norms(shallower, batch_norms(shallower), batches)
+    if how.recover_steps:
+        ctx.fact("recovery", _recovered(shallower, whole, plan, how, ctx))
+
+
+def _reconstructed(shallower: nn.Module, whole: nn.Module, images: int, ctx: Context) -> dict[str, list[float]]:
+    errors = reconstruct_layers(shallower, whole, _outputs(shallower), images, ctx)
+    before, after = (sum(pair[which] for pair in errors.values()) / max(len(errors), 1) for which in (0, 1))
+    ctx.note(f"{len(errors)} layers fitted anew: relative error of their outputs {before:.2f} -> {after:.2f}, the mean")
+    return {name: [*pair] for name, pair in errors.items()}
+
+
+def _outputs(model: nn.Module) -> dict[str, range]:
+    """Every convolution and linear layer with all of its outputs."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    return {
+        name: range(layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features)
+        for name, layer in layers.items()
+    }
+
+
+def _recovered(shallower: nn.Module, whole: nn.Module, plan: Plan, how: RemoveBlocks, ctx: Context) -> dict[str, Any]:
+    images = draw_batches(ctx.data.calib, _JUDGED, ctx)
+    points = _points(shallower, plan, ctx)
+    before = relative_distance(shallower, whole, points, images)
+    distill_blockwise(
+        shallower, whole, points, ctx, steps=how.recover_steps, lr=how.recover_lr, batch=how.recover_batch
+    )
+    after = relative_distance(shallower, whole, points, images)
+    ctx.note(f"{how.recover_steps:,} steps of block-wise distillation: loss {before:.3f} -> {after:.3f}")
+    return {"steps": how.recover_steps, "loss": [before, after], "points": list(points)}
+
+
+def _points(shallower: nn.Module, plan: Plan, ctx: Context) -> Points:
+    """Where it is compared: behind the blocks, and at the logits."""
+    ends = points_of(plan) + [ctx.spec.classifier] * bool(ctx.spec.classifier)
+    return dict.fromkeys(run_until_seen(shallower, ends, draw_batches(ctx.data.calib, 1, ctx)[0]))
+
+
+def points_of(plan: Plan) -> list[str]:
+    """The modules behind which every block that stays is compared.
+
+    Where blocks that went follow it, that is the last of them: it is to answer for them all.
+    """
+    gone = {block.name for block in plan.gone}
+    pairs = zip(plan.blocks, [*plan.blocks[1:], None], strict=True)
+    return [
+        block.modules[-1]
+        for block, behind in pairs
+        if behind is None or behind.name not in gone or behind.shape != block.shape
+    ]
