@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -14,14 +14,25 @@ from edgewise.stages.fitting.reconstruct import reconstruct_layers
 from edgewise.stages.remove_blocks.plan import Plan
 from edgewise.stages.training.blockwise import Points, distill_blockwise, relative_distance
 
-if TYPE_CHECKING:
-    from edgewise.stages.remove_blocks import RemoveBlocks
-
-
 _JUDGED = 512
 
 
-def refit(shallower: nn.Module, whole: nn.Module, plan: Plan, how: RemoveBlocks, ctx: Context) -> None:
+class Settings(Protocol):
+    """The fields of ``RemoveBlocks`` that refitting goes by; each is described there."""
+
+    @property
+    def reconstruct(self) -> int: ...
+    @property
+    def reestimate(self) -> int: ...
+    @property
+    def recover_steps(self) -> int: ...
+    @property
+    def recover_lr(self) -> float: ...
+    @property
+    def recover_batch(self) -> int: ...
+
+
+def refit(shallower: nn.Module, whole: nn.Module, plan: Plan, how: Settings, ctx: Context) -> None:
     """Fit ``shallower`` in place, as ``how`` says; both networks in evaluation mode on the context's device."""
     if how.reconstruct:
         ctx.fact("reconstruction", _reconstructed(shallower, whole, how.reconstruct, ctx))
@@ -49,7 +60,7 @@ def _outputs(model: nn.Module) -> dict[str, range]:
     }
 
 
-def _recovered(shallower: nn.Module, whole: nn.Module, plan: Plan, how: RemoveBlocks, ctx: Context) -> dict[str, Any]:
+def _recovered(shallower: nn.Module, whole: nn.Module, plan: Plan, how: Settings, ctx: Context) -> dict[str, Any]:
     images = draw_batches(ctx.data.calib, _JUDGED, ctx)
     points = _points(shallower, plan, ctx)
     before = relative_distance(shallower, whole, points, images)
