@@ -101,5 +101,7 @@ def distinct(classes: Sequence[str]) -> list[str]:
 
 def largest_falls(before: Mapping[str, float], after: Mapping[str, float], most: int) -> list[tuple[str, float, float]]:
     """The classes whose recall fell most, the worst first, at most ``most``: name, recall before, recall after."""
-    fallen = [(name, before[name], recall) for name, recall in after.items() if name in before and recall < before[name]]
+    fallen = [
+        (name, before[name], recall) for name, recall in after.items() if name in before and recall < before[name]
+    ]
     return sorted(fallen, key=lambda entry: (entry[2] - entry[1], entry[0]))[:most]
