@@ -35,6 +35,8 @@ from edgewise.calib_data._photographs import Options, checked_sha256, decode, mu
 from edgewise.calib_data._places import folder
 from edgewise.calib_data._split import CALIB, TEST, Int64s, calib_count, can_spare, draw, hold_out, judged_calib_count
 
+_SHARED_CALIB = 512
+
 __all__ = ["FolderPart", "complete", "read"]
 
 
@@ -208,6 +210,7 @@ def _calibrated_by(train: FolderPart, test: FolderPart, seed: int, place: Path) 
     if can_spare(labels, count):
         held, kept = hold_out(labels, count, seed, CALIB, str(place))
         return _Parts(train.subset(kept), train.subset(held), test)
+    count = max(count, min(_SHARED_CALIB, len(train)))  # it takes nothing away from training
     held, _ = draw(len(train), count, seed, CALIB)
     note = f"the {count:,} calibration images are training images too: their classes have none to spare"
     return _Parts(train, train.subset(held), test, (note,))

@@ -253,8 +253,8 @@ def test_training_images_calibrate_where_no_class_can_spare_one(tmp_path: Path) 
     fill(tmp_path / "train", *"abcdefghij", count=1)
     fill(tmp_path / "val", "c", "d", start=100)
     data = load(tmp_path)
-    assert (len(data.train), len(data.calib), len(data.test), data.untrainable()) == (10, 1, 12, "")
-    assert any("the 1 calibration images are training images too" in note for note in data.notes)
+    assert (len(data.train), len(data.calib), len(data.test), data.untrainable()) == (10, 10, 12, "")
+    assert any("the 10 calibration images are training images too" in note for note in data.notes)
 
 
 def test_another_filter_changes_images_and_digest(tmp_path: Path) -> None:
