@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-import calib_data
-from calib_data import Data, DataError
+from edgewise import calib_data
+from edgewise.calib_data import Data, DataError
 
 LIST = "n01440764 tench, Tinca tinca\nn01443537 goldfish\nn02012849 crane\nn03126707 crane\nn04 odd\n"
 

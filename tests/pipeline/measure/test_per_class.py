@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.measure.per_class import distinct, largest_falls, per_class, recall_by_name
+from edgewise.measure.per_class import distinct, largest_falls, per_class, recall_by_name
 
 
 def answering(predicted: list[int], classes: int) -> Tensor:
