@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 
 
 class Track(Protocol):
-    """Shows progress: yields the items of ``items`` one by one under ``description``."""
+    """Shows progress: yields the items of ``items`` one by one under ``description``.
 
-    def __call__(self, items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]: ...
+    ``total``: how many items there are; ``count``: how many images they hold together, whose rate is then told.
+    """
+
+    def __call__(
+        self, items: Iterable[Any], description: str, total: int | None = None, count: int | None = None
+    ) -> Iterator[Any]: ...
 
 
-def silent(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
+def silent(items: Iterable[Any], description: str, total: int | None = None, count: int | None = None) -> Iterator[Any]:
     """A Track that shows nothing."""
     yield from items
 
