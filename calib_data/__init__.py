@@ -74,6 +74,8 @@ class Data:
     """What a person should hear of the images: what was left out, is empty or is lacking; one sentence each."""
     prepared: Mapping[str, Stated] = field(default_factory=dict)
     """How images become what ``shape`` says, setting by setting; empty where they are taken as they are."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """The same as options of the set's reader, for ``with_options``: what a written file's card repeats."""
     listed: bool = False
     """Whether the classes are a list that somebody gave, and not just the names that were found."""
 
@@ -112,6 +114,12 @@ def with_options(name: str, options: Mapping[str, object]) -> tuple[str, frozens
     if complete is None:
         return name, frozenset()
     found: tuple[str, frozenset[str]] = complete(name, options)
+    return found
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """The class names that a list (.txt or .json) holds, in its order. Raises DataError for what is no such list."""
+    found: tuple[str, ...] = importlib.import_module(f"{__name__}._class_lists").read_list(path)
     return found
 
 

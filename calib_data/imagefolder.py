@@ -16,6 +16,7 @@ EXIF tag and converted to RGB. Every file's header is checked, and every file's 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,7 @@ def read(path: str, seed: int) -> Data:
         flip=request.flip,
         notes=(*notes, *said, *made.notes, *_lacking(made, classes)),
         prepared=request.prepared,
+        options=dataclasses.asdict(request.options) | {"resize": request.options.shorter_side},
         listed=source is not None,
     )
 

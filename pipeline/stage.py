@@ -87,6 +87,11 @@ class Traits:
     """Whether its outcome rests on times or files of the declared runtime, so that its key names runtime and machine."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None = None
     """The arithmetic that it trains in, as asked for (``Training.precision``); None: it does not train."""
+    learns_from: Literal["nothing", "images", "labels"] = "nothing"
+    """What it takes from the training images: nothing; how the network answers them, whatever their classes; or their
+    labels, so that an image of every class is wanted."""
+    decides: bool = False
+    """Whether it decides by the accuracy on calibration images, so that they have to be labelled."""
 
 
 class Stage(Protocol):

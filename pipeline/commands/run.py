@@ -46,6 +46,22 @@ def add_parser(commands: Any) -> None:
         help="what the files are fed: normalised floats [1, C, H, W] (default), or a camera's bytes [1, H, W, C], which "
         "they normalise themselves",
     )
+    run.add_argument(
+        "--mean",
+        nargs="+",
+        type=float,
+        metavar="M",
+        help="mean that the weights were trained with, 0 to 1, one a channel",
+    )
+    run.add_argument(
+        "--std", nargs="+", type=float, metavar="S", help="deviation that they were trained with, likewise"
+    )
+    run.add_argument(
+        "--expect-top1",
+        type=float,
+        metavar="SHARE",
+        help="top-1 that the weights are known to reach on this data, 0.857 for example; a baseline below it ends the run",
+    )
     run.add_argument("--softmax", action="store_true", default=None, help="the files answer with probabilities")
     run.add_argument("--device", choices=("cpu", "cuda"), help="where to train")
     run.add_argument("--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE)")
@@ -61,6 +77,9 @@ def run_recipe(options: argparse.Namespace) -> int:
     from edgewise.run.request import override_fields, sizes_from_arguments, with_packaging
 
     changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device", "runtime")}
+    changes["expect_top1"] = options.expect_top1
+    for name in ("mean", "std"):
+        changes[name] = tuple(getattr(options, name)) if getattr(options, name) else None
     changes["targets"] = tuple(options.target) if options.target else None
     recipe = override_fields(find_recipe(options.recipe), changes)
     recipe = with_packaging(

@@ -8,10 +8,12 @@ classes on, top-5 is told too, as is usual for ImageNet.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from edgewise.measure.values import Accuracy
 
 TOP5_FROM = 20
 """Classes from which on top-5 says something that top-1 does not."""
@@ -81,6 +83,12 @@ def per_class(answers: Tensor, labels: Tensor) -> PerClass:
         in_top5=None if top5 is None else int(top5.sum()),
         not_finite=int((~finite).sum()),
     )
+
+
+def with_classes(accuracy: Accuracy, answers: Tensor, labels: Tensor, classes: Sequence[str]) -> Accuracy:
+    """``accuracy`` with the figures by class of the answers [N, classes] that it was measured on."""
+    found = per_class(answers, labels)
+    return replace(accuracy, balanced=found.balanced, top5=found.top5, recall=recall_by_name(found, classes))
 
 
 def _counts(labels: Tensor, classes: int) -> tuple[int, ...]:

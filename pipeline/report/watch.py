@@ -125,6 +125,10 @@ class Watch:
         """One line of lesser weight."""
         self.console.print(f"  {text}", style="dim", markup=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """One line that should not be missed."""
+        self.console.print(f"! {text}", style="yellow", markup=False, soft_wrap=True)
+
     def row(self, row: Row) -> None:
         """The outcome of a step or a file, in one line."""
         label = row.name or row.step

@@ -102,8 +102,12 @@ def read_network(model: nn.Module, images: int, ctx: Context) -> Reading:
 
 
 def fit_norms(model: nn.Module, images: int, ctx: Context) -> int:
-    """Estimate every batch norm of ``model`` anew on ``images`` training images, in place; how many were used."""
-    names, part, device = batch_norms.batch_norms(model), ctx.data.train, next(model.parameters()).device
+    """Estimate every batch norm of ``model`` anew on ``images`` training images, in place; how many were used.
+
+    Where a set has none to train on, calibration images serve.
+    """
+    names, device = batch_norms.batch_norms(model), next(model.parameters()).device
+    part = ctx.data.train if len(ctx.data.train) else ctx.data.calib
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:images]
     # One image alone has no spread that a batch norm could be set to.
     size = max(_FEWEST, images_at_once(model, ctx.input_shape, _BATCH))

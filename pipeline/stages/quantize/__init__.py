@@ -77,7 +77,10 @@ class Quantize:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits(precision=self.training.precision if self.training else None)
+        return Traits(
+            precision=self.training.precision if self.training else None,
+            learns_from="labels" if self.training else "nothing",
+        )
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         if ctx.grid is None:

@@ -94,8 +94,9 @@ def measure_sensitivity(scan: Scan, track: Track) -> list[Cost]:
 def fall_back(scan: Scan, costs: Sequence[Cost], labels: Tensor, budget: float, most: int) -> tuple[str, ...]:
     """The layers to leave in float: as few of the dearest as bring the loss of top-1 within ``budget``, ``most`` at most.
 
-    ``labels``: int64 [N], of the images scanned.
+    ``labels``: int64 [N], of the images scanned; of unlabelled ones (−1) the float network's classes stand for them.
     """
+    labels = torch.where(labels < 0, scan.plain.argmax(1), labels)
     before, left = _top1(scan.plain, labels), list[str]()
     for cost in costs[: most + 1]:
         quantized = [name for name in scan.layers if name not in left]

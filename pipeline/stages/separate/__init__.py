@@ -96,7 +96,7 @@ class Separate:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits(times=self.measure_time)
+        return Traits(times=self.measure_time, learns_from="images", decides=True)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with the planned layers replaced, fitted, and taught where ``recover_steps`` asks for it.

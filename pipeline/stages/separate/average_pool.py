@@ -52,7 +52,7 @@ class AveragePool:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits()
+        return Traits(learns_from="images", decides=True)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with average poolings. Raises StageError when there is none to replace."""

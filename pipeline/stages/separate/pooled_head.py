@@ -52,7 +52,7 @@ class PooledHead:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits()
+        return Traits(learns_from="images", decides=True)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with the small head. Raises StageError where it has no such head, or the error is too large."""
