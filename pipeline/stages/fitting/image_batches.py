@@ -55,7 +55,7 @@ def batches_of(part: Part, index: Tensor, ctx: Context, network: nn.Module | Non
     return Batches(tuple(part.batch(chosen) for chosen in torch.split(index, size)), ctx.spec, ctx.device)
 
 
-def drawn(part: Part, count: int, ctx: Context, network: nn.Module | None = None) -> Batches:
+def draw_batches(part: Part, count: int, ctx: Context, network: nn.Module | None = None) -> Batches:
     """Batches of ``count`` images of a part (all where it has fewer), drawn by the seed, normalised, on the device.
 
     ``network``: what they go through, so that large images come in smaller batches.

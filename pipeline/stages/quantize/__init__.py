@@ -123,7 +123,7 @@ class Quantize:
         """Measure every layer's cost, keep it for the report, and name the layers to leave in float."""
         index = torch.arange(min(self.sensitivity, len(ctx.data.calib)))
         scan = sensitivity.Scan(prepared, batches_of(ctx.data.calib, index, replace(ctx, device="cpu"), prepared))
-        costs = sensitivity.sensitivity(scan, ctx.track)
+        costs = sensitivity.measure_sensitivity(scan, ctx.track)
         left = sensitivity.fall_back(scan, costs, ctx.data.calib.labels[index], self.budget, self.max_float_layers)
         ctx.fact("sensitivity", [cost.to_json() for cost in costs])
         ctx.fact("float_layers", list(left))

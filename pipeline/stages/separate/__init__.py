@@ -138,7 +138,7 @@ class Separate:
         check_names(self.layers or (), found, "layers")
         check_names(self.keep, found, "keep")
         found = refuse(found, wishes)
-        fitting, judging = (drawn(part, self.images, ctx, teacher) for part in (ctx.data.train, ctx.data.calib))
+        fitting, judging = (draw_batches(part, self.images, ctx, teacher) for part in (ctx.data.train, ctx.data.calib))
         swap = self._swap(teacher, found, ctx)
         fits = swap.alone(teacher, [c.name for c in undecided_candidates(found)], fitting, judging)
         found = refuse([replace(c, error=fits[c.name][1]) if c.name in fits else c for c in found], wishes)
@@ -154,7 +154,7 @@ class Separate:
         return form_of(self.into, self.rank, self.share)
 
     def _swap(self, teacher: nn.Module, plan: Sequence[Candidate], ctx: Context) -> Swap:
-        norms = find_norms(teacher, drawn(ctx.data.calib, 2, ctx)[0]).pairs
+        norms = find_norms(teacher, draw_batches(ctx.data.calib, 2, ctx)[0]).pairs
         at_once = images_at_once(teacher, ctx.input_shape, BATCH)
         batches = -(-min(self.images, len(ctx.data.train)) // at_once)
         return Swap(
@@ -178,7 +178,7 @@ class Separate:
 
     def _substituted(self, teacher: nn.Module, chosen: list[str], swap: Swap, ctx: Context) -> nn.Module:
         student = swap.done(teacher, chosen)
-        batches = drawn(ctx.data.train, self.images, ctx, teacher)
+        batches = draw_batches(ctx.data.train, self.images, ctx, teacher)
         if self.init != "fresh":
             for name in ctx.track(chosen, "fitting", len(chosen)):
                 swap.fit(student, teacher, name, batches)

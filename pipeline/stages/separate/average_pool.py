@@ -63,15 +63,17 @@ class AveragePool:
         chosen = [candidate.name for candidate in plan if candidate.accepted]
         if not chosen:
             raise StageError(_nothing(plan))
-        student = self._done(teacher, teacher, chosen, drawn(ctx.data.train, self.images, ctx, teacher))
-        ctx.fact("plan", told("average pooling", plan, Judge(ctx=ctx).states(before=teacher, substituted=student)))
+        student = self._done(teacher, teacher, chosen, draw_batches(ctx.data.train, self.images, ctx, teacher))
+        ctx.fact(
+            "plan", plan_facts("average pooling", plan, Judge(ctx=ctx).states(before=teacher, substituted=student))
+        )
         return student.to(next(model.parameters()).device).train(model.training)
 
     def _plan(self, teacher: nn.Module, ctx: Context) -> list[Candidate]:
         found = _survey(teacher, draw_batches(ctx.data.calib, 1, ctx)[0], self.fit)
         check_names(self.layers or (), found, "layers")
         check_names(self.keep, found, "keep")
-        fitting, judging = (drawn(part, self.images, ctx, teacher) for part in (ctx.data.train, ctx.data.calib))
+        fitting, judging = (draw_batches(part, self.images, ctx, teacher) for part in (ctx.data.train, ctx.data.calib))
         return [self._judged(c, teacher, fitting, judging) for c in found]
 
     def _judged(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.measure import batches
-from edgewise.measure.answers import logits
+from edgewise.measure.answers import compute_logits
 from edgewise.measure.batches import Ready, images_at_once, in_fastest_order
 
 
@@ -64,10 +64,10 @@ def test_logits_come_in_order_whatever_the_batches(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(batches, "BYTES_AT_ONCE", 0)
     wanted = torch.arange(9) / 255
     network = Counted()
-    assert torch.allclose(logits(network, Images(), Plain(), batch=4)[:, 0], wanted)
+    assert torch.allclose(compute_logits(network, Images(), Plain(), batch=4)[:, 0], wanted)
     assert network.sizes == [4, 4, 1]
     network = Counted()
-    assert torch.allclose(logits(network, Images(), Plain())[:, 0], wanted)
+    assert torch.allclose(compute_logits(network, Images(), Plain())[:, 0], wanted)
     assert len(set(network.sizes)) > 0 and max(network.sizes) <= 256
 
 

@@ -74,7 +74,7 @@ def test_the_layer_whose_quantization_costs_most_comes_first(base: Base) -> None
 def test_a_scan_leaves_the_graph_as_it_was(base: Base) -> None:
     graph = prepared(network(base))
     before = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
-    sensitivity.sensitivity(sensitivity.Scan(graph, [IMAGES]), silent)
+    sensitivity.measure_sensitivity(sensitivity.Scan(graph, [IMAGES]), silent)
     assert all(torch.equal(before[name], tensor) for name, tensor in graph.state_dict().items())
 
 
