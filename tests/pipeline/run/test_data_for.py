@@ -88,12 +88,13 @@ def test_a_class_that_the_network_has_not(tmp_path: Path, spec: Spec) -> None:
         load_data(given(f"imagefolder:{tmp_path / 'set'}"), spec)
 
 
-def test_labels_of_a_recipe_may_only_be_other_words_for_all_classes() -> None:
-    data = calib_data.load("digits")
-    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    assert numbered(data, words, positional=True).digest == data.digest
-    with pytest.raises(DataError, match="numbers of 3 classes are wanted"):
-        numbered(data, ("a", "b", "c"), positional=True)
+def test_labels_of_a_recipe_may_only_be_other_words_for_all_classes(tmp_path: Path) -> None:
+    data = calib_data.load(f"imagefolder:{fill(tmp_path, 'a', 'b')}?size=8")
+    assert numbered(data, ("first", "second"), positional=True).digest == data.digest
+    with pytest.raises(DataError, match="found a, b, which mean none of them"):
+        numbered(data, ("first", "second"), positional=False)
+    with pytest.raises(DataError, match="found a, b, which mean none of them"):
+        numbered(data, ("x", "y", "z"), positional=True)
 
 
 def test_a_network_that_states_nothing_asks_for_nothing() -> None:
