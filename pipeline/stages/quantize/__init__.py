@@ -80,6 +80,7 @@ class Quantize:
         return Traits(
             precision=self.training.precision if self.training else None,
             learns_from="labels" if self.training else "nothing",
+            decides=self.when_needed and self.training is not None,
         )
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
@@ -161,11 +162,10 @@ class Quantize:
 @torch.no_grad()
 def _right(network: nn.Module, ctx: Context) -> int:
     """How many of the calibration images a network puts into their class."""
-    part, found = ctx.data.calib, 0
-    for index in torch.split(torch.arange(len(part)), 128):
-        images = normalise(part.batch(index), ctx.spec)
-        found += int((network(images).argmax(1).cpu() == part.labels[index]).sum())
-    return found
+    part = ctx.data.calib
+    batches = batches_of(part, torch.arange(len(part)), replace(ctx, device="cpu"), network, most=128)
+    answered = torch.cat([network(images).argmax(1) for images in batches])
+    return int((answered == part.labels).sum())
 
 
 @dataclass(frozen=True)
