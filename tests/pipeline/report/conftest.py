@@ -9,7 +9,7 @@ import pytest
 
 from edgewise.measure.values import Accuracy, Agreement, Difference, Latency
 from edgewise.report.document import Report, Section
-from edgewise.report.recommend import recommend
+from edgewise.report.recommend import recommend_files
 from edgewise.report.rows import ArtifactFile, Row
 
 
@@ -72,7 +72,7 @@ def run(name: str, *rows: Row) -> Report:
         rows=list(rows),
         artifacts=files,
         sections=[Section(title="What quantizing each layer costs", figure=BARS)],
-        recommended=recommend(rows, files),
+        recommended=recommend_files(rows, files),
     )
 
 
