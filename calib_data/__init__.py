@@ -11,9 +11,10 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ class Part(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """int64 [N], each in 0 … classes − 1."""
+        """int64 [N], each in 0 … classes − 1; −1 throughout where the part is unlabelled, which only ``calib`` may be."""
 
     def __len__(self) -> int: ...
 
@@ -39,14 +40,27 @@ class Part(Protocol):
         """The images at ``index`` (int64 [B]) as uint8 [B, C, H, W]."""
 
 
+@dataclass(frozen=True)
+class Stated:
+    """A setting of how images are prepared, and where it was said."""
+
+    value: str
+    origin: str
+    """``default`` where nobody said it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A data set in three parts that share no image, and the digest of everything in them."""
+    """A data set in three parts, and the digest of everything in them.
+
+    They share no image, but where ``notes`` say that calibration images are training images too. ``test`` and ``calib``
+    need not have images of every class; ``train`` may lack classes, or be empty, where nothing is to be trained.
+    """
 
     name: str
     train: Part
     calib: Part
-    """Held-out images for observing ranges and for decisions (sensitivity, budgets); never the test part."""
+    """Images for observing ranges and for decisions (sensitivity, budgets); never the test part."""
     test: Part
     """The whole published test set where there is one."""
     classes: tuple[str, ...]
@@ -56,6 +70,30 @@ class Data:
     """SHA-256 over images, labels and the split."""
     flip: bool = False
     """Whether a mirrored image keeps its label (true of objects, false of digits and letters)."""
+    notes: tuple[str, ...] = ()
+    """What a person should hear of the images: what was left out, is empty or is lacking; one sentence each."""
+    prepared: Mapping[str, Stated] = field(default_factory=dict)
+    """How images become what ``shape`` says, setting by setting; empty where they are taken as they are."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """The same as options of the set's reader, for ``with_options``: what a written file's card repeats."""
+    listed: bool = False
+    """Whether the classes are a list that somebody gave, and not just the names that were found."""
+
+    def untrainable(self) -> str:
+        """Why nothing can be trained on these images, in words that follow the set's name; empty where it can be."""
+        present = set(self.train.labels.tolist())
+        lacking = [name for index, name in enumerate(self.classes) if index not in present]
+        if not present:
+            return "has no training images"
+        if not lacking:
+            return ""
+        shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4:,} more" if len(lacking) > 4 else "")
+        return f"has no training image of {len(lacking):,} of its {len(self.classes):,} classes ({shown})"
+
+    @property
+    def calib_is_labelled(self) -> bool:
+        """Whether the calibration images have labels, so that decisions about accuracy can be made on them."""
+        return bool((self.calib.labels >= 0).all())
 
 
 def names() -> dict[str, str]:
@@ -66,15 +104,49 @@ def names() -> dict[str, str]:
     return found
 
 
+def with_options(name: str, options: Mapping[str, object]) -> tuple[str, frozenset[str]]:
+    """``reader:PATH`` with those of ``options`` (size, resize, …) that its reader takes and the name does not say.
+
+    Returns the name and the options that were added. Raises DataError as ``load`` for an unknown reader.
+    """
+    reader = name.partition(":")[0]
+    complete = getattr(_reader(reader), "complete", None)
+    if complete is None:
+        return name, frozenset()
+    found: tuple[str, frozenset[str]] = complete(name, options)
+    return found
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """The class names that a list (.txt or .json) holds, in its order. Raises DataError for what is no such list."""
+    found: tuple[str, ...] = importlib.import_module(f"{__name__}._class_lists").read_list(path)
+    return found
+
+
+def named_as(data: Data, classes: Sequence[str]) -> Data:
+    """``data`` with its images labelled by the places of their classes' names in ``classes``.
+
+    Names are compared as in a class list: by WordNet id, by one of an entry's names, or by number. Raises DataError for a
+    class with images that ``classes`` do not have.
+    """
+    relabelled = importlib.import_module(f"{__name__}._relabelled")
+    found: Data = relabelled.renumber(data, classes)
+    return found
+
+
 def load(name: str, seed: int = 0) -> Data:
     """Load ``reader`` or ``reader:path``. ``seed`` fixes the splits that the set does not come with.
 
     Raises DataError for an unknown reader (with the nearest spelling) and for files that are not what they should be.
     """
     reader, _, path = name.partition(":")
+    data: Data = _reader(reader).read(path, seed)
+    return data
+
+
+def _reader(reader: str) -> Any:
     if reader not in names():
         near = difflib.get_close_matches(reader, names(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise DataError(f"unknown data set {reader!r}.{hint} Choices: {', '.join(names())} (reader or reader:PATH)")
-    data: Data = importlib.import_module(f"{__name__}.{reader}").read(path, seed)
-    return data
+    return importlib.import_module(f"{__name__}.{reader}")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,16 +19,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What follows the ``?``."""
+    """How an image is prepared."""
 
     size: int = 224
     """Side of the square that is cut out, pixels."""
     resize: int = 0
     """Length of the shorter side before the cut, pixels; 0: as ``size``."""
-    flip: int = 1
-    """1 where a mirrored image keeps its label."""
+    interpolation: Interpolation = "bilinear"
+    """Pillow's filter, antialiased where it shrinks."""
 
     @property
     def shorter_side(self) -> int:
@@ -91,7 +94,8 @@ def _cut(image: Image, options: Options) -> Image:
 
     left, right = _span(image.width, min(image.size), options)
     top, bottom = _span(image.height, min(image.size), options)
-    return image.resize((options.size, options.size), Resampling.BILINEAR, box=(left, top, right, bottom))
+    chosen = Resampling[options.interpolation.upper()]
+    return image.resize((options.size, options.size), chosen, box=(left, top, right, bottom))
 
 
 def _span(side: int, shorter: int, options: Options) -> tuple[float, float]:

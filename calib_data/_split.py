@@ -17,11 +17,32 @@ TEST, CALIB = 0, 1
 """The streams of random numbers, one a purpose, so that the two splits of one set are independent."""
 
 _MOST_CALIB = 1000
+_FEW_CALIB = 64
 
 
 def calib_count(images: int) -> int:
     """How many of so many training images are held out for calibration: a tenth, at least 1, at most 1,000."""
     return max(1, min(_MOST_CALIB, images // 10))
+
+
+def judged_calib_count(images: int) -> int:
+    """How many of so many images that nothing is trained on calibrate: a tenth, but 64 where that is at most a third."""
+    return max(1, min(_MOST_CALIB, max(images // 10, min(_FEW_CALIB, images // 3))))
+
+
+def draw(images: int, count: int, seed: int, stream: int) -> tuple[Int64s, Int64s]:
+    """Indices of ``count`` of so many images, drawn whatever their classes and shuffled, and of the rest in order.
+
+    For images of which none has to be left of every class. Raises DataError for a seed below 0.
+    """
+    _check_seed(seed)
+    shuffled = _shuffled(images, seed, stream)
+    return shuffled[:count], np.sort(shuffled[count:])
+
+
+def can_spare(labels: Int64s, count: int) -> bool:
+    """Whether ``hold_out`` can take so many images and leave one of every class."""
+    return count <= len(labels) - len(np.unique(labels))
 
 
 def hold_out(labels: Int64s, count: int, seed: int, stream: int, source: str) -> tuple[Int64s, Int64s]:
@@ -31,8 +52,7 @@ def hold_out(labels: Int64s, count: int, seed: int, stream: int, source: str) ->
     shuffled, so that any beginning of them is a fair sample; the rest keep their order. At least one image of every
     class stays in the rest. Raises DataError where that cannot be, and for a seed below 0.
     """
-    if seed < 0:
-        raise DataError(f"a seed of 0 or more is wanted, {seed} was found; give another")
+    _check_seed(seed)
     present, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     if count > len(labels) - len(present):
         raise DataError(
@@ -44,6 +64,11 @@ def hold_out(labels: Int64s, count: int, seed: int, stream: int, source: str) ->
     for position, quota in enumerate(_quotas(sizes.astype(np.int64), count)):
         taken[shuffled[group[shuffled] == position][:quota]] = True
     return shuffled[taken[shuffled]], np.flatnonzero(~taken).astype(np.int64)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise DataError(f"a seed of 0 or more is wanted, {seed} was found; give another")
 
 
 def _shuffled(count: int, seed: int, stream: int) -> Int64s:

@@ -1,9 +1,14 @@
-"""A folder of photographs, one folder a class: DIR/train/CLASS and DIR/test/CLASS, or DIR/CLASS alone.
+"""A folder of photographs: one folder a class, or a table of labels; in parts train, val, test, calib, or whole.
 
 ``imagefolder:DIR?size=224&resize=256&flip=0``: the shorter side is resized to ``resize`` (left out: to ``size``), then
-``size`` × ``size`` is cut from the centre (left out: 224). ``flip=0`` says that a mirrored image is not the same thing
-(letters, road signs). DIR/val serves as the test part where there is no DIR/test; where there are both, calibration
-images are drawn from val. Without a train folder the seed holds out a fifth of each class for testing.
+``size`` × ``size`` is cut from the centre (left out: 224); ``interpolation=bicubic`` names another filter than bilinear.
+``flip=0`` says that a mirrored image is not the same thing (letters, road signs). ``classes=FILE`` lists the classes in
+the order of the network's outputs (``classes.txt`` in DIR is found by itself), ``labels=FILE`` is the table of labels,
+``train=0`` keeps nothing for training.
+
+DIR/val serves as the test part where there is no DIR/test; where there are both, calibration images are drawn from val.
+DIR/calib, labelled or not, calibrates. Without train, all images judge and calibrate. Without parts the seed holds out a
+fifth of each class for testing where every class can spare it; else, and under a table, all images judge and calibrate.
 
 Files are decoded when they are asked for, so that a set may be larger than memory. Images are turned upright by their
 EXIF tag and converted to RGB. Every file's header is checked, and every file's bytes digested, when the set is loaded.
@@ -11,10 +16,10 @@ EXIF tag and converted to RGB. Every file's header is checked, and every file's 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +29,16 @@ import torch
 from torch import Tensor
 
 from edgewise.calib_data import Data, DataError
-from edgewise.calib_data._labels import check_classes
+from edgewise.calib_data._class_lists import beside, in_natural_order, match, order_note, read_list
+from edgewise.calib_data._folder_options import Request, complete, parse
+from edgewise.calib_data._layouts import Images, find_parts
 from edgewise.calib_data._photographs import Options, checked_sha256, decode, mute_metadata
 from edgewise.calib_data._places import folder
-from edgewise.calib_data._split import CALIB, TEST, Int64s, calib_count, hold_out
+from edgewise.calib_data._split import CALIB, TEST, Int64s, calib_count, can_spare, draw, hold_out, judged_calib_count
 
-_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-_TESTS = ("test", "val")
-_LARGEST_SIDE = 4096
+_SHARED_CALIB = 512
+
+__all__ = ["FolderPart", "complete", "read"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +47,7 @@ class FolderPart:
 
     files: tuple[Path, ...]
     labels: Tensor
-    """int64 [N]."""
+    """int64 [N]; −1: unlabelled."""
     options: Options
     sha256: tuple[str, ...] = field(repr=False)
     """Of each file's bytes, as they were when the set was loaded."""
@@ -69,109 +76,176 @@ class FolderPart:
         )
 
 
+@dataclass(frozen=True)
+class _Parts:
+    train: FolderPart
+    calib: FolderPart
+    test: FolderPart
+    notes: tuple[str, ...] = ()
+
+
 def read(path: str, seed: int) -> Data:
     """The set in folder ``path``, shape (3, size, size).
 
-    Raises DataError for an unknown option, a missing folder, fewer than two classes, a class without images or with
-    too few to be split, and for a file that is no image. A cut file is named when it is read.
+    Raises DataError for an unknown option, a missing folder, fewer than two classes, a folder or label that means no
+    class of the list, images without labels where they are wanted, and a file that is no image. A cut file is named when
+    it is read.
     """
-    directory, options = _options(path)
-    place = folder("imagefolder", directory)
-    whole = not _class_folders(place / "train")
-    root = place if whole else place / "train"
-    classes = tuple(found.name for found in _class_folders(root))
-    if len(classes) < 2:
-        raise DataError(
-            f"{root}: a folder for each of at least two classes is wanted, found {', '.join(classes) or 'none'}; "
-            "sort the images into DIR/train/CLASS and DIR/test/CLASS, or DIR/CLASS"
-        )
-    train = _part(root, classes, options)
-    check_classes(train.labels.numpy(), len(classes), str(root))
-    train, calib, test = _split_whole(train, seed, root) if whole else _published(place, train, classes, seed)
+    request = parse(path)
+    place = folder("imagefolder", request.directory)
+    source = request.classes or beside(place)
+    listed = () if source is None else read_list(source)
+    images = find_parts(place, request.labels, listed)
+    classes, index, said = _number(images, listed, place)
+    parts = {name: _part(found, index, request.options) for name, found in images.items()}
+    made = (
+        _whole(parts["whole"], images["whole"], request, seed) if "whole" in parts else _published(place, parts, seed)
+    )
+    notes = [f"{name}: {note}" for name, found in images.items() for note in found.notes]
     return Data(
         name=f"imagefolder:{path}",
-        train=train,
-        calib=calib,
-        test=test,
+        train=made.train,
+        calib=made.calib,
+        test=made.test,
         classes=classes,
-        shape=(3, options.size, options.size),
-        digest=_digest(train, calib, test),
-        flip=bool(options.flip),
+        shape=(3, request.options.size, request.options.size),
+        digest=_digest(made),
+        flip=request.flip,
+        notes=(*notes, *said, *made.notes, *_lacking(made, classes)),
+        prepared=request.prepared,
+        options=dataclasses.asdict(request.options) | {"resize": request.options.shorter_side},
+        listed=source is not None,
     )
 
 
-def _options(path: str) -> tuple[str, Options]:
-    match = re.fullmatch(r"(?P<directory>.*?)(?:\?(?P<options>[^?/]*=[^?/]*))?", path, flags=re.DOTALL)
-    assert match is not None
-    given: dict[str, int] = {}
-    for item in filter(None, (match["options"] or "").split("&")):
-        name, _, value = item.partition("=")
-        low, high = (0, 1) if name == "flip" else (1, _LARGEST_SIDE)
-        if name not in Options.__dataclass_fields__:
-            raise DataError(f"imagefolder: the options size, resize and flip are known, found {name!r}; correct it")
-        if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
-            raise DataError(f"imagefolder: {name} as a whole number in {low} … {high} is wanted, found {value!r}")
-        given[name] = int(value)
-    options = Options(**given)
-    if options.shorter_side < options.size:
+def _number(
+    images: Mapping[str, Images], listed: Sequence[str], place: Path
+) -> tuple[tuple[str, ...], Mapping[str, int], tuple[str, ...]]:
+    """The classes in order, each name's number among them, and what to say about it."""
+    found = in_natural_order(name for part in images.values() for name in part.classes)
+    if listed:
+        meant = match(found, listed, str(place))
+        return tuple(listed), meant.index, (meant.note,) if meant.note else ()
+    if len(found) < 2:
         raise DataError(
-            f"imagefolder: resize of at least size is wanted, found {options.resize} and {options.size}; the cut of "
-            "size × size would not fit"
+            f"{place}: a folder for each of at least two classes is wanted, found {', '.join(found) or 'none'}; sort the "
+            "images into DIR/train/CLASS and DIR/test/CLASS, or DIR/CLASS; or put a table of labels (labels.csv: "
+            "file,label) or a list of the classes (classes.txt) beside them"
         )
-    return match["directory"], options
+    _check_subset(images, place)
+    note = order_note(found)
+    return found, {name: number for number, name in enumerate(found)}, (note,) if note else ()
 
 
-def _class_folders(root: Path) -> list[Path]:
-    if not root.is_dir():
-        return []
-    folders = [found for found in root.iterdir() if found.is_dir() and not found.name.startswith(".")]
-    return sorted(folders, key=lambda found: found.name)
+def _check_subset(images: Mapping[str, Images], place: Path) -> None:
+    """Where no list says otherwise, the training folders are the classes."""
+    known = set(images["train"].classes) if "train" in images else None
+    for part in images.values():
+        strange = sorted(set(part.classes) - known) if known is not None else []
+        if strange:
+            raise DataError(
+                f"{part.root / strange[0]}: a folder of one of the training classes is wanted; rename or remove it, or "
+                f"list all classes in {place / 'classes.txt'}"
+            )
 
 
-def _split_whole(images: FolderPart, seed: int, root: Path) -> tuple[FolderPart, FolderPart, FolderPart]:
-    labels = images.labels.numpy()
-    test, rest = hold_out(labels, max(1, len(labels) // 5), seed, TEST, str(root))
-    held, kept = hold_out(labels[rest], calib_count(len(rest)), seed, CALIB, str(root))
-    return images.subset(rest[kept]), images.subset(rest[held]), images.subset(test)
+def _whole(part: FolderPart, found: Images, request: Request, seed: int) -> _Parts:
+    _check_labelled(part, found)
+    labels, count = part.labels.numpy(), max(1, len(part) // 5)
+    by_folder = request.labels is None and any(path.parent != found.root for path in found.files)
+    # As many as both splits take: a fifth, and a tenth of what is left.
+    spared = can_spare(labels, count + calib_count(len(labels) - count))
+    if not (by_folder and spared if request.train is None else request.train):
+        return _judged(part, seed, found.root)
+    test, rest = hold_out(labels, count, seed, TEST, str(found.root))
+    held, kept = hold_out(labels[rest], calib_count(len(rest)), seed, CALIB, str(found.root))
+    return _Parts(part.subset(rest[kept]), part.subset(rest[held]), part.subset(test))
 
 
-def _published(
-    place: Path, train: FolderPart, classes: Sequence[str], seed: int
-) -> tuple[FolderPart, FolderPart, FolderPart]:
-    found = [name for name in _TESTS if _class_folders(place / name)]
-    if not found:
+def _check_labelled(part: FolderPart, found: Images) -> None:
+    if bool((part.labels < 0).any()):
         raise DataError(
-            f"{place / _TESTS[0]}: a folder of test images is wanted beside train (test or val), found none; add "
+            f"{found.root}: images with labels are wanted to judge on, found {len(part):,} without; put each class into "
+            "a folder of its own, or a table (labels.csv: file,label) beside them. Unlabelled images calibrate in "
+            "DIR/calib, beside others"
+        )
+
+
+def _judged(part: FolderPart, seed: int, root: Path) -> _Parts:
+    """All images judge or calibrate, none is trained on."""
+    if len(part) < 2:
+        raise DataError(f"{root}: at least two images are wanted, one to judge and one to calibrate; found {len(part)}")
+    held, kept = draw(len(part), judged_calib_count(len(part)), seed, CALIB)
+    return _Parts(_none_of(part), part.subset(held), part.subset(kept), (_drawn_note(held, kept, root),))
+
+
+def _drawn_note(held: Int64s, kept: Int64s, root: Path) -> str:
+    return f"{root.name}: {len(held):,} images drawn for calibration, {len(kept):,} left to judge on, none to train on"
+
+
+def _none_of(part: FolderPart) -> FolderPart:
+    return part.subset(np.empty(0, dtype=np.int64))
+
+
+def _published(place: Path, parts: Mapping[str, FolderPart], seed: int) -> _Parts:
+    test = parts.get("test", parts.get("val"))
+    if test is None or not len(test):
+        raise DataError(
+            f"{place / 'test'}: a folder of test images is wanted beside train (test or val), found none; add "
             "it, or move the folders of the classes one level up to have a fifth held out"
         )
-    test, *other = [_part(place / name, classes, train.options) for name in found]
-    source = other[0] if other else train
-    held, kept = hold_out(source.labels.numpy(), calib_count(len(source)), seed, CALIB, str(place))
-    return (train if other else train.subset(kept)), source.subset(held), test
+    train, given = parts.get("train"), parts.get("calib")
+    if given is not None and len(given):
+        return _Parts(_none_of(test) if train is None else train, given, test)
+    if "test" in parts and len(parts.get("val", ())):
+        source = parts["val"]
+        count = calib_count(len(source)) if train is not None else min(len(source), 1000)
+        held, _ = draw(len(source), count, seed, CALIB)
+        return _Parts(_none_of(test) if train is None else train, source.subset(held), test)
+    if train is None or not len(train):
+        return _judged(test, seed, place)
+    return _calibrated_by(train, test, seed, place)
 
 
-def _part(root: Path, classes: Sequence[str], options: Options) -> FolderPart:
-    files: list[Path] = []
-    labels: list[int] = []
-    for found in _class_folders(root):
-        if found.name not in classes:
-            raise DataError(f"{found}: a folder of one of the training classes is wanted; rename or remove it")
-        images = [path for path in found.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file()]
-        if not images:
-            raise DataError(
-                f"{found}: images ({', '.join(sorted(_SUFFIXES))}) are wanted directly in the folder of their class, "
-                "found none; add some, or remove the folder"
-            )
-        images.sort(key=lambda path: path.name)
-        files += images
-        labels += [classes.index(found.name)] * len(images)
+def _calibrated_by(train: FolderPart, test: FolderPart, seed: int, place: Path) -> _Parts:
+    labels, count = train.labels.numpy(), calib_count(len(train))
+    if can_spare(labels, count):
+        held, kept = hold_out(labels, count, seed, CALIB, str(place))
+        return _Parts(train.subset(kept), train.subset(held), test)
+    count = max(count, min(_SHARED_CALIB, len(train)))  # it takes nothing away from training
+    held, _ = draw(len(train), count, seed, CALIB)
+    note = f"the {count:,} calibration images are training images too: their classes have none to spare"
+    return _Parts(train, train.subset(held), test, (note,))
+
+
+def _lacking(parts: _Parts, classes: Sequence[str]) -> list[str]:
+    """Which parts have no image of some classes."""
+    notes = []
+    for name, part in (("train", parts.train), ("test", parts.test)):
+        present = len(set(part.labels.tolist()))
+        if 0 < present < len(classes):
+            notes.append(f"{name}: {len(part):,} images of {present:,} of the {len(classes):,} classes")
+    if bool((parts.calib.labels < 0).any()):
+        notes.append(f"calib: {len(parts.calib):,} images without labels")
+    return notes
+
+
+def _part(found: Images, index: Mapping[str, int], options: Options) -> FolderPart:
+    if not found.files and found.notes:
+        raise DataError(f"{found.root}: images are wanted, found none ({'; '.join(found.notes)}); add some")
+    labels = [-1 if name is None else index[name] for name in found.names]
+    order = sorted(range(len(labels)), key=labels.__getitem__)  # by class, then by path, as the files come
+    files = tuple(found.files[place] for place in order)
     sums = tuple(checked_sha256(path) for path in files)
-    return FolderPart(tuple(files), torch.tensor(labels, dtype=torch.int64), options, sums)
+    return FolderPart(files, torch.tensor([labels[place] for place in order], dtype=torch.int64), options, sums)
 
 
-def _digest(train: FolderPart, calib: FolderPart, test: FolderPart) -> str:
-    sha = hashlib.sha256(f"size {train.options.size} resize {train.options.shorter_side}\n".encode())
-    for name, part in (("train", train), ("calib", calib), ("test", test)):
+def _digest(parts: _Parts) -> str:
+    options = parts.test.options
+    text = f"size {options.size} resize {options.shorter_side}"
+    text += "" if options.interpolation == Options.interpolation else f" {options.interpolation}"
+    sha = hashlib.sha256(f"{text}\n".encode())
+    for name, part in (("train", parts.train), ("calib", parts.calib), ("test", parts.test)):
         sha.update(f"{name} {len(part)}\n".encode())
         for file_sha256, label in zip(part.sha256, part.labels.tolist(), strict=True):
             sha.update(f"{file_sha256} {label}\n".encode())

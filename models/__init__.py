@@ -58,6 +58,14 @@ class Spec:
     """Extra keyword arguments of ``build`` that give a reduced network with the same kinds of layers, for tests."""
     small_input: tuple[int, int, int] | None = None
     """Input shape for the reduced network; None: the published one."""
+    resize: int = 0
+    """Pixels that an image's shorter side is resized to before the cut to ``input_shape``; 0: not said."""
+    interpolation: str = ""
+    """The filter of that resizing, as Pillow calls it; empty: not said."""
+    classes: tuple[str, ...] = ()
+    """Names of the outputs in their order; empty: not said."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Where mean, std, input_shape, resize, interpolation and classes were said, for those that somebody said."""
 
 
 def register(
@@ -86,6 +94,7 @@ def register(
             cannot=dict(cannot or {}),
             small=dict(small or {}),
             small_input=small_input,
+            origins=dict.fromkeys(("mean", "std", "input_shape"), f"models: {build.__name__}"),
         )
         return build
 

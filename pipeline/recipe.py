@@ -56,6 +56,12 @@ class Recipe:
     Empty: one file a target, int8 where the recipe quantizes. ``float`` is the target's usual float type."""
     device: str = "cpu"
     seed: int = 0
+    mean: tuple[float, ...] | None = None
+    """Per-channel mean that images are normalised with, in units of 0 to 1; None: what the network's file says."""
+    std: tuple[float, ...] | None = None
+    """Per-channel deviation, likewise."""
+    expect_top1: float | None = None
+    """The top-1 that the given weights are known to reach on this data; a baseline below it ends the run."""
 
     def __post_init__(self) -> None:
         _check_candidates(self)
@@ -64,6 +70,8 @@ class Recipe:
         if len(set(self.targets)) < len(self.targets):
             raise RequestError(f"recipe {self.name!r} names a target twice: {', '.join(self.targets)}")
         in_range("threads", self.threads, 1, 1024)
+        if self.expect_top1 is not None:
+            in_range("expect_top1", self.expect_top1, 0, 1)
 
     def describe(self) -> dict[str, Any]:
         """Every field as JSON-serialisable values; each stage carries its name."""

@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 
 
 class Track(Protocol):
-    """Shows progress: yields the items of ``items`` one by one under ``description``."""
+    """Shows progress: yields the items of ``items`` one by one under ``description``.
 
-    def __call__(self, items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]: ...
+    ``total``: how many items there are; ``count``: how many images they hold together, whose rate is then told.
+    """
+
+    def __call__(
+        self, items: Iterable[Any], description: str, total: int | None = None, count: int | None = None
+    ) -> Iterator[Any]: ...
 
 
-def silent(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
+def silent(items: Iterable[Any], description: str, total: int | None = None, count: int | None = None) -> Iterator[Any]:
     """A Track that shows nothing."""
     yield from items
 
@@ -82,6 +87,11 @@ class Traits:
     """Whether its outcome rests on times or files of the declared runtime, so that its key names runtime and machine."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None = None
     """The arithmetic that it trains in, as asked for (``Training.precision``); None: it does not train."""
+    learns_from: Literal["nothing", "images", "labels"] = "nothing"
+    """What it takes from the training images: nothing; how the network answers them, whatever their classes; or their
+    labels, so that an image of every class is wanted."""
+    decides: bool = False
+    """Whether it decides by the accuracy on calibration images, so that they have to be labelled."""
 
 
 class Stage(Protocol):

@@ -57,6 +57,22 @@ def add_parser(commands: Any) -> None:
         help="what the files are fed: normalised floats [1, C, H, W] (default), or a camera's bytes [1, H, W, C], which "
         "they normalise themselves",
     )
+    run.add_argument(
+        "--mean",
+        nargs="+",
+        type=float,
+        metavar="M",
+        help="mean that the weights were trained with, 0 to 1, one a channel",
+    )
+    run.add_argument(
+        "--std", nargs="+", type=float, metavar="S", help="deviation that they were trained with, likewise"
+    )
+    run.add_argument(
+        "--expect-top1",
+        type=float,
+        metavar="SHARE",
+        help="top-1 that the weights are known to reach on this data, 0.857 for example; a baseline below it ends the run",
+    )
     run.add_argument("--softmax", action="store_true", default=None, help="the files answer with probabilities")
     run.add_argument("--device", choices=("cpu", "cuda"), help="where to train")
     run.add_argument("--dry-run", action="store_true", help="check everything, tell the plan and stop")
@@ -113,6 +129,9 @@ def resolve_request(options: argparse.Namespace) -> Any:
     if recipe is None:
         recipe = own_recipe(options.model, options.data, options.weights, shortcuts)
     changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device", "runtime")}
+    changes["expect_top1"] = options.expect_top1
+    for name in ("mean", "std"):
+        changes[name] = tuple(getattr(options, name)) if getattr(options, name) else None
     changes["targets"] = tuple(options.target) if options.target else None
     recipe = shorten(override_fields(recipe, changes), shortcuts)
     recipe = with_packaging(

@@ -34,6 +34,11 @@ def feed(images: Tensor, spec: Normalisation, fed: Fed) -> Tensor:
     return images.permute(0, 2, 3, 1).contiguous() if fed == "bytes" else normalise(images, spec)
 
 
+def channel_order(channels: int) -> str:
+    """What an image's channels are, as it is told beside a file: readers here give RGB, never BGR."""
+    return {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+
+
 def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:
     return torch.tensor(per_channel(values, channels)).view(1, -1, 1, 1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -11,9 +10,13 @@ from torch import Tensor
 from edgewise.calib_data import Part
 from edgewise.images.normalise import Normalisation, feed
 from edgewise.images.preprocess import Fed
+from edgewise.measure.batches import images_at_once, in_fastest_order
 from edgewise.stage import Track, silent
 
 Network = Callable[[Tensor], Tensor]
+
+_WORTH_TRYING = 64
+"""Images from which it pays to find out which order in memory is faster."""
 
 
 @torch.inference_mode()
@@ -22,11 +25,25 @@ def compute_logits(
     part: Part,
     spec: Normalisation,
     *,
-    batch: int = 256,
+    batch: int | None = None,
     track: Track = silent,
     label: str = "evaluating",
     fed: Fed = "normalised",
 ) -> Tensor:
-    """float32 [N, classes] for every image of a part, in its order. ``network`` takes what ``fed`` says."""
-    chunks = track(torch.split(torch.arange(len(part)), batch), label, math.ceil(len(part) / batch))
-    return torch.cat([network(feed(part.batch(chunk), spec, fed)).float().cpu() for chunk in chunks])
+    """float32 [N, classes] for every image of a part, in its order. ``network`` takes what ``fed`` says.
+
+    ``batch``: images at once; None: as many as their activations allow. A module runs in the faster order in memory.
+    """
+    chunks = torch.split(torch.arange(len(part)), batch or _at_once(network, part))
+    ready = network if len(part) < _WORTH_TRYING else in_fastest_order(network, _few(part, chunks[0], spec, fed))
+    seen = track(chunks, label, len(chunks), count=len(part))
+    return torch.cat([ready(feed(part.batch(chunk), spec, fed)).float().cpu() for chunk in seen])
+
+
+def _at_once(network: Network, part: Part) -> int:
+    channels, height, width = part.batch(torch.tensor([0])).shape[1:]
+    return images_at_once(network, (channels, height, width))
+
+
+def _few(part: Part, chunk: Tensor, spec: Normalisation, fed: Fed) -> Tensor:
+    return feed(part.batch(chunk[:8]), spec, fed)

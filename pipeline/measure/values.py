@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 Interval = tuple[float, float]
 """Lower and upper end of a 95 % confidence interval."""
@@ -30,6 +31,12 @@ class Accuracy:
     """Number of test images."""
     ci95: Interval
     vs_baseline: Difference
+    balanced: float | None = None
+    """Mean recall over the classes that have test images; None where classes were not looked at."""
+    top5: float | None = None
+    """Share of images whose class is among the five highest answers; None below 20 classes."""
+    recall: Mapping[str, float] = field(default_factory=dict)
+    """Class -> share of its test images that are put into it, for every class that has any."""
 
 
 @dataclass(frozen=True, kw_only=True)

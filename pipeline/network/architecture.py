@@ -17,6 +17,7 @@ from torch import nn
 from edgewise import models
 from edgewise.errors import RequestError
 from edgewise.models import Spec
+from edgewise.network.stated import read_stated
 from edgewise.network.user_files import name_functions
 from edgewise.store.sources import code_of
 
@@ -34,8 +35,9 @@ class Base:
 def spec_of(reference: str) -> Spec:
     """The spec of a registered name, or of the user's ``path/to/net.py:function``.
 
-    A user's file may say ``mean``, ``std``, ``input_shape`` and ``classifier`` as module constants; otherwise the mean
-    and deviation are 0.5 and the classifier is the last linear or convolutional layer.
+    A user's file may say ``mean``, ``std``, ``input_shape``, ``resize``, ``interpolation``, ``classes`` and ``classifier``
+    as module constants; otherwise the mean and deviation are 0.5, which the spec's ``origins`` then do not tell of, and
+    the classifier is the last linear or convolutional layer. Raises RequestError for a constant that means nothing.
     """
     if reference.endswith(".py"):
         raise RequestError(name_functions(reference))
@@ -43,18 +45,17 @@ def spec_of(reference: str) -> Spec:
         return models.get(reference)
     build = load_function(reference)
     module = sys.modules[build.__module__]
-    shape = getattr(module, "input_shape", None)
     spec = models._REGISTRY.get(build.__name__)
     if spec is not None and spec.build is build:
         return spec
+    stated, origins = read_stated(module, Path(reference.rpartition(":")[0]))
     return Spec(
         name=reference,
         build=build,
-        input_shape=tuple(shape) if shape else (3, 224, 224),
-        mean=tuple(getattr(module, "mean", (0.5,))),
-        std=tuple(getattr(module, "std", (0.5,))),
         classifier=getattr(module, "classifier", ""),
         summary=(build.__doc__ or "").strip().split("\n")[0],
+        origins=origins,
+        **stated,
     )
 
 

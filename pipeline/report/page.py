@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.measure.values import Accuracy, Latency
 from edgewise.report import charts, numbers, plotly_json, pruning
+from edgewise.report.classes import below_top1, class_sections
 from edgewise.report.devices import DeviceRow, ratio_words, time_words
 from edgewise.report.document import Report, Section, write_whole
 from edgewise.report.figure import BarTable, Figure
@@ -86,7 +87,7 @@ def render(report: Report) -> str:
         file_facts=[(name, facts) for row, name in named if (facts := _undrawn(row.facts))],
         artifacts=[(entry, numbers.size(entry.bytes)) for entry in report.artifacts],
         devices=[_on_device(row) for row in report.devices],
-        sections=list(map(_section, [*pruning.sections(named), *report.sections])),
+        sections=list(map(_section, [*pruning.sections(named), *class_sections(named), *report.sections])),
         recipe=report.recipe,
         environment=report.environment,
         hiding=Markup(_hiding(groups)),
@@ -187,7 +188,8 @@ def _accuracy(accuracy: Accuracy | None, first: bool) -> list[tuple[str, str]]:
     if accuracy is None:
         return [("–", ""), ("–", "")]
     low, high = map(numbers.percent, accuracy.ci95)
-    top1 = (numbers.percent(accuracy.top1), f"{low} to {high}, n {accuracy.n:,}")
+    below = ", ".join(filter(None, (f"{low} to {high}, n {accuracy.n:,}", below_top1(accuracy))))
+    top1 = (numbers.percent(accuracy.top1), below)
     if first:
         return [top1, ("", "")]
     change = accuracy.vs_baseline

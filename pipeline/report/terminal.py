@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgewise.report import numbers
+from edgewise.report.classes import class_lines
 from edgewise.report.devices import DeviceRow, ratio_words, time_words
 from edgewise.report.document import Report
 from edgewise.report.rows import Row, Verdict
@@ -55,6 +56,9 @@ class _Shown:
             yield Text(_clean(f"Recommended files:{lines}", plain))
         if advice := self.report.advice(str(self.path.parent) if self.path else ""):
             yield Text(_clean(f"What to do next. {advice}", plain))
+        named = list(zip(self.report.rows, labels(self.report.rows), strict=True))
+        if lines := "".join(f"\n  {line}" for line in class_lines(named)):
+            yield Text(_clean(f"By class:{lines}", plain), style="dim")
         for note in (coverage(self.report.rows), timing(self.report.rows), *estimates(self.report.rows)):
             if note:
                 yield Text(_clean(note, plain), style="dim")

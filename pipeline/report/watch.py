@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from edgewise.errors import RequestError
 from edgewise.report.numbers import percent
+from edgewise.report.pace import Pace, duration
 from edgewise.report.rows import Row
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 _SYMBOLS = {"pass": "[green]✓[/]", "fail": "[red]✗[/]", "not-checked": "[yellow]–[/]"}
 
 
+_SECONDS_BETWEEN = 20.0
+_WORTH_TELLING = 5.0
+"""Seconds that something took from which on its rate is worth a line in a log."""
 _PATIENCE = 30.0
 """Seconds of silence after which a log, which has no bar, says that the work goes on."""
 
@@ -76,16 +80,22 @@ class Watch:
                     f"  … still {self._doing}, {time.monotonic() - self._started:.0f} s since the start", style="dim"
                 )
 
-    def track(self, items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
-        """Yield ``items`` behind a bar; in a log, one line instead."""
+    def track(
+        self, items: Iterable[Any], description: str, total: int | None = None, count: int | None = None
+    ) -> Iterator[Any]:
+        """Yield ``items`` behind a bar with the time left; in a log, a line now and then instead.
+
+        ``count``: the images that all items hold together; their rate is told, in a log also at the end.
+        """
         self._worked = self._worked or bool(total)
         if not total:
             yield from items
-            return
-        if not self.console.is_terminal:
-            self.detail(description)
-            yield from items
-            return
+        elif self.console.is_terminal:
+            yield from self._behind_bar(items, description, total, count)
+        else:
+            yield from self._in_lines(items, description, total, count)
+
+    def _behind_bar(self, items: Iterable[Any], description: str, total: int, count: int | None) -> Iterator[Any]:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -97,11 +107,29 @@ class Watch:
 
         self._rest()
         columns = (
-            TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("  {task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
+        pace = Pace(total, count)
         with Progress(*columns, console=self.console, transient=True) as progress:
-            yield from progress.track(items, total=total, description=description)
+            task = progress.add_task(description, total=count or total, rate="")
+            for item in items:
+                yield item
+                pace.done += 1
+                progress.update(task, completed=round(pace.share * (count or total)), rate=pace.rate)
+
+    def _in_lines(self, items: Iterable[Any], description: str, total: int, count: int | None) -> Iterator[Any]:
+        self.detail(description)
+        pace = Pace(total, count)
+        told = pace.started
+        for item in items:
+            yield item
+            pace.done += 1
+            if time.monotonic() - told > _SECONDS_BETWEEN and pace.done < total:
+                told = time.monotonic()
+                self.detail(f"{description}: {pace}")
+        if count and pace.seconds > _WORTH_TELLING:
+            self.detail(f"{description}: {count:,} images in {duration(pace.seconds)}, {pace.rate}")
 
     def say(self, text: str) -> None:
         """One line about what is being done."""
@@ -134,6 +162,10 @@ class Watch:
             plain = re.sub(r"\[/?[a-z ]*\]", "", text) if markup else text
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {plain}\n")
             self._log.flush()
+
+    def warn(self, text: str) -> None:
+        """One line that should not be missed."""
+        self._print(f"! {text}", style="yellow")
 
     def row(self, row: Row) -> None:
         """The outcome of a step or a file, in one line."""

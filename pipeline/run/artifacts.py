@@ -19,7 +19,7 @@ from edgewise import targets
 from edgewise.errors import LoweringError
 from edgewise.files import lower, parts
 from edgewise.files.open import Grade, Opened, open_file
-from edgewise.images.normalise import feed, per_channel
+from edgewise.images.normalise import channel_order, feed, per_channel
 from edgewise.images.preprocess import OUTSIDE
 from edgewise.images.wrapper import Wrapper
 from edgewise.measure import latency as measure_latency
@@ -100,6 +100,7 @@ class Files:
             "fed": self.job.recipe.preprocess.fed,
             "mean": json.dumps(list(spec.mean)),
             "std": json.dumps(list(spec.std)),
+            "channels": channel_order(self.job.data.shape[0]),
         }
         packaging = dataclasses.replace(packaging, metadata={**told, **packaging.metadata})
         return packaging if self.precision is None else dataclasses.replace(packaging, precision=self.precision)

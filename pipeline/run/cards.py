@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgewise.images.normalise import channel_order
 from edgewise.report.rows import Row
 from edgewise.run.job import Job
 from edgewise.run.usage import write_usage
@@ -70,6 +71,7 @@ def write(delivered: Delivered, row: Row, job: Job) -> None:
         softmax=job.recipe.preprocess.softmax,
         sizes=sizes.choices[1:] if sizes else (),
         ranged=bool(sizes and sizes.ranged),
+        images=job.data.options,
         answers=() if answers is None else tuple(tuple(given) for given in answers[:PROBES].tolist()),
     )
     text = json.dumps(encode(card), indent=1, ensure_ascii=False, allow_nan=False)
@@ -89,10 +91,17 @@ def _tensors(artifact: Path, row: Row, job: Job) -> tuple[str, str] | None:
 
 def _input(job: Job) -> dict[str, Any]:
     channels, height, width = job.data.shape
+    order = {"channels": channel_order(channels)}
     if job.recipe.preprocess.fed == "bytes":
-        return {"shape": [1, height, width, channels], "dtype": "uint8", "meaning": "bytes as a camera gives them"}
+        return {
+            "shape": [1, height, width, channels],
+            "dtype": "uint8",
+            **order,
+            "meaning": "bytes as a camera gives them",
+        }
     return {
         "shape": [1, channels, height, width],
         "dtype": "float32",
+        **order,
         "meaning": "bytes / 255, less mean, over std, each per channel",
     }

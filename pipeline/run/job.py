@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise import calib_data
 from edgewise import targets as edgewise_targets
 from edgewise.calib_data import Data
 from edgewise.errors import RequestError
@@ -24,7 +23,9 @@ from edgewise.network import architecture
 from edgewise.network import weights as network_weights
 from edgewise.network.architecture import Base
 from edgewise.recipe import Recipe
+from edgewise.run.data_for import load_data
 from edgewise.run.one_graph import check_sizes
+from edgewise.run.provenance import overridden
 from edgewise.stage import stage_name, traits_of
 from edgewise.targets import Target
 
@@ -61,7 +62,8 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     _check_device(recipe.device)
     spec = architecture.spec_of(recipe.model)
     _check_possible(recipe, spec)
-    data = calib_data.load(recipe.data, recipe.seed)
+    spec = overridden(spec, recipe)
+    data = load_data(recipe, spec)
     recipe, data = _sized(_labelled(recipe, data), data)
     base = Base(recipe.model, len(data.classes), data.shape[0])
     network = architecture.build(base)

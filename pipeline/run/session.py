@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgewise.errors import LoweringError
 from edgewise.measure import statistics
+from edgewise.measure.per_class import with_classes
 from edgewise.measure.values import Accuracy, Latency
 from edgewise.recipe import FileType
 from edgewise.report import disagreements, quantization
@@ -20,6 +21,7 @@ from edgewise.report.rows import ArtifactFile, Row
 from edgewise.report.watch import Watch
 from edgewise.run import cards, other_sizes
 from edgewise.run.artifacts import File, Files
+from edgewise.run.given_weights import examined, say_images
 from edgewise.run.job import Job
 from edgewise.run.proofs import Proof, Timing, prove
 from edgewise.run.steps import Model, Steps, as_quantized
@@ -44,7 +46,8 @@ class Session:
 
     def baseline(self) -> Model:
         """What everything else is compared with."""
-        model = self.steps.baseline()
+        say_images(self.job, self.watch)
+        model = examined(self.job, self.steps, self.steps.baseline(), self.watch)
         self._step_row(model, model, [Finding("pass", "the baseline that everything else is compared with")])
         return model
 
@@ -250,7 +253,8 @@ class Session:
 
     def judge_against(self, answers: Tensor, baseline: Model) -> Accuracy:
         reference = self._correct(baseline.answers)
-        return statistics.judge_top1(reference if answers is baseline.answers else self._correct(answers), reference)
+        found = statistics.judge_top1(reference if answers is baseline.answers else self._correct(answers), reference)
+        return with_classes(found, answers, self.job.data.test.labels, self.job.data.classes)
 
     def _correct(self, answers: Tensor) -> NDArray[np.bool_]:
         right: NDArray[np.bool_] = (answers.argmax(1) == self.job.data.test.labels).numpy()

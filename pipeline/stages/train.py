@@ -21,7 +21,7 @@ class Train:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits(precision=self.training.precision)
+        return Traits(precision=self.training.precision, learns_from="labels")
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         trained = copy.deepcopy(model)
@@ -38,7 +38,7 @@ class Finetune:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits(recovers=True, precision=self.training.precision)
+        return Traits(recovers=True, precision=self.training.precision, learns_from="labels")
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         tuned = copy.deepcopy(model)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgewise import calib_data
+from edgewise.calib_data import Data
 from edgewise.errors import RequestError
 from edgewise.images.preprocess import Fed
 from edgewise.images.sizes import inside
@@ -65,6 +67,8 @@ class Card:
     sizes: tuple[tuple[int, int], ...] = ()
     """The image sizes (height, width) it accepts beside that of ``input_shape``; with ``ranged``, all between them too."""
     ranged: bool = False
+    images: Mapping[str, Any] = field(default_factory=dict)
+    """How its images were made from files (size, resize, interpolation), where they were."""
     answers: tuple[tuple[float, ...], ...] = ()
     """What the file answered to the first test images; empty where nothing could run it."""
 
@@ -93,6 +97,15 @@ def read(artifact: Path) -> Card:
         raise RequestError(
             f"cannot read {place}: {error}. A run writes this card beside its file; keep the two together"
         ) from error
+
+
+def load_images(card: Card, data_name: str) -> Data:
+    """A data set made into images as the card says, unless its name says otherwise, and numbered by the card's classes.
+
+    Raises DataError where the names of its classes do not fit.
+    """
+    name, _ = calib_data.with_options(data_name, card.images)
+    return calib_data.named_as(calib_data.load(name, card.seed), card.classes)
 
 
 def checkpoint_of(artifact: Path, card: Card) -> Path:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from edgewise import calib_data, targets
+from edgewise import targets
 from edgewise.errors import RequestError
 from edgewise.files import lower
 from edgewise.images import resized
@@ -89,7 +89,7 @@ def inspect(path: Path, data_name: str, folder: Path | None = None, model: str |
         raise RequestError(f"target {target.name!r} lets no intermediate value out of its files; leave out --layers")
     folder = card.checkpoint_of(path, kept) if folder is None else folder
     checkpoint.allow_model(folder, model)
-    data = resized.resize_data(calib_data.load(data_name, kept.seed), kept.input_shape[1:])
+    data = resized.resize_data(card.load_images(kept, data_name), kept.input_shape[1:])
     images = feed(data.test.batch(torch.arange(min(IMAGES, len(data.test)))), kept, kept.fed)
     baking = Wrapper(preprocess=Preprocess(fed=kept.fed, softmax=kept.softmax), mean=kept.mean, std=kept.std)
     found = target.inside(path, lower.capture_program(folder, kept.accepted, baking), images)

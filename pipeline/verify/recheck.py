@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgewise import calib_data, targets
+from edgewise import targets
 from edgewise.calib_data import Data
 from edgewise.errors import RequestError
 from edgewise.files import parts
@@ -19,10 +19,13 @@ from edgewise.images.preprocess import Fed
 from edgewise.images.sizes import Size, show_size
 from edgewise.measure import statistics
 from edgewise.measure.answers import compute_logits
+from edgewise.measure.per_class import with_classes
 from edgewise.measure.values import Accuracy
+from edgewise.report.classes import summarize_classes
 from edgewise.report.numbers import percent
 from edgewise.report.rows import Verdict
 from edgewise.stage import Track, silent
+from edgewise.store.json_values import encode
 from edgewise.targets import Runner
 from edgewise.verify import card, golden
 from edgewise.verify.card import Card
@@ -51,7 +54,8 @@ class Recheck:
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types; accuracy is compared with the card's, so no baseline stands in it."""
         accuracy = self.accuracy
-        found = None if accuracy is None else {"top1": accuracy.top1, "n": accuracy.n, "ci95": list(accuracy.ci95)}
+        shown = ("top1", "n", "ci95", "balanced", "top5", "recall")
+        found = None if accuracy is None else {name: encode(getattr(accuracy, name)) for name in shown}
         return {
             "artifact": str(self.path),
             "target": self.target,
@@ -73,6 +77,7 @@ class Recheck:
                 f"(95 % interval {percent(low)} to {percent(high)}), "
                 f"fed {'bytes' if self.fed == 'bytes' else 'normalised images'} at {show_size(self.size)}"
             )
+            lines += filter(None, [summarize_classes(self.accuracy)])
         return "\n".join([*lines, f"graded {self.grade}; {self.verdict}: {self.reason}"])
 
 
@@ -88,7 +93,7 @@ def recheck_file(path: Path, data_name: str | None = None, track: Track = silent
     kept = card.read(path)
     target = targets.get(kept.target)
     size = size or kept.input_shape[1:]
-    data = None if data_name is None else _images(path, kept, calib_data.load(data_name, kept.seed), size)
+    data = None if data_name is None else _images(path, kept, card.load_images(kept, data_name), size)
     digest = parts.digest(path)
     opened = open_file(target, path)
     grade, runner = opened.grade, opened.runner
@@ -100,7 +105,7 @@ def recheck_file(path: Path, data_name: str | None = None, track: Track = silent
     if runner is not None and data is not None:
         answers = compute_logits(runner, data.test, kept, track=track, label=target.name, fed=kept.fed)
         correct = (answers.argmax(1) == data.test.labels).numpy()
-        accuracy = statistics.judge_top1(correct, correct)
+        accuracy = with_classes(statistics.judge_top1(correct, correct), answers, data.test.labels, data.classes)
         findings.append(on_answers(answers, data.digest, kept))
     if data is not None or runner is None:
         findings.append(on_accuracy(accuracy, data.digest if data else "", kept))

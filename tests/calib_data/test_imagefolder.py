@@ -165,11 +165,13 @@ def test_an_absurdly_large_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         calib_data.load(f"imagefolder:{tmp_path}")
 
 
-def test_class_without_images(tmp_path: Path) -> None:
+def test_a_class_without_images_counts_and_is_told(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "c").mkdir()
-    with pytest.raises(DataError, match=r"c: images .* are wanted directly .* found none"):
-        calib_data.load(f"imagefolder:{tmp_path}")
+    data = calib_data.load(f"imagefolder:{tmp_path}?size=8")
+    assert data.classes == ("a", "b", "c")
+    assert "whole: 1 class folder is empty: c" in data.notes
+    assert data.untrainable() == "has no training image of 1 of its 3 classes (c)"
 
 
 @pytest.mark.parametrize("classes", ["", "a"])
@@ -179,9 +181,12 @@ def test_fewer_than_two_classes(tmp_path: Path, classes: str) -> None:
         calib_data.load(f"imagefolder:{tmp_path}")
 
 
-def test_too_few_images_to_split(tmp_path: Path) -> None:
+def test_too_few_images_to_train_on_judge_and_calibrate(tmp_path: Path) -> None:
+    data = calib_data.load(f"imagefolder:{fill(tmp_path, count=1)}?size=8")
+    assert (len(data.train), len(data.calib), len(data.test)) == (0, 1, 1)
+    assert data.untrainable() == "has no training images"
     with pytest.raises(DataError, match="at least 3 images, found 2 of 2 classes"):
-        calib_data.load(f"imagefolder:{fill(tmp_path, count=1)}")
+        calib_data.load(f"imagefolder:{tmp_path}?size=8&train=1")
 
 
 def test_no_test_part(tmp_path: Path) -> None:
@@ -200,7 +205,7 @@ def test_a_test_class_that_training_has_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("side=3", "the options size, resize and flip are known, found 'side'"),
+        ("side=3", "the options size, .* and labels are known, found 'side'"),
         ("size=0", "size as a whole number in 1 … 4096 is wanted, found '0'"),
         ("size=big", "found 'big'"),
         ("size=99999999", "found '99999999'"),

@@ -69,7 +69,8 @@ def reconstruct_layers(
     the relative errors of its answers behind its batch norm: as it was cut (on what the layers before it, already fitted,
     give it), and as it is left.
     """
-    fitting, judging = draw_batches(ctx.data.train, images, ctx), draw_batches(ctx.data.calib, -(-images // 4), ctx)
+    fitting = draw_batches(ctx.data.train, images, ctx, whole)
+    judging = draw_batches(ctx.data.calib, -(-images // 4), ctx, whole)
     probe = judging[0][:2]
     norms = find_norms(whole, probe).pairs
     ran = run_until_seen(whole, left, probe)

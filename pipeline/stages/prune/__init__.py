@@ -137,7 +137,18 @@ class Prune:
     def traits(self) -> Traits:
         """Times and bytes are those of the declared runtime on this machine."""
         precision = self.training.precision if self.training else None
-        return Traits(times=self.timed or self.budget[0] == "bytes", precision=precision)
+        fits = self.reconstruct or self.recover_steps
+        return Traits(
+            times=self.timed or self.budget[0] == "bytes",
+            precision=precision,
+            learns_from="labels" if self.training else "images" if fits else "nothing",
+            decides=self.max_drop is not None or bool(self.scan) or self.scope == "sensitivity" or self.looks_at_labels,
+        )
+
+    @property
+    def looks_at_labels(self) -> bool:
+        """Whether its importance is measured by the loss on calibration images."""
+        return self.importance == "taylor"
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A pruned copy of ``model``, which carries the surgery that made it.

@@ -199,10 +199,12 @@ def _inputs(module: nn.Module) -> int:
 def _batches(model: nn.Module, ctx: Context, images: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised calibration images [N, C, H, W] with their labels, the same ones every time."""
     from edgewise.images.normalise import normalise
+    from edgewise.measure.batches import images_at_once
 
     part, device = ctx.data.calib, next(model.parameters()).device
     chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:images]
-    for index in ctx.track(torch.split(chosen, _BATCH), "looking at calibration images", -(-len(chosen) // _BATCH)):
+    parts = torch.split(chosen, images_at_once(model, ctx.input_shape, _BATCH))
+    for index in ctx.track(parts, "looking at calibration images", len(parts), count=len(chosen)):
         yield normalise(part.batch(index), ctx.spec).to(device), part.labels[index].to(device)
 
 

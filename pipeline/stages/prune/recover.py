@@ -26,7 +26,7 @@ def recover_by_distillation(
     ``left`` tells which of a layer's outputs remain. Each layer is compared behind its batch norm. Returns the loss on
     calibration images before and after.
     """
-    images = draw_batches(ctx.data.calib, _JUDGED, ctx)
+    images = draw_batches(ctx.data.calib, _JUDGED, ctx, whole)
     norms = find_norms(whole, images[0][:2]).pairs
     ran = run_until_seen(whole, left, images[0][:2])
     points = {norms.get(name, name): (_axis(whole.get_submodule(name)), left[name]) for name in ran}

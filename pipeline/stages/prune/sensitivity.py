@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edgewise.errors import RequestError
 from edgewise.images.normalise import normalise
+from edgewise.measure.batches import images_at_once
 from edgewise.stages.fitting import batch_norms
 from edgewise.stages.prune import plan
 from edgewise.stages.prune.checked_cut import cut_and_check, find_groups
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 
 _BATCH = 128
+_FEWEST = 16
+"""Images at once that statistics are taken of, however large: fewer would miss how images differ."""
 _NORM_IMAGES = 256
 """Training images, at most, that batch norms are estimated on anew for one reading."""
 
@@ -92,17 +95,23 @@ def read_network(model: nn.Module, images: int, ctx: Context) -> Reading:
     part, device = ctx.data.calib, next(model.parameters()).device
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:images]
     with torch.inference_mode():
-        found = [model(normalise(part.batch(c), ctx.spec).to(device)).float().cpu() for c in torch.split(order, _BATCH)]
+        chunks = torch.split(order, images_at_once(model, ctx.input_shape, _BATCH))
+        found = [model(normalise(part.batch(c), ctx.spec).to(device)).float().cpu() for c in chunks]
     logits, labels = torch.cat(found), part.labels[order]
     return Reading(float((logits.argmax(1) == labels).float().mean()), float(F.cross_entropy(logits, labels)))
 
 
 def fit_norms(model: nn.Module, images: int, ctx: Context) -> int:
-    """Estimate every batch norm of ``model`` anew on ``images`` training images, in place; how many were used."""
-    names, part, device = batch_norms.batch_norms(model), ctx.data.train, next(model.parameters()).device
+    """Estimate every batch norm of ``model`` anew on ``images`` training images, in place; how many were used.
+
+    Where a set has none to train on, calibration images serve.
+    """
+    names, device = batch_norms.batch_norms(model), next(model.parameters()).device
+    part = ctx.data.train if len(ctx.data.train) else ctx.data.calib
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:images]
     # One image alone has no spread that a batch norm could be set to.
-    batches = [chosen for chosen in torch.split(order, _BATCH) if len(chosen) > 1]
+    size = max(_FEWEST, images_at_once(model, ctx.input_shape, _BATCH))
+    batches = [chosen for chosen in torch.split(order, size) if len(chosen) > 1]
     if not names or not batches:
         return 0
     batch_norms.reestimate_norms(

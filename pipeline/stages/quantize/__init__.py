@@ -8,6 +8,7 @@ rebuilt from the float network and the grid.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,11 @@ from torch import nn
 from torch.fx import GraphModule
 
 from edgewise.errors import RequestError, StageError
-from edgewise.images.normalise import normalise
+from edgewise.measure.batches import images_at_once
 from edgewise.network import float16_constants, graph_layers
 from edgewise.network.captured import Prepare
 from edgewise.stage import Context, Traits, in_range
+from edgewise.stages.fitting.image_batches import batches_of
 from edgewise.stages.quantize import sensitivity
 from edgewise.stages.quantize.calibrate import Ranges, activation_quantizers, correct_biases, set_ranges
 from edgewise.stages.quantize.graph_settings import check_unchanged, read_constants
@@ -75,7 +77,11 @@ class Quantize:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits(precision=self.training.precision if self.training else None)
+        return Traits(
+            precision=self.training.precision if self.training else None,
+            learns_from="labels" if self.training else "nothing",
+            decides=self.when_needed and self.training is not None,
+        )
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         if ctx.grid is None:
@@ -117,7 +123,7 @@ class Quantize:
     def _examine(self, prepared: GraphModule, ctx: Context) -> tuple[str, ...]:
         """Measure every layer's cost, keep it for the report, and name the layers to leave in float."""
         index = torch.arange(min(self.sensitivity, len(ctx.data.calib)))
-        scan = sensitivity.Scan(prepared, normalise(ctx.data.calib.batch(index), ctx.spec))
+        scan = sensitivity.Scan(prepared, batches_of(ctx.data.calib, index, replace(ctx, device="cpu"), prepared))
         costs = sensitivity.measure_sensitivity(scan, ctx.track)
         left = sensitivity.fall_back(scan, costs, ctx.data.calib.labels[index], self.budget, self.max_float_layers)
         ctx.fact("sensitivity", [cost.to_json() for cost in costs])
@@ -130,10 +136,11 @@ class Quantize:
         started = time.perf_counter()
         prepared.to(ctx.device)
         index = torch.arange(min(self.calibrate, len(ctx.data.calib)))
-        batches = [normalise(ctx.data.calib.batch(part), ctx.spec).to(ctx.device) for part in torch.split(index, 128)]
+        batches = batches_of(ctx.data.calib, index, ctx, prepared, most=128)
         set_ranges(prepared, batches, self.ranges)
         if self.training is None and self.bias_correction:
-            correct_biases(prepared, torch.cat(batches)[: max(1, _AT_ONCE // batches[0][0].numel())])
+            most = max(1, _AT_ONCE // math.prod(ctx.input_shape))
+            correct_biases(prepared, batches.first(images_at_once(prepared, ctx.input_shape, most, _MOST_BYTES)))
         prepared.to("cpu")
         ctx.fact("calibration", {"images": len(index), "seconds": time.perf_counter() - started})
 
@@ -155,11 +162,10 @@ class Quantize:
 @torch.no_grad()
 def _right(network: nn.Module, ctx: Context) -> int:
     """How many of the calibration images a network puts into their class."""
-    part, found = ctx.data.calib, 0
-    for index in torch.split(torch.arange(len(part)), 128):
-        images = normalise(part.batch(index), ctx.spec)
-        found += int((network(images).argmax(1).cpu() == part.labels[index]).sum())
-    return found
+    part = ctx.data.calib
+    batches = batches_of(part, torch.arange(len(part)), replace(ctx, device="cpu"), network, most=128)
+    answered = torch.cat([network(images).argmax(1) for images in batches])
+    return int((answered == part.labels).sum())
 
 
 @dataclass(frozen=True)
@@ -201,4 +207,6 @@ def freeze(model: nn.Module) -> None:
 
 
 _AT_ONCE = 2**23
-"""Numbers in the images that bias correction sends through in one batch."""
+"""Numbers in the images that bias correction sends through in one batch, ..."""
+_MOST_BYTES = 2**29
+"""... and bytes of activations in it."""

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from edgewise.stage import Track
 from edgewise.network.graph_layers import layers_of
 
-_BATCH = 64
-
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -48,8 +46,8 @@ class Cost:
 class Scan:
     """A calibrated graph whose fake quantizers are switched on and off; the given graph is left as it was."""
 
-    def __init__(self, prepared: GraphModule, images: Tensor) -> None:
-        """``prepared``: with ranges observed; ``images``: normalised, float32 [N, C, H, W]."""
+    def __init__(self, prepared: GraphModule, batches: Sequence[Tensor]) -> None:
+        """``prepared``: with ranges observed; ``batches``: of normalised images, each float32 [B, C, H, W]."""
         from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase, disable_observer
 
         self._graph = copy.deepcopy(prepared)
@@ -57,7 +55,7 @@ class Scan:
         self._fakes: dict[str, Any] = {
             name: module for name, module in self._graph.named_modules() if isinstance(module, FakeQuantizeBase)
         }
-        self._images = images
+        self._batches = batches
         self.layers = layers_of(prepared)
         self.plain = self.answers(quantized=())
 
@@ -66,7 +64,7 @@ class Scan:
         """float32 logits [N, classes] with the layers ``quantized`` in integers; None: all of them."""
         names = self._fakes if quantized is None else frozenset[str]().union(*(self.layers[n][1] for n in quantized))
         with self._only(names):
-            return torch.cat([self._graph(part).float() for part in torch.split(self._images, _BATCH)])
+            return torch.cat([self._graph(part).float() for part in self._batches])
 
     @contextmanager
     def _only(self, names: Collection[str]) -> Iterator[None]:
@@ -96,8 +94,9 @@ def measure_sensitivity(scan: Scan, track: Track) -> list[Cost]:
 def fall_back(scan: Scan, costs: Sequence[Cost], labels: Tensor, budget: float, most: int) -> tuple[str, ...]:
     """The layers to leave in float: as few of the dearest as bring the loss of top-1 within ``budget``, ``most`` at most.
 
-    ``labels``: int64 [N], of the images scanned.
+    ``labels``: int64 [N], of the images scanned; of unlabelled ones (−1) the float network's classes stand for them.
     """
+    labels = torch.where(labels < 0, scan.plain.argmax(1), labels)
     before, left = _top1(scan.plain, labels), list[str]()
     for cost in costs[: most + 1]:
         quantized = [name for name in scan.layers if name not in left]

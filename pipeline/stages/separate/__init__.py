@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from edgewise.errors import RequestError, StageError
+from edgewise.measure.batches import images_at_once
 from edgewise.network.norm_pairs import find_norms
 from edgewise.stage import Context, Traits, in_range
 from edgewise.stages.fitting.batch_norms import reestimate_norms
@@ -95,7 +96,7 @@ class Separate:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits(times=self.measure_time)
+        return Traits(times=self.measure_time, learns_from="images", decides=True)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with the planned layers replaced, fitted, and taught where ``recover_steps`` asks for it.
@@ -137,10 +138,7 @@ class Separate:
         check_names(self.layers or (), found, "layers")
         check_names(self.keep, found, "keep")
         found = refuse(found, wishes)
-        fitting, judging = (
-            draw_batches(ctx.data.train, self.images, ctx),
-            draw_batches(ctx.data.calib, self.images, ctx),
-        )
+        fitting, judging = (draw_batches(part, self.images, ctx, teacher) for part in (ctx.data.train, ctx.data.calib))
         swap = self._swap(teacher, found, ctx)
         fits = swap.alone(teacher, [c.name for c in undecided_candidates(found)], fitting, judging)
         found = refuse([replace(c, error=fits[c.name][1]) if c.name in fits else c for c in found], wishes)
@@ -157,7 +155,8 @@ class Separate:
 
     def _swap(self, teacher: nn.Module, plan: Sequence[Candidate], ctx: Context) -> Swap:
         norms = find_norms(teacher, draw_batches(ctx.data.calib, 2, ctx)[0]).pairs
-        batches = -(-min(self.images, len(ctx.data.train)) // BATCH)
+        at_once = images_at_once(teacher, ctx.input_shape, BATCH)
+        batches = -(-min(self.images, len(ctx.data.train)) // at_once)
         return Swap(
             form=self._form,
             method=self._fit,
@@ -179,7 +178,7 @@ class Separate:
 
     def _substituted(self, teacher: nn.Module, chosen: list[str], swap: Swap, ctx: Context) -> nn.Module:
         student = swap.done(teacher, chosen)
-        batches = draw_batches(ctx.data.train, self.images, ctx)
+        batches = draw_batches(ctx.data.train, self.images, ctx, teacher)
         if self.init != "fresh":
             for name in ctx.track(chosen, "fitting", len(chosen)):
                 swap.fit(student, teacher, name, batches)

@@ -52,7 +52,7 @@ class AveragePool:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits()
+        return Traits(learns_from="images", decides=True)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with average poolings. Raises StageError when there is none to replace."""
@@ -63,7 +63,7 @@ class AveragePool:
         chosen = [candidate.name for candidate in plan if candidate.accepted]
         if not chosen:
             raise StageError(_nothing(plan))
-        student = self._done(teacher, teacher, chosen, draw_batches(ctx.data.train, self.images, ctx))
+        student = self._done(teacher, teacher, chosen, draw_batches(ctx.data.train, self.images, ctx, teacher))
         ctx.fact(
             "plan", plan_facts("average pooling", plan, Judge(ctx=ctx).states(before=teacher, substituted=student))
         )
@@ -73,10 +73,7 @@ class AveragePool:
         found = _survey(teacher, draw_batches(ctx.data.calib, 1, ctx)[0], self.fit)
         check_names(self.layers or (), found, "layers")
         check_names(self.keep, found, "keep")
-        fitting, judging = (
-            draw_batches(ctx.data.train, self.images, ctx),
-            draw_batches(ctx.data.calib, self.images, ctx),
-        )
+        fitting, judging = (draw_batches(part, self.images, ctx, teacher) for part in (ctx.data.train, ctx.data.calib))
         return [self._judged(c, teacher, fitting, judging) for c in found]
 
     def _judged(

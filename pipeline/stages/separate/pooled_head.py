@@ -52,15 +52,17 @@ class PooledHead:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits()
+        return Traits(learns_from="images", decides=True)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with the small head. Raises StageError where it has no such head, or the error is too large."""
         teacher = copy.deepcopy(model).to(ctx.device).eval()
         head = _find(teacher, ctx.spec.classifier, draw_batches(ctx.data.calib, 2, ctx)[0])
-        weight, bias = fit_head(*_gathered(teacher, head, draw_batches(ctx.data.train, self.images, ctx)), self.ridge)
+        weight, bias = fit_head(
+            *_gathered(teacher, head, draw_batches(ctx.data.train, self.images, ctx, teacher)), self.ridge
+        )
         student = _done(teacher, head, weight, bias)
-        features, logits = _gathered(teacher, head, draw_batches(ctx.data.calib, len(ctx.data.calib), ctx))
+        features, logits = _gathered(teacher, head, draw_batches(ctx.data.calib, len(ctx.data.calib), ctx, teacher))
         error = _error(features @ weight.T + bias, logits)
         accepted = error <= self.max_error
         word = "within" if accepted else "above"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgewise import calib_data, targets
+from edgewise import targets
 from edgewise.errors import RequestError
 from edgewise.files import parts
 from edgewise.files.open import open_runtime
@@ -103,7 +103,7 @@ def _open(path: Path, data_name: str) -> tuple[Card, Data]:
         raise RequestError(f"{path} is for {kept.target}; only onnx has a runtime for the emulated system")
     if parts.digest(path) != kept.sha256:
         raise RequestError(f"{path} is not the file its card describes; verify it, or write it again")
-    data = calib_data.load(data_name, kept.seed)
+    data = card.load_images(kept, data_name)
     if data.digest != kept.data_digest:
         raise RequestError(f"{path} was verified on other images than {data_name}; give the --data it was made with")
     return kept, data

@@ -128,7 +128,7 @@ def test_json_and_text(file: Path, target: SimpleNamespace) -> None:
         "artifact", "target", "sha256", "verification", "accuracy", "verdict", "reason", "fed", "input_size",
     ]  # fmt: skip
     assert document["sha256"] == file_digest(file)
-    assert list(document["accuracy"]) == ["top1", "n", "ci95"]
+    assert list(document["accuracy"]) == ["top1", "n", "ci95", "balanced", "top5", "recall"]
     assert "90" in str(found) and "540 images" in str(found)
 
 

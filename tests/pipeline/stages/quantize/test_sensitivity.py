@@ -57,7 +57,7 @@ def prepared(model: nn.Module, left: tuple[str, ...] = ()) -> Any:
 
 
 def test_the_layer_whose_quantization_costs_most_comes_first(base: Base) -> None:
-    scan = sensitivity.Scan(prepared(network(base)), IMAGES)
+    scan = sensitivity.Scan(prepared(network(base)), [IMAGES])
     assert {name: operation for name, (operation, _) in scan.layers.items()} == {
         "0": "conv2d",
         "2": "conv2d",
@@ -74,7 +74,7 @@ def test_the_layer_whose_quantization_costs_most_comes_first(base: Base) -> None
 def test_a_scan_leaves_the_graph_as_it_was(base: Base) -> None:
     graph = prepared(network(base))
     before = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
-    sensitivity.measure_sensitivity(sensitivity.Scan(graph, IMAGES), silent)
+    sensitivity.measure_sensitivity(sensitivity.Scan(graph, [IMAGES]), silent)
     assert all(torch.equal(before[name], tensor) for name, tensor in graph.state_dict().items())
 
 
@@ -130,7 +130,7 @@ def test_the_fall_back_of_the_worst_layer_mends_the_answers(base: Base) -> None:
     with torch.no_grad():
         plain = model(IMAGES)
         whole, mended = prepared(model)(IMAGES), prepared(model, ("2", "5"))(IMAGES)
-        scan = sensitivity.Scan(prepared(model), IMAGES)
+        scan = sensitivity.Scan(prepared(model), [IMAGES])
     assert statistics.divergence(mended, plain) < 0.1 * statistics.divergence(whole, plain)
     # What the scan foretells is what a graph prepared so computes; the tensor between both layers takes leaving both.
     assert torch.allclose(scan.answers(("0",)), mended, atol=1e-5)

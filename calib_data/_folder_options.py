@@ -1,0 +1,124 @@
+"""What follows the ``?`` of ``imagefolder:DIR?size=224&resize=256``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from edgewise.calib_data import DataError, Stated
+from edgewise.calib_data._photographs import Interpolation, Options
+
+_LARGEST_SIDE = 4096
+_NUMBERS = {"size": (1, _LARGEST_SIDE), "resize": (1, _LARGEST_SIDE), "flip": (0, 1), "train": (0, 1)}
+_FILES = ("classes", "labels")
+NAMES = ("size", "resize", "flip", "interpolation", "train", "classes", "labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A folder of images and what is asked of it."""
+
+    directory: str
+    options: Options
+    flip: bool
+    """Whether a mirrored image keeps its label."""
+    train: bool | None
+    """Whether some of a set without parts is kept for training; None: where its layout allows."""
+    classes: Path | None
+    labels: Path | None
+    prepared: Mapping[str, Stated] = field(default_factory=dict)
+
+
+def parse(path: str) -> Request:
+    """The request ``DIR?name=value&name=value``. Raises DataError for an unknown option or a wrong value."""
+    directory, given = _split(path)
+    for name, value in given.items():
+        _check(name, value)
+    options = Options(
+        size=int(given.get("size", Options.size)),
+        resize=int(given.get("resize", Options.resize)),
+        interpolation=_interpolation(given.get("interpolation", Options.interpolation)),
+    )
+    if options.shorter_side < options.size:
+        raise DataError(
+            f"imagefolder: resize of at least size is wanted, found {options.resize} and {options.size}; the cut of "
+            "size × size would not fit"
+        )
+    return Request(
+        directory=directory,
+        options=options,
+        flip=given.get("flip", "1") == "1",
+        train=None if "train" not in given else given["train"] == "1",
+        classes=_file(given, "classes", directory),
+        labels=_file(given, "labels", directory),
+        prepared=_prepared(options, given),
+    )
+
+
+def complete(name: str, options: Mapping[str, object]) -> tuple[str, frozenset[str]]:
+    """``imagefolder:DIR?…`` with the options that it does not say; and which were added."""
+    _, given = _split(name.partition(":")[2])
+    if "size" in given:  # whoever said the one chose the other with it
+        given.setdefault("resize", "")
+    added = {key: str(value) for key, value in options.items() if key in NAMES and key not in given}
+    sign = "&" if "?" in name and _split(name.partition(":")[2])[1] else "?"
+    text = "&".join(f"{key}={value}" for key, value in added.items())
+    return (f"{name}{sign}{text}" if added else name), frozenset(added)
+
+
+def _split(path: str) -> tuple[str, dict[str, str]]:
+    """The folder and the options; the folder's own name may hold a question mark."""
+    match = re.fullmatch(r"(?P<directory>.*?)(?:\?(?P<options>\w+=[^?]*))?", path, flags=re.DOTALL)
+    assert match is not None
+    given = {}
+    for item in filter(None, (match["options"] or "").split("&")):
+        name, _, value = item.partition("=")
+        given[name] = value
+    return match["directory"], given
+
+
+def _check(name: str, value: str) -> None:
+    if name not in NAMES:
+        raise DataError(
+            f"imagefolder: the options {', '.join(NAMES[:-1])} and {NAMES[-1]} are known, found {name!r}; correct it"
+        )
+    if name in _NUMBERS:
+        low, high = _NUMBERS[name]
+        if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
+            raise DataError(f"imagefolder: {name} as a whole number in {low} … {high} is wanted, found {value!r}")
+    elif name not in _FILES:
+        _interpolation(value)
+
+
+def _interpolation(value: str) -> Interpolation:
+    for known in get_args(Interpolation):
+        if value == known:
+            found: Interpolation = known
+            return found
+    raise DataError(f"imagefolder: interpolation is one of {', '.join(get_args(Interpolation))}, found {value!r}")
+
+
+def _file(given: Mapping[str, str], name: str, directory: str) -> Path | None:
+    """A file as it was given, or in the set's folder."""
+    if name not in given:
+        return None
+    tried = [Path(given[name]).expanduser(), Path(directory).expanduser() / given[name]]
+    found = next((path for path in tried if path.is_file()), None)
+    if found is None:
+        raise DataError(f"imagefolder: {name}={given[name]}: a file is wanted, found none of that name; correct it")
+    return found
+
+
+def _prepared(options: Options, given: Mapping[str, str]) -> dict[str, Stated]:
+    def origin(name: str) -> str:
+        return "--data" if name in given else "default"
+
+    return {
+        "size": Stated(f"{options.size} × {options.size} pixels, cut from the centre", origin("size")),
+        "resize": Stated(f"shorter side to {options.shorter_side} pixels", origin("resize")),
+        "interpolation": Stated(options.interpolation, origin("interpolation")),
+        "channels": Stated("RGB", "--data"),
+    }
