@@ -44,7 +44,6 @@ def show(report: Any, as_json: bool, page: Path) -> None:
 
 def show_again(options: argparse.Namespace) -> int:
     """Write the page once more, and print the table; of several runs one page and one line each."""
-    from edgewise.device.intake import take_in
     from edgewise.report.document import Report
     from edgewise.report.page import write_html
 
@@ -56,6 +55,8 @@ def show_again(options: argparse.Namespace) -> int:
         )
     (folder,) = options.folders
     report = Report.read(folder)
+    from edgewise.device.intake import take_in
+
     sent = take_in(folder)
     if list(sent.rows) != report.devices:
         report.devices = list(sent.rows)

@@ -110,7 +110,7 @@ TRAINING = Training(epochs=1, lr=0.1)
         ({"weights": None}, r"the baseline trains, and .* has no training images.*--weights"),
         ({"stages": (Finetune(training=TRAINING),)}, "the step finetune trains.*Leave the step out"),
         ({"quantize": Quantize(training=TRAINING)}, r"the step quantize trains.*Quantize\(training=None\)"),
-        ({"stages": (Prune(ratio=0.5, reconstruct=64),)}, "the step prune is fitted on training images"),
+        ({"stages": (Prune(channels=0.5, reconstruct=64),)}, "the step prune is fitted on training images"),
         ({"stages": (Separate(),)}, "the step separate is fitted on training images"),
     ],
 )
@@ -120,7 +120,7 @@ def test_what_trains_wants_images_to_train_on(tmp_path: Path, change: dict[str, 
     with pytest.raises(RequestError, match=message):
         check_enough(recipe, calib_data.load(f"imagefolder:{tmp_path}?size=8"))
     check_enough(given(recipe.data), calib_data.load(f"imagefolder:{tmp_path}?size=8"))
-    check_enough(given(recipe.data, stages=(Prune(ratio=0.5),)), calib_data.load(f"imagefolder:{tmp_path}?size=8"))
+    check_enough(given(recipe.data, stages=(Prune(channels=0.5),)), calib_data.load(f"imagefolder:{tmp_path}?size=8"))
 
 
 def test_training_wants_every_class_and_fitting_does_not(tmp_path: Path) -> None:
@@ -130,19 +130,19 @@ def test_training_wants_every_class_and_fitting_does_not(tmp_path: Path) -> None
     data = calib_data.load(f"imagefolder:{tmp_path}?size=8")
     with pytest.raises(RequestError, match=r"has no training image of 1 of its 3 classes \(c\); training wants"):
         check_enough(given("x", stages=(Finetune(training=TRAINING),)), data)
-    check_enough(given("x", stages=(Prune(ratio=0.5, recover_steps=3),)), data)
+    check_enough(given("x", stages=(Prune(channels=0.5, recover_steps=3),)), data)
     assert describe_images(data)["test"] == {"images": 12, "classes": 2}
 
 
 @pytest.mark.parametrize(
     "stage",
-    [Prune(max_drop=0.1), Prune(ratio=0.5, importance="taylor"), Prune(ratio=0.5, scope="sensitivity"), Separate()],
+    [Prune(max_drop=0.1), Prune(channels=0.5, importance="taylor"), Prune(ratio=0.5, scope="sensitivity"), Separate()],
 )
 def test_what_decides_by_accuracy_wants_labels(tmp_path: Path, stage: object) -> None:
     unlabelled = _with_unlabelled_calib(tmp_path)
     with pytest.raises(RequestError, match=r"decides by the accuracy on calibration images.*no labels"):
         check_enough(given("x", stages=(stage,)), unlabelled)
-    check_enough(given("x", stages=(Prune(ratio=0.5),)), unlabelled)
+    check_enough(given("x", stages=(Prune(channels=0.5),)), unlabelled)
 
 
 def _with_unlabelled_calib(tmp_path: Path) -> Data:
