@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from edgewise.measure.values import Accuracy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOP5_FROM = 20
 """Classes from which on top-5 says something that top-1 does not."""
@@ -92,7 +93,7 @@ def with_classes(accuracy: Accuracy, answers: Tensor, labels: Tensor, classes: S
 
 
 def _counts(labels: Tensor, classes: int) -> tuple[int, ...]:
-    return tuple(torch.bincount(labels, minlength=classes).tolist())
+    return tuple(labels.bincount(minlength=classes).tolist())
 
 
 def recall_by_name(found: PerClass, classes: Sequence[str]) -> dict[str, float]:
