@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any, get_args
@@ -138,6 +139,16 @@ class Prune:
         """Times and bytes are those of the declared runtime on this machine."""
         precision = self.training.precision if self.training else None
         return Traits(times=self.timed or self.budget[0] == "bytes", precision=precision)
+
+    def milder(self) -> Prune | None:
+        """The same with half of the reduction, or of the drop; None for an absolute budget, which has no half."""
+        for name in (*_SHARES, "bytes"):
+            kept = getattr(self, name)
+            if kept is not None and kept < 1:
+                return dataclasses.replace(self, **{name: (1 + kept) / 2})
+        if self.max_drop and self.bytes is None and self.milliseconds is None:
+            return dataclasses.replace(self, max_drop=self.max_drop / 2)
+        return None
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A pruned copy of ``model``, which carries the surgery that made it.

@@ -8,6 +8,7 @@ rebuilt from the float network and the grid.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -76,6 +77,12 @@ class Quantize:
     def traits(self) -> Traits:
         """What the run has to know of it."""
         return Traits(precision=self.training.precision if self.training else None)
+
+    def milder(self) -> Quantize:
+        """The same with two more of the costliest layers left in float, if they cost what ``budget`` does not allow."""
+        return dataclasses.replace(
+            self, max_float_layers=self.max_float_layers + 2, sensitivity=max(self.sensitivity, 128)
+        )
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         if ctx.grid is None:
