@@ -241,5 +241,20 @@ def bench_training(session: nox.Session) -> None:
     session.run("python", "-m", "edgewise.studies.training_step", *session.posargs)
 
 
+@nox.session(python=PYTHON)
+def faults(session: nox.Session) -> None:
+    """Plants every fault, checks that its gate and no other catches it, and writes docs/fault-matrix.md."""
+    _install(session, "onnx,dev")
+    session.run("python", "-m", "pytest", "tests/faults", *session.posargs, env={"EDGEWISE_WRITE_MATRIX": "1"})
+
+
+@nox.session(python=PYTHON)
+def false_alarms(session: nox.Session) -> None:
+    """How often the gates alarm without a cause, and see a known one: ``nox -s false_alarms -- FILE --data D``."""
+    _install(session, ALL)
+    default = ["runs/demo/artifacts/onnx/demo-quantize.onnx", "--data", "digits"]
+    session.run("python", "-m", "edgewise.studies.false_alarms", *(session.posargs or default))
+
+
 def _timed(path: Path) -> bool:
     return path.suffix in (".onnx", ".pte") and os.access(path, os.R_OK)

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from edgewise.commands import analyze, bench, bundle, completion, fleet, list, report, run, schema, verify
+from edgewise.commands import analyze, bench, bundle, compare, completion, fleet, list, report, run, schema, verify
 from edgewise.commands.console import run_guarded
 from edgewise.errors import name_nearest
 
-COMMANDS = (run, list, analyze, verify, bench, bundle, fleet, report, schema, completion)
+COMMANDS = (run, list, analyze, verify, bench, bundle, compare, fleet, report, schema, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

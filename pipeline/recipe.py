@@ -8,12 +8,14 @@ function returns it, a derived recipe calls that function and replaces fields.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edgewise.errors import RequestError
 from edgewise.images.preprocess import OUTSIDE, Preprocess
 from edgewise.targets import USUAL, Packaging, Precision
+from edgewise.targets import names as target_names
 
 if TYPE_CHECKING:
     from edgewise.stages.quantize import Quantize
@@ -22,6 +24,7 @@ from edgewise.stage import Stage, describe, in_range
 from edgewise.verify.gates import Limits
 
 FileType = Precision | Literal["float"]
+OnFailure = Literal["stop", "back off", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,14 @@ class Recipe:
     threads: int = 1
     """Threads of every runtime while it is timed."""
     limits: Limits = field(default_factory=Limits)
+    target_limits: Mapping[str, Limits] = field(default_factory=dict)
+    """Target's name -> what its files may cost, in place of ``limits``: ``{"xnnpack": replace(limits, max_bytes=60_000)}``."""
+    on_failure: OnFailure = "stop"
+    """What becomes of a run whose step fails a gate. stop: it ends there. back off: the step is tried again with a milder
+    setting, up to ``trials`` settings in all, and the run ends if the last fails too. skip: the run goes on from the
+    network before the step."""
+    trials: int = 3
+    """Settings that ``back off`` tries, the recipe's own included."""
     packaging: Packaging = USUAL
     """How the files are written: precision, image sizes, labels (the data's, where none are given)."""
     preprocess: Preprocess = OUTSIDE
@@ -69,6 +80,14 @@ class Recipe:
             raise RequestError(f"recipe {self.name!r} names no target; give at least one, for example --target onnx")
         if len(set(self.targets)) < len(self.targets):
             raise RequestError(f"recipe {self.name!r} names a target twice: {', '.join(self.targets)}")
+        if unknown := [name for name in self.target_limits if name not in target_names()]:
+            raise RequestError(
+                f"recipe {self.name!r} limits a target {unknown[0]!r} that there is not; choices: {', '.join(target_names())}"
+            )
+        if self.on_failure not in get_args(OnFailure):
+            choices = ", ".join(get_args(OnFailure))
+            raise RequestError(f"recipe {self.name!r}: on_failure must be one of {choices}, found {self.on_failure!r}")
+        in_range("trials", self.trials, 1, 100)
         in_range("threads", self.threads, 1, 1024)
         if self.expect_top1 is not None:
             in_range("expect_top1", self.expect_top1, 0, 1)
@@ -80,6 +99,7 @@ class Recipe:
         fields["baseline"] = describe(self.baseline)
         fields["quantize"] = None if self.quantize is None else describe(self.quantize)
         fields["limits"] = dataclasses.asdict(self.limits)
+        fields["target_limits"] = {name: dataclasses.asdict(limits) for name, limits in self.target_limits.items()}
         fields["packaging"] = dataclasses.asdict(self.packaging)
         fields["preprocess"] = dataclasses.asdict(self.preprocess)
         fields["targets"] = list(self.targets)

@@ -83,10 +83,14 @@ class Timing:
     p90_ms: float
     ratio_to_first: float
     ci95: tuple[float, float]
+    speed: str
+    """faster, slower, or cannot tell; of the first file: cannot tell."""
+    remarks: tuple[str, ...] = ()
+    """What the machine did meanwhile."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types."""
-        return asdict(self) | {"ci95": list(self.ci95)}
+        return asdict(self) | {"ci95": list(self.ci95), "remarks": list(self.remarks)}
 
 
 def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | None = None) -> list[Timing]:
@@ -97,17 +101,18 @@ def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | No
     Raises RequestError for files that cannot be run here or have no card.
     """
     from edgewise.measure import statistics
-    from edgewise.measure.latency import interleave_calls
+    from edgewise.measure.latency import measure
+    from edgewise.measure.speed import speed
 
     if threads < 1 or not 0 < seconds < float("inf"):
         raise RequestError(f"wanted at least 1 thread and a positive time, found {threads} and {seconds:g} s")
     opened = {str(path): _open(path, threads, size) for path in paths}
     calls = {name: partial(runner, image) for name, (_, runner, image) in opened.items()}
-    samples = interleave_calls(calls, seconds=seconds, threads=threads)
-    first = samples[str(paths[0])]
+    found = measure(calls, seconds=seconds, threads=threads)
+    first = found.samples[str(paths[0])]
     rows = []
     for name, (target, _, _) in opened.items():
-        mine = samples[name]
+        mine, conditions = found.samples[name], found.conditions(name)
         ratio, interval = statistics.ratio_interval(mine.blocks, first.blocks)
         rows.append(
             Timing(
@@ -119,6 +124,8 @@ def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | No
                 p90_ms=mine.percentile(90),
                 ratio_to_first=ratio,
                 ci95=interval,
+                speed=speed(interval, conditions),
+                remarks=conditions.remarks,
             )
         )
     return rows
@@ -162,8 +169,8 @@ def table(timings: Sequence[Timing]) -> Table:
     from rich.table import Table
 
     shown = Table(box=box.SIMPLE_HEAD)
-    for title in ("file", "on", "threads", "p50 ms", "p90 ms", "ratio", "95 % interval"):
-        shown.add_column(title, justify="left" if title in ("file", "on") else "right", no_wrap=title != "file")
+    for title in ("file", "on", "threads", "p50 ms", "p90 ms", "ratio", "95 % interval", ""):
+        shown.add_column(title, justify="left" if title in ("file", "on", "") else "right", no_wrap=title != "file")
     for entry in timings:
         low, high = entry.ci95
         shown.add_row(
@@ -174,5 +181,8 @@ def table(timings: Sequence[Timing]) -> Table:
             f"{entry.p90_ms:.3g}",
             f"{entry.ratio_to_first:.2f}",
             f"{low:.2f} to {high:.2f}",
+            "" if entry is timings[0] else entry.speed,
         )
+    if remarks := dict.fromkeys(f"{entry.artifact}: {remark}" for entry in timings for remark in entry.remarks):
+        shown.caption = "\n".join(remarks)
     return shown

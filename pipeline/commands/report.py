@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
 
 def outcome_of(report: Any) -> int:
     """The exit status of a finished report."""
-    return FAILED if any(row.verdict == "fail" for row in report.rows) else PASSED
+    return FAILED if any(row.verdict == "fail" and row.kept for row in report.rows) else PASSED
 
 
 def show(report: Any, as_json: bool, page: Path) -> None:

@@ -1,4 +1,4 @@
-"""Latency that can be believed: warmed up, interleaved in one run, at stated threads, with the spread."""
+"""Latency that can be believed: warmed up, interleaved in one run, at stated threads, with the spread and the conditions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.measure.conditions import Conditions, observe
 from edgewise.measure.cpus import pin_threads
 
 Call = Callable[[], object]
@@ -32,6 +33,21 @@ class Samples:
         return float(np.percentile(self.times, q))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Interleaved:
+    """Times of several contenders, taken in turn in one run, and what the machine did meanwhile."""
+
+    samples: Mapping[str, Samples]
+    reference_ms: NDArray[np.float64]
+    """Of a fixed loop, [blocks]: it changes with the clock and with nothing else."""
+    cpu_share: NDArray[np.float64]
+    """Processor time of this process over wall time, [blocks]."""
+
+    def conditions(self, name: str) -> Conditions:
+        """How steady one contender's times were."""
+        return observe(self.samples[name].times, self.reference_ms, self.cpu_share)
+
+
 def interleave_calls(
     contenders: Mapping[str, Call],
     *,
@@ -40,6 +56,18 @@ def interleave_calls(
     most: int = 200,
     threads: int | None = None,
 ) -> dict[str, Samples]:
+    """Times of several calls against each other, as ``measure`` takes them."""
+    return dict(measure(contenders, seconds=seconds, blocks=blocks, most=most, threads=threads).samples)
+
+
+def measure(
+    contenders: Mapping[str, Call],
+    *,
+    seconds: float = 3.0,
+    blocks: int = 30,
+    most: int = 200,
+    threads: int | None = None,
+) -> Interleaved:
     """Time several calls against each other: in every block each is called in turn, in an order that rotates.
 
     Takes about ``seconds`` for all of them together, at least one call of each a block and at most ``most``.
@@ -49,19 +77,38 @@ def interleave_calls(
         return _measured(contenders, seconds, blocks, most)
 
 
-def _measured(contenders: Mapping[str, Call], seconds: float, blocks: int, most: int) -> dict[str, Samples]:
+def _measured(contenders: Mapping[str, Call], seconds: float, blocks: int, most: int) -> Interleaved:
     for call in contenders.values():
         _once(call)
     spent = sum(min(_once(call) for _ in range(5)) for call in contenders.values())
     per_block = max(1, min(most, int(seconds * 1000 / (blocks * max(spent, 1e-6)))))
     times = {name: np.empty((blocks, per_block)) for name in contenders}
+    reference, share = np.empty(blocks), np.empty(blocks)
     order = list(contenders)
     for block in range(blocks):
+        used, began = time.process_time_ns(), time.perf_counter_ns()
         for turn in range(per_block):
             for name in order:
                 times[name][block, turn] = _once(contenders[name])
             order.append(order.pop(0))
-    return {name: Samples(values) for name, values in times.items()}
+        used, took = time.process_time_ns() - used, time.perf_counter_ns() - began
+        share[block] = used / took if took else 1.0
+        reference[block] = max(min(_once(_fixed_loop) for _ in range(_LOOPS)), 1e-9)
+    return Interleaved(
+        samples={name: Samples(values) for name, values in times.items()}, reference_ms=reference, cpu_share=share
+    )
+
+
+_LOOPS = 5
+"""Rounds of the fixed loop in a block, of which the fastest counts: the others were interrupted."""
+
+
+def _fixed_loop() -> int:
+    """The same few thousand steps each time, in registers and the first cache."""
+    total = 0
+    for number in range(2_000):
+        total += number * number & 7
+    return total
 
 
 def _once(call: Call) -> float:

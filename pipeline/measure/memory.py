@@ -1,15 +1,28 @@
-"""Peak memory of loading a written file and answering one image, in a process that does nothing else."""
+"""What a written file costs a process that does nothing else: memory, time to load, time to its first answer."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgewise.errors import LoweringError
 from edgewise.files import workers
 from edgewise.images.preprocess import Fed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdStart:
+    """What a fresh process pays for a file, its libraries aside."""
+
+    peak_bytes: int | None
+    load_ms: float
+    """To load the file."""
+    first_call_ms: float
+    """To its first answer after that."""
 
 
 def measure_peak(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed: Fed) -> int | None:
@@ -24,6 +37,14 @@ def measure_peak(target: str, path: Path, threads: int, shape: tuple[int, int, i
     None where the system tells no such mark. Raises TargetError for a file that the runtime cannot read and LoweringError
     where the process died.
     """
+    return cold_start(target, path, threads, shape, fed).peak_bytes
+
+
+def cold_start(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed: Fed) -> ColdStart:
+    """What a fresh process takes to load ``target``'s file and to answer its first image, and its memory as ``peak`` has it.
+
+    The libraries are there by then, and the file lies in the system's cache: what is timed is the runtime's own work.
+    """
     with workers.start_workers(1) as pool:
         try:
             return pool.submit(_growth, target, path, threads, shape, fed).result()
@@ -33,7 +54,7 @@ def measure_peak(target: str, path: Path, threads: int, shape: tuple[int, int, i
             ) from error
 
 
-def _growth(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed: Fed) -> int | None:
+def _growth(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed: Fed) -> ColdStart:
     """To be called in a fresh process."""
     from edgewise import targets
     from edgewise.images.preprocess import blank_image
@@ -45,10 +66,16 @@ def _growth(target: str, path: Path, threads: int, shape: tuple[int, int, int], 
     with contextlib.suppress(Exception):
         load(path.with_name(f"no {path.name}"), threads)
     _set_back()
-    before = high_water()
-    load(path, threads)(image)
-    after = high_water()
-    return None if before is None or after is None else after - before
+    before, started = high_water(), time.perf_counter()
+    runner = load(path, threads)
+    loaded = time.perf_counter()
+    runner(image)
+    answered, after = time.perf_counter(), high_water()
+    return ColdStart(
+        peak_bytes=None if before is None or after is None else after - before,
+        load_ms=1000 * (loaded - started),
+        first_call_ms=1000 * (answered - loaded),
+    )
 
 
 def _set_back() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgewise.measure.values import Accuracy, Agreement, Difference, Interval
+from edgewise.measure.class_falls import class_falls
+from edgewise.measure.paired import score_interval
+from edgewise.measure.soundness import right, soundness
+from edgewise.measure.values import Accuracy, Difference, Interval
 
 LEVEL = 0.95
 
@@ -30,13 +34,17 @@ def judge_top1(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Accur
     )
 
 
-def judge_agreement(answers: Tensor, reference: Tensor) -> Agreement:
-    """A file's answers against its PyTorch model's, both [N, classes], image by image."""
-    return Agreement(
-        top1=float((answers.argmax(1) == reference.argmax(1)).float().mean()),
-        max_abs=float((answers - reference).abs().max()),
-        n=len(answers),
-    )
+def accuracy_of(answers: Tensor, baseline: Tensor, labels: Tensor) -> Accuracy:
+    """Top-1 of ``answers`` [n, classes] to images of the classes ``labels`` [n], beside the baseline's to the same images.
+
+    The baseline's own where both are the same tensor. What ``accuracy`` tells, and whether the answers are sound, and
+    which classes fell.
+    """
+    ours, truth = answers.numpy(), labels.numpy()
+    correct = right(ours, truth)
+    reference = correct if answers is baseline else right(baseline.numpy(), truth)
+    found = judge_top1(correct, reference)
+    return replace(found, soundness=soundness(ours, truth), falls=class_falls(correct, reference, truth))
 
 
 def divergence(answers: Tensor, reference: Tensor) -> float:
@@ -46,39 +54,33 @@ def divergence(answers: Tensor, reference: Tensor) -> float:
 
 
 def paired_difference(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Difference:
-    """Accuracy minus the baseline's on the same n images.
+    """Accuracy minus the baseline's on the same n images; of the baseline to itself 0, without spread.
 
-    The interval is the adjusted Wald interval for paired proportions (Bonett and Price 2012, equation 4: one added to
-    each discordant count, two to n); the p-value is McNemar's exact test of equal accuracy (1947).
+    The interval is Tango's score interval for paired proportions (1998); the p-value is McNemar's exact test of equal
+    accuracy (1947).
     """
-    from scipy.stats import norm
     from statsmodels.stats.contingency_tables import mcnemar
 
+    if correct is baseline:
+        return Difference(delta=0.0, ci95=(0.0, 0.0), p_value=1.0)
     n = len(correct)
     gained, lost = int((correct & ~baseline).sum()), int((~correct & baseline).sum())
-    if gained == lost == 0 and (correct is baseline or np.array_equal(correct, baseline)):
-        interval: Interval = (0.0, 0.0) if correct is baseline else _adjusted_wald(0, 0, n, float(norm.ppf(0.975)))
-        return Difference(delta=0.0, ci95=interval, p_value=1.0)
     both, neither = int((correct & baseline).sum()), int((~correct & ~baseline).sum())
-    p_value = float(mcnemar([[both, lost], [gained, neither]], exact=True).pvalue)
-    interval = _adjusted_wald(gained, lost, n, float(norm.ppf(1 - (1 - LEVEL) / 2)))
-    return Difference(delta=(gained - lost) / n, ci95=interval, p_value=min(1.0, p_value))
-
-
-def _adjusted_wald(gained: int, lost: int, n: int, z: float) -> Interval:
-    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return (max(-1.0, up - down - half), min(1.0, up - down + half))
+    p_value = float(mcnemar([[both, lost], [gained, neither]], exact=True).pvalue) if gained + lost else 1.0
+    return Difference(
+        delta=(gained - lost) / n,
+        ci95=score_interval(gained, lost, n),
+        p_value=min(1.0, p_value),
+        gained=gained,
+        lost=lost,
+    )
 
 
 def provable_fall(n: int, changed: float) -> float:
     """The smallest fall of top-1 that ``n`` paired images exclude where the share ``changed`` of them turned from right
     to wrong or back, as many one way as the other: the lower end of ``paired_difference``'s interval."""
-    from scipy.stats import norm
-
     each = changed * n / 2
-    share = (each + 1) / (n + 2)
-    return float(norm.ppf(1 - (1 - LEVEL) / 2)) * math.sqrt(2 * share / (n + 2))
+    return -score_interval(each, each, n)[0]
 
 
 def images_to_prove(limit: float, changed: float) -> int | None:

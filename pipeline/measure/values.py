@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edgewise.measure.class_falls import ClassFall
+from edgewise.measure.conditions import Conditions
+from edgewise.measure.soundness import Soundness
+
 Interval = tuple[float, float]
 """Lower and upper end of a 95 % confidence interval."""
 
@@ -19,7 +23,13 @@ class Difference:
     delta: float
     """This row's top-1 minus the baseline's, as a fraction: −0.01 is one point lost."""
     ci95: Interval
+    """Tango's score interval for paired proportions."""
     p_value: float
+    """McNemar's exact test of equal accuracy."""
+    gained: int = 0
+    """Images that this row alone tells right."""
+    lost: int = 0
+    """Images that the baseline alone tells right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,9 @@ class Accuracy:
     """Share of images whose class is among the five highest answers; None below 20 classes."""
     recall: Mapping[str, float] = field(default_factory=dict)
     """Class -> share of its test images that are put into it, for every class that has any."""
+    soundness: Soundness | None = None
+    falls: tuple[ClassFall, ...] = ()
+    """Classes that certainly fell from the baseline, the largest fall first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +66,10 @@ class Latency:
     """Time divided by the baseline's time in the same run; below 1 is faster."""
     ci95: Interval
     """Of the ratio."""
+    baseline_ms: float | None = None
+    """The baseline's median in the same measurement as ``p50_ms``."""
+    conditions: Conditions | None = None
+    """What the machine did meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +81,23 @@ class Agreement:
     max_abs: float
     """Largest absolute difference between two logits."""
     n: int
+    ties: int = 0
+    """Images in another class, between which and PyTorch's own rounding alone decides."""
+    differ: int | None = None
+    """Images in another class otherwise; None: ties were not told apart."""
+    margin: float = 0.0
+    """How far apart PyTorch's two logits may lie for a tie."""
+    noise: float | None = None
+    """Root mean square of the differences between the logits, in units of ``noise_unit``."""
+    noise_unit: str = ""
+    """``steps`` of the grid that the answers lie on, or ``share`` of their spread."""
+    noise_allowed: float | None = None
+    """What rounding explains of it."""
+    sqnr_db: float | None = None
+    """Signal to noise of the file's logits against PyTorch's; None: equal in every bit, or not numbers."""
+    not_finite: int = 0
+    """Images to which the file's answers are not all finite numbers."""
+    layers_apart: int | None = None
+    """Layers that compute something else than PyTorch's from the file's own inputs to them; None: not looked at."""
+    first_apart: str = ""
+    """The first of those layers."""

@@ -49,6 +49,14 @@ class Row:
     load_ms: float | None = None
     peak_bytes: int | None = None
     """By which a fresh process grew when the file was loaded and answered one image; None where no runtime did."""
+    first_call_ms: float | None = None
+    """What that process's first answer took."""
+    moved_bytes: int | None = None
+    """What the network's operators read and write for one image, in the file's number format."""
+    gates: Mapping[str, Verdict] = field(default_factory=dict)
+    """Each gate's verdict."""
+    kept: bool = True
+    """False: a gate failed, the recipe chose to go on without this step, and nothing after it builds on it."""
 
     def __post_init__(self) -> None:
         if self.verification == "written" and self.verdict == "pass":

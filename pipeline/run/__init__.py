@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from edgewise import targets
 from edgewise.files import workers
 from edgewise.report.document import Report
+from edgewise.report.outcomes import Outcomes
 from edgewise.report.watch import Watch
 from edgewise.run.artifacts import Files
+from edgewise.run.attempts import attempts
 from edgewise.run.job import Job
 from edgewise.run.session import Session
 from edgewise.run.steps import Steps
@@ -31,12 +33,15 @@ def run(job: Job, watch: Watch, *, keep_going: bool = False) -> Report:
     Store(job.store).sweep()
     with open_session(job, watch) as session:
         baseline = model = session.baseline()
-        for index, stage in enumerate(job.recipe.stages):
-            model = session.step(stage, model, baseline, after=job.recipe.stages[index + 1 :])
+        session.keep_going = keep_going
+        for stages in attempts(job.recipe.stages):
             if session.failed and not keep_going:
-                return session.report
+                break
+            model = session.attempt(stages, model, baseline)
+        if session.failed and not keep_going:
+            return session.report
         for grid, group in share_grids(job.targets):
-            ready = session.quantize(grid, model, baseline) if job.recipe.quantize else model
+            ready = session.attempt_in_integers(grid, model, baseline) if job.recipe.quantize else model
             session.candidates(model, ready, group, baseline)
         session.show_changed(baseline)
         return session.report
@@ -53,6 +58,7 @@ def open_session(job: Job, watch: Watch) -> Iterator[Session]:
             steps=Steps(job=job, store=store, watch=watch),
             files=Files(job=job, store=store, pool=pool, watch=watch),
             report=Report(recipe=job.recipe.describe(), environment=environment(job.recipe.threads)),
+            outcomes=Outcomes(data=job.data.digest, labels=job.data.test.labels.numpy().astype("int32")),
         )
 
 

@@ -24,6 +24,7 @@ from edgewise.images.preprocess import OUTSIDE
 from edgewise.images.wrapper import Wrapper
 from edgewise.measure import latency as measure_latency
 from edgewise.measure import memory, statistics
+from edgewise.measure.memory import ColdStart
 from edgewise.measure.values import Latency
 from edgewise.report.watch import Watch
 from edgewise.run.job import Job
@@ -32,6 +33,7 @@ from edgewise.store.json_values import decode, encode_fields
 from edgewise.store.machine import machine
 from edgewise.store.sources import code_of
 from edgewise.targets import Artifact, Packaging, Precision, Target
+from edgewise.verify import layerwise
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,8 @@ class Files:
             raise LoweringError(f"{target.name}: the written file cannot be loaded: {opened.reason}")
         return opened
 
-    def latency(self, target: Target, ours: File, baseline: File) -> tuple[Latency, float, float]:
-        """Batch-1 latency of a file against the baseline's on the same target, milliseconds to load it, seconds taken."""
+    def latency(self, target: Target, ours: File, baseline: File) -> tuple[Latency, float]:
+        """Batch-1 latency of a file against the baseline's on the same target, and the seconds taken."""
         key = key_of(
             kind="latency",
             ours=ours.digest,
@@ -183,12 +185,11 @@ class Files:
 
         def make(folder: Path, _: Path) -> None:
             found = self._time(target, ours, baseline)
-            document = {"latency": encode_fields(found), "load_ms": self._runtime(target, ours).load_ms}
-            (folder / "latency.json").write_text(json.dumps(document), encoding="utf-8")
+            (folder / "latency.json").write_text(json.dumps(encode_fields(found)), encoding="utf-8")
 
         entry = self.store.keep(key, make)
         kept = json.loads((entry.path / "latency.json").read_text(encoding="utf-8"))
-        return decode(Latency, kept["latency"]), float(kept["load_ms"]), entry.seconds
+        return decode(Latency, kept), entry.seconds
 
     def _time(self, target: Target, ours: File, baseline: File) -> Latency:
         image = feed(self.job.data.test.batch(torch.tensor([0])), self.job.spec, self.job.recipe.preprocess.fed)
@@ -196,20 +197,24 @@ class Files:
         self.watch.detail(f"timing on {target.name}")
         same = ours.digest == baseline.digest
         contenders = {"ours": lambda: mine(image)} | ({} if same else {"baseline": lambda: theirs(image)})
-        found = measure_latency.interleave_calls(contenders, threads=self.job.recipe.threads)
-        ratio, interval = statistics.ratio_interval(found["ours"].blocks, found.get("baseline", found["ours"]).blocks)
+        found = measure_latency.measure(contenders, threads=self.job.recipe.threads)
+        own = found.samples["ours"]
+        reference = found.samples.get("baseline", own)
+        ratio, interval = statistics.ratio_interval(own.blocks, reference.blocks)
         return Latency(
             on=target.name,
             batch=1,
             threads=self.job.recipe.threads,
-            p50_ms=found["ours"].percentile(50),
-            p90_ms=found["ours"].percentile(90),
+            p50_ms=own.percentile(50),
+            p90_ms=own.percentile(90),
             ratio_to_baseline=ratio,
             ci95=interval,
+            baseline_ms=reference.percentile(50),
+            conditions=found.conditions("ours"),
         )
 
-    def peak(self, target: Target, made: File) -> tuple[int | None, float]:
-        """Peak memory of loading a file and answering one image, as ``memory.peak`` measures it, and the seconds taken."""
+    def cold_start(self, target: Target, made: File) -> tuple[ColdStart, float]:
+        """What a fresh process pays for a file, as ``memory.cold_start`` measures it, and the seconds taken."""
         threads, shape, fed = self.job.recipe.threads, self.job.data.shape, self.job.recipe.preprocess.fed
         key = key_of(
             kind="memory",
@@ -224,12 +229,44 @@ class Files:
 
         def make(folder: Path, _: Path) -> None:
             self.watch.detail(f"measuring memory on {target.name}")
-            found = memory.measure_peak(target.name, made.artifact.path, threads, shape, fed)
-            (folder / "memory.json").write_text(json.dumps({"peak_bytes": found}), encoding="utf-8")
+            found = memory.cold_start(target.name, made.artifact.path, threads, shape, fed)
+            (folder / "memory.json").write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
 
         entry = self.store.keep(key, make)
         kept = json.loads((entry.path / "memory.json").read_text(encoding="utf-8"))
-        return kept["peak_bytes"], entry.seconds
+        return ColdStart(**kept), entry.seconds
+
+    def layers_apart(self, target: Target, made: File, source: Source, index: Sequence[int]) -> list[str] | None:
+        """Names of the layers that a file computes otherwise than its network, on the test images at ``index``, in the
+        graph's order; None where the target lets no intermediate value out."""
+        if target.inside is None:
+            return None
+        key = key_of(
+            kind="layers",
+            file=made.digest,
+            network=source.digest,
+            target=target.name,
+            images=[self.job.data.digest, list(index)],
+            machine=machine(),
+            versions=targets.versions(("torch", *targets.packages(target))),
+            code=code_of(layerwise, target.inside),
+        )
+
+        def make(folder: Path, _: Path) -> None:
+            self.watch.detail(f"comparing layers on {target.name}")
+            found = self._compare_layers(target, made, source, index)
+            (folder / "layers.json").write_text(json.dumps(found), encoding="utf-8")
+
+        entry = self.store.keep(key, make)
+        names: list[str] | None = json.loads((entry.path / "layers.json").read_text(encoding="utf-8"))
+        return names
+
+    def _compare_layers(self, target: Target, made: File, source: Source, index: Sequence[int]) -> list[str] | None:
+        recipe = self.job.recipe
+        images = feed(self.job.data.test.batch(torch.tensor(index)), self.job.spec, recipe.preprocess.fed)
+        program = lower.capture_program(source.folder, recipe.packaging.sizes, self.baking)
+        found = layerwise.layers_apart(target, made.artifact.path, program, images, made.artifact.precision)
+        return None if found is None else [layer.name for layer in found]
 
     def deliver(self, target: Target, made: File) -> Path:
         """Copy a file into the report's folder, whole or not at all; returns its path relative to that folder."""

@@ -16,6 +16,7 @@ from edgewise import targets as edgewise_targets
 from edgewise.calib_data import Data
 from edgewise.errors import RequestError
 from edgewise.images import resized
+from edgewise.images.overlap import find_overlap
 from edgewise.images.preprocess import blank_image
 from edgewise.images.sizes import with_main_size_first
 from edgewise.models import Spec
@@ -28,6 +29,7 @@ from edgewise.run.one_graph import check_sizes
 from edgewise.run.provenance import overridden
 from edgewise.stage import stage_name, traits_of
 from edgewise.targets import Target
+from edgewise.verify.gates import Limits
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +66,7 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     _check_possible(recipe, spec)
     spec = overridden(spec, recipe)
     data = load_data(recipe, spec)
+    check_overlap(data, recipe.limits)
     recipe, data = _sized(_labelled(recipe, data), data)
     base = Base(recipe.model, len(data.classes), data.shape[0])
     network = architecture.build(base)
@@ -90,6 +93,23 @@ def _check_possible(recipe: Recipe, spec: Spec) -> None:
     for name in (*map(stage_name, stages), *recipe.targets):
         if name in spec.cannot:
             raise RequestError(f"{spec.name} cannot go through {name}: {spec.cannot[name]}; leave it out of the recipe")
+
+
+def check_overlap(data: Data, limits: Limits) -> None:
+    """Raise RequestError where more test images than allowed are there twice, or among what is trained on."""
+    found = find_overlap(data)
+    if found is None:
+        return
+    if len(found.leaked) > limits.max_leaked * found.n:
+        what = f"{_counted(found.leaked, found.n, 'is', 'are')} among the training or calibration images"
+        raise RequestError(f"{data.name}: {what}; take them out, or allow a share with Limits(max_leaked=...)")
+    if len(found.repeated) > limits.max_repeated * found.n:
+        what = f"{_counted(found.repeated, found.n, 'comes', 'come')} a second time in the test part"
+        raise RequestError(f"{data.name}: {what}; take them out, or allow a share with Limits(max_repeated=...)")
+
+
+def _counted(images: tuple[int, ...], n: int, one: str, many: str) -> str:
+    return f"{len(images):,} of {n:,} test images {one if len(images) == 1 else many} (number {images[0]} first)"
 
 
 def _labelled(recipe: Recipe, data: Data) -> Recipe:

@@ -8,16 +8,16 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgewise.images import resized
 from edgewise.images.sizes import Size, sizes_to_try
-from edgewise.measure.statistics import judge_agreement
+from edgewise.measure.agreement import compare_answers
 from edgewise.measure.values import Agreement
 from edgewise.network import checkpoint
 from edgewise.run.steps import Model, Steps
 from edgewise.store.json_values import encode_fields
-from edgewise.targets import Runner
+from edgewise.targets import Precision, Runner
 
 SAMPLE = 512
 """Test images, evenly spaced over the test set, that a file is tried on at each further size."""
@@ -38,10 +38,12 @@ class AtSize:
         return {"height": height, "width": width, "top1": self.top1, "agreement": encode_fields(self.agreement)}
 
 
-def at_other_sizes(steps: Steps, model: Model, runner: Runner, digest: str, label: str) -> tuple[list[AtSize], float]:
+def at_other_sizes(
+    steps: Steps, model: Model, runner: Runner, digest: str, label: str, precision: Precision
+) -> tuple[list[AtSize], float]:
     """How a file made from ``model`` does at every size it accepts and was not captured at, and the seconds taken.
 
-    Nothing where the file accepts one size. ``digest``: of the file, with what evaluates it.
+    Nothing where the file accepts one size. ``digest``: of the file, with what evaluates it; ``precision``: the file's.
     """
     recipe = steps.job.recipe
     sizes, preprocess = recipe.packaging.sizes, recipe.preprocess
@@ -55,14 +57,11 @@ def at_other_sizes(steps: Steps, model: Model, runner: Runner, digest: str, labe
         wanted, took = steps.answers_at(size, SAMPLE, lambda images: network()(images), model.digest, model.name)
         given, more = steps.answers_at(size, SAMPLE, runner, digest, label, preprocess.fed)
         right = resized.sample_resized(steps.job.data.test, size, SAMPLE).labels
-        found.append(_held_against(size, given, preprocess.finished(wanted), right))
+        agreement = compare_answers(given.numpy(), wanted.numpy(), precision, softmax=preprocess.softmax)
+        top1 = float((given.argmax(1) == right).to(torch.float64).mean())
+        found.append(AtSize(size=size, agreement=agreement, top1=top1))
         seconds += took + more
     return found, seconds
-
-
-def _held_against(size: Size, given: Tensor, wanted: Tensor, labels: Tensor) -> AtSize:
-    top1 = float((given.argmax(1) == labels).to(torch.float64).mean())
-    return AtSize(size=size, agreement=judge_agreement(given, wanted), top1=top1)
 
 
 def facts(found: Sequence[AtSize]) -> dict[str, Any]:

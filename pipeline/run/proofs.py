@@ -10,16 +10,20 @@ from torch import Tensor
 
 from edgewise.files.open import Grade
 from edgewise.images.sizes import show_size
-from edgewise.measure.statistics import judge_agreement
+from edgewise.measure.agreement import compare_answers, differing_images
+from edgewise.measure.memory import ColdStart
 from edgewise.measure.values import Accuracy, Agreement, Latency
 from edgewise.run.artifacts import File, Files
 from edgewise.run.job import Job
 from edgewise.run.other_sizes import AtSize, at_other_sizes
 from edgewise.run.steps import Model, Steps
-from edgewise.targets import Runner, Target
+from edgewise.targets import Precision, Runner, Target
 from edgewise.verify import gates, golden
 from edgewise.verify.gates import Finding, Limits
 from edgewise.verify.golden import Golden, Tolerance
+
+IN_DOUBT = 4
+"""Images on which a file's layers are compared with its network's."""
 
 
 class Bench(Protocol):
@@ -58,7 +62,10 @@ class Proof:
     findings: tuple[Finding, ...]
     answered: Answered | None = None
     """None where nothing here can evaluate the file."""
-    peak_bytes: int | None = None
+    cold: ColdStart | None = None
+    """What a fresh process pays for it, where its runtime is here."""
+    moved_bytes: int | None = None
+    """What it reads and writes for one image."""
     seconds: float = 0.0
 
     @property
@@ -92,51 +99,86 @@ class Timing:
     """A file's time, where its runtime is here."""
 
     latency: Latency | None = None
-    load_ms: float | None = None
     findings: tuple[Finding, ...] = ()
     seconds: float = 0.0
 
 
 def prove(bench: Bench, model: Model, target: Target, made: File, baseline: Model) -> Proof:
     """Everything but the time of a file that was written from ``model``."""
-    opened = bench.files.open(target, made)
+    opened, limits = bench.files.open(target, made), bench.limits_of(target)
+    moved = moved_bytes(model.moved_bytes, made.artifact.precision)
     findings = (
         gates.on_grade(opened.grade, opened.reason),
-        gates.on_coverage(made.artifact.undelegated, bench.limits_of(target)),
-        gates.on_covered_macs(made.artifact.facts, bench.job.recipe.limits),
+        gates.on_coverage(made.artifact.undelegated, limits),
+        gates.on_covered_macs(made.artifact.facts, limits),
     )
     if opened.runner is None:
-        return Proof(grade=opened.grade, findings=findings)
+        costs = gates.on_file(limits, made.bytes, moved, None)
+        return Proof(grade=opened.grade, findings=(*findings, *costs), moved_bytes=moved)
     answered = _answer(bench, model, target, made, opened.runner, baseline)
-    peak, seconds = bench.files.peak(target, made) if opened.grade == "runtime" else (None, 0.0)
+    cold, seconds = bench.files.cold_start(target, made) if opened.grade == "runtime" else (None, 0.0)
     return Proof(
         grade=opened.grade,
-        findings=(*answered.findings, *findings),
+        findings=(*answered.findings, *findings, *gates.on_file(limits, made.bytes, moved, cold)),
         answered=answered,
-        peak_bytes=peak,
+        cold=cold,
+        moved_bytes=moved,
         seconds=answered.seconds + seconds,
     )
 
 
 def _answer(bench: Bench, model: Model, target: Target, made: File, runner: Runner, baseline: Model) -> Answered:
     """The file run over the test images, and at every other size that it accepts."""
-    preprocess, limits = bench.job.recipe.preprocess, bench.job.recipe.limits
+    preprocess, limits = bench.job.recipe.preprocess, bench.limits_of(target)
     label = bench.files.evaluator(target, bench.files.open(target, made).grade, made)
     answers, seconds = bench.steps.answers(runner, label, target.name, preprocess.fed)
-    wanted = preprocess.finished(model.answers)
-    accuracy, agreement = bench.judge_against(answers, baseline), judge_agreement(answers, wanted)
-    elsewhere, more = at_other_sizes(bench.steps, model, runner, label, target.name)
+    accuracy = bench.judge_against(answers, baseline)
+    agreement = _agree(bench, model, target, made, answers)
+    elsewhere, more = at_other_sizes(bench.steps, model, runner, label, target.name, made.artifact.precision)
     images = golden.choose(bench.job.data.test)
     return Answered(
         answers=answers,
         accuracy=accuracy,
         agreement=agreement,
         elsewhere=elsewhere,
-        golden=(replace(images, answers=answers[images.index]), golden.tolerance(answers, wanted)),
+        golden=(
+            replace(images, answers=answers[images.index]),
+            golden.tolerance(answers, preprocess.finished(model.answers)),
+        ),
         findings=(
-            gates.on_accuracy(accuracy, limits),
+            *gates.on_told(accuracy, limits, bench.job.data.classes),
             gates.on_agreement(agreement, limits),
             *(gates.on_agreement(e.agreement, limits, f"at {show_size(e.size)} ") for e in elsewhere),
         ),
         seconds=seconds + more,
     )
+
+
+def _agree(bench: Bench, model: Model, target: Target, made: File, answers: Tensor) -> Agreement:
+    """A file against its network: its answers, and layer by layer where it computes in integers, since one channel's wrong
+    scale moves hardly an answer, or where the answers leave a doubt."""
+    precision, softmax = made.artifact.precision, bench.job.recipe.preprocess.softmax
+    found = compare_answers(answers.numpy(), model.answers.numpy(), precision, softmax=softmax)
+    doubtful = gates.suspicious(found, bench.limits_of(target))
+    if found.not_finite or not (precision == "int8" or doubtful):
+        return found
+    apart = bench.files.layers_apart(target, made, model, images_in_doubt(answers, model.answers, found.margin))
+    if apart is None:
+        return found
+    return replace(found, layers_apart=len(apart), first_apart=apart[0] if apart else "")
+
+
+def images_in_doubt(answers: Tensor, reference: Tensor, margin: float) -> list[int]:
+    """Numbers of a few images: those in another class by more than a tie first, then those whose answers are furthest."""
+    differ = differing_images(answers.numpy(), reference.numpy(), margin).tolist()
+    furthest = (answers.softmax(1) - reference.softmax(1)).abs().amax(1).argsort(descending=True).tolist()
+    return list(dict.fromkeys([*differ, *furthest]))[:IN_DOUBT]
+
+
+_WIDTH = {"float32": 1.0, "float16": 0.5, "int8": 0.25, "int8-weights": 1.0, "palette": 1.0}
+"""Bytes of an activation over those of a float32 one."""
+
+
+def moved_bytes(in_float: int, precision: Precision) -> int:
+    """What a network moves in a file of ``precision``, from what it moves in float32."""
+    return round(in_float * _WIDTH[precision])

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from edgewise.errors import LoweringError
 from edgewise.measure import statistics
+from edgewise.measure.label_order import LabelOrder, label_order
 from edgewise.measure.per_class import with_classes
 from edgewise.measure.values import Accuracy, Latency
 from edgewise.recipe import FileType
 from edgewise.report import disagreements, quantization
 from edgewise.report.document import Report, Section
+from edgewise.report.outcomes import Outcomes
 from edgewise.report.recommend import recommend_files
 from edgewise.report.rows import ArtifactFile, Row
 from edgewise.report.watch import Watch
 from edgewise.run import cards, other_sizes
 from edgewise.run.artifacts import File, Files
+from edgewise.run.attempts import describe_change, milder
 from edgewise.run.given_weights import examined, say_images
 from edgewise.run.job import Job
-from edgewise.run.proofs import Proof, Timing, prove
+from edgewise.run.proofs import Proof, Timing, moved_bytes, prove
 from edgewise.run.steps import Model, Steps, as_quantized
 from edgewise.stage import Stage, traits_of
+from edgewise.stages.quantize import Quantize
 from edgewise.targets import Grid, Precision, Target
 from edgewise.verify import gates, golden
 from edgewise.verify.gates import Finding, Limits
@@ -40,7 +42,10 @@ class Session:
     steps: Steps
     files: Files
     report: Report
+    outcomes: Outcomes
     failed: bool = False
+    keep_going: bool = False
+    """Whether what follows a failed step is done all the same."""
     answered: dict[str, Tensor] = field(default_factory=dict)
     """Each delivered file's answers to the test images, [N, classes], under the name that the page gives it."""
 
@@ -51,13 +56,68 @@ class Session:
         self._step_row(model, model, [Finding("pass", "the baseline that everything else is compared with")])
         return model
 
+    def attempt(self, stages: tuple[Stage, ...], model: Model, baseline: Model) -> Model:
+        """Stages that are judged together, or what the recipe makes of a gate that fails."""
+
+        def try_in_turn(settings: tuple[Stage, ...]) -> Model:
+            result, first = model, len(self.report.rows)
+            for index, stage in enumerate(settings):
+                result = self.step(stage, result, baseline, after=settings[index + 1 :])
+                if self._failed_since(first) and not self.keep_going:
+                    break
+            return result
+
+        return self._try(stages, try_in_turn) or model
+
+    def attempt_in_integers(self, grid: Grid, model: Model, baseline: Model) -> Model | None:
+        """Quantization on one grid, or what the recipe makes of a gate that fails: None where it is skipped."""
+        stage = self.job.recipe.quantize
+        assert stage is not None
+
+        def try_once(settings: tuple[Stage, ...]) -> Model:
+            (setting,) = settings
+            assert isinstance(setting, Quantize)
+            return self.quantize(grid, model, baseline, setting)
+
+        return self._try((stage,), try_once)
+
+    def _try(self, stages: tuple[Stage, ...], work: Callable[[tuple[Stage, ...]], Model]) -> Model | None:
+        """What ``work`` makes of the stages or of milder ones; None where they are skipped."""
+        choice, left = self.job.recipe.on_failure, self.job.recipe.trials
+        while True:
+            first = len(self.report.rows)
+            result = work(stages)
+            left -= 1
+            if not self._failed_since(first) or choice == "stop":
+                return result
+            if choice == "skip":
+                self._let_go(first, "skipped: the run goes on from the network before it")
+                return None
+            softer = milder(stages) if left else None
+            if softer is None:
+                return result
+            self._let_go(first, f"let go: {describe_change(stages[0], softer[0])} is tried next")
+            stages = softer
+
+    def _failed_since(self, first: int) -> bool:
+        """Whether a row from number ``first`` on failed."""
+        return any(row.verdict == "fail" for row in self.report.rows[first:])
+
+    def _let_go(self, first: int, why: str) -> None:
+        """Mark the rows from ``first`` on as given up; what failed in them no longer fails the run."""
+        for index, row in enumerate(self.report.rows[first:], first):
+            self.report.rows[index] = replace(row, kept=False, reason=f"{row.reason}; {why}")
+        self.failed = any(row.verdict == "fail" and row.kept for row in self.report.rows)
+        self.report.write(self.job.out)
+        self.watch.detail(why)
+
     def step(self, stage: Stage, model: Model, baseline: Model, after: Sequence[Stage]) -> Model:
         """One float stage. Its accuracy is judged after the fine-tuning, where one follows at once."""
         result = self.steps.stage(stage, model, baseline)
         if after and traits_of(after[0]).recovers:
             findings = [Finding("not-checked", "accuracy is judged after the fine-tuning that follows")]
         else:
-            findings = [gates.on_accuracy(self._accuracy(result, baseline), self.limits)]
+            findings = gates.on_told(self._accuracy(result, baseline), self.limits, self.job.data.classes)
         if result.macs != model.macs:
             against = self._latency(result, model)
             findings.append(gates.on_input(against, model.name, self.limits))
@@ -66,27 +126,25 @@ class Session:
         self._step_row(result, baseline, findings)
         return result
 
-    def quantize(self, grid: Grid, model: Model, baseline: Model) -> Model:
+    def quantize(self, grid: Grid, model: Model, baseline: Model, stage: Quantize) -> Model:
         """Quantization on one grid, after calibration alone where the recipe wants that control; files are timed."""
-        stage = self.job.recipe.quantize
-        assert stage is not None
         if stage.control and stage.training is not None:
             measured = stage.sensitivity if stage.max_float_layers else 0  # else the same would be measured twice
             untrained = replace(stage, training=None, sensitivity=measured)
             alone = as_quantized(self.steps.stage(untrained, model, baseline, grid), model)
             self._quantized_row(alone, "calibrate", grid, baseline, Finding("not-checked", "the control of training"))
         result = as_quantized(self.steps.stage(stage, model, baseline, grid), model)
-        finding = gates.on_accuracy(self._accuracy(result, baseline), self.limits)
-        self._quantized_row(
-            result, "quantize", grid, baseline, replace(finding, reason=f"{finding.reason}; its files are timed")
-        )
+        findings = gates.on_told(self._accuracy(result, baseline), self.limits, self.job.data.classes)
+        self._quantized_row(result, "quantize", grid, baseline, *findings, Finding("pass", "its files are timed"))
         if costs := result.facts.get("sensitivity"):
             figure = quantization.draw_sensitivity(costs, result.facts.get("float_layers", ()))
             self.report.sections.append(Section(title="What quantizing each layer costs", figure=figure))
         return result
 
-    def _quantized_row(self, result: Model, step: str, grid: Grid, baseline: Model, finding: Finding) -> None:
+    def _quantized_row(self, result: Model, step: str, grid: Grid, baseline: Model, *findings: Finding) -> None:
+        finding = gates.judge(*findings)
         self._add(
+            result.answers,
             Row(
                 step=step,
                 target=None,
@@ -103,12 +161,18 @@ class Session:
                 name=self._label(step),
                 precision="int8",
                 facts={**result.facts, "grid": grid.to_json()},
-            )
+                gates=gates.gates_of(findings),
+            ),
         )
 
-    def candidates(self, model: Model, ready: Model, group: Sequence[Target], baseline: Model) -> None:
-        """Every file that the recipe asks for, of the float network and of the quantized one, and which to take."""
+    def candidates(self, model: Model, ready: Model | None, group: Sequence[Target], baseline: Model) -> None:
+        """Every file that the recipe asks for, of the float network and of the quantized one, and which to take.
+
+        ``ready`` None: quantization was skipped, and the float network is written in place of the quantized one.
+        """
         wanted = self.job.recipe.candidates
+        if ready is None:
+            wanted, ready = tuple(name for name in wanted if name != "int8"), model
         for precision, able in float_candidates(wanted, group):
             self.artifacts(model, able, baseline, precision)
         if not wanted or "int8" in wanted:
@@ -134,7 +198,7 @@ class Session:
         for target in group:
             made, reference = written[model.digest, target.name], references.get((baseline.digest, target.name))
             if isinstance(made, LoweringError):
-                self._add(_lost(model, target, made))
+                self._add(None, _lost(model, target, made))
             else:
                 self._artifact_row(model, target, made, reference if isinstance(reference, File) else None, baseline)
 
@@ -144,27 +208,32 @@ class Session:
         return self.job.recipe.limits
 
     def limits_of(self, target: Target) -> Limits:
-        """What the recipe allows, and the target where the recipe says nothing about it."""
-        stated = self.limits.max_undelegated
-        return replace(self.limits, max_undelegated=target.max_undelegated if stated is None else stated)
+        """What the recipe allows a target's files, and the target where the recipe says nothing about it."""
+        limits = self.job.recipe.target_limits.get(target.name, self.limits)
+        stated = limits.max_undelegated
+        return replace(limits, max_undelegated=target.max_undelegated if stated is None else stated)
 
     def _step_row(self, model: Model, baseline: Model, findings: list[Finding]) -> None:
         runtime = self.job.runtime
         made, reference = self._need(model, runtime), self._need(baseline, runtime)
-        timing, load_ms, seconds = self.files.latency(runtime, made, reference)
-        peak_bytes, more = self.files.peak(runtime, made)
+        timing, seconds = self.files.latency(runtime, made, reference)
+        cold, more = self.files.cold_start(runtime, made)
         if model is not baseline:
             same = _same_work((model, made), (baseline, reference))
             findings.append(gates.on_latency(timing, self.limits, same_work=same))
+        accuracy = self._accuracy(model, baseline)
+        if model is baseline:
+            findings += [gates.on_soundness(accuracy.soundness), gates.on_labels(self._label_order(model))]
         finding = gates.judge(*findings)
         self._add(
+            model.answers,
             Row(
                 step=model.name,
                 target=None,
                 params=model.params,
                 macs=model.macs,
                 bytes=made.bytes,
-                accuracy=self._accuracy(model, baseline),
+                accuracy=accuracy,
                 latency=timing,
                 verification=None,
                 undelegated=made.artifact.undelegated,
@@ -174,10 +243,17 @@ class Session:
                 name=self._label(model.name),
                 precision=made.artifact.precision,
                 facts=model.facts,
-                load_ms=load_ms,
-                peak_bytes=peak_bytes,
-            )
+                load_ms=cold.load_ms,
+                peak_bytes=cold.peak_bytes,
+                first_call_ms=cold.first_call_ms,
+                moved_bytes=moved_bytes(model.moved_bytes, made.artifact.precision),
+                gates=gates.gates_of(findings),
+            ),
         )
+
+    def _label_order(self, model: Model) -> LabelOrder:
+        labels = self.job.data.test.labels
+        return label_order(model.answers.argmax(1).numpy(), labels.numpy(), model.answers.shape[1])
 
     def _latency(self, model: Model, other: Model) -> Latency:
         """A step's time on the declared runtime against another step's."""
@@ -211,23 +287,26 @@ class Session:
             precision=made.artifact.precision,
             agreement=proof.agreement,
             facts={**self.files.facts(target, made), **other_sizes.facts(proof.elsewhere)},
-            load_ms=timing.load_ms,
-            peak_bytes=proof.peak_bytes,
+            load_ms=proof.cold.load_ms if proof.cold else None,
+            peak_bytes=proof.cold.peak_bytes if proof.cold else None,
+            first_call_ms=proof.cold.first_call_ms if proof.cold else None,
+            moved_bytes=proof.moved_bytes,
+            gates=gates.gates_of((*proof.findings, *timing.findings)),
         )
         self._deliver(model, target, made, row, proof)
         if proof.answers is not None:
             self.answered[f"{target.name} {row.precision}"] = proof.answers
-        self._add(row)
+        self._add(proof.answers, row)
 
     def _timing(self, model: Model, target: Target, made: File, reference: File | None, baseline: Model) -> Timing:
         """A file's time against the baseline's file, where its runtime is here and would take both."""
         opened = self.files.open(target, made)
         if reference is None or opened.grade != "runtime":
             return Timing()
-        latency, load_ms, seconds = self.files.latency(target, made, reference)
+        latency, seconds = self.files.latency(target, made, reference)
         same = _same_work((model, made), (baseline, reference))
-        finding = gates.on_latency(latency, self.limits, same_work=same)
-        return Timing(latency=latency, load_ms=load_ms, seconds=seconds, findings=(finding,))
+        finding = gates.on_latency(latency, self.limits_of(target), same_work=same)
+        return Timing(latency=latency, seconds=seconds, findings=(finding,))
 
     def _deliver(self, model: Model, target: Target, made: File, row: Row, proof: Proof) -> None:
         """The file with its network, its golden images and its card, in the report's folder."""
@@ -252,21 +331,22 @@ class Session:
         return self.judge_against(model.answers, baseline)
 
     def judge_against(self, answers: Tensor, baseline: Model) -> Accuracy:
-        reference = self._correct(baseline.answers)
-        found = statistics.judge_top1(reference if answers is baseline.answers else self._correct(answers), reference)
-        return with_classes(found, answers, self.job.data.test.labels, self.job.data.classes)
-
-    def _correct(self, answers: Tensor) -> NDArray[np.bool_]:
-        right: NDArray[np.bool_] = (answers.argmax(1) == self.job.data.test.labels).numpy()
-        return right
+        """Accuracy of answers [N, classes] to the test images, and what it differs by from the baseline's."""
+        labels = self.job.data.test.labels
+        found = statistics.accuracy_of(answers, baseline.answers, labels)
+        return with_classes(found, answers, labels, self.job.data.classes)
 
     def _label(self, name: str) -> str:
         earlier = sum(row.step == name for row in self.report.rows)
         return f"{name} {earlier + 1}" if earlier else name
 
-    def _add(self, row: Row) -> None:
+    def _add(self, answers: Tensor | None, row: Row) -> None:
+        """A row, and which classes ``answers`` [n, classes] give to the test images; None where nothing answered."""
         self.report.rows.append(row)
         self.report.write(self.job.out)
+        if answers is not None:
+            self.outcomes.add(row, answers.numpy())
+            self.outcomes.write(self.job.out)
         self.failed = self.failed or row.verdict == "fail"
         self.watch.row(row)
 

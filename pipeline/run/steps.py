@@ -45,6 +45,8 @@ class Model(Source):
     """float32 logits [N, classes] for the test images."""
     params: int
     macs: int
+    moved_bytes: int
+    """What its operators read and write for one image, in float32."""
     seconds: float
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What the stage told about its work, for the report."""
@@ -112,6 +114,7 @@ class Steps:
             answers=answers,
             params=totals.params,
             macs=totals.macs,
+            moved_bytes=totals.moved_bytes,
             seconds=entry.seconds + seconds,
             facts=_facts(entry.path),
         )
@@ -214,4 +217,6 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def as_quantized(model: Model, float_model: Model) -> Model:
     """A quantized step with the costs of the float network it was captured from."""
-    return dataclasses.replace(model, params=float_model.params, macs=float_model.macs)
+    return dataclasses.replace(
+        model, params=float_model.params, macs=float_model.macs, moved_bytes=float_model.moved_bytes
+    )

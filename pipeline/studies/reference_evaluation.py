@@ -30,6 +30,7 @@ from edgewise.calib_data import Data, Part
 from edgewise.commands.console import FAILED, PASSED, run_guarded
 from edgewise.images import resized
 from edgewise.images.normalise import normalise
+from edgewise.measure.agreement import differing_images
 from edgewise.measure.answers import compute_logits
 from edgewise.models import Spec
 from edgewise.network import captured, float16_constants
@@ -146,12 +147,10 @@ def compare(found: Tensor, wanted: Tensor, tie: float) -> Compared:
 
     ``tie``: how far apart the two classes' logits may lie in ``wanted``, as a share of the spread of all its logits.
     """
-    rows = torch.arange(len(wanted))
-    theirs, ours = wanted.argmax(1), found.argmax(1)
-    apart = wanted[rows, theirs] - wanted[rows, ours]
-    close = apart <= tie * float(wanted.max() - wanted.min())
-    other = theirs != ours
-    return Compared(agreement(found, wanted).error, int((other & close).sum()), (other & ~close).nonzero().flatten())
+    margin = tie * float(wanted.max() - wanted.min())
+    differing = torch.from_numpy(differing_images(found.numpy(), wanted.numpy(), margin))
+    other = int((wanted.argmax(1) != found.argmax(1)).sum())
+    return Compared(agreement(found, wanted).error, other - len(differing), differing)
 
 
 def examine(name: str, data: Data, target: Target, precisions: Sequence[FileKind], folder: Path) -> Iterable[Found]:
@@ -193,11 +192,9 @@ def layers_apart(
 
     ``images``: normalised, [N, C, H, W]. None where the target lets no intermediate value out, or none that both have.
     """
-    if target.inside is None:
-        return None
     kind: targets.Precision = "float16" if precision == "float" else "int8"
-    layers = layerwise.compare(target.inside(path, program, images), images, kind, {})
-    return sum(layer.diverges for layer in layers) if layers else None
+    found = layerwise.layers_apart(target, path, program, images, kind)
+    return None if found is None else len(found)
 
 
 def _exact(target: Target) -> Callable[[Path], Runner] | None:

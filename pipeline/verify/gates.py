@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgewise.files.open import Grade
+from edgewise.measure.label_order import LabelOrder
+from edgewise.measure.memory import ColdStart
+from edgewise.measure.paired import images_to_bound, images_to_decide, proportion_bounds
+from edgewise.measure.soundness import Soundness
 from edgewise.measure.values import Accuracy, Agreement, Latency
 from edgewise.report.rows import Verdict
 
 if TYPE_CHECKING:
     pass
 from edgewise.stage import in_range
+
+FAR = 4.0
+"""Times the explained noise beyond which no number of roundings reaches, whatever the layers show one by one."""
+CERTAIN = 0.05
+"""Chance below which a fall is no accident."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,8 @@ class Finding:
 
     verdict: Verdict
     reason: str
+    gate: str = ""
+    """Which gate; empty for what is no gate, such as the word on a control."""
 
 
 def judge(*findings: Finding) -> Finding:
@@ -29,28 +40,97 @@ def judge(*findings: Finding) -> Finding:
     for verdict in verdicts:
         reasons = [finding.reason for finding in findings if finding.verdict == verdict]
         if reasons:
-            return Finding(verdict, "; ".join(reasons))
+            return Finding(verdict, "; ".join(filter(None, reasons)))
     return Finding("not-checked", "no gate applies")
+
+
+def gates_of(findings: Iterable[Finding]) -> dict[str, Verdict]:
+    """Each gate's verdict, the worst where one was asked several times."""
+    found: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.gate:
+            found.setdefault(finding.gate, []).append(finding)
+    return {gate: judge(*each).verdict for gate, each in found.items()}
+
+
+def on_soundness(soundness: Soundness | None) -> Finding:
+    """Every answer must be numbers, and the answers more than one class where the images are."""
+    if soundness is None:
+        return Finding("pass", "answers were not looked at one by one", "answers")
+    n = f"{soundness.n:,}"
+    if soundness.not_finite:
+        text = f"the answers to {soundness.not_finite:,} of {n} test images are no finite numbers"
+        return Finding("fail", text, "answers")
+    if soundness.classes_answered == 1 < soundness.classes_present:
+        text = f"it answers one class only, to {n} test images of {soundness.classes_present} classes"
+        return Finding("fail", text, "answers")
+    return Finding("pass", f"{soundness.classes_answered} classes are answered, in numbers", "answers")
+
+
+def on_labels(order: LabelOrder) -> Finding:
+    """The labels must mean the classes that the network's outputs mean."""
+    if not order.misfit:
+        return Finding("pass", "the labels fit the answers as well as in any order", "labels")
+    how = "in another order" if order.shift is None else f"raised by {order.shift}"
+    text = f"top-1 is {order.top1:.1%} and would be {order.best:.1%} with the labels {how}: the data's classes are not the network's"
+    return Finding("fail", text, "labels")
+
+
+def on_told(accuracy: Accuracy, limits: Limits, classes: Sequence[str] = ()) -> list[Finding]:
+    """The gates on what is told right: by sound answers, of all images, and of each class's (called ``classes``)."""
+    return [
+        on_soundness(accuracy.soundness),
+        on_accuracy(accuracy, limits),
+        on_classes(accuracy, limits, classes),
+    ]
 
 
 def on_accuracy(accuracy: Accuracy, limits: Limits, reference: str = "the baseline") -> Finding:
     """Non-inferiority: the loss from the baseline, on the same images, must be proven to lie within ``max_drop``.
 
-    ``reference``: what the accuracy's difference is from, in words.
+    It passes where the interval excludes a larger fall, and fails where it excludes a smaller one, or where a fall is
+    certain and measured to be larger: from a network that lost nothing, in one case of forty at most. ``reference``: what
+    the accuracy's difference is from, in words.
     """
-    versus = accuracy.vs_baseline
+    versus, n = accuracy.vs_baseline, f"{accuracy.n:,}"
+    low, high = versus.ci95
     allowed = f"{_points(limits.max_drop)} allowed"
-    if -versus.delta > limits.max_drop:
-        return Finding(
-            "fail", f"top-1 fell by {_points(-versus.delta)} from {reference}, {allowed} (n = {accuracy.n:,})"
-        )
-    if -versus.ci95[0] > limits.max_drop:
-        return Finding(
-            "not-checked",
-            f"top-1 changed by {_signed(versus.delta)} from {reference}, {allowed}, but {accuracy.n:,} test images cannot "
-            f"exclude a fall of {_points(-versus.ci95[0])}",
-        )
-    return Finding("pass", f"top-1 changed by {_signed(versus.delta)} from {reference}, {allowed} (n = {accuracy.n:,})")
+    if low >= -limits.max_drop:
+        text = f"top-1 changed by {_signed(versus.delta)} from {reference}, {allowed} (n = {n})"
+        return Finding("pass", text, "accuracy")
+    beyond = -versus.delta > limits.max_drop
+    if high < -limits.max_drop or (beyond and versus.p_value < CERTAIN):
+        text = f"top-1 fell by {_points(-versus.delta)} from {reference}, {allowed} (n = {n}, p = {versus.p_value:.2g})"
+        return Finding("fail", text, "accuracy")
+    return Finding(
+        "not-checked",
+        f"top-1 changed by {_signed(versus.delta)} from {reference}, {allowed}, but {n} test images cannot exclude a fall "
+        f"of {_points(-low)}; {_would_decide(accuracy, limits.max_drop)}",
+        "accuracy",
+    )
+
+
+def _would_decide(accuracy: Accuracy, max_drop: float) -> str:
+    """How many images would settle it, were as many gained and lost among them."""
+    versus = accuracy.vs_baseline
+    number = images_to_decide(versus.gained, versus.lost, accuracy.n, max_drop)
+    return "no number of images decides a fall of just the limit" if number is None else f"{number:,} would decide"
+
+
+def on_classes(
+    accuracy: Accuracy, limits: Limits, classes: Sequence[str] = (), reference: str = "the baseline"
+) -> Finding:
+    """No single class may certainly lose more than ``limits.class_drop`` of its images. ``classes``: their names."""
+    if (allowed := limits.class_drop) >= 1:
+        return Finding("pass", "no class is limited", "classes")
+    worst = [fall for fall in accuracy.falls if fall.fall > allowed]
+    if not worst:
+        return Finding("pass", f"no class certainly fell by more than {_points(allowed)}", "classes")
+    named = ", ".join(
+        f"{classes[fall.label] if classes else fall.label} by {_points(fall.fall)} of {fall.n}" for fall in worst[:5]
+    )
+    more = f" and {len(worst) - 5} more" if len(worst) > 5 else ""
+    return Finding("fail", f"classes fell from {reference}: {named}{more}; {_points(allowed)} allowed", "classes")
 
 
 def on_latency(latency: Latency, limits: Limits, *, same_work: bool = False) -> Finding:
@@ -59,7 +139,7 @@ def on_latency(latency: Latency, limits: Limits, *, same_work: bool = False) -> 
     ``same_work``: as many multiply-accumulates as the baseline, in the same precision; then within ``same_work_ratio``.
     """
     allowed = max(limits.max_latency_ratio, limits.same_work_ratio) if same_work else limits.max_latency_ratio
-    return _on_ratio(latency, "the baseline's time", allowed)
+    return _on_ratio(latency, "the baseline's time", allowed, "latency")
 
 
 def on_input(latency: Latency, given: str, limits: Limits) -> Finding:
@@ -67,32 +147,86 @@ def on_input(latency: Latency, given: str, limits: Limits) -> Finding:
 
     ``latency`` was measured against that network, which is called ``given``.
     """
-    finding = _on_ratio(latency, f"the time of its input, {given},", limits.max_step_ratio)
-    return Finding("fail", f"not faster: {finding.reason}") if finding.verdict == "fail" else finding
+    finding = _on_ratio(latency, f"the time of its input, {given},", limits.max_step_ratio, "step time")
+    return replace(finding, reason=f"not faster: {finding.reason}") if finding.verdict == "fail" else finding
 
 
-def _on_ratio(latency: Latency, to: str, allowed: float) -> Finding:
+def _on_ratio(latency: Latency, to: str, allowed: float, gate: str) -> Finding:
+    """Whether the interval of the ratio lies on one side of what is allowed, also when the machine was disturbed."""
     low, high = latency.ci95
     text = (
         f"{latency.ratio_to_baseline:.2f} of {to} on {latency.on} (95 % interval {low:.2f} to {high:.2f}, "
         f"{allowed:g} allowed)"
     )
-    if high <= allowed:
-        return Finding("pass", text)
-    if low > allowed:
-        return Finding("fail", text)
-    return Finding("not-checked", f"{text}: the machine was too noisy to decide")
+    disturbed = latency.conditions.disturbances if latency.conditions else ()
+    leeway = latency.conditions.leeway if latency.conditions else 1.0
+    if high * leeway <= allowed:
+        return Finding("pass", text, gate)
+    if low / leeway > allowed:
+        return Finding("fail", text, gate)
+    why = "; ".join(disturbed) if disturbed else "the machine was too noisy to decide"
+    return Finding("not-checked", f"{text}: {why}", gate)
 
 
 def on_agreement(agreement: Agreement, limits: Limits, where: str = "") -> Finding:
-    """The file must put the test images into the classes that the PyTorch model puts them into.
+    """The file must put the test images into the classes that the PyTorch model puts them into, ties left aside.
 
-    ``where``: a phrase before the reason, for what differs from the rest of the evaluation.
+    Where the layers were compared, they decide: with none apart, what is left is rounding that has added up, unless it is
+    far more than that. Else the
+    share of images that differ must be proven to lie within what is allowed (Clopper and Pearson 1934, one-sided, 95 %),
+    and the answers must lie no further apart than roundings explain. ``where``: a phrase before the reason, for what
+    differs from the rest of the evaluation.
     """
-    text = f"{where}same class as the PyTorch model on {agreement.top1:.2%} of {agreement.n:,} images"
-    if agreement.top1 < limits.min_agreement:
-        return Finding("fail", f"{text}, {limits.min_agreement:.2%} wanted")
-    return Finding("pass", text)
+    text = f"{where}{_same_class(agreement)}"
+    if agreement.not_finite:
+        return Finding("fail", f"{text}; {agreement.not_finite:,} answers are no finite numbers", "agreement")
+    if agreement.layers_apart is not None and not _too_far(agreement, FAR):
+        return _on_layers(agreement, text)
+    if _too_far(agreement):
+        found, unit = f"{agreement.noise:.2g}", agreement.noise_unit
+        text = f"{text}; its answers lie {found} {unit} from PyTorch's in the mean, {agreement.noise_allowed:g} explained by rounding"
+        return Finding("fail", text, "agreement")
+    return _on_differing(agreement, limits, text)
+
+
+def _on_layers(agreement: Agreement, text: str) -> Finding:
+    if agreement.layers_apart:
+        apart = f"{agreement.layers_apart} layers compute something else than PyTorch's, the first is {agreement.first_apart}"
+        return Finding("fail", f"{text}; {apart}", "agreement")
+    return Finding("pass", f"{text}; layer by layer the file computes what PyTorch does, but for rounding", "agreement")
+
+
+def _on_differing(agreement: Agreement, limits: Limits, text: str) -> Finding:
+    allowed, count = 1 - limits.min_agreement, differing(agreement)
+    low, high = proportion_bounds(count, agreement.n)
+    wanted = f"{text}, {limits.min_agreement:.2%} wanted"
+    if high <= allowed or count == 0 == allowed or allowed >= 1:
+        return Finding("pass", text, "agreement")
+    if low > allowed or allowed == 0:
+        return Finding("fail", wanted, "agreement")
+    number = images_to_bound(count, agreement.n, allowed)
+    decide = "no number of images decides just the limit" if number is None else f"{number:,} images would decide"
+    return Finding("not-checked", f"{wanted}; {decide}", "agreement")
+
+
+def suspicious(agreement: Agreement, limits: Limits) -> bool:
+    """Whether the layers should be compared, since the answers alone do not pass."""
+    return agreement.layers_apart is None and on_agreement(agreement, limits).verdict != "pass"
+
+
+def differing(agreement: Agreement) -> int:
+    """Images in another class, those aside that are known to be ties."""
+    return round((1 - agreement.top1) * agreement.n) if agreement.differ is None else agreement.differ
+
+
+def _too_far(agreement: Agreement, times: float = 1.0) -> bool:
+    noise, allowed = agreement.noise, agreement.noise_allowed
+    return noise is not None and allowed is not None and noise > times * allowed
+
+
+def _same_class(agreement: Agreement) -> str:
+    text = f"same class as the PyTorch model on {agreement.top1:.2%} of {agreement.n:,} images"
+    return f"{text}, {agreement.ties:,} ties" if agreement.ties else text
 
 
 def on_coverage(undelegated: tuple[str, ...], limits: Limits) -> Finding:
@@ -100,8 +234,8 @@ def on_coverage(undelegated: tuple[str, ...], limits: Limits) -> Finding:
     count = len(undelegated)
     text = f"{count} operators outside the backend" + (f" ({', '.join(sorted(set(undelegated)))})" if count else "")
     if limits.max_undelegated is not None and count > limits.max_undelegated:
-        return Finding("fail", f"{text}, {limits.max_undelegated} allowed")
-    return Finding("pass", text)
+        return Finding("fail", f"{text}, {limits.max_undelegated} allowed", "coverage")
+    return Finding("pass", text, "coverage")
 
 
 def on_covered_macs(facts: Mapping[str, Any], limits: Limits) -> Finding:
@@ -109,21 +243,66 @@ def on_covered_macs(facts: Mapping[str, Any], limits: Limits) -> Finding:
     allowed, coverage = limits.max_undelegated_macs, facts.get("coverage")
     if coverage is None:
         verdict: Verdict = "pass" if allowed is None else "not-checked"
-        return Finding(verdict, "the target does not tell which MACs its backend takes")
+        return Finding(verdict, "the target does not tell which MACs its backend takes", "coverage")
     share = float(coverage["undelegated_share"])
     text = f"{share:.1%} of {coverage['macs']:,} MACs outside the backend"
     if allowed is not None and share > allowed:
         left = {name: entry for name, entry in coverage["by_operator"].items() if entry["undelegated_macs"]}
         named = ", ".join(f"{name} {entry['undelegated_macs']:,}" for name, entry in left.items())
-        return Finding("fail", f"{text} ({named}), {allowed:.1%} allowed")
-    return Finding("pass", text)
+        return Finding("fail", f"{text} ({named}), {allowed:.1%} allowed", "coverage")
+    return Finding("pass", text, "coverage")
+
+
+def on_file(limits: Limits, size: int, moved: int | None, cold: ColdStart | None) -> list[Finding]:
+    """What a file costs beside its answers and their time. ``cold`` None: no runtime on this machine starts it."""
+    return [
+        on_bytes(size, limits),
+        on_moved_bytes(moved, limits),
+        on_memory(cold.peak_bytes if cold else None, limits),
+        on_load(cold.load_ms if cold else None, limits),
+        on_first_call(cold.first_call_ms if cold else None, limits),
+    ]
+
+
+def on_bytes(size: int | None, limits: Limits) -> Finding:
+    """The file must not be larger than allowed."""
+    return _on_most(size, limits.max_bytes, "size", "{:,.0f} bytes")
+
+
+def on_memory(peak_bytes: int | None, limits: Limits) -> Finding:
+    """Loading it and answering one image must not take more memory than allowed."""
+    return _on_most(peak_bytes, limits.max_peak_bytes, "memory", "{:,.0f} bytes of memory at most")
+
+
+def on_moved_bytes(moved: int | None, limits: Limits) -> Finding:
+    """Its operators must not read and write more than allowed."""
+    return _on_most(moved, limits.max_moved_bytes, "bytes moved", "{:,.0f} bytes moved for one image")
+
+
+def on_load(load_ms: float | None, limits: Limits) -> Finding:
+    """A fresh process must not take longer to load it than allowed."""
+    return _on_most(load_ms, limits.max_load_ms, "load time", "{:.3g} ms to load")
+
+
+def on_first_call(first_call_ms: float | None, limits: Limits) -> Finding:
+    """The first answer must not take longer than allowed."""
+    return _on_most(first_call_ms, limits.max_first_call_ms, "first call", "{:.3g} ms to the first answer")
+
+
+def _on_most(found: float | None, allowed: float | None, gate: str, words: str) -> Finding:
+    if allowed is None:
+        return Finding("pass", "")
+    if found is None:
+        return Finding("not-checked", f"{gate} is limited and was not measured here", gate)
+    text = f"{words.format(found)}, {words.format(allowed)} allowed"
+    return Finding("fail" if found > allowed else "pass", text, gate)
 
 
 def on_grade(grade: Grade, why: str) -> Finding:
     """A file that nothing here could evaluate is never a pass."""
     if grade == "written":
-        return Finding("not-checked", f"written only: {why}")
-    return Finding("pass", f"verified by {grade}")
+        return Finding("not-checked", f"written only: {why}", "grade")
+    return Finding("pass", f"verified by {grade}", "grade")
 
 
 def _points(fraction: float) -> str:
@@ -147,12 +326,34 @@ class Limits:
     equal work differ by where they lie in memory (Mytkowicz et al. 2009), and many rounds make that a certain difference."""
     max_step_ratio: float = 1.0
     """Largest time of a step that changed the number of MACs over the time of the network it was given."""
+    max_class_drop: float | None = None
+    """Largest certain loss of a single class, as a share of its images; None: five times ``max_drop``."""
     min_agreement: float = 0.99
-    """Smallest share of test images to which a file gives the same class as the PyTorch model it was made from."""
+    """Smallest share of test images to which a file gives the class that the PyTorch model it was made from gives, those
+    left aside between which PyTorch sees a tie."""
     max_undelegated: int | None = None
     """Largest number of operators that the target's backend may leave outside; None: reported, not limited."""
     max_undelegated_macs: float | None = None
     """Largest share of a file's MACs that the backend, or in an int8 file the int8 kernels, may leave outside."""
+    max_leaked: float = 0.0
+    """Largest share of test images that are among the training or calibration images too."""
+    max_repeated: float = 0.0
+    """Largest share of test images that come again in the test part."""
+    max_bytes: int | None = None
+    """Largest file. This and the following limit files alone; None: reported, not limited."""
+    max_peak_bytes: int | None = None
+    """Most memory by which a fresh process may grow when it loads the file and answers one image."""
+    max_moved_bytes: int | None = None
+    """Most bytes that the network's operators read and write for one image, in the file's number format."""
+    max_load_ms: float | None = None
+    """Longest that a fresh process may take to load the file."""
+    max_first_call_ms: float | None = None
+    """Longest that its first answer may take, after loading."""
+
+    @property
+    def class_drop(self) -> float:
+        """What a single class may lose."""
+        return 5 * self.max_drop if self.max_class_drop is None else self.max_class_drop
 
     def __post_init__(self) -> None:
         in_range("max_drop", self.max_drop, 0, 1)
@@ -160,7 +361,14 @@ class Limits:
         in_range("same_work_ratio", self.same_work_ratio, 0, float("inf"))
         in_range("max_step_ratio", self.max_step_ratio, 0, float("inf"))
         in_range("min_agreement", self.min_agreement, 0, 1)
+        in_range("max_leaked", self.max_leaked, 0, 1)
+        in_range("max_repeated", self.max_repeated, 0, 1)
         if self.max_undelegated is not None:
             in_range("max_undelegated", self.max_undelegated, 0, float("inf"))
         if self.max_undelegated_macs is not None:
             in_range("max_undelegated_macs", self.max_undelegated_macs, 0, 1)
+        if self.max_class_drop is not None:
+            in_range("max_class_drop", self.max_class_drop, 0, 1)
+        for name in ("max_bytes", "max_peak_bytes", "max_moved_bytes", "max_load_ms", "max_first_call_ms"):
+            if getattr(self, name) is not None:
+                in_range(name, getattr(self, name), 0, float("inf"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from edgewise.library_noise import quiet_capture
 from edgewise.network.graph_layers import module_name
-from edgewise.targets import Inside, Precision
+from edgewise.targets import Inside, Precision, Target
 
 STEPS, STEPS_IN_HALF = 1.01, 1.15
 """Steps of its grid by which a quantized value may differ from the recomputed one: one, where a tie is rounded, and in
@@ -81,6 +82,20 @@ def compare(inside: Inside, images: Tensor, precision: Precision, plain: Mapping
 def first_divergent(layers: Sequence[Layer]) -> Layer | None:
     """The first layer, in the graph's order, that the file computes otherwise."""
     return next((layer for layer in layers if layer.diverges), None)
+
+
+def layers_apart(
+    target: Target, path: Path, program: ExportedProgram, images: Tensor, precision: Precision
+) -> list[Layer] | None:
+    """The layers of a file that compute something else than the program's, each from the file's own inputs to it.
+
+    ``images`` [N, ...] as the file takes them. None where the target lets no intermediate value out, or none that both
+    have. Raises TargetError for a file that the target cannot read.
+    """
+    if target.inside is None:
+        return None
+    layers = compare(target.inside(path, program, images), images, precision, {})
+    return [layer for layer in layers if layer.diverges] if layers else None
 
 
 def module_of(program: ExportedProgram) -> GraphModule:

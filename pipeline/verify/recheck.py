@@ -29,7 +29,7 @@ from edgewise.store.json_values import encode
 from edgewise.targets import Runner
 from edgewise.verify import card, golden
 from edgewise.verify.card import Card
-from edgewise.verify.gates import Finding, judge
+from edgewise.verify.gates import Finding, judge, on_soundness
 
 MOST_MOVED = 0.1
 """Largest change of an answer, as a share of the spread of the card's answers: above what another processor's rounding
@@ -104,8 +104,9 @@ def recheck_file(path: Path, data_name: str | None = None, track: Track = silent
         findings.append(on_golden(path, kept, runner))
     if runner is not None and data is not None:
         answers = compute_logits(runner, data.test, kept, track=track, label=target.name, fed=kept.fed)
-        correct = (answers.argmax(1) == data.test.labels).numpy()
-        accuracy = with_classes(statistics.judge_top1(correct, correct), answers, data.test.labels, data.classes)
+        found = statistics.accuracy_of(answers, answers, data.test.labels)
+        accuracy = with_classes(found, answers, data.test.labels, data.classes)
+        findings.append(on_soundness(accuracy.soundness))
         findings.append(on_answers(answers, data.digest, kept))
     if data is not None or runner is None:
         findings.append(on_accuracy(accuracy, data.digest if data else "", kept))

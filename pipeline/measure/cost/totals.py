@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from torch import nn
 
-from edgewise.measure.cost.trace import Trace, record
+from edgewise.measure.cost.trace import Trace, Value, record
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Totals:
     """Largest sum of activations alive at once; see ``peak_activation_bytes``."""
     weight_bytes: int
     """Parameters and buffers, in the data types they have now."""
+    moved_bytes: int
+    """What all operators read and write; see ``moved_bytes``."""
 
 
 def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Totals:
@@ -45,7 +48,29 @@ def totals(trace: Trace) -> Totals:
         macs=sum(op.macs for op in trace.operations) // trace.batch,
         peak_activation_bytes=max(activation_bytes(trace), default=0),
         weight_bytes=sum(storages.values()),
+        moved_bytes=moved_bytes(trace),
     )
+
+
+def moved_bytes(trace: Trace) -> int:
+    """Bytes that the operators read and write for one image: their inputs, weights and outputs, each operator by itself.
+
+    Views move nothing, and fake-quantization is a number format. What a runtime saves by fusing operators, and what a
+    cache keeps, is outside this figure.
+    """
+    moved = 0
+    for operation in trace.operations:
+        if operation.is_view or operation.is_rounding:
+            continue
+        if not any(value.storage in trace.activations for value in operation.outputs):
+            continue  # weights made from weights, once for all images
+        values = {value.storage: _nbytes(value) for value in (*operation.inputs, *operation.outputs)}
+        moved += sum(n // trace.batch if key in trace.activations else n for key, n in values.items())
+    return moved
+
+
+def _nbytes(value: Value) -> int:
+    return prod(value.shape) * value.itemsize
 
 
 def activation_bytes(trace: Trace) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any, get_args
@@ -149,6 +150,16 @@ class Prune:
     def looks_at_labels(self) -> bool:
         """Whether its importance is measured by the loss on calibration images."""
         return self.importance == "taylor"
+
+    def milder(self) -> Prune | None:
+        """The same with half of the reduction, or of the drop; None for an absolute budget, which has no half."""
+        for name in (*_SHARES, "bytes"):
+            kept = getattr(self, name)
+            if kept is not None and kept < 1:
+                return dataclasses.replace(self, **{name: (1 + kept) / 2})
+        if self.max_drop and self.bytes is None and self.milliseconds is None:
+            return dataclasses.replace(self, max_drop=self.max_drop / 2)
+        return None
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A pruned copy of ``model``, which carries the surgery that made it.

@@ -8,6 +8,7 @@ rebuilt from the float network and the grid.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -81,6 +82,12 @@ class Quantize:
             precision=self.training.precision if self.training else None,
             learns_from="labels" if self.training else "nothing",
             decides=self.when_needed and self.training is not None,
+        )
+
+    def milder(self) -> Quantize:
+        """The same with two more of the costliest layers left in float, if they cost what ``budget`` does not allow."""
+        return dataclasses.replace(
+            self, max_float_layers=self.max_float_layers + 2, sensitivity=max(self.sensitivity, 128)
         )
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:

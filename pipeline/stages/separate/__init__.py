@@ -12,6 +12,7 @@ arXiv 1405.3866). *stacked*: (K − 1) / 2 convolutions of 3 x 3, of the same re
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -97,6 +98,14 @@ class Separate:
     def traits(self) -> Traits:
         """What the run has to know of it."""
         return Traits(times=self.measure_time, learns_from="images", decides=True)
+
+    def milder(self) -> Separate | None:
+        """The same with half of the layers, of the drop, or of the error that a layer's fit may have."""
+        if self.max_layers is not None:
+            return dataclasses.replace(self, max_layers=self.max_layers // 2) if self.max_layers > 1 else None
+        if self.max_drop:
+            return dataclasses.replace(self, max_drop=self.max_drop / 2)
+        return dataclasses.replace(self, max_error=self.max_error / 2)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with the planned layers replaced, fitted, and taught where ``recover_steps`` asks for it.

@@ -21,6 +21,7 @@ from edgewise.files import parts
 from edgewise.files.open import open_runtime
 from edgewise.images.normalise import feed
 from edgewise.measure import statistics
+from edgewise.measure.agreement import compare_answers
 from edgewise.measure.values import Accuracy, Agreement
 from edgewise.report.rows import Verdict
 from edgewise.store.json_values import encode
@@ -146,7 +147,7 @@ def _row(
         machine=name,
         emulated=theirs is not mine,
         accuracy=accuracy,
-        agreement=statistics.judge_agreement(theirs.logits, mine.logits),
+        agreement=compare_answers(theirs.logits.numpy(), mine.logits.numpy(), kept.row.precision or "float32"),
         p50_ms=float(np.median(theirs.ms)),
         verdict=finding.verdict,
         reason=finding.reason,

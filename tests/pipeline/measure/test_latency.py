@@ -87,6 +87,8 @@ class Clock:
     def perf_counter_ns(self) -> int:
         return self.now
 
+    process_time_ns = perf_counter_ns
+
     def lasts(self, milliseconds: float) -> None:
         self.now += int(milliseconds * 1e6)
 

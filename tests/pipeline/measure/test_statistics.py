@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgewise.measure.paired import score_interval
 from edgewise.measure.statistics import (
     images_to_prove,
     judge_top1,
@@ -44,12 +45,11 @@ def test_wilson_by_its_textbook_value() -> None:
 
 
 @pytest.mark.parametrize(("gained", "lost", "n"), [(3, 9, 100), (10, 2, 540), (1, 0, 50)])
-def test_difference_has_the_adjusted_wald_interval(gained: int, lost: int, n: int) -> None:
+def test_difference_has_the_score_interval_and_its_counts(gained: int, lost: int, n: int) -> None:
     found = paired_difference(*paired(n - gained - lost - 5, gained, lost, 5))
-    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = Z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     assert found.delta == pytest.approx((gained - lost) / n)
-    assert found.ci95 == pytest.approx((up - down - half, up - down + half), abs=1e-12)
+    assert (found.gained, found.lost) == (gained, lost)
+    assert found.ci95 == pytest.approx(score_interval(gained, lost, n))
 
 
 def test_exact_mcnemar_counts_the_binomial_tails() -> None:
@@ -79,7 +79,7 @@ def test_equal_answers_of_another_model_leave_doubt_that_shrinks_with_n() -> Non
     widths = []
     for n in (20, 2_000):
         found = paired_difference(np.ones(n, dtype=bool), np.ones(n, dtype=bool))
-        half = Z * math.sqrt(2 / (n + 2)) / math.sqrt(n + 2)
+        half = Z**2 / (n + Z**2)
         assert (found.delta, found.p_value) == (0.0, 1.0)
         assert found.ci95 == pytest.approx((-half, half))
         widths.append(half)

@@ -197,9 +197,9 @@ def test_a_row_has_the_contract_s_keys_in_their_order() -> None:
     wanted = "step target params macs bytes accuracy latency verification undelegated verdict reason seconds"
     assert list(document)[:12] == wanted.split()
     assert list(document["accuracy"])[:4] == ["top1", "n", "ci95", "vs_baseline"]
-    assert list(document["accuracy"]["vs_baseline"]) == ["delta", "ci95", "p_value"]
-    assert list(document["latency"]) == ["on", "batch", "threads", "p50_ms", "p90_ms", "ratio_to_baseline", "ci95"]
-    assert document["agreement"] == {"top1": 358 / 360, "max_abs": 0.213, "n": 360}
+    assert list(document["accuracy"]["vs_baseline"])[:3] == ["delta", "ci95", "p_value"]
+    assert list(document["latency"])[:7] == ["on", "batch", "threads", "p50_ms", "p90_ms", "ratio_to_baseline", "ci95"]
+    assert list(document["agreement"].items())[:3] == [("top1", 358 / 360), ("max_abs", 0.213), ("n", 360)]
 
 
 def test_rows_come_back_as_they_went() -> None:

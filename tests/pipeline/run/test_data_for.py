@@ -136,7 +136,12 @@ def test_training_wants_every_class_and_fitting_does_not(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "stage",
-    [Prune(max_drop=0.1), Prune(channels=0.5, importance="taylor"), Prune(channels=0.5, scope="sensitivity"), Separate()],
+    [
+        Prune(max_drop=0.1),
+        Prune(channels=0.5, importance="taylor"),
+        Prune(channels=0.5, scope="sensitivity"),
+        Separate(),
+    ],
 )
 def test_what_decides_by_accuracy_wants_labels(tmp_path: Path, stage: object) -> None:
     unlabelled = _with_unlabelled_calib(tmp_path)

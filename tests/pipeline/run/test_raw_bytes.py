@@ -16,8 +16,8 @@ from edgewise.errors import RequestError
 from edgewise.files import lower
 from edgewise.images.preprocess import Preprocess
 from edgewise.images.wrapper import Wrapper
+from edgewise.measure.agreement import compare_answers
 from edgewise.measure.answers import compute_logits
-from edgewise.measure.statistics import judge_agreement
 from edgewise.models import get
 from edgewise.recipes import demo
 from edgewise.report.watch import Watch
@@ -128,4 +128,5 @@ def test_a_wrong_constant_is_caught_by_the_run_and_by_verify(
     (target,) = job.targets
     assert target.load is not None
     answers, wanted = (compute_logits(target.load(p, 1), job.data.test, job.spec, fed="bytes") for p in (planted, path))
-    assert gates.on_agreement(judge_agreement(answers, wanted), job.recipe.limits).verdict == "fail"
+    agreement = compare_answers(answers.numpy(), wanted.log().numpy(), kept.row.precision or "float32", softmax=True)
+    assert gates.on_agreement(agreement, job.recipe.limits).verdict == "fail"

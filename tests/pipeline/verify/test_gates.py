@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from edgewise.files.open import Grade
+from edgewise.measure.class_falls import ClassFall
+from edgewise.measure.memory import ColdStart
+from edgewise.measure.paired import score_interval
 from edgewise.measure.values import Accuracy, Agreement, Difference, Latency
 from edgewise.report.rows import Row, Verdict
 from edgewise.verify.gates import (
     Finding,
     Limits,
+    gates_of,
     judge,
     on_accuracy,
     on_agreement,
+    on_classes,
     on_coverage,
     on_covered_macs,
+    on_file,
     on_grade,
     on_input,
     on_latency,
+    suspicious,
 )
 
 
-def measured(delta: float, low: float, high: float) -> Accuracy:
-    versus = Difference(delta=delta, ci95=(low, high), p_value=0.5)
-    return Accuracy(top1=0.9, n=1_000, ci95=(0.88, 0.92), vs_baseline=versus)
+def measured(
+    delta: float, low: float, high: float, p_value: float = 0.5, falls: tuple[ClassFall, ...] = ()
+) -> Accuracy:
+    versus = Difference(delta=delta, ci95=(low, high), p_value=p_value, gained=10, lost=10 - round(1_000 * delta))
+    return Accuracy(top1=0.9, n=1_000, ci95=(0.88, 0.92), vs_baseline=versus, falls=falls)
 
 
 def timed(ratio: float, low: float, high: float) -> Latency:
@@ -31,26 +42,55 @@ def timed(ratio: float, low: float, high: float) -> Latency:
 
 
 @pytest.mark.parametrize(
-    ("delta", "low", "verdict"),
+    ("delta", "low", "high", "p_value", "verdict"),
     [
-        (-0.03, -0.04, "fail"),
-        (-0.0201, -0.021, "fail"),
-        (-0.02, -0.03, "not-checked"),
-        (-0.01, -0.0201, "not-checked"),
-        (-0.01, -0.02, "pass"),
-        (0.0, 0.0, "pass"),
-        (0.05, 0.01, "pass"),
-        (0.05, -0.03, "not-checked"),
+        (-0.03, -0.04, -0.021, 0.001, "fail"),  # certainly more than allowed
+        (-0.03, -0.05, -0.01, 0.04, "fail"),  # more than allowed, and certainly a fall
+        (-0.03, -0.07, 0.001, 0.06, "not-checked"),  # more than allowed, perhaps by chance
+        (-0.02, -0.03, -0.01, 0.001, "not-checked"),
+        (-0.01, -0.0201, 0.0, 0.05, "not-checked"),
+        (-0.01, -0.02, 0.0, 0.05, "pass"),
+        (0.0, 0.0, 0.0, 1.0, "pass"),
+        (0.05, 0.01, 0.09, 0.001, "pass"),
+        (0.05, -0.03, 0.13, 0.5, "not-checked"),
     ],
 )
-def test_accuracy_gate(delta: float, low: float, verdict: Verdict) -> None:
-    assert on_accuracy(measured(delta, low, 0.06), Limits(max_drop=0.02)).verdict == verdict
+def test_accuracy_gate(delta: float, low: float, high: float, p_value: float, verdict: Verdict) -> None:
+    assert on_accuracy(measured(delta, low, high, p_value), Limits(max_drop=0.02)).verdict == verdict
 
 
 def test_accuracy_gate_tells_the_numbers() -> None:
-    failed = on_accuracy(measured(-0.03, -0.04, -0.02), Limits(max_drop=0.02)).reason
-    assert "3.00 points" in failed and "2.00 points allowed" in failed and "1,000" in failed
-    assert "4.00 points" in on_accuracy(measured(-0.01, -0.04, 0.01), Limits(max_drop=0.02)).reason
+    failed = on_accuracy(measured(-0.03, -0.04, -0.021, 0.001), Limits(max_drop=0.02)).reason
+    assert "3.00 points" in failed and "2.00 points allowed" in failed and "n = 1,000, p = 0.001" in failed
+    open_ = on_accuracy(measured(-0.01, -0.04, 0.01), Limits(max_drop=0.02)).reason
+    assert "4.00 points" in open_
+    number = int(open_.split("; ")[1].split(" would decide")[0].replace(",", ""))
+    low, _ = score_interval(0.01 * number, 0.02 * number, number)
+    assert low == pytest.approx(-0.02, abs=1e-4)
+
+
+def test_a_fall_of_just_the_limit_is_never_decided() -> None:
+    assert "no number of images" in on_accuracy(measured(-0.02, -0.03, -0.01), Limits(max_drop=0.02)).reason
+
+
+FALL = ClassFall(label=1, n=100, gained=0, lost=12, p_value=0.001)
+
+
+@pytest.mark.parametrize(
+    ("limits", "verdict"),
+    [
+        (Limits(max_drop=0.02), "fail"),  # five times two points
+        (Limits(max_drop=0.024), "pass"),
+        (Limits(max_drop=0.02, max_class_drop=0.12), "pass"),
+        (Limits(max_drop=0.5, max_class_drop=0.11), "fail"),
+        (Limits(max_drop=0.3), "pass"),
+    ],
+)
+def test_gate_on_single_classes(limits: Limits, verdict: Verdict) -> None:
+    found = on_classes(measured(0.0, -0.01, 0.01, falls=(FALL,)), limits, ("ant", "bee"))
+    assert found.verdict == verdict
+    assert ("bee by 12.00 points of 100" in found.reason) == (verdict == "fail")
+    assert on_classes(measured(0.0, -0.01, 0.01), limits).verdict == "pass"
 
 
 @pytest.mark.parametrize(
@@ -90,11 +130,80 @@ def test_gate_against_the_input_of_a_step(low: float, high: float, verdict: Verd
     assert found.reason.startswith("not faster") == (verdict == "fail")
 
 
-@pytest.mark.parametrize(("share", "verdict"), [(0.98, "fail"), (0.9899, "fail"), (0.99, "pass"), (1.0, "pass")])
-def test_agreement_gate(share: float, verdict: Verdict) -> None:
-    found = on_agreement(Agreement(top1=share, max_abs=0.1, n=540), Limits(min_agreement=0.99))
-    assert found.verdict == verdict
-    assert "540" in found.reason
+def agreed(n: int, differ: int, ties: int = 0, **more: Any) -> Agreement:
+    return Agreement(top1=1 - (differ + ties) / n, max_abs=0.1, n=n, ties=ties, differ=differ, **more)
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (agreed(540, 0, ties=30), "pass"),  # ties are no fault
+        (agreed(1_000, 4), "pass"),  # at most 0.91 %, exactly
+        (agreed(1_000, 5), "not-checked"),  # at most 1.05 %
+        (agreed(540, 20), "fail"),
+        (agreed(540, 12), "fail"),  # at least 1.3 %
+        (agreed(200, 0), "not-checked"),
+        (agreed(1_000, 0, not_finite=1), "fail"),
+        (agreed(1_000, 0, noise=2.1, noise_unit="steps", noise_allowed=2.0), "fail"),
+        (agreed(1_000, 0, noise=2.0, noise_unit="steps", noise_allowed=2.0), "pass"),
+        (agreed(1_000, 40, noise=8.0, noise_unit="steps", noise_allowed=2.0, layers_apart=0), "pass"),
+        (agreed(1_000, 0, noise=8.1, noise_unit="steps", noise_allowed=2.0, layers_apart=0), "fail"),
+        (agreed(1_000, 0, layers_apart=1, first_apart="conv1"), "fail"),
+        (Agreement(top1=0.97, max_abs=0.1, n=540), "fail"),  # ties not told apart
+    ],
+)
+def test_agreement_gate(found: Agreement, verdict: Verdict) -> None:
+    judged = on_agreement(found, Limits(min_agreement=0.99), "here ")
+    assert judged.verdict == verdict and judged.gate == "agreement"
+    assert judged.reason.startswith("here same class") and f"{found.n:,}" in judged.reason
+
+
+def test_agreement_gate_says_how_many_images_would_decide() -> None:
+    assert "99.00% wanted; 299 images" in on_agreement(agreed(200, 0), Limits()).reason
+    assert "no number" in on_agreement(agreed(200, 2), Limits()).reason
+
+
+@pytest.mark.parametrize(("wanted", "differ", "verdict"), [(1.0, 0, "pass"), (1.0, 1, "fail"), (0.0, 200, "pass")])
+def test_agreement_gate_at_its_ends(wanted: float, differ: int, verdict: Verdict) -> None:
+    assert on_agreement(agreed(200, differ), Limits(min_agreement=wanted)).verdict == verdict
+
+
+def test_only_what_does_not_pass_has_its_layers_compared() -> None:
+    assert suspicious(agreed(200, 0), Limits()) and suspicious(agreed(540, 20), Limits())
+    assert not suspicious(agreed(540, 0), Limits())
+    assert not suspicious(agreed(540, 20, layers_apart=2), Limits())
+
+
+LIMITED = Limits(max_bytes=100, max_peak_bytes=200, max_moved_bytes=300, max_load_ms=4.0, max_first_call_ms=5.0)
+
+
+@pytest.mark.parametrize(
+    ("gate", "size", "moved", "peak", "load", "first"),
+    [
+        ("size", 101, 300, 200, 4.0, 5.0),
+        ("bytes moved", 100, 301, 200, 4.0, 5.0),
+        ("memory", 100, 300, 201, 4.0, 5.0),
+        ("load time", 100, 300, 200, 4.1, 5.0),
+        ("first call", 100, 300, 200, 4.0, 5.1),
+        ("", 100, 300, 200, 4.0, 5.0),
+    ],
+)
+def test_limits_on_what_a_file_costs(gate: str, size: int, moved: int, peak: int, load: float, first: float) -> None:
+    cold = ColdStart(peak_bytes=peak, load_ms=load, first_call_ms=first)
+    found = on_file(LIMITED, size, moved, cold)
+    assert [one.gate for one in found if one.verdict == "fail"] == ([gate] if gate else [])
+    assert all("allowed" in one.reason for one in found)
+    assert {one.verdict for one in on_file(Limits(), size, moved, cold)} == {"pass"}
+
+
+def test_a_limited_cost_that_nothing_measured_is_no_pass() -> None:
+    found = on_file(LIMITED, 1, 1, None)
+    assert [one.gate for one in found if one.verdict == "not-checked"] == ["memory", "load time", "first call"]
+
+
+def test_each_gate_s_worst_verdict_is_kept() -> None:
+    findings = [Finding("pass", "a", "x"), Finding("fail", "b", "x"), Finding("pass", "c", "y"), Finding("fail", "d")]
+    assert gates_of(findings) == {"x": "fail", "y": "pass"}
 
 
 @pytest.mark.parametrize(("limit", "verdict"), [(None, "pass"), (3, "pass"), (2, "pass"), (1, "fail"), (0, "fail")])
