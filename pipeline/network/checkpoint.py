@@ -20,7 +20,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from edgewise.errors import RequestError, StoreError
-from edgewise.network import architecture, captured, surgery
+from edgewise.network import architecture, captured, first_call, surgery
 from edgewise.network.architecture import Base
 from edgewise.targets import Sizes
 
@@ -28,6 +28,8 @@ _OPERATIONS: dict[str, type[Any]] = {
     "resize": surgery.Resize,
     "replace": surgery.Replace,
     "prepare": captured.Prepare,
+    "materialise": first_call.Materialise,
+    "copy_input": first_call.CopyInput,
 }
 
 

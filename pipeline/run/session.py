@@ -42,7 +42,11 @@ class Session:
 
     def baseline(self) -> Model:
         """What everything else is compared with."""
+        for sentence in self.job.told:
+            self.watch.detail(sentence)
         model = self.steps.baseline()
+        if self.job.told:
+            model = replace(model, facts={**model.facts, "network": list(self.job.told)})
         self._step_row(model, model, [Finding("pass", "the baseline that everything else is compared with")])
         return model
 

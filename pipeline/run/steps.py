@@ -20,8 +20,10 @@ from edgewise.images.preprocess import Fed
 from edgewise.images.sizes import Size, show_size
 from edgewise.measure.answers import Network, compute_logits
 from edgewise.measure.cost.totals import count
-from edgewise.network import architecture, checkpoint, weights
+from edgewise.network import checkpoint
 from edgewise.network.checkpoint import Checkpoint
+from edgewise.network.plain_layers import with_plain_layers
+from edgewise.network.start import begin
 from edgewise.report.watch import Watch
 from edgewise.run.artifacts import Source
 from edgewise.run.job import Job
@@ -61,13 +63,27 @@ class Steps:
     def baseline(self) -> Model:
         """The given weights, or a network trained by the recipe's ``baseline`` stage."""
         torch.manual_seed(self.job.recipe.seed)
-        network = architecture.build(self.job.base).eval()
+        begun = begin(self.job.base, self.job.images(), self.job.weights)
         if self.job.weights is None:
-            return self.measure("baseline", self._entry(self.job.recipe.baseline, network, None, None))
-        weights.load_weights(network, self.job.weights)
-        digest = checkpoint.digest(Checkpoint(self.job.base, network))
+            return self._plain_baseline(self._entry(self.job.recipe.baseline, begun.model, None, None))
+        digest = checkpoint.digest(Checkpoint(self.job.base, begun.model))
         key = key_of(kind="given", model=digest, shape=self.job.data.shape)
-        return self.measure("baseline", self.store.keep(key, lambda folder, _: self._save(network, folder)))
+        return self._plain_baseline(self.store.keep(key, lambda folder, _: self._save(begun.model, folder)))
+
+    def _plain_baseline(self, entry: Entry) -> Model:
+        """A stored network with plain layers wherever one computes the same, which every later step can read."""
+        network = checkpoint.load(entry.path).model
+        sizes = self.job.sizes_to_stand
+        plain = with_plain_layers(network, *(self.job.images(size)[:1] for size in (None, *sizes))).model
+        if plain is not network:
+            digest = checkpoint.digest(Checkpoint(self.job.base, network))
+            key = key_of(
+                kind="plain", model=digest, shape=self.job.data.shape, sizes=sizes, code=code_of(with_plain_layers)
+            )
+            entry = dataclasses.replace(
+                self.store.keep(key, lambda folder, _: self._save(plain, folder)), seconds=entry.seconds
+            )
+        return self.measure("baseline", entry)
 
     def stage(self, stage: Stage, model: Model, baseline: Model, grid: Grid | None = None) -> Model:
         """The outcome of one stage on a finished step's network."""
@@ -121,7 +137,13 @@ class Steps:
 
         def make(folder: Path, _: Path) -> None:
             found = compute_logits(
-                network, part, self.job.spec, track=self.watch.track, label=f"{label}: testing", fed=fed
+                network,
+                part,
+                self.job.spec,
+                batch=256 if self.job.by_batches else 1,
+                track=self.watch.track,
+                label=f"{label}: testing",
+                fed=fed,
             )
             save_file({"logits": found.contiguous()}, folder / "answers.safetensors")
 

@@ -3,7 +3,7 @@
 In evaluation a batch norm is the affine map ``y = (x - mean) * scale + shift`` per channel with
 ``scale = gamma / sqrt(var + eps)`` (Ioffe, Szegedy 2015, arXiv 1502.03167, section 3.1), so that a layer with weight W
 and bias b followed by it equals one with ``W * scale`` and ``(b - mean) * scale + shift`` (Jacob et al. 2018,
-arXiv 1712.05877, section 3.2).
+arXiv 1712.05877, section 3.2). The same holds for whatever else maps channel by channel, found by what it computes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from edgewise.errors import RequestError, StageError
 from edgewise.images.normalise import normalise
 from edgewise.network import surgery
-from edgewise.network.norm_pairs import _LAYERS, affine_of, find_norms
+from edgewise.network.linear_map import Unlike, channel_map_of
+from edgewise.network.norm_pairs import _LAYERS, _NORMS, Norms, affine_of, find_norms
+from edgewise.network.plain_layers import with_plain_layers
 from edgewise.stage import Context, Traits
 
 Rest = Literal["depthwise", "keep"]
@@ -49,21 +51,34 @@ class Fold:
         What stays is told through ``ctx.note``. Raises StageError when the result computes something else.
         """
         probe = _probe(model, ctx)
-        norms = find_norms(model, probe)
-        affine = [name for name in norms.rest if self.rest == "depthwise" and _is_affine(model.get_submodule(name))]
+        plain = with_plain_layers(model, probe)
+        for sentence in plain.sentences():
+            ctx.note(sentence)
+        folded, norms = _fold_pairs(plain.model, probe)
+        affine = [name for name in norms.rest if self.rest == "depthwise" and _is_affine(folded.get_submodule(name))]
         for name, why in norms.rest.items():
             ctx.note(f"{name}: {'now a depthwise 1x1 convolution' if name in affine else 'kept'}, {why}")
-        if not norms.pairs and not affine:
+        if folded is model and not affine:
             ctx.note("no batch norm to fold")
-        folded = _folded(model, norms.pairs, affine)
+        if affine or folded is model:
+            folded = _folded(folded, {}, affine)
         _check(model, folded, probe)
         return folded
 
 
 def without_norms(model: nn.Module, images: Tensor) -> nn.Module:
     """A copy of ``model`` as ``Fold`` would make it, found by running it on normalised ``images`` [N, C, H, W]."""
+    folded, norms = _fold_pairs(model, images)
+    return _folded(folded, {}, [name for name in norms.rest if _is_affine(folded.get_submodule(name))])
+
+
+def _fold_pairs(model: nn.Module, images: Tensor) -> tuple[nn.Module, Norms]:
+    """``model`` with every norm folded that follows a layer, or one that was folded before it; and the norms left."""
     norms = find_norms(model, images)
-    return _folded(model, norms.pairs, [name for name in norms.rest if _is_affine(model.get_submodule(name))])
+    while pairs := {**norms.pairs, **norms.maps}:
+        model = _folded(model, pairs, ())
+        norms = find_norms(model, images)
+    return model, norms
 
 
 def _folded(model: nn.Module, pairs: Mapping[str, str], alone: Iterable[str]) -> nn.Module:
@@ -76,7 +91,7 @@ def _folded(model: nn.Module, pairs: Mapping[str, str], alone: Iterable[str]) ->
         folded = surgery.apply(model, surgery.Replace(replaced))
     with torch.no_grad():
         for layer, norm in pairs.items():
-            scale, shift = affine_of(old[norm])
+            scale, shift = affine_of(old[norm]) if isinstance(old[norm], _NORMS) else _measured(old[norm], old[layer])
             _fill(folded.get_submodule(layer), old[layer], *_combined(old[layer], scale, shift))
         for norm in pointwise:
             scale, shift = affine_of(old[norm])
@@ -86,8 +101,25 @@ def _folded(model: nn.Module, pairs: Mapping[str, str], alone: Iterable[str]) ->
     return folded
 
 
+def _measured(module: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift, float64 [C] each, of what maps the output of ``layer`` channel by channel."""
+    assert isinstance(layer, _LAYERS)
+    linear = isinstance(layer, nn.Linear)
+    stored = next(layer.parameters())
+    given = stored.new_zeros((1, layer.out_features) if linear else (1, layer.out_channels, 1, 1))  # type: ignore[union-attr]
+    found = channel_map_of(module, given)
+    return found.scale, found.shift
+
+
 def _is_affine(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+    """Whether it is a batch norm over images, with statistics, and no more than that."""
+    if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None:
+        return False
+    try:
+        channel_map_of(module, module.running_mean.new_zeros(1, module.num_features, 1, 1))
+    except Unlike:
+        return False
+    return True
 
 
 def _combined(layer: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from edgewise.library_noise import quieten
 from edgewise.network import surgery
 from edgewise.stage import Context
 from edgewise.stages.training.augment import Changes, change, draw_changes
-from edgewise.stages.training.memory_format import trains_channels_last
+from edgewise.stages.training.memory_format import stands_channels_last, trains_channels_last
 from edgewise.stages.training.settings import Training, resolve_precision
 from edgewise.stages.training.state import State, _plain_tensors, resume, write_state
 from edgewise.stages.training.teacher import Teacher
@@ -157,7 +157,7 @@ class _Work:
 def _loop(
     fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
 ) -> dict[str, Tensor]:
-    if not trains_channels_last(model, fabric.device):
+    if how.channels_last and not _stand_channels_last(fabric.device, ctx.input_shape, model, teacher):
         how = replace(how, channels_last=False)
     state = _start(model, how)
     resume(state, ctx.scratch)
@@ -178,6 +178,14 @@ def _loop(
         fabric.barrier()
     chosen = model if state.average is None else state.average
     return {name: tensor.detach().cpu() for name, tensor in chosen.state_dict().items()}
+
+
+def _stand_channels_last(device: torch.device, shape: tuple[int, int, int], *networks: nn.Module | None) -> bool:
+    return all(
+        trains_channels_last(network, device) and stands_channels_last(network, shape)
+        for network in networks
+        if network is not None
+    )
 
 
 def _teacher(fabric: Any, network: nn.Module, how: Training, ctx: Context) -> Teacher:
