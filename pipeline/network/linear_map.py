@@ -394,7 +394,8 @@ def _per_channel(value: Any, result: Tensor, channels: int, *, last: bool) -> Te
     axis = result.dim() - 1 if last else 1
     if any(size != 1 for place, size in enumerate(shape) if place != axis):
         raise Unlike("a factor or a term that differs from place to place")
-    return value.reshape(-1).expand(channels).clone()
+    per_channel: Tensor = value.reshape(-1).expand(channels).clone()
+    return per_channel
 
 
 def _pair(value: Sequence[int]) -> tuple[int, int]:

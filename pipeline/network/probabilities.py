@@ -16,7 +16,9 @@ def ending(model: nn.Module, images: Tensor) -> Ending:
     """What ``model`` answers, in evaluation, judged by its answers to images [N, C, H, W] and to noise like them."""
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     fed = torch.cat([images, 3 * noise])
-    answers = torch.cat([model(image.clone()) for image in fed.split(1)]).double()  # some take one at a time alone
+    answers = torch.cat(
+        [model(image.clone()) for image in torch.split(fed, 1)]
+    ).double()  # some take one at a time alone
     if answers.dim() != 2 or answers.shape[1] < 2:
         return "logits"
     if bool((answers >= 0).all()) and _adds_to_one(answers):

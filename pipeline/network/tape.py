@@ -97,7 +97,7 @@ def record(module: nn.Module, given: Tensor) -> Recorded:
     if unused:
         raise Unlike(f"something else in training: {unused[0]} has no part in its answers")
     layers, tensors = recorder.layers, recorder.tensors
-    description = {
+    description: dict[str, Any] = {
         "type": "Tape",
         "steps": recorder.steps,
         "returns": returns,
@@ -193,6 +193,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             if isinstance(value, Tensor) and id(value) not in self._values:
                 self.used |= self._sources(value)
         layer = _LAYERS[name](named, result) if name in _LAYERS else None
+        step: dict[str, Any]
         if layer is not None and all(id(t) not in self._values for t in layer.tensors.values()):
             source = named.get("input", named.get("self"))
             step = {"layer": self._layer(layer), "args": [self._encoded(source, name)]}

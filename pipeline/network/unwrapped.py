@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.parameter import is_lazy
 
 from edgewise.errors import RequestError
 
@@ -95,7 +96,7 @@ def _detach_computed_weights(module: nn.Module) -> None:
 
 def _in_float32(model: nn.Module, name: str) -> list[str]:
     tensors: Mapping[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    known = {key: t for key, t in tensors.items() if not isinstance(t, nn.parameter.UninitializedTensorMixin)}
+    known = {key: t for key, t in tensors.items() if not is_lazy(t)}
     empty = [key for key, tensor in known.items() if tensor.is_meta]
     if empty:
         raise RequestError(

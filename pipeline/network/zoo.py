@@ -167,5 +167,5 @@ _LIBRARY: list[Any] = []
 def _declared() -> Any:
     """The library that the missing operators are declared in; it must live as long as they."""
     if not _LIBRARY:
-        _LIBRARY.append(torch.library.Library("torchvision", "FRAGMENT"))
+        _LIBRARY.append(torch.library.Library("torchvision", "FRAGMENT"))  # type: ignore[no-untyped-call]
     return _LIBRARY[0]

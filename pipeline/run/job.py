@@ -18,7 +18,7 @@ from edgewise.calib_data import Data
 from edgewise.errors import RequestError
 from edgewise.images import resized
 from edgewise.images.preprocess import blank_image
-from edgewise.images.sizes import untraced_sizes, with_main_size_first
+from edgewise.images.sizes import sizes_to_try, with_main_size_first
 from edgewise.models import Spec
 from edgewise.network import architecture, start
 from edgewise.network.architecture import Base
@@ -57,7 +57,7 @@ class Job:
     @property
     def sizes_to_stand(self) -> tuple[tuple[int, int], ...]:
         """The image sizes, beside the data's own, at which the network must answer as it came."""
-        return untraced(self.recipe.packaging.sizes)
+        return sizes_to_try(self.recipe.packaging.sizes)
 
     def images(self, size: tuple[int, int] | None = None) -> Tensor:
         """A few test images, normalised [N, C, H, W], at the data's size or another."""
@@ -86,7 +86,7 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     _check_forward(begun.model, spec, data)
     recipe, begun = _ended(*_folded(recipe, begun))
     begun = start.made_plain(
-        begun, [probe_images(data, spec, size) for size in (None, *untraced(recipe.packaging.sizes))]
+        begun, [probe_images(data, spec, size) for size in (None, *sizes_to_try(recipe.packaging.sizes))]
     )
     spec = dataclasses.replace(spec, classifier=architecture.classifier_of(begun.model, spec))
     _check_packaging(begun.model, spec, data, recipe, (*chosen, runtime))
@@ -107,7 +107,7 @@ def probe_images(data: Data, spec: Spec, size: tuple[int, int] | None = None) ->
     from edgewise.images.normalise import normalise
 
     count = min(_PROBES, len(data.test))
-    part = data.test if size is None else resized.sample(data.test, size, count)
+    part = data.test if size is None else resized.sample_resized(data.test, size, count)
     return normalise(part.batch(torch.arange(count)), spec)
 
 
