@@ -77,7 +77,7 @@ def _rebuilt(base: Base, operations: Sequence[Any], batch: int | None, sizes: Si
         if isinstance(operation, captured.Prepare):
             model = operation.capture(model, batch, sizes)
         else:
-            model = surgery.apply(model, operation)
+            model = surgery.apply_in_place(model, operation)  # nobody else holds it, and lazy layers take no copy
     return model
 
 

@@ -37,7 +37,9 @@ def find_norms(model: nn.Module, images: Tensor) -> Norms:
     modules = dict(model.named_modules())
     norms = {name: module for name, module in modules.items() if _may_map(module)}
     trace = _trace(model, modules, norms, images)
-    pairs, maps, rest = {}, {}, {}
+    pairs: dict[str, str] = {}
+    maps: dict[str, str] = {}
+    rest: dict[str, str] = {}
     for name, module in norms.items():
         layer, why = _partner(name, module, trace)
         if layer is not None:

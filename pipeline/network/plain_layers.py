@@ -96,7 +96,7 @@ def _with_functions_as_layers(plain: Plain, batches: Sequence[Tensor]) -> Plain:
                 continue
             one = functional_layers.recorded(model, name, batches[0])
             if isinstance(one, str):
-                left[name] = f"{_kind(model.get_submodule(name))}, left as it is: {one}"
+                left.setdefault(name, f"{_kind(model.get_submodule(name))}, left as it is: {one}")
             else:
                 found[name] = one
     changed = functional_layers.replace(model, found) if found else model
@@ -109,7 +109,7 @@ def _with_functions_as_layers(plain: Plain, batches: Sequence[Tensor]) -> Plain:
         layers = Counter(layer["type"] for layer in one.description["layers"].values())
         inside = ", ".join(f"{count} {kind}" for kind, count in layers.items())
         taken[name] = f"{_kind(model.get_submodule(name))}, whose functions are taken as layers ({inside})"
-    left = {name: why for name, why in left.items() if not _inside(name, found)}
+    left = {name: why for name, why in left.items() if name not in found and not _inside(name, found)}
     return Plain(model=changed, taken=taken, left=left)
 
 

@@ -44,7 +44,7 @@ def begin(base: Base, images: Tensor, weights: Path | None = None) -> Start:
         built = architecture.build_told(base)
     start = Start(model=built.model.eval(), told=built.told)
     if lazy := first_call.lazy_layers(built.model):
-        start = _done(start, first_call.Materialise(tuple(images.shape[1:])), base.model)
+        start = _done(start, first_call.Materialise(list(images.shape[1:])), base.model)
         first_call.still_lazy(start.model)
         start = _with(start, f"{len(lazy)} lazy layers were given their shapes by an image {tuple(images.shape[1:])}")
     if weights is not None:
@@ -83,7 +83,9 @@ def _run_once(model: nn.Module, images: Tensor, name: str) -> None:
 
 
 def _cannot_take(error: Exception, name: str) -> RequestError:
-    return RequestError(f"{name} fails on an image: {str(error).strip().splitlines()[0]}{at(line_of(error))}")
+    return RequestError(
+        f"{name} fails on an image: {(str(error).strip().splitlines() or [type(error).__name__])[0]}{at(line_of(error))}"
+    )
 
 
 def _without_softmax(start: Start, image: Tensor) -> Start:

@@ -102,9 +102,14 @@ class Change(Operation, Protocol):
 
 def apply(model: nn.Module, operation: Change) -> nn.Module:
     """A copy of ``model`` with ``operation`` done and entered in its history; new tensors hold no useful values yet."""
-    copied = copy.deepcopy(model)
-    changed = operation(copied) or copied
-    object.__setattr__(changed, _HISTORY, history(model))
+    return apply_in_place(copy.deepcopy(model), operation)
+
+
+def apply_in_place(model: nn.Module, operation: Change) -> nn.Module:
+    """As ``apply``, on ``model`` itself or, where the operation makes another, on that."""
+    before = history(model)
+    changed = operation(model) or model
+    object.__setattr__(changed, _HISTORY, before)
     return record(changed, operation)
 
 

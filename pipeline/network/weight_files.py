@@ -35,7 +35,8 @@ def read(path: Path) -> Any:
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AssertionError) as error:
-        raise RequestError(f"{path} is not a readable weights file: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RequestError(f"{path} is not a readable weights file: {reason}") from error
     except Exception as error:
         if type(error).__name__ != "UnpicklingError":
             raise

@@ -104,9 +104,11 @@ def _folded(model: nn.Module, pairs: Mapping[str, str], alone: Iterable[str]) ->
 def _measured(module: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift, float64 [C] each, of what maps the output of ``layer`` channel by channel."""
     assert isinstance(layer, _LAYERS)
-    linear = isinstance(layer, nn.Linear)
     stored = next(layer.parameters())
-    given = stored.new_zeros((1, layer.out_features) if linear else (1, layer.out_channels, 1, 1))  # type: ignore[union-attr]
+    if isinstance(layer, nn.Linear):
+        given = stored.new_zeros(1, layer.out_features)
+    else:
+        given = stored.new_zeros(1, layer.out_channels, 1, 1)
     found = channel_map_of(module, given)
     return found.scale, found.shift
 

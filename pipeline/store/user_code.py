@@ -76,7 +76,7 @@ def imported_names(text: str, package: str) -> list[str]:
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
                 names.append(node.args[0].value)
-    return [name for name in names if name and not name.startswith(".")]
+    return [name.strip(".") for name in names if name.strip(".")]
 
 
 def _cause(error: Exception, path: Path) -> str:

@@ -119,7 +119,7 @@ def test_matrix_products_written_by_hand() -> None:
 
 UNLIKE: dict[str, Callable[[Computes, Tensor], Tensor]] = {
     "relu": lambda m, x: torch.relu(m.conv(x)),
-    "a factor that differs from place to place": lambda m, x: m.conv(x) * torch.rand(4, 4),
+    "a factor or a term that differs from place to place": lambda m, x: m.conv(x) * torch.rand(4, 4),
     "a product of two values": lambda m, x: m.conv(x) * m.conv(x),
     "a sum with its own input": lambda m, x: m.conv(F.pad(x, (1, 1, 1, 1))) + x,
     "a convolution after another": lambda m, x: m.conv(m.conv(x)),

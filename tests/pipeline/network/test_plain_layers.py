@@ -138,10 +138,15 @@ def test_a_batch_norm_stays_for_folding() -> None:
 
 
 class Gated(nn.Conv2d):
-    """No convolution: its output is multiplied by what it is given."""
+    """No convolution: its output is multiplied by what it is given, and in training by a factor too."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.factor = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * x.mean((1, 2, 3), keepdim=True)
+        y = super().forward(x) * x.mean((1, 2, 3), keepdim=True)
+        return y * self.factor if self.training else y
 
 
 def test_a_layer_that_computes_more_is_left_and_told() -> None:

@@ -14,9 +14,8 @@ from edgewise.store.user_code import import_file, imported_files, is_the_users
 
 def write(folder: Path, **files: str) -> Path:
     for name, text in files.items():
-        path = folder / (name.replace("__", "/") + ".py")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.py").write_text(text)
     return folder / "net.py"
 
 
@@ -52,16 +51,19 @@ def test_a_change_of_an_imported_file_changes_the_digest(line: str, tmp_path: Pa
     assert source_digest(net) != before
 
 
-def test_packages_and_relative_imports_are_followed(tmp_path: Path) -> None:
-    write(
-        tmp_path, net="from pack.part import x", pack____init__="", pack__part="from .deep import x\nfrom . import side",
-        pack__deep="x = 1", pack__side="y = 2",
-    )  # fmt: skip
-    found = source_digest(tmp_path / "net.py")
-    for name in ("pack____init__", "pack__deep", "pack__side"):
-        write(tmp_path, **{name: "x = 9\ny = 9"})
-        assert source_digest(tmp_path / "net.py") != found
-        found = source_digest(tmp_path / "net.py")
+@pytest.mark.parametrize("marked", [True, False])
+def test_packages_and_relative_imports_are_followed(marked: bool, tmp_path: Path) -> None:
+    net, pack = write(tmp_path, net="from pack.part import x"), tmp_path / "pack"
+    write(pack, part="from .deep import x\nfrom . import side", deep="x = 1", side="y = 2")
+    changing = ["deep", "side"]
+    if marked:
+        (pack / "__init__.py").write_text("")
+        changing.append("__init__")
+    found = source_digest(net)
+    for name in changing:
+        (pack / f"{name}.py").write_text("x = y = 9")
+        assert source_digest(net) != found
+        found = source_digest(net)
 
 
 def test_an_installed_folder_elsewhere_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
