@@ -107,7 +107,7 @@ def build_told(base: Base) -> Unwrapped:
 
 
 def _parameters(function: Callable[..., Any], name: str) -> Mapping[str, inspect.Parameter]:
-    if isinstance(function, type) and function.__init__ is nn.Module.__init__:  # takes anything, to refuse it
+    if isinstance(function, type) and getattr(function, "__init__", None) is nn.Module.__init__:  # takes anything, to refuse it
         return {}
     try:
         return inspect.signature(function).parameters

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgewise.network import surgery, tape
+from edgewise.network import recording, surgery
 from edgewise.network.linear_map import Unlike
 
 _CALLED = frozenset({"conv2d", "conv_transpose2d", "batch_norm"})
@@ -27,7 +27,7 @@ def modules_with_functions(model: nn.Module, images: Tensor) -> list[str]:
     return [name for name, module in own.items() if not type(module).__module__.startswith("torch.nn")]
 
 
-def recorded(model: nn.Module, name: str, images: Tensor) -> tape.Recorded | str:
+def recorded(model: nn.Module, name: str, images: Tensor) -> recording.Recorded | str:
     """The tape of one module, found by running the network on images [N, C, H, W]; or why there is none."""
     module = model.get_submodule(name)
     calls: list[Any] = []
@@ -49,13 +49,13 @@ def recorded(model: nn.Module, name: str, images: Tensor) -> tape.Recorded | str
     if named or len(given) != 1 or not isinstance(given[0], Tensor):
         return "it is not called with one tensor"
     try:
-        found = tape.record(module, given[0].clone())
+        found = recording.record(module, given[0].clone())
         return found if _answers_alike(module, found, given[0]) else "its recorded operators answer otherwise"
     except Unlike as unlike:
         return f"it computes {unlike}"
 
 
-def replace(model: nn.Module, found: Mapping[str, tape.Recorded]) -> nn.Module:
+def replace(model: nn.Module, found: Mapping[str, recording.Recorded]) -> nn.Module:
     """A copy of ``model`` with a tape in each named module's place."""
     changed = surgery.apply(model, surgery.Replace({name: one.description for name, one in found.items()}))
     for name, one in found.items():
@@ -66,13 +66,13 @@ def replace(model: nn.Module, found: Mapping[str, tape.Recorded]) -> nn.Module:
 
 
 @torch.no_grad()
-def _fill(built: nn.Module, found: tape.Recorded) -> None:
+def _fill(built: nn.Module, found: recording.Recorded) -> None:
     state = built.state_dict()
     for key, tensor in found.tensors.items():
         state[key].copy_(tensor)
 
 
-def _answers_alike(module: nn.Module, found: tape.Recorded, given: Tensor) -> bool:
+def _answers_alike(module: nn.Module, found: recording.Recorded, given: Tensor) -> bool:
     """For as many rows as it was recorded with, and for fewer."""
     with torch.random.fork_rng(devices=[]):
         built = surgery.construct(found.description).eval()

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from edgewise.network import functional_layers, surgery
 from edgewise.network.linear_map import LinearMap, Unlike, linear_map_of
-from edgewise.network.tape import Recorded
+from edgewise.network.recording import Recorded
 
 PLAIN = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _WITH_WEIGHTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)

@@ -19,6 +19,10 @@ from edgewise.network.weights import load_weights
 from edgewise.network.where import at, line_of
 
 
+class CannotTake(RequestError):
+    """The network fails on an image of the data."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """A network as it is before anything is done to it on purpose, in evaluation."""
@@ -82,8 +86,8 @@ def _run_once(model: nn.Module, images: Tensor, name: str) -> None:
         raise _cannot_take(error, name) from error
 
 
-def _cannot_take(error: Exception, name: str) -> RequestError:
-    return RequestError(
+def _cannot_take(error: Exception, name: str) -> CannotTake:
+    return CannotTake(
         f"{name} fails on an image: {(str(error).strip().splitlines() or [type(error).__name__])[0]}{at(line_of(error))}"
     )
 

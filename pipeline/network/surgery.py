@@ -74,7 +74,7 @@ class Replace:
 
     modules: Mapping[str, Mapping[str, Any]]
     """Module name ('': the network itself) -> {"type": a name this file knows, "args": keyword arguments}; for type
-    Sequential {"type": "Sequential", "children": [the same, ...]}; for type Tape as ``tape.record`` describes it."""
+    Sequential {"type": "Sequential", "children": [the same, ...]}; for type Tape as ``recording.record`` describes it."""
 
     def __call__(self, model: nn.Module) -> nn.Module:
         for name, description in self.modules.items():

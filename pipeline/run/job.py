@@ -82,7 +82,7 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     recipe, data = _sized(_labelled(recipe, data), data)
     base = Base(recipe.model, len(data.classes), data.shape[0])
     weights = None if recipe.weights is None else Path(recipe.weights)
-    begun = start.begin(base, probe_images(data, spec), weights)
+    begun = _begun(base, spec, data, weights)
     _check_forward(begun.model, spec, data)
     recipe, begun = _ended(*_folded(recipe, begun))
     begun = start.made_plain(
@@ -207,22 +207,25 @@ def _check_device(device: str) -> None:
         raise RequestError("device 'cuda' was asked for, but this torch finds no GPU; use --device cpu")
 
 
+def _begun(base: Base, spec: Spec, data: Data, weights: Path | None) -> Start:
+    try:
+        return start.begin(base, probe_images(data, spec), weights)
+    except start.CannotTake as error:
+        wanted, shape = "×".join(map(str, spec.input_shape)), "×".join(map(str, data.shape))
+        raise RequestError(
+            f"{spec.name} cannot take the images of {data.name} ({shape}; it was published for {wanted}): {error}. Choose "
+            "another --model or --data"
+        ) from error
+
+
 def _check_forward(network: Any, spec: Spec, data: Data) -> None:
-    """One image goes through, and as many logits come out as there are classes."""
+    """As many logits come out for an image as there are classes."""
     import torch
 
     from edgewise.images.normalise import normalise
 
-    image = normalise(data.test.batch(torch.tensor([0])), spec)
-    try:
-        with torch.inference_mode():
-            found = network.eval()(image)
-    except Exception as error:
-        wanted, shape = "×".join(map(str, spec.input_shape)), "×".join(map(str, data.shape))
-        raise RequestError(
-            f"{spec.name} cannot take the images of {data.name} ({shape}; it was published for {wanted}): "
-            f"{str(error).splitlines()[0]}. Choose another --model or --data"
-        ) from error
+    with torch.inference_mode():
+        found = network.eval()(normalise(data.test.batch(torch.tensor([0])), spec))
     if not isinstance(found, torch.Tensor) or tuple(found.shape) != (1, len(data.classes)):
         answer = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise RequestError(
