@@ -20,9 +20,15 @@ def add_parser(commands: Any) -> None:
         metavar="RECIPE",
         help="a name from 'list recipes', or path/to/recipe.py:function; without one --model and --data are quantized",
     )
-    run.add_argument("--model", metavar="M", help="a name from 'list models', or path/to/net.py:function")
     run.add_argument(
-        "--weights", metavar="F", help="safetensors or a weights-only checkpoint; skips training a baseline"
+        "--model",
+        metavar="M",
+        help="a name from 'list models', timm:NAME, torchvision:NAME, or path/to/net.py:function",
+    )
+    run.add_argument(
+        "--weights",
+        metavar="F",
+        help="safetensors or a weights-only checkpoint (FILE#KEY for one set in it), or 'pretrained' for timm's and torchvision's own; skips training a baseline",
     )
     run.add_argument("--data", metavar="D", help="a data set: reader or reader:PATH, for example cifar10:DIR")
     run.add_argument("--target", action="append", metavar="T", help="write for this target; repeat for several")

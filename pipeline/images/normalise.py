@@ -26,7 +26,16 @@ class Normalisation(Protocol):
 def normalise(images: Tensor, spec: Normalisation) -> Tensor:
     """uint8 [B, C, H, W] -> float32: divided by 255, then the spec's mean and deviation per channel."""
     channels = images.shape[1]
+    images = _row_by_row(images)
     return (images.float() / 255 - _per_channel(spec.mean, channels)) / _per_channel(spec.std, channels)
+
+
+def _row_by_row(images: Tensor) -> Tensor:
+    """The images [B, C, H, W] in memory as their shape says, channel by channel and row by row: of one channel, other
+    strides hold the same bytes, but have torch take its layers' outputs in another order, which ``view`` cannot read."""
+    _, channels, height, width = images.shape
+    usual = (channels * height * width, height * width, width, 1)
+    return images if images.stride() == usual else images.clone(memory_format=torch.contiguous_format)
 
 
 def feed(images: Tensor, spec: Normalisation, fed: Fed) -> Tensor:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -17,9 +14,13 @@ from torch import nn
 from edgewise import models
 from edgewise.errors import RequestError
 from edgewise.models import Spec
+from edgewise.network import zoo
 from edgewise.network.stated import read_stated
+from edgewise.network.unwrapped import Unwrapped, unwrapped
 from edgewise.network.user_files import name_functions
-from edgewise.store.sources import code_of
+from edgewise.network.where import at, line_of
+from edgewise.store import user_code
+from edgewise.store.sources import code_of, source_digest
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class Base:
     """What a network was built from."""
 
     model: str
-    """A registered name, or path/to/net.py:function."""
+    """A registered name, timm:NAME, torchvision:NAME, or path/to/net.py:function."""
     num_classes: int
     in_channels: int
 
 
 def spec_of(reference: str) -> Spec:
-    """The spec of a registered name, or of the user's ``path/to/net.py:function``.
+    """The spec of a registered name, of ``timm:NAME`` or ``torchvision:NAME``, or of ``path/to/net.py:function``.
 
     A user's file may say ``mean``, ``std``, ``input_shape``, ``resize``, ``interpolation``, ``classes`` and ``classifier``
     as module constants; otherwise the mean and deviation are 0.5, which the spec's ``origins`` then do not tell of, and
@@ -41,11 +42,13 @@ def spec_of(reference: str) -> Spec:
     """
     if reference.endswith(".py"):
         raise RequestError(name_functions(reference))
+    if zoo.is_of_a_package(reference):
+        return zoo.spec_of(reference)
     if ".py:" not in reference:
         return models.get(reference)
     build = load_function(reference)
-    module = sys.modules[build.__module__]
-    spec = models._REGISTRY.get(build.__name__)
+    module = user_code.import_file(_file_of(reference))
+    spec = models._REGISTRY.get(getattr(build, "__name__", ""))
     if spec is not None and spec.build is build:
         return spec
     stated, origins = read_stated(module, Path(reference.rpartition(":")[0]))
@@ -59,13 +62,18 @@ def spec_of(reference: str) -> Spec:
     )
 
 
+def is_foreign(reference: str) -> bool:
+    """Whether a model's code is not this project's: the user's own, or another package's."""
+    return ".py:" in reference or zoo.is_of_a_package(reference)
+
+
 def load_function(reference: str) -> Callable[..., Any]:
     """The function named by ``path/to/file.py:function``. Raises RequestError when there is no such file or function."""
     path_text, _, name = reference.rpartition(":")
-    path = Path(path_text).resolve()
+    path = _file_of(reference)
     if not path.is_file():
         raise RequestError(f"{reference!r}: there is no file {path_text}")
-    module = _import_file(path)
+    module = user_code.import_file(path)
     function = getattr(module, name, None)
     if not callable(function):
         choices = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
@@ -74,32 +82,48 @@ def load_function(reference: str) -> Callable[..., Any]:
     return loaded
 
 
-def _import_file(path: Path) -> ModuleType:
-    name = f"edgewise_user_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise RequestError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
-    return module
+def _file_of(reference: str) -> Path:
+    return Path(reference.rpartition(":")[0]).resolve()
 
 
 def build(base: Base) -> nn.Module:
-    """A freshly initialised network. Arguments that the build function does not take are left out."""
+    """A freshly initialised network, out of its wrappers and in float32 (``unwrapped``)."""
+    return build_told(base).model
+
+
+def build_told(base: Base) -> Unwrapped:
+    """As ``build``, with what was taken off. Arguments that the build function does not take are left out."""
     function = spec_of(base.model).build
     wanted = {"num_classes": base.num_classes, "in_channels": base.in_channels}
-    parameters = inspect.signature(function).parameters
+    parameters = _parameters(function, base.model)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    network = function(**{k: v for k, v in wanted.items() if takes_all or k in parameters})
+    try:
+        with _beside(base.model):
+            network = function(**{k: v for k, v in wanted.items() if takes_all or k in parameters})
+    except Exception as error:
+        if not is_foreign(base.model) or isinstance(error, RequestError):
+            raise
+        cause = f"{type(error).__name__}: {error}"
+        raise RequestError(f"{base.model} could not be built: {cause}{at(line_of(error))}") from error
     if not isinstance(network, nn.Module):
         raise RequestError(f"{base.model} returned {type(network).__name__}; wanted a torch.nn.Module")
-    return network
+    return unwrapped(network, base.model)
+
+
+def _parameters(function: Callable[..., Any], name: str) -> Mapping[str, inspect.Parameter]:
+    if (
+        isinstance(function, type) and getattr(function, "__init__", None) is nn.Module.__init__
+    ):  # takes anything, to refuse it
+        return {}
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{name} is no function that builds a network: {error}") from error
+
+
+def _beside(reference: str) -> AbstractContextManager[None]:
+    """While open, the files beside a user's network can be imported: a function may do so only when it is called."""
+    return user_code.importable(_file_of(reference).parent) if ".py:" in reference else nullcontext()
 
 
 def classifier_of(model: nn.Module, spec: Spec) -> str:
@@ -113,5 +137,9 @@ def classifier_of(model: nn.Module, spec: Spec) -> str:
 
 
 def code_digest(reference: str) -> str:
-    """SHA-256 over the source that defines a model, with everything of this project that it imports."""
+    """SHA-256 over the source that defines a model, with all that it imports of this project and of the user's."""
+    if ".py:" in reference:
+        return source_digest(_file_of(reference))
+    if zoo.is_of_a_package(reference):
+        return f"{code_of(zoo.spec_of)[0]} {zoo.version_of(reference)}"
     return code_of(spec_of(reference).build)[0]

@@ -20,7 +20,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from edgewise.errors import RequestError, StoreError
-from edgewise.network import architecture, captured, surgery
+from edgewise.network import architecture, captured, first_call, surgery
 from edgewise.network.architecture import Base
 from edgewise.targets import Sizes
 
@@ -28,6 +28,8 @@ _OPERATIONS: dict[str, type[Any]] = {
     "resize": surgery.Resize,
     "replace": surgery.Replace,
     "prepare": captured.Prepare,
+    "materialise": first_call.Materialise,
+    "copy_input": first_call.CopyInput,
 }
 
 
@@ -75,7 +77,7 @@ def _rebuilt(base: Base, operations: Sequence[Any], batch: int | None, sizes: Si
         if isinstance(operation, captured.Prepare):
             model = operation.capture(model, batch, sizes)
         else:
-            model = surgery.apply(model, operation)
+            model = surgery.apply_in_place(model, operation)  # nobody else holds it, and lazy layers take no copy
     return model
 
 

@@ -13,17 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.network import surgery
-from edgewise.network.norm_pairs import _LAYERS, affine_of, find_norms
+from edgewise.network.linear_map import Unlike, channel_map_of
+from edgewise.network.norm_pairs import _LAYERS, _NORMS, Norms, affine_of, find_norms
 
 
 def without_norms(model: nn.Module, images: Tensor) -> nn.Module:
     """A copy of ``model`` as ``Fold`` would make it, found by running it on normalised ``images`` [N, C, H, W]."""
+    folded, norms = fold_pairs(model, images)
+    return fold_layers(folded, {}, [name for name in norms.rest if is_affine(folded.get_submodule(name))])
+
+
+def fold_pairs(model: nn.Module, images: Tensor) -> tuple[nn.Module, Norms]:
+    """``model`` with every norm folded that follows a layer, or one that was folded before it; and the norms left."""
     norms = find_norms(model, images)
-    return fold_pairs(model, norms.pairs, [name for name in norms.rest if is_affine(model.get_submodule(name))])
+    while pairs := {**norms.pairs, **norms.maps}:
+        model = fold_layers(model, pairs, ())
+        norms = find_norms(model, images)
+    return model, norms
 
 
-def fold_pairs(model: nn.Module, pairs: Mapping[str, str], alone: Iterable[str]) -> nn.Module:
-    """A copy with each layer's batch norm (``pairs``: layer -> norm) taken into it, and those ``alone`` as 1x1 layers."""
+def fold_layers(model: nn.Module, pairs: Mapping[str, str], alone: Iterable[str]) -> nn.Module:
+    """A copy with each layer's norm (``pairs``: layer -> norm) taken into it, and those ``alone`` as 1x1 layers."""
     old = dict(model.named_modules())
     layers = {layer: _described(old[layer]) for layer in pairs}
     identities: dict[str, dict[str, Any]] = {norm: {"type": "Identity"} for norm in pairs.values()}
@@ -33,7 +43,7 @@ def fold_pairs(model: nn.Module, pairs: Mapping[str, str], alone: Iterable[str])
         folded = surgery.apply(model, surgery.Replace(replaced))
     with torch.no_grad():
         for layer, norm in pairs.items():
-            scale, shift = affine_of(old[norm])
+            scale, shift = affine_of(old[norm]) if isinstance(old[norm], _NORMS) else _measured(old[norm], old[layer])
             _fill(folded.get_submodule(layer), old[layer], *_combined(old[layer], scale, shift))
         for norm in pointwise:
             scale, shift = affine_of(old[norm])
@@ -43,9 +53,27 @@ def fold_pairs(model: nn.Module, pairs: Mapping[str, str], alone: Iterable[str])
     return folded
 
 
+def _measured(module: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift, float64 [C] each, of what maps the output of ``layer`` channel by channel."""
+    assert isinstance(layer, _LAYERS)
+    stored = next(layer.parameters())
+    if isinstance(layer, nn.Linear):
+        given = stored.new_zeros(1, layer.out_features)
+    else:
+        given = stored.new_zeros(1, layer.out_channels, 1, 1)
+    found = channel_map_of(module, given)
+    return found.scale, found.shift
+
+
 def is_affine(module: nn.Module) -> bool:
-    """Whether it is a batch norm over images that keeps statistics, so that a depthwise 1x1 convolution can stand for it."""
-    return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+    """Whether it is a batch norm over images, with statistics, and no more than that."""
+    if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None:
+        return False
+    try:
+        channel_map_of(module, module.running_mean.new_zeros(1, module.num_features, 1, 1))
+    except Unlike:
+        return False
+    return True
 
 
 def _combined(layer: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

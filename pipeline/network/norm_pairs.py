@@ -1,15 +1,17 @@
-"""Which layer each batch norm follows."""
+"""Which layer each batch norm follows, and whatever else maps channel by channel."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgewise.network.linear_map import Unlike, channel_map_of
+from edgewise.network.plain_layers import is_plain
 from edgewise.network.torch_calls import Watched
 
 Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
@@ -26,22 +28,38 @@ class Norms:
     """Convolution or linear layer -> the batch norm that alone reads its output, in order of execution."""
     rest: Mapping[str, str]
     """Every other batch norm -> why it cannot be folded."""
+    maps: Mapping[str, str] = field(default_factory=dict)
+    """As ``pairs``, for what is no batch norm and maps each channel by a factor and a term (a frozen norm, a scale)."""
 
 
 def find_norms(model: nn.Module, images: Tensor) -> Norms:
     """Every batch norm of ``model``, found by running it on normalised ``images`` [N, C, H, W] in evaluation."""
     modules = dict(model.named_modules())
-    norms = {name: module for name, module in modules.items() if isinstance(module, _NORMS)}
-    trace = _trace(model, modules, images)
-    pairs, rest = {}, {}
-    for name in norms:
-        layer, why = _partner(name, norms[name], trace)
-        if layer is None:
+    norms = {name: module for name, module in modules.items() if _may_map(module)}
+    trace = _trace(model, modules, norms, images)
+    pairs: dict[str, str] = {}
+    maps: dict[str, str] = {}
+    rest: dict[str, str] = {}
+    for name, module in norms.items():
+        layer, why = _partner(name, module, trace)
+        if layer is not None:
+            (pairs if isinstance(module, _NORMS) else maps)[layer] = name
+        elif isinstance(module, _NORMS):
             rest[name] = why
-        else:
-            pairs[layer] = name
     order = list(trace.outputs)
-    return Norms(pairs=dict(sorted(pairs.items(), key=lambda pair: order.index(pair[0]))), rest=rest)
+    return Norms(
+        pairs=dict(sorted(pairs.items(), key=lambda pair: order.index(pair[0]))),
+        rest=rest,
+        maps=dict(sorted(maps.items(), key=lambda pair: order.index(pair[0]))),
+    )
+
+
+def _may_map(module: nn.Module) -> bool:
+    """Whether it is a batch norm, or holds tensors and no layers, and so may map channel by channel."""
+    if isinstance(module, _NORMS):
+        return True
+    holds = any(t is not None for t in (*module._parameters.values(), *module._buffers.values()))
+    return holds and type(module) not in _LAYERS and not any(True for _ in module.children())
 
 
 class _Reads(Watched):
@@ -51,9 +69,11 @@ class _Reads(Watched):
         super().__init__()
         self.count: Counter[int] = Counter()
         self.alive: list[Tensor] = []
+        self.within = 0
+        """How many calls deep inside a norm, which counts as one operation."""
 
     def after(self, given: Any, result: Any) -> None:
-        if any(True for _ in _tensors(result)):  # asking for a shape or a device reads no values
+        if not self.within and any(True for _ in _tensors(result)):  # asking for a shape or a device reads no values
             self.add(given)
 
     def add(self, value: Any) -> None:
@@ -73,29 +93,43 @@ class _Trace:
     reads: Mapping[int, int]
 
 
-def _trace(model: nn.Module, modules: Mapping[str, nn.Module], images: Tensor) -> _Trace:
+def _trace(
+    model: nn.Module, modules: Mapping[str, nn.Module], norms: Mapping[str, nn.Module], images: Tensor
+) -> _Trace:
     outputs: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
+    reads = _Reads()
 
-    def listen(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def leave_layer(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             calls[name] += 1
-            if isinstance(module, _NORMS):
-                inputs[name] = args[0]
-            else:
-                outputs[name] = output
+            outputs[name] = output
 
         return hook
 
-    watched = {n: m for n, m in modules.items() if type(m) in _LAYERS or isinstance(m, _NORMS)}
-    hooks = [module.register_forward_hook(listen(name)) for name, module in watched.items()]
-    reads = _Reads()
+    def enter_norm(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            calls[name] += 1
+            reads.add(args)
+            reads.within += 1
+            if args and isinstance(args[0], Tensor):
+                inputs[name] = args[0]
+
+        return hook
+
+    def leave_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        reads.within -= 1
+
+    layers = {name: module for name, module in modules.items() if is_plain(module)}
+    hooks = [module.register_forward_hook(leave_layer(name)) for name, module in layers.items()]
+    hooks += [module.register_forward_pre_hook(enter_norm(name)) for name, module in norms.items()]
+    hooks += [module.register_forward_hook(leave_norm) for module in norms.values()]
     modes = {name: module.training for name, module in modules.items()}
     try:
         model.eval()
         with torch.no_grad(), reads:
-            result = model(images)
+            result = model(images.clone())
         reads.add(result)
     finally:
         for hook in hooks:
@@ -105,13 +139,13 @@ def _trace(model: nn.Module, modules: Mapping[str, nn.Module], images: Tensor) -
     return _Trace(outputs, inputs, calls, reads.count)
 
 
-def _partner(name: str, norm: nn.BatchNorm1d | nn.BatchNorm2d, trace: _Trace) -> tuple[str | None, str]:
-    """The layer that batch norm ``name`` can be folded into, or None and the reason."""
+def _partner(name: str, norm: nn.Module, trace: _Trace) -> tuple[str | None, str]:
+    """The layer that ``norm``, called ``name``, can be folded into, or None and the reason."""
     if trace.calls.get(name, 0) != 1:
         return None, f"it runs {trace.calls.get(name, 0)} times in one pass"
-    if norm.running_mean is None:
+    if isinstance(norm, _NORMS) and norm.running_mean is None:
         return None, "it keeps no running statistics"
-    layer = next((layer for layer, output in trace.outputs.items() if output is trace.inputs[name]), None)
+    layer = next((layer for layer, output in trace.outputs.items() if output is trace.inputs.get(name)), None)
     if layer is None:
         return None, "it does not follow a convolution or a linear layer"
     output = trace.outputs[layer]
@@ -121,6 +155,10 @@ def _partner(name: str, norm: nn.BatchNorm1d | nn.BatchNorm2d, trace: _Trace) ->
         return None, f"the output of {layer} before it is read elsewhere too"
     if isinstance(norm, nn.BatchNorm1d) and output.dim() != 2:
         return None, f"it normalises the positions, not the channels, of {layer} before it"
+    try:
+        channel_map_of(norm, output.clone())
+    except Unlike as unlike:
+        return None, f"it computes {unlike} as well"
     return layer, ""
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from edgewise.errors import StageError
 from edgewise.models import _layers
+from edgewise.network.tape import Tape, placeholder
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,7 +37,13 @@ _REPLACEMENTS: dict[str, type[nn.Module]] = {
     "AdaptiveAvgPool2d": nn.AdaptiveAvgPool2d,
     "Flatten": nn.Flatten,
     "ReLU": nn.ReLU,
+    "BatchNorm1d": nn.BatchNorm1d,
     "BatchNorm2d": nn.BatchNorm2d,
+    "Dropout": nn.Dropout,
+    "ZeroPad2d": nn.ZeroPad2d,
+    "ReflectionPad2d": nn.ReflectionPad2d,
+    "ReplicationPad2d": nn.ReplicationPad2d,
+    "CircularPad2d": nn.CircularPad2d,
 }
 
 
@@ -67,15 +74,18 @@ class Replace:
     """Puts freshly built modules in the place of others (an Identity where one is removed)."""
 
     modules: Mapping[str, Mapping[str, Any]]
-    """Module name -> {"type": a name this file knows, "args": keyword arguments} or, for type Sequential,
-    {"type": "Sequential", "children": [the same, ...]}."""
+    """Module name ('': the network itself) -> {"type": a name this file knows, "args": keyword arguments}; for type
+    Sequential {"type": "Sequential", "children": [the same, ...]}; for type Tape as ``recording.record`` describes it."""
 
-    def __call__(self, model: nn.Module) -> None:
+    def __call__(self, model: nn.Module) -> nn.Module:
         for name, description in self.modules.items():
             owner, _, leaf = name.rpartition(".")
             with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
-                built = _construct(description)
+                built = construct(description)
+            if not name:
+                return built.train(model.training)
             setattr(model.get_submodule(owner), leaf, built)
+        return model
 
 
 class Operation(Protocol):
@@ -84,10 +94,23 @@ class Operation(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
-def apply(model: nn.Module, operation: Resize | Replace) -> nn.Module:
+class Change(Operation, Protocol):
+    """One that is done in place."""
+
+    def __call__(self, model: nn.Module) -> nn.Module | None:
+        """Change ``model`` in place, or return what takes its place."""
+
+
+def apply(model: nn.Module, operation: Change) -> nn.Module:
     """A copy of ``model`` with ``operation`` done and entered in its history; new tensors hold no useful values yet."""
-    changed = copy.deepcopy(model)
-    operation(changed)
+    return apply_in_place(copy.deepcopy(model), operation)
+
+
+def apply_in_place(model: nn.Module, operation: Change) -> nn.Module:
+    """As ``apply``, on ``model`` itself or, where the operation makes another, on that."""
+    before = history(model)
+    changed = operation(model) or model
+    object.__setattr__(changed, _HISTORY, before)
     return record(changed, operation)
 
 
@@ -150,11 +173,27 @@ def _set_empty(module: nn.Module, name: str, shape: list[int]) -> None:
         setattr(module, name, fresh)
 
 
-def _construct(description: Mapping[str, Any]) -> nn.Module:
+def construct(description: Mapping[str, Any]) -> nn.Module:
+    """The freshly initialised module that a description of Replace stands for."""
     kind = description["type"]
+    if kind == "Tape":
+        return _construct_tape(description)
     if kind not in _REPLACEMENTS:
         raise StageError(f"unknown kind of module {kind!r}; known: {', '.join(_REPLACEMENTS)}")
     if kind == "Sequential":
-        return nn.Sequential(*[_construct(child) for child in description["children"]])
+        return nn.Sequential(*[construct(child) for child in description["children"]])
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in description.get("args", {}).items()}
     return _REPLACEMENTS[kind](**arguments)
+
+
+def _construct_tape(description: Mapping[str, Any]) -> nn.Module:
+    built = Tape(description["steps"], description["returns"])
+    for name, layer in description["layers"].items():
+        built.add_module(name, construct(layer))
+    for name, fields in description["tensors"].items():
+        tensor = placeholder(fields)
+        if isinstance(tensor, nn.Parameter):
+            built.register_parameter(name, tensor)
+        else:
+            built.register_buffer(name, tensor)
+    return built

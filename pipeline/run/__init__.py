@@ -6,22 +6,21 @@ under a key made of all that determines it, so that a second run computes nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edgewise import targets
 from edgewise.files import workers
 from edgewise.report.document import Report
 from edgewise.report.outcomes import Outcomes
 from edgewise.report.watch import Watch
 from edgewise.run.artifacts import Files
 from edgewise.run.attempts import attempts
+from edgewise.run.grids import share_grids
 from edgewise.run.job import Job
 from edgewise.run.session import Session
 from edgewise.run.steps import Steps
 from edgewise.store.entries import Store
 from edgewise.store.machine import environment
-from edgewise.targets import Grid, Target
 
 
 def run(job: Job, watch: Watch, *, keep_going: bool = False) -> Report:
@@ -60,16 +59,3 @@ def open_session(job: Job, watch: Watch) -> Iterator[Session]:
             report=Report(recipe=job.recipe.describe(), environment=environment(job.recipe.threads)),
             outcomes=Outcomes(data=job.data.digest, labels=job.data.test.labels.numpy().astype("int32")),
         )
-
-
-def share_grids(wanted: Sequence[Target]) -> list[tuple[Grid, tuple[Target, ...]]]:
-    """Targets grouped so that each group shares one quantization: one for all where a common grid exists."""
-    groups: list[tuple[Target, ...]] = []
-    for target in wanted:
-        for index, group in enumerate(groups):
-            if targets.common_grid((*group, target)):
-                groups[index] = (*group, target)
-                break
-        else:
-            groups.append((target,))
-    return [(grid, group) for group in groups if (grid := targets.common_grid(group))]

@@ -63,7 +63,7 @@ def write(delivered: Delivered, row: Row, job: Job) -> None:
         | {
             "shape": [1, len(job.data.classes)],
             "dtype": "float32",
-            "meaning": "probabilities" if job.recipe.preprocess.softmax else "logits",
+            "meaning": "probabilities" if job.recipe.preprocess.softmax else job.ending,
         },
         golden=delivered.golden,
         checkpoint=delivered.checkpoint,

@@ -18,13 +18,15 @@ from edgewise.errors import RequestError
 from edgewise.images import resized
 from edgewise.images.overlap import find_overlap
 from edgewise.images.preprocess import blank_image
-from edgewise.images.sizes import with_main_size_first
+from edgewise.images.sizes import sizes_to_try, with_main_size_first
 from edgewise.models import Spec
-from edgewise.network import architecture
-from edgewise.network import weights as network_weights
+from edgewise.network import architecture, start
 from edgewise.network.architecture import Base
+from edgewise.network.probabilities import Ending
+from edgewise.network.start import Start
 from edgewise.recipe import Recipe
 from edgewise.run.data_for import load_data
+from edgewise.run.grids import share_grids
 from edgewise.run.one_graph import check_sizes
 from edgewise.run.provenance import overridden
 from edgewise.stage import stage_name, traits_of
@@ -32,7 +34,7 @@ from edgewise.targets import Target
 from edgewise.verify.gates import Limits
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,21 @@ class Job:
     weights: Path | None
     out: Path
     store: Path
+    told: tuple[str, ...] = ()
+    """What was done to the network before anything else, in sentences."""
+    ending: Ending = "logits"
+    """What the network answers."""
+    by_batches: bool = True
+    """False: it takes one image at a time."""
+
+    @property
+    def sizes_to_stand(self) -> tuple[tuple[int, int], ...]:
+        """The image sizes, beside the data's own, at which the network must answer as it came."""
+        return sizes_to_try(self.recipe.packaging.sizes)
+
+    def images(self, size: tuple[int, int] | None = None) -> Tensor:
+        """A few test images, normalised [N, C, H, W], at the data's size or another."""
+        return probe_images(self.data, self.spec, size)
 
 
 def resolve(recipe: Recipe, out: Path | None = None) -> Job:
@@ -69,20 +86,81 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     check_overlap(data, recipe.limits)
     recipe, data = _sized(_labelled(recipe, data), data)
     base = Base(recipe.model, len(data.classes), data.shape[0])
-    network = architecture.build(base)
-    spec = dataclasses.replace(spec, classifier=architecture.classifier_of(network, spec))
-    _check_forward(network, spec, data)
-    _check_packaging(network, spec, data, recipe, (*chosen, runtime))
     weights = None if recipe.weights is None else Path(recipe.weights)
-    if weights is not None:
-        network_weights.load_weights(network, weights)
+    begun = _begun(base, spec, data, weights)
+    _check_forward(begun.model, spec, data)
+    recipe, begun = _ended(*_folded(recipe, begun))
+    begun = start.made_plain(
+        begun, [probe_images(data, spec, size) for size in (None, *sizes_to_try(recipe.packaging.sizes))]
+    )
+    spec = dataclasses.replace(spec, classifier=architecture.classifier_of(begun.model, spec))
+    _check_packaging(begun.model, spec, data, recipe, (*chosen, runtime))
+    by_batches = _rehearsed(begun.model, spec, data, recipe, chosen)
     place = Path("runs") / recipe.name if out is None else out
     _check_writable(place)
     store = Path(os.environ.get("EDGEWISE_STORE", "runs/store"))
     return Job(
         recipe=recipe, spec=spec, base=base, data=data, targets=chosen, runtime=runtime, weights=weights, out=place,
-        store=store,
+        store=store, told=begun.told, ending=begun.ending, by_batches=by_batches,
     )  # fmt: skip
+
+
+def probe_images(data: Data, spec: Spec, size: tuple[int, int] | None = None) -> Tensor:
+    """A few test images, normalised [N, C, H, W], at the data's size or another."""
+    import torch
+
+    from edgewise.images.normalise import normalise
+
+    count = min(_PROBES, len(data.test))
+    part = data.test if size is None else resized.sample_resized(data.test, size, count)
+    return normalise(part.batch(torch.arange(count)), spec)
+
+
+_PROBES = 4
+
+
+def _rehearsed(network: nn.Module, spec: Spec, data: Data, recipe: Recipe, chosen: Sequence[Target]) -> bool:
+    """The dry run of a user's network; ours went through all of it when they were entered."""
+    if not architecture.is_foreign(recipe.model):
+        return True
+    from edgewise.run.dry_run import rehearse
+
+    grids = tuple(grid for grid, _ in share_grids(chosen)) if recipe.quantize is not None else ()
+    return rehearse(network, probe_images(data, spec), recipe, grids)
+
+
+def _folded(recipe: Recipe, begun: Start) -> tuple[Recipe, Start]:
+    """The recipe with a Fold at the end of its stages where it quantizes and a batch norm would be left."""
+    import torch
+
+    from edgewise.stages.fold import Fold
+
+    norms = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in begun.model.modules())
+    if recipe.quantize is None or not norms or any(isinstance(stage, Fold) for stage in recipe.stages):
+        return recipe, begun
+    told = "the recipe quantizes and folds no batch norms before it; a Fold is added at the end of its stages"
+    return (
+        dataclasses.replace(recipe, stages=(*recipe.stages, Fold())),
+        dataclasses.replace(begun, told=(*begun.told, told)),
+    )
+
+
+def _ended(recipe: Recipe, begun: Start) -> tuple[Recipe, Start]:
+    """The recipe with one softmax at the end of every file where the network has one, wherever it was."""
+    asked = recipe.preprocess.softmax
+    if begun.gave_probabilities:
+        return dataclasses.replace(recipe, preprocess=dataclasses.replace(recipe.preprocess, softmax=True)), begun
+    if begun.ending != "probabilities":
+        return recipe, begun
+    told = "the network answers with probabilities, from a softmax inside its own code" + (
+        "; --softmax adds no second one" if asked else ""
+    )
+    if recipe.weights is None:
+        told += (
+            ". Training takes logits: such a network learns slowly; return what goes into the softmax, with --softmax"
+        )
+    changed = dataclasses.replace(recipe, preprocess=dataclasses.replace(recipe.preprocess, softmax=False))
+    return changed, dataclasses.replace(begun, told=(*begun.told, told))
 
 
 def _check_possible(recipe: Recipe, spec: Spec) -> None:
@@ -151,22 +229,25 @@ def _check_device(device: str) -> None:
         raise RequestError("device 'cuda' was asked for, but this torch finds no GPU; use --device cpu")
 
 
+def _begun(base: Base, spec: Spec, data: Data, weights: Path | None) -> Start:
+    try:
+        return start.begin(base, probe_images(data, spec), weights)
+    except start.CannotTake as error:
+        wanted, shape = "×".join(map(str, spec.input_shape)), "×".join(map(str, data.shape))
+        raise RequestError(
+            f"{spec.name} cannot take the images of {data.name} ({shape}; it was published for {wanted}): {error}. Choose "
+            "another --model or --data"
+        ) from error
+
+
 def _check_forward(network: Any, spec: Spec, data: Data) -> None:
-    """One image goes through, and as many logits come out as there are classes."""
+    """As many logits come out for an image as there are classes."""
     import torch
 
     from edgewise.images.normalise import normalise
 
-    image = normalise(data.test.batch(torch.tensor([0])), spec)
-    try:
-        with torch.inference_mode():
-            found = network.eval()(image)
-    except Exception as error:
-        wanted, shape = "×".join(map(str, spec.input_shape)), "×".join(map(str, data.shape))
-        raise RequestError(
-            f"{spec.name} cannot take the images of {data.name} ({shape}; it was published for {wanted}): "
-            f"{str(error).splitlines()[0]}. Choose another --model or --data"
-        ) from error
+    with torch.inference_mode():
+        found = network.eval()(normalise(data.test.batch(torch.tensor([0])), spec))
     if not isinstance(found, torch.Tensor) or tuple(found.shape) != (1, len(data.classes)):
         answer = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise RequestError(

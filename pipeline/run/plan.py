@@ -92,7 +92,7 @@ def _few(values: Sequence[float]) -> str:
 
 def _work(job: Job) -> list[tuple[str, float]]:
     """Every row to come, with the images that training for it takes, a teacher's answers counted as a third."""
-    from edgewise.run import share_grids
+    from edgewise.run.grids import share_grids
 
     recipe, count = job.recipe, len(job.data.train)
     given = job.weights is not None

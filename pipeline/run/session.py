@@ -52,7 +52,11 @@ class Session:
     def baseline(self) -> Model:
         """What everything else is compared with."""
         say_images(self.job, self.watch)
+        for sentence in self.job.told:
+            self.watch.detail(sentence)
         model = examined(self.job, self.steps, self.steps.baseline(), self.watch)
+        if self.job.told:
+            model = replace(model, facts={**model.facts, "network": list(self.job.told)})
         self._step_row(model, model, [Finding("pass", "the baseline that everything else is compared with")])
         return model
 

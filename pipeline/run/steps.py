@@ -20,8 +20,10 @@ from edgewise.images.preprocess import Fed
 from edgewise.images.sizes import Size, show_size
 from edgewise.measure.answers import Network, compute_logits
 from edgewise.measure.cost.totals import count
-from edgewise.network import architecture, checkpoint, weights
+from edgewise.network import checkpoint
 from edgewise.network.checkpoint import Checkpoint
+from edgewise.network.plain_layers import with_plain_layers
+from edgewise.network.start import begin
 from edgewise.report.watch import Watch
 from edgewise.run.artifacts import Source
 from edgewise.run.job import Job
@@ -63,13 +65,30 @@ class Steps:
     def baseline(self) -> Model:
         """The given weights, or a network trained by the recipe's ``baseline`` stage."""
         torch.manual_seed(self.job.recipe.seed)
-        network = architecture.build(self.job.base).eval()
+        begun = begin(self.job.base, self.job.images(), self.job.weights)
         if self.job.weights is None:
-            return self.measure("baseline", self._entry(self.job.recipe.baseline, network, None, None))
-        weights.load_weights(network, self.job.weights)
-        return self.measure(
-            "baseline", self.store.keep(self._given_key(network), lambda folder, _: self._save(network, folder))
-        )
+            return self._plain_baseline(self._entry(self.job.recipe.baseline, begun.model, None, None))
+        key = self._given_key(begun.model)
+        return self._plain_baseline(self.store.keep(key, lambda folder, _: self._save(begun.model, folder)))
+
+    def _plain_baseline(self, entry: Entry) -> Model:
+        """A stored network with plain layers wherever one computes the same, which every later step can read."""
+        plain, key = self._plain(entry)
+        if plain is not None:
+            kept = self.store.keep(key, lambda folder, _: self._save(plain, folder))
+            entry = dataclasses.replace(kept, seconds=entry.seconds)
+        return self.measure("baseline", entry)
+
+    def _plain(self, entry: Entry) -> tuple[nn.Module | None, str]:
+        """The network with plain layers and the key it is kept under; None where it has them already."""
+        network = checkpoint.load(entry.path).model
+        sizes = self.job.sizes_to_stand
+        plain = with_plain_layers(network, *(self.job.images(size)[:1] for size in (None, *sizes))).model
+        if plain is network:
+            return None, ""
+        digest = checkpoint.digest(Checkpoint(self.job.base, network))
+        code = code_of(with_plain_layers)
+        return plain, key_of(kind="plain", model=digest, shape=self.job.data.shape, sizes=sizes, code=code)
 
     def stage(self, stage: Stage, model: Model, baseline: Model, grid: Grid | None = None) -> Model:
         """The outcome of one stage on a finished step's network."""
@@ -78,12 +97,14 @@ class Steps:
     def count_kept(self) -> int:
         """How many of the recipe's steps, from the baseline on, the store holds; nothing is computed."""
         torch.manual_seed(self.job.recipe.seed)
-        network = architecture.build(self.job.base).eval()
-        if self.job.weights is None:
-            entry = self.store.find(self._key(self.job.recipe.baseline, network, None, None))
-        else:
-            weights.load_weights(network, self.job.weights)
-            entry = self.store.find(self._given_key(network))
+        network = begin(self.job.base, self.job.images(), self.job.weights).model
+        given = self.job.weights is not None
+        entry = self.store.find(
+            self._given_key(network) if given else self._key(self.job.recipe.baseline, network, None, None)
+        )
+        if entry is not None:
+            plain, key = self._plain(entry)
+            entry = entry if plain is None else self.store.find(key)
         count, teacher = 0, None
         for stage in self.job.recipe.stages:
             if entry is None:
@@ -146,7 +167,13 @@ class Steps:
 
         def make(folder: Path, _: Path) -> None:
             found = compute_logits(
-                network, part, self.job.spec, track=self.watch.track, label=f"{label}: testing", fed=fed
+                network,
+                part,
+                self.job.spec,
+                batch=256 if self.job.by_batches else 1,
+                track=self.watch.track,
+                label=f"{label}: testing",
+                fed=fed,
             )
             save_file({"logits": found.contiguous()}, folder / "answers.safetensors")
 

@@ -3,7 +3,7 @@
 In evaluation a batch norm is the affine map ``y = (x - mean) * scale + shift`` per channel with
 ``scale = gamma / sqrt(var + eps)`` (Ioffe, Szegedy 2015, arXiv 1502.03167, section 3.1), so that a layer with weight W
 and bias b followed by it equals one with ``W * scale`` and ``(b - mean) * scale + shift`` (Jacob et al. 2018,
-arXiv 1712.05877, section 3.2).
+arXiv 1712.05877, section 3.2). The same holds for whatever else maps channel by channel, found by what it computes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from edgewise.errors import RequestError, StageError
 from edgewise.images.normalise import normalise
-from edgewise.network.fold_norms import fold_pairs, is_affine
-from edgewise.network.norm_pairs import find_norms
+from edgewise.network.fold_norms import fold_layers, fold_pairs, is_affine
+from edgewise.network.plain_layers import with_plain_layers
 from edgewise.stage import Context, Traits
 
 Rest = Literal["depthwise", "keep"]
@@ -48,13 +48,17 @@ class Fold:
         What stays is told through ``ctx.note``. Raises StageError when the result computes something else.
         """
         probe = _probe(model, ctx)
-        norms = find_norms(model, probe)
-        affine = [name for name in norms.rest if self.rest == "depthwise" and is_affine(model.get_submodule(name))]
+        plain = with_plain_layers(model, probe)
+        for sentence in plain.sentences():
+            ctx.note(sentence)
+        folded, norms = fold_pairs(plain.model, probe)
+        affine = [name for name in norms.rest if self.rest == "depthwise" and is_affine(folded.get_submodule(name))]
         for name, why in norms.rest.items():
             ctx.note(f"{name}: {'now a depthwise 1x1 convolution' if name in affine else 'kept'}, {why}")
-        if not norms.pairs and not affine:
+        if folded is model and not affine:
             ctx.note("no batch norm to fold")
-        folded = fold_pairs(model, norms.pairs, affine)
+        if affine or folded is model:
+            folded = fold_layers(folded, {}, affine)
         _check(model, folded, probe)
         return folded
 

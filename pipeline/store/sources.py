@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from edgewise.store import user_code
+
 _PROJECT = "edgewise"
 _LEAVES = ("models", "targets", "calib_data")
 
@@ -31,9 +33,9 @@ def code_of(*parts: ModuleType | type | Callable[..., Any]) -> list[str]:
 
 
 def source_digest(path: Path, *, within: Path | None = None, leave_out: Container[str] = ()) -> str:
-    """SHA-256 over a source file and, through its imports, every file of this project that it uses.
+    """SHA-256 over a source file and, through its imports, every file of this project, and of the user's own, that it uses.
 
-    Of the imported ones, only those under ``within`` (None: the project), and none whose name without suffix, or folder,
+    Of the project's, only those under ``within`` (None: the project), and none whose name without suffix, or folder,
     is among ``leave_out``.
     """
     start = path.resolve()
@@ -42,9 +44,13 @@ def source_digest(path: Path, *, within: Path | None = None, leave_out: Containe
     waiting = [start]
     while waiting:
         current = waiting.pop()
-        if current not in seen and (current == start or _counts(current, inside, leave_out)):
+        if current not in seen and (
+            current == start or _package_of(current) is None or _counts(current, inside, leave_out)
+        ):
             seen[current], imported = _read(current, current.stat().st_mtime_ns)
             waiting += imported
+            if _package_of(current) is None and user_code.is_the_users(current):
+                waiting += (file for file in user_code.imported_files(current) if _package_of(file) is None)
     return hashlib.sha256(" ".join(sorted(seen.values())).encode()).hexdigest()
 
 
@@ -56,6 +62,11 @@ def _read(path: Path, changed: int) -> tuple[str, tuple[Path, ...]]:
     """
     text = path.read_text(encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest(), tuple(_imported(text, path))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file of code belongs to this project, and not to the user or to a library."""
+    return _package_of(path) is not None
 
 
 def _counts(path: Path, within: Iterable[Path], leave_out: Container[str]) -> bool:

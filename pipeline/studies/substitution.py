@@ -95,7 +95,7 @@ def study(job: Job, watch: Watch) -> Study:
 
 
 def _rows(session: Session, recipe: Recipe) -> Mapping[str, Any]:
-    from edgewise.run import share_grids
+    from edgewise.run.grids import share_grids
 
     stage, before, after = _taken_apart(recipe)
     baseline = model = session.baseline()

@@ -28,7 +28,7 @@ def stage_classes() -> dict[str, type[Any]]:
     for module in pkgutil.walk_packages(edgewise.__path__, "pipeline."):
         if not module.name.endswith("__main__"):
             classes = inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
-            found |= {name.lower(): kind for name, kind in classes if kind.__module__.startswith("pipeline")}
+            found |= {name.lower(): kind for name, kind in classes if kind.__module__.startswith("edgewise")}
     return {name: found[name] for name in stage_names()}
 
 

@@ -33,7 +33,7 @@ from edgewise.network import surgery
 from edgewise.network.fold_norms import without_norms
 from edgewise.stage import Context
 from edgewise.stages.training.augment import Changes, change, draw_changes
-from edgewise.stages.training.memory_format import trains_channels_last
+from edgewise.stages.training.memory_format import stands_channels_last, trains_channels_last
 from edgewise.stages.training.settings import ComputePrecision, Decay, Training, resolve_precision
 from edgewise.stages.training.state import State, _plain_tensors, resume, write_state
 from edgewise.stages.training.teacher import Teacher
@@ -167,7 +167,7 @@ class _Work:
 def _loop(
     fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
 ) -> dict[str, Tensor]:
-    if not trains_channels_last(model, fabric.device):
+    if how.channels_last and not _stand_channels_last(fabric.device, ctx.input_shape, model, teacher):
         how = replace(how, channels_last=False)
     state = _start(model, how)
     resume(state, ctx.scratch)
@@ -239,6 +239,14 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _stand_channels_last(device: torch.device, shape: tuple[int, int, int], *networks: nn.Module | None) -> bool:
+    return all(
+        trains_channels_last(network, device) and stands_channels_last(network, shape)
+        for network in networks
+        if network is not None
+    )
 
 
 def _teacher(fabric: Any, network: nn.Module, how: Training, ctx: Context) -> Teacher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Any
@@ -25,6 +26,23 @@ def trains_channels_last(model: nn.Module, device: torch.device) -> bool:
         shape[2:] == (1, 1) and shape[1] < _BLOCK and max(stride) > 1 and groups == 1
         for shape, stride, groups in _convolutions(model)
     )
+
+
+def stands_channels_last(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether ``model`` runs with weights and images [2, *shape] in channels-last memory.
+
+    A ``view`` behind a feature map wants its values in the order channels, rows, columns and fails on any other.
+    """
+    own = copy.deepcopy(model).cpu()
+    for module in own.modules():
+        module.training = False  # a captured graph forbids eval()
+    try:
+        with torch.no_grad():
+            own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            own(torch.zeros(2, *shape).contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _convolutions(model: nn.Module) -> Iterator[tuple[Size, Sequence[int], int]]:

@@ -57,7 +57,7 @@ def command(folder: Path, recipe: str, out: str) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "pipeline",
+        "edgewise",
         "run",
         f"{folder / 'recipe.py'}:{recipe}",
         "--out",

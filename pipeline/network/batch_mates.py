@@ -1,0 +1,160 @@
+"""Whether a network's answer to an image depends on the image alone: not on the others in its batch, not on chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from edgewise.errors import RequestError
+from edgewise.network.where import at, current_line
+
+_TOLERANCE = 1e-3
+_BATCH = 3
+
+
+def takes_batches(model: nn.Module, images: Tensor) -> bool:
+    """Whether ``model``, in evaluation, answers a batch of images [N, C, H, W] as it answers them one by one.
+
+    False: a batch of one is written into its code. Raises RequestError, naming the layer and the line, where the answers
+    depend on the other images of the batch, or on chance.
+    """
+    first = images[:1]
+    alone = _run(model, first)
+    again = _run(model, first)
+    if (place := _difference(alone, again)) is not None:
+        raise RequestError(
+            f"{place} draws random numbers in evaluation, so that the same image is answered differently each time; "
+            "use nn.Dropout, or dropout(..., training=self.training), which rest there"
+        )
+    batch, other = _mates(images)
+    try:
+        one, two = _run(model, batch), _run(model, other)
+    except Exception:
+        return False
+    if one.rows != _BATCH:
+        return False
+    place = _difference(one, two) or _difference(alone, one)
+    if place is not None:
+        raise RequestError(
+            f"{place} makes the answer to an image depend on the other images of its batch, in evaluation too (a batch "
+            "norm without running statistics does); on a device there are none. Keep running statistics "
+            "(track_running_stats=True), or normalise each image by itself (nn.GroupNorm)"
+        )
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """One operator on a batch, as it treated the first image."""
+
+    place: str
+    gave: Tensor
+    """float64 [3]: sum, sum of absolute values and sum of weighted values, over the first image."""
+    took: Tensor | None
+    """The same of what it was given; None: of no batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    steps: Sequence[_Step]
+    rows: int
+    """Number of answers; 0: no tensor."""
+
+
+def _mates(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The first image with two others, and with two quite different ones."""
+    first = images[:1]
+    mates = images[torch.arange(1, _BATCH) % len(images)]
+    return torch.cat([first, mates]), torch.cat([first, 0.5 - 2 * mates.flip(-1)])
+
+
+def _run(model: nn.Module, images: Tensor) -> _Pass:
+    watcher = _Watcher(len(images))
+    with torch.inference_mode(), _names_kept(model, watcher.enter, watcher.leave), watcher:
+        result = model(images.clone())
+    return _Pass(steps=watcher.steps, rows=len(result) if isinstance(result, Tensor) and result.dim() else 0)
+
+
+def _difference(one: _Pass, two: _Pass) -> str | None:
+    """Where the first image is first treated differently, though what came in was the same; None: nowhere."""
+    if len(one.steps) != len(two.steps):
+        return None
+    for a, b in zip(one.steps, two.steps, strict=True):
+        if not _close(a.gave, b.gave) and (a.took is None or b.took is None or _close(a.took, b.took)):
+            return a.place
+    return None
+
+
+def _close(one: Tensor, two: Tensor) -> bool:
+    return bool(((one - two).abs() <= _TOLERANCE * (1e-3 + one[1].abs())).all())
+
+
+class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its subclass hook unannotated
+    """Keeps of every operator what it made of the first image, and where in the network that was."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[_Step] = []
+        self._batch = batch
+        self._inside: list[str] = []
+
+    def enter(self, name: str) -> None:
+        """A module is being called."""
+        self._inside.append(name)
+
+    def leave(self) -> None:
+        """It is left."""
+        self._inside.pop()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = _first(tree_leaves((args, kwargs)), self._batch)
+        took = None if given is None else _summed(given)  # before: it may write into what it is given
+        result = func(*args, **(kwargs or {}))
+        gave = _first(tree_leaves(result), self._batch)
+        if gave is not None:
+            self.steps.append(_Step(place=self._place(func), gave=_summed(gave), took=took))
+        return result
+
+    def _place(self, func: Any) -> str:
+        layer = self._inside[-1] if self._inside else ""
+        operator = func._schema.name.split("::")[-1].rstrip("_")
+        return f"{layer or 'the network itself'} ({operator}{at(current_line())})"
+
+
+def _first(values: Sequence[Any], batch: int) -> Tensor | None:
+    """The first image's part of the first floating tensor that holds a batch."""
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() and len(value) == batch:
+            return value[0]
+    return None
+
+
+def _summed(values: Tensor) -> Tensor:
+    flat = values.double().reshape(-1)
+    ramp = torch.linspace(0.5, 1.5, flat.numel(), dtype=torch.float64) if flat.numel() > 1 else torch.ones(1)
+    return torch.stack([flat.sum(), flat.abs().sum(), (flat * ramp).sum()])
+
+
+@contextmanager
+def _names_kept(model: nn.Module, enter: Callable[[str], None], leave: Callable[[], None]) -> Iterator[None]:
+    hooks = []
+    for name, module in model.named_modules():
+        told = (
+            f"layer {name!r}, a {type(module).__name__}" if name else f"the network itself, a {type(module).__name__}"
+        )
+        hooks.append(module.register_forward_pre_hook(lambda *_, told=told: enter(told)))
+        hooks.append(module.register_forward_hook(lambda *_: leave(), always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

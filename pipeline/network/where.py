@@ -1,0 +1,71 @@
+"""Where in a user's own code something happens: the file, the line and what stands there."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from edgewise.store import sources, user_code
+
+
+def line_of(error: BaseException) -> str | None:
+    """The innermost line of the user's code that ``error`` came through; None: it came through none of it."""
+    found = None
+    for link in _chain(error):
+        step = link.__traceback__
+        while step is not None:
+            if _is_the_users(step.tb_frame.f_code.co_filename):
+                found = _told(step.tb_frame.f_code.co_filename, step.tb_lineno)
+            step = step.tb_next
+        if found is not None:
+            return found
+    return None
+
+
+def current_line() -> str | None:
+    """The line of the user's network that is being run: the innermost one before the code of ours that runs it."""
+    left_ours = False
+    for frame in _outwards(sys._getframe(1)):
+        ours = sources.is_ours(Path(frame.f_code.co_filename))
+        if left_ours and ours:
+            return None
+        left_ours = left_ours or not ours
+        if not ours and _is_the_users(frame.f_code.co_filename):
+            return _told(frame.f_code.co_filename, frame.f_lineno)
+    return None
+
+
+def at(line: str | None) -> str:
+    """The line as the end of a clause, or nothing."""
+    return f", at {line}" if line else ""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from, the first cause first."""
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    return iter(reversed(links))
+
+
+def _outwards(frame: FrameType | None) -> Iterable[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_the_users(file: str) -> bool:
+    path = Path(file)
+    if not path.is_absolute() or not path.is_file():
+        return False
+    return user_code.is_the_users(path) and not sources.is_ours(path.resolve())
+
+
+def _told(file: str, number: int) -> str:
+    text = linecache.getline(file, number).strip()
+    return f"{Path(file).name}, line {number} ({text})" if text else f"{Path(file).name}, line {number}"
