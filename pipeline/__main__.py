@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from edgewise.commands import analyze, bench, list, report, run, verify
-from edgewise.commands.console import run_guarded
+from edgewise.commands import analyze, bench, list, report, run, store, verify
+from edgewise.commands.console import run_guarded, stop_when_terminated
 
-COMMANDS = (run, list, analyze, verify, bench, report)
+COMMANDS = (run, list, analyze, verify, bench, report, store)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.debug:
         return int(options.run(options))
+    stop_when_terminated()
     return run_guarded(lambda: int(options.run(options)))
 
 

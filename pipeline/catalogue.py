@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise import calib_data, models, targets
-from edgewise.errors import RequestError, name_nearest
+from edgewise.errors import EdgewiseError, RequestError, name_nearest
 
 if TYPE_CHECKING:
     from edgewise.recipe import Recipe
@@ -175,7 +176,19 @@ def find_recipe(reference: str) -> Recipe:
     else:
         near, choices = name_nearest(reference, recipe_names()), ", ".join(recipe_names())
         raise RequestError(f"unknown recipe {reference!r}.{near} Choices: {choices}; or path/to/recipe.py:function")
-    recipe = function()
+    recipe = _made(function, reference)
     if not isinstance(recipe, Recipe):
         raise RequestError(f"{reference} returned {type(recipe).__name__}; wanted an edgewise.Recipe")
     return recipe
+
+
+def _made(function: Callable[[], object], reference: str) -> object:
+    """What a recipe's function returns. Raises RequestError for whatever goes wrong in it, with the line."""
+    try:
+        return function()
+    except EdgewiseError as error:
+        raise RequestError(f"{reference}: {error}") from error
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}, line {last.lineno}"
+        raise RequestError(f"{reference} could not be made: {type(error).__name__}: {error} ({where})") from error

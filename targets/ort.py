@@ -49,5 +49,7 @@ TARGET = Target(
     load=load,
     profile=profile,
     sizes=ONNX.sizes,
+    precisions=("float32", "int8-weights"),
+    one_size=frozenset({"int8-weights"}),
     takes_bytes=ONNX.takes_bytes,
 )

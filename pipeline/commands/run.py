@@ -48,6 +48,9 @@ def add_parser(commands: Any) -> None:
     )
     run.add_argument("--softmax", action="store_true", default=None, help="the files answer with probabilities")
     run.add_argument("--device", choices=("cpu", "cuda"), help="where to train")
+    run.add_argument(
+        "--sign", type=Path, metavar="KEY", help="sign the files with this private key (PEM, elliptic curve)"
+    )
     run.add_argument("--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE)")
 
 
@@ -59,6 +62,7 @@ def run_recipe(options: argparse.Namespace) -> int:
     from edgewise.catalogue import find_recipe
     from edgewise.run.job import resolve
     from edgewise.run.request import override_fields, sizes_from_arguments, with_packaging
+    from edgewise.verify import signature
 
     changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device", "runtime")}
     changes["targets"] = tuple(options.target) if options.target else None
@@ -68,12 +72,16 @@ def run_recipe(options: argparse.Namespace) -> int:
         sizes_from_arguments(options.input_size, options.input_size_range),
         {"fed": options.feed, "softmax": options.softmax},
     )
+    if options.sign is not None:
+        signature.check_key(options.sign, private=True)
     job = resolve(recipe, options.out)
     from edgewise.report.page import write_html
     from edgewise.report.watch import Watch
     from edgewise.run import run
 
     report = run(job, Watch(quiet=False))
+    for artifact in report.artifacts if options.sign is not None else ():
+        signature.sign(job.out / artifact.path, options.sign)
     page = write_html(report, job.out)
     show(report, options.json, page)
     return outcome_of(report)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from edgewise.report.numbers import percent
+from edgewise.report.plain import cell, printable
 from edgewise.report.rows import Row
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ class Watch:
 
     def say(self, text: str) -> None:
         """One line about what is being done."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def detail(self, text: str) -> None:
         """One line of lesser weight."""
-        self.console.print(f"  {text}", style="dim", markup=False, soft_wrap=True)
+        self.console.print(f"  {printable(text)}", style="dim", markup=False, soft_wrap=True)
 
     def row(self, row: Row) -> None:
         """The outcome of a step or a file, in one line."""
@@ -66,6 +67,6 @@ class Watch:
                 f"{row.latency.p50_ms:.3g} ms on {row.latency.on} ({row.latency.ratio_to_baseline:.2f} of baseline)"
             )
         parts.append(f"[dim]{row.seconds:.0f} s[/]")
-        self.console.print(f"{_SYMBOLS[row.verdict]} {head}: {', '.join(parts)}", soft_wrap=True)
+        self.console.print(f"{_SYMBOLS[row.verdict]} {cell(head)}: {', '.join(parts)}", soft_wrap=True)
         if row.verdict == "fail":
-            self.console.print(f"  {row.reason}", style="red", markup=False, soft_wrap=True)
+            self.console.print(f"  {printable(row.reason)}", style="red", markup=False, soft_wrap=True)

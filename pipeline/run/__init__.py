@@ -17,6 +17,7 @@ from edgewise.run.artifacts import Files
 from edgewise.run.job import Job
 from edgewise.run.session import Session
 from edgewise.run.steps import Steps
+from edgewise.store import whole
 from edgewise.store.entries import Store
 from edgewise.store.machine import environment
 from edgewise.targets import Grid, Target
@@ -28,6 +29,7 @@ def run(job: Job, watch: Watch) -> Report:
     A step that fails its gate ends the run there, since what follows would build on it; of the files each is judged.
     """
     Store(job.store).sweep()
+    whole.sweep(job.out)
     with open_session(job, watch) as session:
         baseline = model = session.baseline()
         for index, stage in enumerate(job.recipe.stages):

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgewise.network import architecture
 from edgewise.report.rows import Row
 from edgewise.run.job import Job
-from edgewise.store.entries import write_whole
+from edgewise.run.provenance import provenance
 from edgewise.store.json_values import encode
+from edgewise.store.whole import write_whole
 from edgewise.verify.golden import Record
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class Delivered:
     """The name of its network among the delivered checkpoints."""
     environment: Mapping[str, Any]
     """Where it was measured, as the report has it."""
+    looks: int = 0
+    """How many networks and files had been judged on the test set, this one included."""
     golden: Record | None = None
     answers: Tensor | None = None
     """The file's, [N, classes], for the test images."""
@@ -59,6 +63,14 @@ def write(delivered: Delivered, row: Row, job: Job) -> None:
             "dtype": "float32",
             "meaning": "probabilities" if job.recipe.preprocess.softmax else "logits",
         },
+        provenance=provenance(
+            job.recipe.describe(),
+            data=(job.data.name, job.data.digest),
+            weights=job.weights,
+            model=(job.recipe.model, architecture.code_digest(job.recipe.model)),
+            environment=delivered.environment,
+        ),
+        test_set_looks=delivered.looks,
         golden=delivered.golden,
         checkpoint=delivered.checkpoint,
         fed=job.recipe.preprocess.fed,

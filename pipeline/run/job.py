@@ -24,8 +24,10 @@ from edgewise.network import architecture
 from edgewise.network import weights as network_weights
 from edgewise.network.architecture import Base
 from edgewise.recipe import Recipe
+from edgewise.run import feasible
 from edgewise.run.one_graph import check_sizes
 from edgewise.stage import stage_name, traits_of
+from edgewise.store.entries import store_folder
 from edgewise.targets import Target
 
 if TYPE_CHECKING:
@@ -62,18 +64,21 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     spec = architecture.spec_of(recipe.model)
     _check_possible(recipe, spec)
     data = calib_data.load(recipe.data, recipe.seed)
+    feasible.check_data(data)
     recipe, data = _sized(_labelled(recipe, data), data)
     base = Base(recipe.model, len(data.classes), data.shape[0])
     network = architecture.build(base)
     spec = dataclasses.replace(spec, classifier=architecture.classifier_of(network, spec))
     _check_forward(network, spec, data)
     _check_packaging(network, spec, data, recipe, (*chosen, runtime))
+    feasible.check(recipe, chosen, network, spec, data)
     weights = None if recipe.weights is None else Path(recipe.weights)
     if weights is not None:
         network_weights.load_weights(network, weights)
     place = Path("runs") / recipe.name if out is None else out
     _check_writable(place)
-    store = Path(os.environ.get("EDGEWISE_STORE", "runs/store"))
+    store = store_folder()
+    _check_store(store)
     return Job(
         recipe=recipe, spec=spec, base=base, data=data, targets=chosen, runtime=runtime, weights=weights, out=place,
         store=store,
@@ -161,3 +166,13 @@ def _check_writable(place: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise RequestError(f"cannot write into {place}: {error.strerror}; choose another folder with --out") from error
+
+
+def _check_store(place: Path) -> None:
+    """Raise RequestError where results cannot be kept; nothing is made there yet."""
+    there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        found = "is read-only" if there.is_dir() else "is no folder"
+        raise RequestError(
+            f"results cannot be kept in {place}: {there} {found}; name another folder with EDGEWISE_STORE"
+        )

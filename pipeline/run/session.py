@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,9 @@ from edgewise.run.proofs import Proof, Timing, prove
 from edgewise.run.steps import Model, Steps, as_quantized
 from edgewise.stage import Stage, traits_of
 from edgewise.targets import Grid, Precision, Target
-from edgewise.verify import gates, golden
+from edgewise.verify import gates, golden, manifest
 from edgewise.verify.gates import Finding, Limits
+from edgewise.verify.golden import Record
 
 
 @dataclass(kw_only=True)
@@ -224,10 +226,12 @@ class Session:
             sha256=made.digest,
             checkpoint=self.files.deliver_checkpoint(model),
             environment=self.report.environment,
-            golden=None if proof.golden is None else golden.write(place, *proof.golden),
+            looks=len(self.steps.looked),
+            golden=_golden(place, proof),
             answers=proof.answers,
         )
         cards.write(delivered, row, self.job)
+        manifest.write(place, delivered.checkpoint)
         self.report.artifacts.append(
             ArtifactFile(target=target.name, path=path.as_posix(), sha256=made.digest, bytes=made.bytes)
         )
@@ -268,6 +272,14 @@ def float_candidates(
             if name is None or name in target.precisions:
                 found.setdefault(name, []).append(target)
     return [(name, tuple(able)) for name, able in found.items()]
+
+
+def _golden(place: Path, proof: Proof) -> Record | None:
+    """The golden images beside a delivered file; where nothing could run it, none, and none of an earlier file's."""
+    if proof.golden is not None:
+        return golden.write(place, *proof.golden)
+    golden.remove(place)
+    return None
 
 
 def _same_work(one: tuple[Model, File], other: tuple[Model, File]) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Interval
 
 from edgewise.files.open import Grade
 from edgewise.measure.values import Accuracy, Agreement, Latency
 from edgewise.report.rows import Verdict
+from edgewise.settings import checked
 
 if TYPE_CHECKING:
     pass
-from edgewise.stage import in_range
 
 
 @dataclass(frozen=True)
@@ -134,33 +136,23 @@ def _signed(fraction: float) -> str:
     return f"{100 * fraction:+.2f} points"
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a step or a file may cost; beyond it the gate fails. Fractions and ratios, all relative to the baseline."""
 
-    max_drop: float = 0.01
+    max_drop: Annotated[float, Interval(ge=0, le=1)] = 0.01
     """Largest loss of top-1 accuracy (0.01 = one percentage point)."""
-    max_latency_ratio: float = 1.0
+    max_latency_ratio: Annotated[float, Interval(ge=0, le=1e6)] = 1.0
     """Largest time of a compressed network over the baseline's, on the same runtime."""
-    same_work_ratio: float = 1.05
+    same_work_ratio: Annotated[float, Interval(ge=0, le=1e6)] = 1.05
     """The same for one that saved no multiply-accumulates and claims no speed, such as folded or fine-tuned: two files of
     equal work differ by where they lie in memory (Mytkowicz et al. 2009), and many rounds make that a certain difference."""
-    max_step_ratio: float = 1.0
+    max_step_ratio: Annotated[float, Interval(ge=0, le=1e6)] = 1.0
     """Largest time of a step that changed the number of MACs over the time of the network it was given."""
-    min_agreement: float = 0.99
+    min_agreement: Annotated[float, Interval(ge=0, le=1)] = 0.99
     """Smallest share of test images to which a file gives the same class as the PyTorch model it was made from."""
-    max_undelegated: int | None = None
+    max_undelegated: Annotated[int, Interval(ge=0, le=1_000_000_000)] | None = None
     """Largest number of operators that the target's backend may leave outside; None: reported, not limited."""
-    max_undelegated_macs: float | None = None
+    max_undelegated_macs: Annotated[float, Interval(ge=0, le=1)] | None = None
     """Largest share of a file's MACs that the backend, or in an int8 file the int8 kernels, may leave outside."""
-
-    def __post_init__(self) -> None:
-        in_range("max_drop", self.max_drop, 0, 1)
-        in_range("max_latency_ratio", self.max_latency_ratio, 0, float("inf"))
-        in_range("same_work_ratio", self.same_work_ratio, 0, float("inf"))
-        in_range("max_step_ratio", self.max_step_ratio, 0, float("inf"))
-        in_range("min_agreement", self.min_agreement, 0, 1)
-        if self.max_undelegated is not None:
-            in_range("max_undelegated", self.max_undelegated, 0, float("inf"))
-        if self.max_undelegated_macs is not None:
-            in_range("max_undelegated_macs", self.max_undelegated_macs, 0, 1)

@@ -34,7 +34,7 @@ from edgewise.stages.training.memory_format import trains_channels_last
 from edgewise.stages.training.settings import Training, resolve_precision
 from edgewise.stages.training.state import State, _plain_tensors, resume, write_state
 from edgewise.stages.training.teacher import Teacher
-from edgewise.store.entries import write_whole
+from edgewise.store.whole import write_whole
 
 Hook = Callable[[nn.Module, int], None]
 
