@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -103,12 +104,23 @@ def fields_of(node: ast.ClassDef) -> list[dict[str, Any]]:
         found.append(
             {
                 "name": item.target.id,
-                "type": ast.unparse(item.annotation),
+                "type": ast.unparse(_Plain().visit(copy.deepcopy(item.annotation))),
                 "default": _default(item.value),
                 "meaning": _string_of(following),
             }
         )
     return found
+
+
+class _Plain(ast.NodeTransformer):
+    """``int`` for ``Annotated[int, Interval(ge=1)]``: the range is said where a value leaves it."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        """A type with arguments."""
+        self.generic_visit(node)
+        if isinstance(node.value, ast.Name) and node.value.id == "Annotated" and isinstance(node.slice, ast.Tuple):
+            return node.slice.elts[0]
+        return node
 
 
 def _default(value: ast.expr | None) -> str | None:

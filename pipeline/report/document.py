@@ -130,6 +130,3 @@ def _section(value: object, where: str) -> Section:
 
 def _recommendation(value: object, where: str) -> Recommendation:
     return decode(Recommendation, value, where)
-
-
-__all__ = ["write_whole"]
