@@ -70,7 +70,7 @@ def _fitting(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     wrong: list[str] = []
     for name, value in given.items():
         try:
-            fields[name] = _adapters(kind)[name].validate_python(value)
+            fields[name] = _adapters(cast(Hashable, kind))[name].validate_python(value)
         except _invalid() as error:
             wrong += [_sentence(kind, name, found) for found in error.errors(include_url=False)]
     if wrong:
@@ -136,7 +136,7 @@ def _sentence(kind: type[Any], name: str, found: ErrorDetails) -> str:
     """What one field is to be, and what it is."""
     place = f"{kind.__name__}.{name}" + "".join(f"[{part}]" for part in found["loc"] if isinstance(part, int))
     value = found["input"]
-    bounds = _bounds(_hints(kind)[name]) if found["type"] in _BOUNDS else None
+    bounds = _bounds(_hints(cast(Hashable, kind))[name]) if found["type"] in _BOUNDS else None
     if bounds is not None:
         return f"{place} must lie in {bounds}, found {value!s:.60}"
     wanted = (

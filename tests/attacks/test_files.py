@@ -37,6 +37,7 @@ REGIONS = 16
 """Equal parts of a file, in each of which bits are flipped."""
 
 NET = '''
+from torch import nn
 
 
 def small(num_classes=10, in_channels=1):
@@ -258,11 +259,10 @@ def test_without_the_key_nothing_holds_however_well_it_was_made_to_fit(
             changed = bytearray(content)
             changed[offset] ^= 1 << bit
             file.write_bytes(changed)
-            renewed_card = card.path_of(path).read_bytes()
-            renew(path)
-            if file == signature.path_of(path):
-                manifest.path_of(path).write_bytes(before)
-                card.path_of(path).write_bytes(renewed_card)
+            if file == card.path_of(path):
+                manifest.write(path, "net-1")
+            elif file != signature.path_of(path):
+                renew(path)
             with pytest.raises(EvidenceError):
                 signature.verify(path, public)
                 raise AssertionError(f"{file} {offset} {bit}")
