@@ -67,6 +67,14 @@ def tests_slow(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def attacks(session: nox.Session) -> None:
+    """Every attack on recipes, files, evidence and runs, many times; writes the table of docs/reliability.md."""
+    _install(session, f"{ALL},dev")
+    settings = {"EDGEWISE_ATTACKS": "all", "EDGEWISE_ATTACKS_TABLE": "docs/reliability.md", "OMP_NUM_THREADS": "1"}
+    session.run("python", "-m", "pytest", "tests/attacks", *session.posargs, env=settings)
+
+
+@nox.session(python=PYTHON)
 def lint(session: nox.Session) -> None:
     """Ruff and the import contract."""
     session.install("ruff==0.17.6", "import-linter>=2.16,<3")

@@ -11,11 +11,24 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from edgewise.commands import analyze, bench, bundle, compare, completion, fleet, list, report, run, schema, verify
-from edgewise.commands.console import run_guarded
+from edgewise.commands import (
+    analyze,
+    bench,
+    bundle,
+    compare,
+    completion,
+    fleet,
+    list,
+    report,
+    run,
+    schema,
+    store,
+    verify,
+)  # fmt: skip
+from edgewise.commands.console import run_guarded, stop_when_terminated
 from edgewise.errors import name_nearest
 
-COMMANDS = (run, list, analyze, verify, bench, bundle, compare, fleet, report, schema, completion)
+COMMANDS = (run, list, analyze, verify, bench, bundle, compare, fleet, report, store, schema, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _refuse(options.parser, unknown[0])
     if options.debug:
         return int(options.run(options))
+    stop_when_terminated()
     return run_guarded(lambda: int(options.run(options)))
 
 

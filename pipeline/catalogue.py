@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise import calib_data, models, targets
-from edgewise.errors import RequestError, name_nearest
+from edgewise.errors import EdgewiseError, RequestError, name_nearest
 from edgewise.network.user_files import name_functions
 from edgewise.public_names import HOMES
 
@@ -106,12 +108,23 @@ def fields_of(node: ast.ClassDef) -> list[dict[str, Any]]:
         found.append(
             {
                 "name": item.target.id,
-                "type": ast.unparse(item.annotation),
+                "type": ast.unparse(_Plain().visit(copy.deepcopy(item.annotation))),
                 "default": _default(item.value),
                 "meaning": _string_of(following),
             }
         )
     return found
+
+
+class _Plain(ast.NodeTransformer):
+    """``int`` for ``Annotated[int, Interval(ge=1)]``: the range is said where a value leaves it."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        """A type with arguments."""
+        self.generic_visit(node)
+        if isinstance(node.value, ast.Name) and node.value.id == "Annotated" and isinstance(node.slice, ast.Tuple):
+            return node.slice.elts[0]
+        return node
 
 
 def _default(value: ast.expr | None) -> str | None:
@@ -180,7 +193,7 @@ def find_recipe(reference: str) -> Recipe:
     from edgewise.network import architecture
     from edgewise.recipe import Recipe
 
-    recipe = (architecture.load_function(reference) if own else getattr(recipes, reference))()
+    recipe = _made(architecture.load_function(reference) if own else getattr(recipes, reference), reference)
     if not isinstance(recipe, Recipe):
         raise RequestError(f"{reference} returned {type(recipe).__name__}; wanted an edgewise.Recipe")
     return recipe
@@ -210,3 +223,15 @@ def _definition(home: str, name: str) -> ast.ClassDef | ast.FunctionDef:
                 if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
                     return node
     raise KeyError(f"{home}.{name}")
+
+
+def _made(function: Callable[[], object], reference: str) -> object:
+    """What a recipe's function returns. Raises RequestError for whatever goes wrong in it, with the line."""
+    try:
+        return function()
+    except EdgewiseError as error:
+        raise RequestError(f"{reference}: {error}") from error
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}, line {last.lineno}"
+        raise RequestError(f"{reference} could not be made: {type(error).__name__}: {error} ({where})") from error

@@ -6,7 +6,9 @@
     ├── RequestError (also a ValueError)   the request is wrong; nothing was run            exit status 2
     ├── StageError                         a step could not do what it was asked to         exit status 1
     ├── LoweringError                      a target could not write or run its file         exit status 1
-    └── StoreError                         a kept result could not be written or read       exit status 1
+    ├── StoreError                         a kept result could not be written or read       exit status 1
+    ├── EvidenceError                      what a file was verified with is gone or changed  exit status 1
+    └── CrashError                         a runtime died of a file                          exit status 1
 
     calib_data.DataError, models.ModelError, targets.TargetError: ValueErrors of the leaves      exit status 2
     targets.MissingBackend: an ImportError; its message holds the install line                   exit status 3
@@ -44,3 +46,11 @@ class LoweringError(EdgewiseError):
 
 class StoreError(EdgewiseError):
     """A kept result could not be written or read."""
+
+
+class EvidenceError(EdgewiseError):
+    """What a file was verified with (its card, golden images, digests, network) is missing, changed or damaged."""
+
+
+class CrashError(EdgewiseError):
+    """A process that a runtime ran in died, or failed in a way that no reader of files means."""

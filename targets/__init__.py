@@ -16,7 +16,9 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
+
+from annotated_types import Interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,6 +103,11 @@ Precision = Literal["float32", "float16", "int8", "int8-weights", "palette"]
 """What a file computes with. int8-weights and palette keep activations in float and store weights smaller."""
 
 
+LARGEST_SIDE = 8192
+"""Pixels: beyond, one image's activations alone fill a computer's memory."""
+
+Side = Annotated[int, Interval(ge=1, le=LARGEST_SIDE)]
+
 SizeKind = Literal["fixed", "enumerated", "ranged"]
 EVERY_SIZE: frozenset[SizeKind] = frozenset(get_args(SizeKind))
 """The sizes of a target that writes files for one, for a list and for a range."""
@@ -110,7 +117,7 @@ EVERY_SIZE: frozenset[SizeKind] = frozenset(get_args(SizeKind))
 class Sizes:
     """The image sizes that a file accepts, each (height, width) in pixels; the first is the one it is captured at."""
 
-    choices: tuple[tuple[int, int], ...]
+    choices: tuple[tuple[Side, Side], ...]
     """The sizes one by one; with ``ranged``, sizes whose smallest and largest sides bound the range."""
     ranged: bool = False
     """True: every height and every width between the smallest and the largest of ``choices`` is accepted."""
@@ -145,7 +152,7 @@ class Packaging:
     """Class names in the order of the outputs, for formats that carry them."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Written into the file where the format has a place for it."""
-    palette_bits: int = 6
+    palette_bits: Annotated[int, Interval(ge=1, le=8)] = 6
     """Width of a palette's indices: a weight tensor keeps 2 to this power different values."""
     minimum: Mapping[str, str] = field(default_factory=dict)
     """Target's name -> the oldest version that must read its file, as ``{"coreml": "iOS16"}``; others: the usual one."""
@@ -235,6 +242,14 @@ class Target:
     """Whether it has no file for a float network."""
     precisions: tuple[Precision, ...] = ()
     """What a float network may be written as, the usual first; empty: in one way alone."""
+    one_size: frozenset[Precision] = frozenset()
+    """What it writes for one image size alone."""
+    versions: tuple[str, ...] = ()
+    """The versions that ``Packaging.minimum`` may name for it, the oldest first."""
+    since: tuple[tuple[Precision, str], ...] = ()
+    """Precisions that came with a later one of them than the first, each with it."""
+    palette_bits: tuple[int, ...] = ()
+    """Widths of a palette's indices that its runtime unpacks."""
     takes_bytes: bool = False
     """Whether it can write a program whose input is a camera's bytes, uint8 [1, H, W, C]."""
     reference: Callable[[Path], Runner] | None = None
@@ -252,6 +267,33 @@ class Target:
     """Largest number of operators left outside, for a recipe that sets no limit of its own; None: not limited."""
     inside: Callable[[Path, ExportedProgram, Tensor], Inside] | None = None
     """``inside(path, program, images)``: intermediate values of a file written from ``program``; None: not to be had."""
+
+
+def refuse_packaging(target: Target, packaging: Packaging, precision: Precision | None) -> None:
+    """Raise TargetError for what no file of a target's can have, in ``precision`` (None: the usual float type).
+
+    All this is known before there is a network; ``export`` refuses what only the network shows.
+    """
+    sizes, version = packaging.sizes, packaging.minimum.get(target.name)
+    if sizes is not None and sizes.kind not in target.sizes:
+        kinds = " or ".join(sorted(target.sizes))
+        raise TargetError(
+            f"target {target.name!r} writes no file for {sizes.kind} image sizes, only {kinds}; leave it out, or ask for one "
+            "--input-size"
+        )
+    if sizes is not None and sizes.kind != "fixed" and precision in target.one_size:
+        raise TargetError(
+            f"target {target.name!r} writes a {precision} file for one image size only; leave the others out"
+        )
+    if version is not None and version not in target.versions:
+        choices = ", ".join(target.versions) or "none, it writes one version"
+        raise TargetError(f"target {target.name!r} writes no file for {version!r}; choices: {choices}")
+    first = dict(target.since).get(precision) if precision else None
+    if version is not None and first is not None and target.versions.index(version) < target.versions.index(first):
+        raise TargetError(f"target {target.name!r}: {precision} files came with {first}, and {version} is to read them")
+    if precision == "palette" and packaging.palette_bits not in target.palette_bits:
+        choices = ", ".join(map(str, target.palette_bits))
+        raise TargetError(f"target {target.name!r} has no palette of {packaging.palette_bits} bits; choices: {choices}")
 
 
 def _module_files() -> dict[str, Path]:

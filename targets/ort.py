@@ -50,5 +50,7 @@ TARGET = Target(
     profile=profile,
     tensors=ONNX.tensors,
     sizes=ONNX.sizes,
+    precisions=("float32", "int8-weights"),
+    one_size=frozenset({"int8-weights"}),
     takes_bytes=ONNX.takes_bytes,
 )

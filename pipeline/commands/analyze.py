@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgewise.commands.console import PASSED, add_command, print_json
+from edgewise.commands.console import PASSED, add_command, print_json, size_of
+from edgewise.report.plain import printable
 
 
 def add_parser(commands: Any) -> None:
@@ -25,7 +26,7 @@ def analyze(options: argparse.Namespace) -> int:
     from edgewise.network.architecture import Base
 
     spec = architecture.spec_of(options.model)
-    shape = spec.input_shape if options.input_size is None else (spec.input_shape[0], *options.input_size)
+    shape = (spec.input_shape[0], *(size_of(options) or spec.input_shape[1:]))
     model = architecture.build(Base(options.model, spec.num_classes, spec.input_shape[0]))
     found = layers.analyze(model, shape, name=options.model)
     if options.picture is not None:
@@ -37,5 +38,5 @@ def analyze(options: argparse.Namespace) -> int:
 
     Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(show.table(found))
     if options.picture is not None:
-        print(f"Picture: {options.picture}")
+        print(printable(f"Picture: {options.picture}"))
     return PASSED

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise import targets
 from edgewise.commands import on_device
 from edgewise.commands.console import PASSED, add_command, print_json, size_of
-from edgewise.errors import RequestError
+from edgewise.report.plain import cell, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import Tensor
 
-    from edgewise.images.sizes import Size
-    from edgewise.targets import Runner
+    from edgewise.commands.side_by_side import Timing
 
 
 def add_parser(commands: Any) -> None:
@@ -46,6 +41,8 @@ def bench(options: argparse.Namespace) -> int:
     quieten()
     if options.device is not None:
         return on_device.bench_on_device(options)
+    from edgewise.commands.side_by_side import compare
+
     if options.profile:
         return print_profile(options)
     found = compare(options.artifacts, options.threads, options.seconds, size_of(options))
@@ -60,107 +57,17 @@ def bench(options: argparse.Namespace) -> int:
 
 def print_profile(options: argparse.Namespace) -> int:
     """Print where the time of each file goes, by operator."""
+    from edgewise.commands.side_by_side import profile_files
+
     found = profile_files(options.artifacts, options.threads)
     if options.json:
         print_json({"profiles": found})
         return PASSED
     for path, times in found.items():
-        print(f"{path}: {sum(times.values()):.3f} ms in its operators")
+        print(f"{printable(path)}: {sum(times.values()):.3f} ms in its operators")
         for operator, time in times.items():
             print(f"  {operator:24} {time:8.4f} ms  {time / sum(times.values()):6.1%}")
     return PASSED
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """One file's time; the ratio is to the first file's in the same run."""
-
-    artifact: str
-    target: str
-    threads: int
-    batch: int
-    p50_ms: float
-    p90_ms: float
-    ratio_to_first: float
-    ci95: tuple[float, float]
-    speed: str
-    """faster, slower, or cannot tell; of the first file: cannot tell."""
-    remarks: tuple[str, ...] = ()
-    """What the machine did meanwhile."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON types."""
-        return asdict(self) | {"ci95": list(self.ci95), "remarks": list(self.remarks)}
-
-
-def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | None = None) -> list[Timing]:
-    """Time the files against each other at batch 1 for about ``seconds``, on images as each is fed.
-
-    ``size``: height and width of the images; None: those that each file was judged on.
-
-    Raises RequestError for files that cannot be run here or have no card.
-    """
-    from edgewise.measure import statistics
-    from edgewise.measure.latency import measure
-    from edgewise.measure.speed import speed
-
-    if threads < 1 or not 0 < seconds < float("inf"):
-        raise RequestError(f"wanted at least 1 thread and a positive time, found {threads} and {seconds:g} s")
-    opened = {str(path): _open(path, threads, size) for path in paths}
-    calls = {name: partial(runner, image) for name, (_, runner, image) in opened.items()}
-    found = measure(calls, seconds=seconds, threads=threads)
-    first = found.samples[str(paths[0])]
-    rows = []
-    for name, (target, _, _) in opened.items():
-        mine, conditions = found.samples[name], found.conditions(name)
-        ratio, interval = statistics.ratio_interval(mine.blocks, first.blocks)
-        rows.append(
-            Timing(
-                artifact=name,
-                target=target,
-                threads=threads,
-                batch=1,
-                p50_ms=mine.percentile(50),
-                p90_ms=mine.percentile(90),
-                ratio_to_first=ratio,
-                ci95=interval,
-                speed=speed(interval, conditions),
-                remarks=conditions.remarks,
-            )
-        )
-    return rows
-
-
-def _open(path: Path, threads: int, size: Size | None) -> tuple[str, Runner, Tensor]:
-    from edgewise.files.open import open_runtime
-    from edgewise.images.preprocess import blank_image
-    from edgewise.images.sizes import show_size
-    from edgewise.verify import card
-
-    if not path.exists():
-        raise RequestError(f"there is no file {path}")
-    kept = card.read(path)
-    side = size or kept.input_shape[1:]
-    if not kept.takes(side):
-        raise RequestError(f"{path} was written for other image sizes than {show_size(side)}; its card names them")
-    target = targets.get(kept.target)
-    return target.name, open_runtime(target, path, threads), blank_image((kept.input_shape[0], *side), kept.fed)
-
-
-def profile_files(paths: Sequence[Path], threads: int) -> dict[str, dict[str, float]]:
-    """File -> operator -> milliseconds of one call, by the profiler of the file's own runtime.
-
-    Raises RequestError for files that cannot be run here, have no card, or whose runtime has no profiler, TargetError
-    where the installed runtime's profiler records nothing.
-    """
-    found = {}
-    for path in paths:
-        name, _, image = _open(path, threads, None)
-        profile = targets.get(name).profile
-        if profile is None:
-            raise RequestError(f"{path}: the runtime of {name} tells no time by operator; leave --profile out for it")
-        found[str(path)] = dict(profile(path, image, threads))
-    return found
 
 
 def table(timings: Sequence[Timing]) -> Table:
@@ -174,7 +81,7 @@ def table(timings: Sequence[Timing]) -> Table:
     for entry in timings:
         low, high = entry.ci95
         shown.add_row(
-            entry.artifact,
+            cell(entry.artifact if entry.trusted else f"{entry.artifact} (untrusted: no card)"),
             entry.target,
             str(entry.threads),
             f"{entry.p50_ms:.3g}",

@@ -3,30 +3,66 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
-PASSED, FAILED, WRONG_REQUEST, MISSING_BACKEND, INTERRUPTED = 0, 1, 2, 3, 130
+from edgewise.errors import RequestError
+from edgewise.report.plain import printable
+
+PASSED, FAILED, WRONG_REQUEST, MISSING_BACKEND, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+
+_THEIRS = (
+    errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENOENT, errno.ENOTDIR, errno.ENXIO,
+    errno.EPERM, errno.EROFS,
+)  # fmt: skip
+"""What a path can be that somebody named; other errors of the system are ours to mend."""
+
+
+class Terminated(BaseException):
+    """Somebody asked this process to end."""
+
+
+def stop_when_terminated() -> None:
+    """Have a request to end (SIGTERM) end what is going on as an interruption does: workers stopped, nothing half-written."""
+    import signal
+    import threading
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def run_guarded(work: Callable[[], int]) -> int:
     """What ``work`` returns, or for an expected error one line on standard error and the exit status that tells it."""
     try:
         return work()
-    except KeyboardInterrupt:
-        say("interrupted: finished steps are kept, and the same command goes on from there")
-        return INTERRUPTED
+    except (KeyboardInterrupt, Terminated) as stop:
+        word, status = ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
+        say(f"{word}: finished steps are kept, and the same command goes on from there")
+        return status
     except BrokenPipeError:
         sys.stderr.close()
         return FAILED
+    except MemoryError as error:
+        say(f"error: this machine's memory does not suffice ({error}); ask for smaller images, batches or networks")
+        return FAILED
     except Exception as error:
-        status = _status(error)
-        if status is None:
+        found = _status(error)
+        if found is None:
             raise
-        say(f"error: {error}")
-        return status
+        say(f"error: {_sentence(error)}")
+        return found
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"cannot use {error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _status(error: Exception) -> int | None:
@@ -39,6 +75,8 @@ def _status(error: Exception) -> int | None:
     if isinstance(error, MissingBackend):
         return MISSING_BACKEND
     if isinstance(error, (RequestError, DataError, ModelError, TargetError)):
+        return WRONG_REQUEST
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _THEIRS:
         return WRONG_REQUEST
     return FAILED if isinstance(error, EdgewiseError) else None
 
@@ -57,15 +95,23 @@ def add_command(
 
 
 def size_of(options: argparse.Namespace) -> tuple[int, int] | None:
-    """Height and width from ``--input-size H W``; None where it is not given."""
-    return None if options.input_size is None else (options.input_size[0], options.input_size[1])
+    """Height and width from ``--input-size H W``; None where it is not given. Raises RequestError for sides that are none."""
+    if options.input_size is None:
+        return None
+    from edgewise.targets import LARGEST_SIDE
+
+    height, width = options.input_size
+    if not 1 <= min(height, width) <= max(height, width) <= LARGEST_SIDE:
+        raise RequestError(f"--input-size: wanted sides from 1 to {LARGEST_SIDE}, found {height} {width}")
+    return height, width
 
 
 def print_json(document: Any) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    print(text.encode("utf-8", "backslashreplace").decode())  # a path need not be UTF-8
 
 
 def say(text: str) -> None:
     """A line for the person, on standard error."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)

@@ -23,11 +23,17 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help="of several runs: where their page goes (default: comparison.html in the first)",
     )
+    parser.add_argument("--cyclonedx", action="store_true", help="also write a CycloneDX model card beside each file")
 
 
 def outcome_of(report: Any) -> int:
-    """The exit status of a finished report."""
-    return FAILED if any(row.verdict == "fail" and row.kept for row in report.rows) else PASSED
+    """The exit status of a report: passed where no gate failed and every target asked for has a file."""
+    delivered = {artifact.target for artifact in report.artifacts}
+    missing = [name for name in report.recipe.get("targets", ()) if name not in delivered]
+    for name in missing:
+        say(f"no file for {name}: the run did not come to one, or has not yet")
+    failed = any(row.verdict == "fail" and row.kept for row in report.rows)
+    return FAILED if failed or missing or not delivered else PASSED
 
 
 def show(report: Any, as_json: bool, page: Path) -> None:
@@ -62,6 +68,8 @@ def show_again(options: argparse.Namespace) -> int:
         report.devices = list(sent.rows)
         report.write(folder)
     page = write_html(report, folder)
+    if options.cyclonedx:
+        write_model_cards(report, folder)
     show(report, options.json, page)
     for sentence in sent.refused:
         say(f"not taken in: {sentence}")
@@ -83,3 +91,17 @@ def compare_runs(options: argparse.Namespace) -> int:
             print(f"{SYMBOLS[summary.verdict]} {name}: {summary.title}. {summary.best}".rstrip())
         print(f"Side by side: {page}")
     return max(outcome_of(report) for _, report in runs)
+
+
+def write_model_cards(report: Any, folder: Path) -> None:
+    """A CycloneDX model card beside each of the report's files. Raises EvidenceError for one whose card is lost or changed."""
+    from edgewise.errors import EvidenceError
+    from edgewise.verify import card, manifest, model_card
+
+    for artifact in report.artifacts:
+        path = folder / artifact.path
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise EvidenceError(f"the report in {folder} names a file outside of it: {artifact.path}")
+        if wrong := manifest.problems(path, manifest.read(path)):
+            raise EvidenceError(f"{path} is not the file that was verified: {'; '.join(map(str, wrong))}")
+        say(f"wrote {model_card.write(path, card.read(path))}")

@@ -90,6 +90,9 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="go on behind a failed step: its files are written and marked as failed",
     )
+    run.add_argument(
+        "--sign", type=Path, metavar="KEY", help="sign the files with this private key (PEM, elliptic curve)"
+    )
     run.add_argument("--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE)")
 
 
@@ -98,6 +101,10 @@ def run_recipe(options: argparse.Namespace) -> int:
     from edgewise.library_noise import quieten
 
     quieten()
+    if options.sign is not None:
+        from edgewise.verify import signature
+
+        signature.check_key(options.sign, private=True)
     job = resolve_request(options)
     from edgewise.report.page import write_html
     from edgewise.report.watch import Watch
@@ -115,6 +122,8 @@ def run_recipe(options: argparse.Namespace) -> int:
         report = run(job, watch, keep_going=options.keep_going)
     finally:
         watch.close()
+    for artifact in report.artifacts if options.sign is not None else ():
+        signature.sign(job.out / artifact.path, options.sign)
     page = write_html(report, job.out)
     show(report, options.json, page)
     return outcome_of(report)

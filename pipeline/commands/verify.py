@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.commands.console import FAILED, PASSED, add_command, print_json, size_of
+from edgewise.errors import RequestError
+from edgewise.report.plain import printable
 
 
 def add_parser(commands: Any) -> None:
@@ -18,6 +20,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--layers", action="store_true", help="hold it against its network layer by layer, too")
     parser.add_argument(
         "--checkpoint", type=Path, metavar="DIR", help="its network, where the file was moved away from it"
+    )
+    parser.add_argument(
+        "--key", type=Path, metavar="PUB", help="it has to be signed with this key's private half (PEM)"
     )
     parser.add_argument("--model", metavar="M", help="path/to/net.py:function that a network of your own was built by")
     parser.add_argument(
@@ -30,8 +35,8 @@ def verify(options: argparse.Namespace) -> int:
     from edgewise.library_noise import quieten
 
     quieten()
-    from edgewise.errors import RequestError
     from edgewise.report.watch import Watch
+    from edgewise.verify import signature
     from edgewise.verify.recheck import recheck_file
 
     if options.layers and options.data is None:
@@ -40,23 +45,34 @@ def verify(options: argparse.Namespace) -> int:
         raise RequestError(
             "--layers compares at the size the network was captured at; leave --input-size out, or ask for one of the two"
         )
-    result = recheck_file(options.artifact, options.data, Watch().track, size_of(options))
-    inspected = inspect_layers(options) if options.layers else None
+    if options.key is not None:
+        signature.check_key(options.key, private=False)
+    result = recheck_file(
+        options.artifact,
+        options.data,
+        Watch().track,
+        size_of(options),
+        checkpoint=options.checkpoint,
+        key=options.key,
+    )
+    inspected = inspect_layers(options) if options.layers and result.verdict != "fail" else None
     if options.json:
         print_json(result.to_json() | ({"layers": inspected.to_json()} if inspected else {}))
     else:
-        print(result)
-    failed = result.verdict == "fail" or (inspected is not None and inspected.first is not None)
-    return FAILED if failed else PASSED
+        print(printable(str(result)))
+    passed = result.verdict == "pass" and (inspected is None or inspected.first is None)
+    return PASSED if passed else FAILED
 
 
 def inspect_layers(options: argparse.Namespace) -> Any:
-    from edgewise.verify.parity import inspect, table
+    from edgewise.files.isolated import remote
+    from edgewise.verify.parity import inspector, table
 
-    found = inspect(options.artifact, options.data, options.checkpoint, options.model)
+    with remote(inspector, what=f"comparing the layers of {options.artifact.name}") as inspect:
+        found = inspect(options.artifact, options.data, options.checkpoint, options.model)
     if not options.json:
         from rich.console import Console
 
         Console(highlight=False, width=None if sys.stdout.isatty() else 130).print(table(found.layers))
-        print(found.sentence)
+        print(printable(found.sentence))
     return found

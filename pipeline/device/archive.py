@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgewise.errors import StoreError
-from edgewise.store.entries import write_whole
+from edgewise.store.whole import write_whole
 
 _RUNNER = Path(__file__).parent / "runner"
 _PACKAGE = "edgewise_runner"

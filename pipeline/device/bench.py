@@ -14,7 +14,7 @@ from edgewise.device.link import Link
 from edgewise.device.probe import check, probe
 from edgewise.errors import RequestError
 from edgewise.report.devices import DeviceRow
-from edgewise.store.entries import write_whole
+from edgewise.store.whole import write_whole
 
 Say = Callable[[str], None]
 

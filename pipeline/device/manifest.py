@@ -10,8 +10,8 @@ from typing import Any
 
 from edgewise.errors import RequestError
 from edgewise.images.preprocess import Fed
-from edgewise.store.entries import write_whole
 from edgewise.store.json_values import decode, encode
+from edgewise.store.whole import write_whole
 
 SCHEMA = 1
 

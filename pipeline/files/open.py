@@ -60,8 +60,14 @@ def _evaluator(target: Target, path: Path, threads: int) -> Runner:
 
 def open_runtime(target: Target, path: Path, threads: int = 1) -> Runner:
     """The file in its runtime, for what only a runtime can tell. Raises RequestError where this machine has none."""
+    refuse_without_runtime(target, path)
+    assert target.load is not None
+    return target.load(path, threads)
+
+
+def refuse_without_runtime(target: Target, path: Path) -> None:
+    """Raise RequestError where this machine has no runtime for a file."""
     if target.load is None:
         raise RequestError(
             f"{path}: the runtime of {target.name} does not exist on this machine, so it has no time here"
         )
-    return target.load(path, threads)

@@ -26,3 +26,8 @@ def size(artifact: Path) -> int:
     """Bytes of everything the artifact consists of."""
     files = (p for root in roots(artifact) for p in ([root] if root.is_file() else root.rglob("*")) if p.is_file())
     return sum(path.stat().st_size for path in files)
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a path can be a written file: a regular file, or a folder; no pipe, no device."""
+    return path.is_file() or path.is_dir()

@@ -36,7 +36,7 @@ def _quiet_worker() -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run that started us decides
-    _die_with_parent()
+    die_with_parent()
     from edgewise.library_noise import quieten
 
     quieten()
@@ -45,8 +45,8 @@ def _quiet_worker() -> None:
     torch.set_num_threads(1)
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this worker when the run is killed; where it cannot, the broken pipe ends it at its next result."""
+def die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it is killed; elsewhere a broken pipe ends it."""
     import ctypes
     import signal
     import sys

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from edgewise.settings import checked
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -13,6 +15,7 @@ Fed = Literal["normalised", "bytes"]
 """What a file takes: float32 [N, C, H, W], normalised by the caller, or a camera's bytes, uint8 [N, H, W, C]."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """What a file does itself, beside the network."""

@@ -60,8 +60,12 @@ def resize_data(data: Data, size: tuple[int, int]) -> Data:
 
 def sample_resized(part: Part, size: tuple[int, int], most: int) -> Resized:
     """At most ``most`` images of ``part``, evenly spaced over it, at ``size`` (height, width)."""
-    count = min(most, len(part))
-    return Resized(_own(part), size, torch.linspace(0, len(part) - 1, count).long())
+    return Resized(_own(part), size, sampled(len(part), most))
+
+
+def sampled(count: int, most: int) -> Tensor:
+    """At most ``most`` of ``count`` numbers from 0, evenly spaced: int64 [min(count, most)]."""
+    return torch.linspace(0, count - 1, min(most, count)).long()
 
 
 def _own(part: Part) -> Part:

@@ -9,19 +9,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.fx import GraphModule
 
-from edgewise.errors import RequestError, StoreError
+from edgewise.errors import EdgewiseError, RequestError, StoreError
+from edgewise.models import ModelError
 from edgewise.network import architecture, captured, first_call, surgery
 from edgewise.network.architecture import Base
+from edgewise.store.json_values import decode
+from edgewise.store.reading import read_json
 from edgewise.targets import Sizes
 
 _OPERATIONS: dict[str, type[Any]] = {
@@ -31,6 +35,14 @@ _OPERATIONS: dict[str, type[Any]] = {
     "materialise": first_call.Materialise,
     "copy_input": first_call.CopyInput,
 }
+
+
+@dataclass(frozen=True)
+class _Description:
+    """``model.json``."""
+
+    base: Base
+    surgery: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -55,19 +67,36 @@ def load(folder: Path, batch: int | None = None, sizes: Sizes | None = None) -> 
     ``batch`` captures a quantized graph anew at that fixed batch size, ``sizes`` for those image sizes. Raises StoreError
     when the files do not belong together.
     """
-    description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    base = Base(**description["base"])
-    operations = [_operation(fields) for fields in description["surgery"]]
-    model = _rebuilt(base, operations, batch, None)
+    base, operations, state = _read(folder)
     try:
-        surgery.fill(model, load_file(folder / "model.safetensors"))
+        model = _rebuilt(base, operations, batch, None)
+        surgery.fill(model, state)
         if sizes is not None and sizes.kind != "fixed" and isinstance(model, GraphModule):
             opened = _rebuilt(base, operations, batch, sizes)
             assert isinstance(opened, GraphModule)
             model = captured.carry_over(model, opened)
+    except (EdgewiseError, ModelError):
+        raise
     except RuntimeError as error:
         raise StoreError(f"the tensors in {folder} do not fit the network rebuilt from its surgery: {error}") from error
+    except Exception as error:  # surgery that somebody else wrote can go wrong in any way
+        raise StoreError(f"the surgery in {folder} cannot be repeated: {type(error).__name__}: {error}") from error
     return Checkpoint(base, model)
+
+
+def _read(folder: Path) -> tuple[Base, list[Any], dict[str, torch.Tensor]]:
+    """What the two files hold. Raises StoreError for files that are missing, damaged or of another kind."""
+    try:
+        description = decode(_Description, read_json(folder / "model.json"), "model.json")
+        operations = [_operation(dict(fields)) for fields in description.surgery]
+        tensors_file = folder / "model.safetensors"
+        if not tensors_file.is_file():
+            raise ValueError("there is no regular file model.safetensors")
+        return description.base, operations, load_file(tensors_file)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise StoreError(
+            f"{folder} holds no network that can be read: {error}; keep the run's folder as it was written"
+        ) from error
 
 
 def _rebuilt(base: Base, operations: Sequence[Any], batch: int | None, sizes: Sizes | None) -> nn.Module:
@@ -87,7 +116,7 @@ def allow_model(folder: Path, model: str | None) -> None:
     Raises RequestError; also for a folder that holds no checkpoint.
     """
     try:
-        named = str(json.loads((folder / "model.json").read_text(encoding="utf-8"))["base"]["model"])
+        named = str(read_json(folder / "model.json")["base"]["model"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{folder} holds no checkpoint that can be read: {error}") from error
     if ".py:" in named and named != model:

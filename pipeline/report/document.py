@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgewise.errors import RequestError, StoreError
+from edgewise.errors import RequestError
 from edgewise.report.advice import Advice, advise
 from edgewise.report.devices import DeviceRow
 from edgewise.report.recommend import Recommendation
 from edgewise.report.rows import ArtifactFile, Row
-from edgewise.store import entries
 from edgewise.store.json_values import decode, encode, encode_fields
+from edgewise.store.reading import read_json
+from edgewise.store.whole import write_whole
 
 SCHEMA = 1
 FILE = "report.json"
@@ -112,7 +113,7 @@ class Report:
         """The report kept in ``folder``. Raises RequestError, naming the file, when there is none that can be read."""
         path = folder / FILE
         try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_json(read_json(path))
         except OSError as error:
             raise RequestError(
                 f"cannot read {path}: {error.strerror}; give the folder that a run wrote, the one that holds {FILE}"
@@ -135,12 +136,3 @@ def _section(value: object, where: str) -> Section:
 
 def _recommendation(value: object, where: str) -> Recommendation:
     return decode(Recommendation, value, where)
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write ``text`` aside, then move it to ``path``; makes the folder. Raises StoreError and leaves no scrap."""
-    try:
-        entries.write_whole(path, text.encode())
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}; make room or choose another --out") from error
-    return path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgewise.errors import RequestError
-from edgewise.store.entries import write_whole
+from edgewise.store.whole import write_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ from edgewise.measure.values import Accuracy, Latency
 from edgewise.report import charts, numbers, plotly_json, pruning
 from edgewise.report.classes import below_top1, class_sections
 from edgewise.report.devices import DeviceRow, ratio_words, time_words
-from edgewise.report.document import Report, Section, write_whole
+from edgewise.report.document import Report, Section
 from edgewise.report.figure import BarTable, Figure
 from edgewise.report.markup import sanitize
 from edgewise.report.plan import pictures
@@ -31,6 +31,7 @@ from edgewise.report.summary import (  # fmt: skip
     timing,
 )
 from edgewise.report.svg import draw, draw_bars
+from edgewise.store.whole import write_whole
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -8,13 +8,14 @@ from typing import Any
 
 from edgewise.errors import RequestError
 from edgewise.report import numbers
-from edgewise.report.document import Report, write_whole
+from edgewise.report.document import Report
 from edgewise.report.figure import Figure, Key, Mark, Panel
 from edgewise.report.page import template
 from edgewise.report.rows import Row
 from edgewise.report.scale import Scale, linear, logarithmic
 from edgewise.report.summary import SYMBOLS, WORDS, Summary, labels, open_points, summarize
 from edgewise.report.svg import SHAPES, draw
+from edgewise.store.whole import write_whole
 
 FILE = "comparison.html"
 COLUMNS = ("run", "top-1, %", "change, points", "params, MACs", "bytes", "time, ms", "ratio", "verdict")

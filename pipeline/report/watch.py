@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from edgewise.errors import RequestError
 from edgewise.report.numbers import percent
 from edgewise.report.pace import Pace, duration
+from edgewise.report.plain import cell, printable
 from edgewise.report.rows import Row
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class Watch:
     def _print(self, text: str, style: str = "", markup: bool = False) -> None:
         self._rest()
         self._last = time.monotonic()
+        text = text if markup else printable(text)
         self.console.print(text, style=style, markup=markup, soft_wrap=True)
         if self._log is not None and not self._log.closed:
             plain = re.sub(r"\[/?[a-z ]*\]", "", text) if markup else text
@@ -177,7 +179,9 @@ class Watch:
                 f"{row.latency.p50_ms:.3g} ms on {row.latency.on} ({row.latency.ratio_to_baseline:.2f} of baseline)"
             )
         parts.append(f"[dim]{row.seconds:.0f} s{'' if self._worked or not self._steps else ', from the store'}[/]")
-        self._print(f"{_SYMBOLS[row.verdict]} {self._place()}{head}: {', '.join(parts)}{self._left()}", markup=True)
+        self._print(
+            f"{_SYMBOLS[row.verdict]} {self._place()}{cell(head)}: {', '.join(parts)}{self._left()}", markup=True
+        )
         self._worked, self._doing = False, ""
         if row.verdict == "fail":
             self._print(f"  {row.reason}", style="red")

@@ -19,6 +19,7 @@ from edgewise.run.grids import share_grids
 from edgewise.run.job import Job
 from edgewise.run.session import Session
 from edgewise.run.steps import Steps
+from edgewise.store import whole
 from edgewise.store.entries import Store
 from edgewise.store.machine import environment
 
@@ -30,6 +31,7 @@ def run(job: Job, watch: Watch, *, keep_going: bool = False) -> Report:
     ``keep_going``: go on behind it all the same; its row stays failed, and so does the run.
     """
     Store(job.store).sweep()
+    whole.sweep(job.out)
     with open_session(job, watch) as session:
         baseline = model = session.baseline()
         session.keep_going = keep_going

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from edgewise.store.entries import Entry, Store, key_of
 from edgewise.store.json_values import decode, encode_fields
 from edgewise.store.machine import machine
 from edgewise.store.sources import code_of
+from edgewise.store.whole import copy_whole, replaced
 from edgewise.targets import Artifact, Packaging, Precision, Target
 from edgewise.verify import layerwise
 
@@ -272,20 +273,18 @@ class Files:
         """Copy a file into the report's folder, whole or not at all; returns its path relative to that folder."""
         relative = Path("artifacts") / target.name / made.artifact.path.name
         place = self.job.out / relative
-        place.parent.mkdir(parents=True, exist_ok=True)
         for root in reversed(parts.roots(made.artifact.path)):
-            _copy(root, place.with_name(root.name))
+            copy_whole(root, place.with_name(root.name))
         return relative
 
     def deliver_checkpoint(self, source: Source) -> str:
         """Copy the network that files were written from into the report's folder; returns its name there."""
         name = f"{self._stem(source)}-{source.digest[:12]}"
         place = self.job.out / "checkpoints" / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with _replaced(place) as aside:
+        with replaced(place) as aside:
             aside.mkdir()
             for file in ("model.json", "model.safetensors", "input.json"):
-                shutil.copy2(source.folder / file, aside / file)
+                shutil.copyfile(source.folder / file, aside / file)
         return name
 
 
@@ -294,32 +293,6 @@ def _file(entry: Entry) -> File:
     return File(artifact, parts.digest(artifact.path), parts.size(artifact.path), entry.seconds)
 
 
-def _copy(source: Path, place: Path) -> None:
-    """Copy a file or folder, whole or not at all, in place of what is there."""
-    with _replaced(place) as aside:
-        if source.is_dir():
-            shutil.copytree(source, aside)
-        else:
-            shutil.copy2(source, aside)
-
-
-@contextlib.contextmanager
-def _replaced(place: Path) -> Iterator[Path]:
-    """Where to make, within the block, the file or folder that in the end takes the place of what is there."""
-    aside = place.with_name(f".{place.name}.partial")
-    _remove(aside)
-    yield aside
-    _remove(place)
-    aside.rename(place)
-
-
 def _move_into(source: Path, folder: Path) -> None:
     for path in source.iterdir():
         path.rename(folder / path.name)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.images.normalise import channel_order
+from edgewise.network import architecture
 from edgewise.report.rows import Row
 from edgewise.run.job import Job
+from edgewise.run.origin import provenance
 from edgewise.run.usage import write_usage
-from edgewise.store.entries import write_whole
 from edgewise.store.json_values import encode
+from edgewise.store.whole import write_whole
 from edgewise.targets import TargetError
 from edgewise.verify.golden import Record
 
@@ -33,6 +35,8 @@ class Delivered:
     """The name of its network among the delivered checkpoints."""
     environment: Mapping[str, Any]
     """Where it was measured, as the report has it."""
+    looks: int = 0
+    """How many networks and files had been judged on the test set, this one included."""
     golden: Record | None = None
     answers: Tensor | None = None
     """The file's, [N, classes], for the test images."""
@@ -65,6 +69,14 @@ def write(delivered: Delivered, row: Row, job: Job) -> None:
             "dtype": "float32",
             "meaning": "probabilities" if job.recipe.preprocess.softmax else job.ending,
         },
+        provenance=provenance(
+            job.recipe.describe(),
+            data=(job.data.name, job.data.digest),
+            weights=job.weights,
+            model=(job.recipe.model, architecture.code_digest(job.recipe.model)),
+            environment=delivered.environment,
+        ),
+        test_set_looks=delivered.looks,
         golden=delivered.golden,
         checkpoint=delivered.checkpoint,
         fed=job.recipe.preprocess.fed,

@@ -25,11 +25,13 @@ from edgewise.network.architecture import Base
 from edgewise.network.probabilities import Ending
 from edgewise.network.start import Start
 from edgewise.recipe import Recipe
+from edgewise.run import feasible
 from edgewise.run.data_for import load_data
 from edgewise.run.grids import share_grids
 from edgewise.run.one_graph import check_sizes
 from edgewise.run.provenance import overridden
 from edgewise.stage import stage_name, traits_of
+from edgewise.store.entries import store_folder
 from edgewise.targets import Target
 from edgewise.verify.gates import Limits
 
@@ -83,6 +85,7 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     _check_possible(recipe, spec)
     spec = overridden(spec, recipe)
     data = load_data(recipe, spec)
+    feasible.check_data(data)
     check_overlap(data, recipe.limits)
     recipe, data = _sized(_labelled(recipe, data), data)
     base = Base(recipe.model, len(data.classes), data.shape[0])
@@ -95,10 +98,12 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     )
     spec = dataclasses.replace(spec, classifier=architecture.classifier_of(begun.model, spec))
     _check_packaging(begun.model, spec, data, recipe, (*chosen, runtime))
+    feasible.check(recipe, chosen, begun.model, spec, data)
     by_batches = _rehearsed(begun.model, spec, data, recipe, chosen)
     place = Path("runs") / recipe.name if out is None else out
     _check_writable(place)
-    store = Path(os.environ.get("EDGEWISE_STORE", "runs/store"))
+    store = store_folder()
+    _check_store(store)
     return Job(
         recipe=recipe, spec=spec, base=base, data=data, targets=chosen, runtime=runtime, weights=weights, out=place,
         store=store, told=begun.told, ending=begun.ending, by_batches=by_batches,
@@ -264,3 +269,13 @@ def _check_writable(place: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise RequestError(f"cannot write into {place}: {error.strerror}; choose another folder with --out") from error
+
+
+def _check_store(place: Path) -> None:
+    """Raise RequestError where results cannot be kept; nothing is made there yet."""
+    there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        found = "is read-only" if there.is_dir() else "is no folder"
+        raise RequestError(
+            f"results cannot be kept in {place}: {there} {found}; name another folder with EDGEWISE_STORE"
+        )

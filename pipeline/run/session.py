@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -29,8 +30,9 @@ from edgewise.run.steps import Model, Steps, as_quantized
 from edgewise.stage import Stage, traits_of
 from edgewise.stages.quantize import Quantize
 from edgewise.targets import Grid, Precision, Target
-from edgewise.verify import gates, golden
+from edgewise.verify import gates, golden, manifest
 from edgewise.verify.gates import Finding, Limits
+from edgewise.verify.golden import Record
 
 
 @dataclass(kw_only=True)
@@ -321,12 +323,12 @@ class Session:
             sha256=made.digest,
             checkpoint=self.files.deliver_checkpoint(model),
             environment=self.report.environment,
-            golden=None
-            if proof.golden is None
-            else golden.write(place, *proof.golden, runtime=golden.runtime_of(target)),
+            looks=len(self.steps.looked),
+            golden=_golden(place, proof, golden.runtime_of(target)),
             answers=proof.answers,
         )
         cards.write(delivered, row, self.job)
+        manifest.write(place, delivered.checkpoint)
         self.report.artifacts.append(
             ArtifactFile(target=target.name, path=path.as_posix(), sha256=made.digest, bytes=made.bytes)
         )
@@ -369,6 +371,14 @@ def float_candidates(
             if name is None or name in target.precisions:
                 found.setdefault(name, []).append(target)
     return [(name, tuple(able)) for name, able in found.items()]
+
+
+def _golden(place: Path, proof: Proof, runtime: str) -> Record | None:
+    """The golden images beside a delivered file; where nothing could run it, none, and none of an earlier file's."""
+    if proof.golden is not None:
+        return golden.write(place, *proof.golden, runtime=runtime)
+    golden.remove(place)
+    return None
 
 
 def _same_work(one: tuple[Model, File], other: tuple[Model, File]) -> bool:

@@ -61,6 +61,8 @@ class Steps:
     job: Job
     store: Store
     watch: Watch
+    looked: set[str] = field(default_factory=set, compare=False)
+    """Digests of the networks and files that were judged on the test set."""
 
     def baseline(self) -> Model:
         """The given weights, or a network trained by the recipe's ``baseline`` stage."""
@@ -178,6 +180,7 @@ class Steps:
             save_file({"logits": found.contiguous()}, folder / "answers.safetensors")
 
         entry = self.store.keep(key, make)
+        self.looked.add(digest)
         return load_file(entry.path / "answers.safetensors")["logits"], entry.seconds
 
     def _entry(self, stage: Stage, network: nn.Module, baseline: Model | None, grid: Grid | None) -> Entry:
@@ -189,7 +192,8 @@ class Steps:
             self._save(stage(network, self._context(scratch, teacher, grid, facts.__setitem__)), folder)
             (folder / _FACTS).write_text(json.dumps(encode(facts), indent=1), encoding="utf-8")
 
-        return self.store.keep(self._key(stage, network, baseline.digest if baseline else None, grid), make)
+        key = self._key(stage, network, baseline.digest if baseline else None, grid)
+        return self.store.keep(key, make, note=self.watch.detail)
 
     def _context(
         self, scratch: Path, teacher: nn.Module | None, grid: Grid | None, fact: Callable[[str, Any], None]

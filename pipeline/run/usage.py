@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import dedent
 
 from edgewise.report import numbers
-from edgewise.store.entries import write_whole
+from edgewise.store.whole import write_whole
 from edgewise.verify.card import Card, path_of
 
 _SUFFIX = ".md"

@@ -9,15 +9,16 @@ arXiv 1712.05877, section 3.2). The same holds for whatever else maps channel by
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from edgewise.errors import RequestError, StageError
+from edgewise.errors import StageError
 from edgewise.images.normalise import normalise
 from edgewise.network.fold_norms import fold_layers, fold_pairs, is_affine
 from edgewise.network.plain_layers import with_plain_layers
+from edgewise.settings import checked
 from edgewise.stage import Context, Traits
 
 Rest = Literal["depthwise", "keep"]
@@ -25,6 +26,7 @@ _PROBE_IMAGES = 2
 _TOLERANCE = 1e-3
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Fold:
     """Removes every batch norm that follows a convolution or a linear layer; the network computes what it did."""
@@ -32,10 +34,6 @@ class Fold:
     rest: Rest = "depthwise"
     """What becomes of a batch norm over images that follows no such layer (before a convolution, after a sum): a
     depthwise 1x1 convolution with the same values, which every target and quantizer knows, or kept."""
-
-    def __post_init__(self) -> None:
-        if self.rest not in get_args(Rest):
-            raise RequestError(f"rest must be one of {', '.join(get_args(Rest))}, found {self.rest!r}")
 
     @property
     def traits(self) -> Traits:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from edgewise.settings import checked
 from edgewise.stage import Context, Traits
 from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train from the labels alone."""
@@ -29,6 +31,7 @@ class Train:
         return trained
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Finetune:
     """Train on, with the unmodified baseline as the teacher."""

@@ -33,8 +33,8 @@ from edgewise.measure.paired import proportion_bounds
 from edgewise.measure.soundness import right
 from edgewise.measure.speed import speed
 from edgewise.report import markdown
-from edgewise.store.entries import write_whole
 from edgewise.store.machine import machine
+from edgewise.store.whole import write_whole
 from edgewise.verify import card
 from edgewise.verify.gates import Limits, on_accuracy, on_agreement
 

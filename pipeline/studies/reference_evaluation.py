@@ -41,7 +41,7 @@ from edgewise.stages.fold import Fold
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
-from edgewise.store.entries import write_whole
+from edgewise.store.whole import write_whole
 from edgewise.studies.architectures.cells import PRECISIONS, FileKind
 from edgewise.studies.architectures.network import agreement, capture
 from edgewise.studies.architectures.table import why_unmeasured

@@ -20,7 +20,7 @@ from edgewise.errors import RequestError
 from edgewise.report import numbers
 from edgewise.report.markdown import table
 from edgewise.report.rows import Row
-from edgewise.store.entries import write_whole
+from edgewise.store.whole import write_whole
 
 if TYPE_CHECKING:
     from edgewise.recipe import Recipe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise import calib_data
 from edgewise.calib_data import Data
-from edgewise.errors import RequestError
+from edgewise.errors import EvidenceError, RequestError
+from edgewise.images.normalise import per_channel
 from edgewise.images.preprocess import Fed
 from edgewise.images.sizes import inside
 from edgewise.report.rows import Row
 from edgewise.store.json_values import decode
+from edgewise.store.reading import read_json
 from edgewise.targets import Sizes
 from edgewise.verify.golden import Record
 
@@ -69,8 +70,24 @@ class Card:
     ranged: bool = False
     images: Mapping[str, Any] = field(default_factory=dict)
     """How its images were made from files (size, resize, interpolation), where they were."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from, in the terms of SLSA provenance v1."""
+    test_set_looks: int = 0
+    """How many networks and files its run had judged on the test set by then, itself included: the more there were to choose
+    from, the more the best of them flatters itself."""
     answers: tuple[tuple[float, ...], ...] = ()
     """What the file answered to the first test images; empty where nothing could run it."""
+
+    def __post_init__(self) -> None:
+        channels, *sides = self.input_shape
+        if min(channels, *sides, *(side for size in self.sizes for side in size)) < 1:
+            raise ValueError(f"wanted image sizes of at least 1×1, found {self.input_shape} and {self.sizes}")
+        if not self.classes or any(len(given) != len(self.classes) for given in self.answers):
+            raise ValueError(f"wanted answers for {len(self.classes)} classes")
+        if min(self.std, default=0) <= 0:
+            raise ValueError(f"wanted positive deviations, found {self.std}")
+        for values in (self.mean, self.std):
+            per_channel(values, channels)
 
     @property
     def accepted(self) -> Sizes:
@@ -88,13 +105,12 @@ def path_of(artifact: Path) -> Path:
 
 
 def read(artifact: Path) -> Card:
-    """The card of a file. Raises RequestError, naming it, when there is none or it is damaged."""
+    """The card of a file. Raises EvidenceError, naming it, when there is none or it is damaged."""
     place = path_of(artifact)
     try:
-        document: Any = json.loads(place.read_text(encoding="utf-8"))
-        return decode(Card, document, place.name)
+        return decode(Card, read_json(place), place.name)
     except (OSError, ValueError) as error:
-        raise RequestError(
+        raise EvidenceError(
             f"cannot read {place}: {error}. A run writes this card beside its file; keep the two together"
         ) from error
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Interval
 
 from edgewise.files.open import Grade
 from edgewise.measure.label_order import LabelOrder
@@ -13,10 +15,10 @@ from edgewise.measure.paired import images_to_bound, images_to_decide, proportio
 from edgewise.measure.soundness import Soundness
 from edgewise.measure.values import Accuracy, Agreement, Latency
 from edgewise.report.rows import Verdict
+from edgewise.settings import checked
 
 if TYPE_CHECKING:
     pass
-from edgewise.stage import in_range
 
 FAR = 4.0
 """Times the explained noise beyond which no number of roundings reaches, whatever the layers show one by one."""
@@ -313,62 +315,45 @@ def _signed(fraction: float) -> str:
     return f"{100 * fraction:+.2f} points"
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a step or a file may cost; beyond it the gate fails. Fractions and ratios, all relative to the baseline."""
 
-    max_drop: float = 0.01
+    max_drop: Annotated[float, Interval(ge=0, le=1)] = 0.01
     """Largest loss of top-1 accuracy (0.01 = one percentage point)."""
-    max_latency_ratio: float = 1.0
+    max_latency_ratio: Annotated[float, Interval(ge=0, le=1e6)] = 1.0
     """Largest time of a compressed network over the baseline's, on the same runtime."""
-    same_work_ratio: float = 1.05
+    same_work_ratio: Annotated[float, Interval(ge=0, le=1e6)] = 1.05
     """The same for one that saved no multiply-accumulates and claims no speed, such as folded or fine-tuned: two files of
     equal work differ by where they lie in memory (Mytkowicz et al. 2009), and many rounds make that a certain difference."""
-    max_step_ratio: float = 1.0
+    max_step_ratio: Annotated[float, Interval(ge=0, le=1e6)] = 1.0
     """Largest time of a step that changed the number of MACs over the time of the network it was given."""
-    max_class_drop: float | None = None
+    max_class_drop: Annotated[float, Interval(ge=0, le=1)] | None = None
     """Largest certain loss of a single class, as a share of its images; None: five times ``max_drop``."""
-    min_agreement: float = 0.99
+    min_agreement: Annotated[float, Interval(ge=0, le=1)] = 0.99
     """Smallest share of test images to which a file gives the class that the PyTorch model it was made from gives, those
     left aside between which PyTorch sees a tie."""
-    max_undelegated: int | None = None
+    max_undelegated: Annotated[int, Interval(ge=0, le=1_000_000_000)] | None = None
     """Largest number of operators that the target's backend may leave outside; None: reported, not limited."""
-    max_undelegated_macs: float | None = None
+    max_undelegated_macs: Annotated[float, Interval(ge=0, le=1)] | None = None
     """Largest share of a file's MACs that the backend, or in an int8 file the int8 kernels, may leave outside."""
-    max_leaked: float = 0.0
+    max_leaked: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Largest share of test images that are among the training or calibration images too."""
-    max_repeated: float = 0.0
+    max_repeated: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Largest share of test images that come again in the test part."""
-    max_bytes: int | None = None
+    max_bytes: Annotated[int, Interval(ge=0, le=10**15)] | None = None
     """Largest file. This and the following limit files alone; None: reported, not limited."""
-    max_peak_bytes: int | None = None
+    max_peak_bytes: Annotated[int, Interval(ge=0, le=10**15)] | None = None
     """Most memory by which a fresh process may grow when it loads the file and answers one image."""
-    max_moved_bytes: int | None = None
+    max_moved_bytes: Annotated[int, Interval(ge=0, le=10**15)] | None = None
     """Most bytes that the network's operators read and write for one image, in the file's number format."""
-    max_load_ms: float | None = None
+    max_load_ms: Annotated[float, Interval(ge=0, le=1e9)] | None = None
     """Longest that a fresh process may take to load the file."""
-    max_first_call_ms: float | None = None
+    max_first_call_ms: Annotated[float, Interval(ge=0, le=1e9)] | None = None
     """Longest that its first answer may take, after loading."""
 
     @property
     def class_drop(self) -> float:
         """What a single class may lose."""
         return 5 * self.max_drop if self.max_class_drop is None else self.max_class_drop
-
-    def __post_init__(self) -> None:
-        in_range("max_drop", self.max_drop, 0, 1)
-        in_range("max_latency_ratio", self.max_latency_ratio, 0, float("inf"))
-        in_range("same_work_ratio", self.same_work_ratio, 0, float("inf"))
-        in_range("max_step_ratio", self.max_step_ratio, 0, float("inf"))
-        in_range("min_agreement", self.min_agreement, 0, 1)
-        in_range("max_leaked", self.max_leaked, 0, 1)
-        in_range("max_repeated", self.max_repeated, 0, 1)
-        if self.max_undelegated is not None:
-            in_range("max_undelegated", self.max_undelegated, 0, float("inf"))
-        if self.max_undelegated_macs is not None:
-            in_range("max_undelegated_macs", self.max_undelegated_macs, 0, 1)
-        if self.max_class_drop is not None:
-            in_range("max_class_drop", self.max_class_drop, 0, 1)
-        for name in ("max_bytes", "max_peak_bytes", "max_moved_bytes", "max_load_ms", "max_first_call_ms"):
-            if getattr(self, name) is not None:
-                in_range(name, getattr(self, name), 0, float("inf"))

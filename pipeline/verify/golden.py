@@ -6,7 +6,9 @@ a machine that has no data set.
 
 from __future__ import annotations
 
+import hashlib
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +18,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from edgewise.calib_data import Part
-from edgewise.errors import RequestError
-from edgewise.store.entries import file_digest, write_whole
+from edgewise.errors import EvidenceError
+from edgewise.store.entries import file_digest
 from edgewise.store.machine import cpu_name, emulator
+from edgewise.store.reading import read_regular
+from edgewise.store.whole import write_whole
 from edgewise.targets import Target, versions
 
 _SUFFIX = ".golden.safetensors"
@@ -26,6 +30,9 @@ _SUFFIX = ".golden.safetensors"
 MOST_IMAGES = 16
 MOST_BYTES = 1_000_000
 """Of all golden images together."""
+
+LARGEST = 64_000_000
+"""Of the file with the images and the answers: at least two images are kept, however large."""
 
 EXACT = 2.0**-12
 """Share of the answers' spread that one processor's own answers may move by, as its threads add in another order."""
@@ -145,19 +152,35 @@ def runtime_of(target: Target) -> str:
     return "" if package is None else f"{package} {versions([package])[package]}"
 
 
+def remove(artifact: Path) -> None:
+    """Take away those of an earlier file of that name, which nothing could give anew."""
+    path_of(artifact).unlink(missing_ok=True)
+
+
 def read(artifact: Path, record: Record) -> Golden:
-    """The golden images that a card's ``record`` means. Raises RequestError where they are missing or others."""
+    """The golden images that a card's ``record`` means. Raises EvidenceError where they are missing or others."""
     place = path_of(artifact)
     try:
-        content = place.read_bytes()
-        if file_digest(place) != record.sha256:
+        content = read_regular(place, LARGEST)
+        if hashlib.sha256(content).hexdigest() != record.sha256:
             raise ValueError("it is not the file that the card names")
-        held = load(content)
-        return Golden(held["images"], held["index"], held["answers"])
+        return _golden(load(content))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise RequestError(
+        raise EvidenceError(
             f"cannot read {place}: {error}. A run writes it beside its file and card; keep the three together"
         ) from error
+
+
+def _golden(held: Mapping[str, Tensor]) -> Golden:
+    """The three tensors, each of the type and the shape that was written. Raises ValueError for others."""
+    images, index, answers = held["images"], held["index"], held["answers"]
+    found = f"{tuple(images.shape)}, {tuple(index.shape)}, {tuple(answers.shape)}"
+    kinds = (images.dtype, index.dtype, answers.dtype) == (torch.uint8, torch.int64, torch.float32)
+    if not kinds or (images.dim(), index.dim(), answers.dim()) != (4, 1, 2):
+        raise ValueError(f"wanted uint8 images [k, C, H, W], int64 [k] and float32 answers [k, classes], found {found}")
+    if not len(images) == len(index) == len(answers) > 0:
+        raise ValueError(f"wanted as many answers as images, found {found}")
+    return Golden(images, index, answers)
 
 
 def describe_change(found: Tensor, golden: Golden, record: Record, runtime: str = "") -> str:

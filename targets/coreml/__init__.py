@@ -21,7 +21,7 @@ from edgewise.targets import (
     Target,
 )
 from edgewise.targets._quantizer import int8_quantizer
-from edgewise.targets.coreml._precisions import PRECISIONS
+from edgewise.targets.coreml._precisions import DEPLOYMENT_TARGETS, PALETTE_BITS, PRECISIONS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +104,10 @@ TARGET = Target(
     load=_Device if sys.platform == "darwin" else None,
     reference=_reference,
     precisions=PRECISIONS,
+    one_size=frozenset({"int8-weights"}),
+    versions=DEPLOYMENT_TARGETS,
+    since=(("int8", "iOS17"),),
+    palette_bits=PALETTE_BITS,
     inside=_inside,
     tensors=name_tensors,
     sizes=EVERY_SIZE,

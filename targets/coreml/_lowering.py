@@ -28,7 +28,7 @@ from edgewise.targets.coreml import _input, _mil, _package, _storage
 from edgewise.targets.coreml._coremltools import converting
 from edgewise.targets.coreml._islands import float_islands, integer_work
 from edgewise.targets.coreml._mil import Operation, Program
-from edgewise.targets.coreml._precisions import PRECISIONS
+from edgewise.targets.coreml._precisions import DEPLOYMENT_TARGETS, PRECISIONS
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -44,7 +44,6 @@ _aten = torch.ops.aten
 _MAX_POOLS = frozenset({_aten.max_pool1d.default, _aten.max_pool2d.default, _aten.max_pool3d.default})
 
 
-DEPLOYMENT_TARGETS = ("iOS16", "iOS17", "iOS18")
 """The oldest systems a package can be written for; int8 activations need the second."""
 
 """Of float networks, the usual one first; a quantized network gives int8."""

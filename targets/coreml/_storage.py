@@ -11,9 +11,7 @@ from typing import Any
 
 from edgewise.targets import Packaging, TargetError
 from edgewise.targets.coreml._coremltools import load
-
-PALETTE_BITS = (1, 2, 4, 6, 8)
-"""What Core ML unpacks; 3 bits came with iOS 18 only."""
+from edgewise.targets.coreml._precisions import PALETTE_BITS
 
 _SMALLEST = 256
 """Elements of the smallest weight that gets a palette, beside the palette's own."""

@@ -16,7 +16,7 @@ from edgewise.targets.onnx._session import session
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
-from edgewise.targets.onnx._lowering import PRECISIONS, export
+from edgewise.targets.onnx._lowering import OPSETS, PRECISIONS, export
 
 
 class _Runner:
@@ -65,6 +65,8 @@ TARGET = Target(
     profile=profile,
     tensors=name_tensors,
     precisions=PRECISIONS,
+    one_size=frozenset({"float16", "int8-weights"}),
+    versions=OPSETS,
     inside=_inside,
     # ONNX has no list of sizes: a file for several leaves height and width open.
     sizes=EVERY_SIZE,

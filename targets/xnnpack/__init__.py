@@ -76,6 +76,7 @@ TARGET = Target(
     load=load,
     profile=profile,
     precisions=PRECISIONS,
+    one_size=frozenset({"float16"}),
     inside=_inside,
     # A .pte file is planned for the largest image and runs smaller ones; it has no list of sizes, so it takes all between.
     sizes=EVERY_SIZE,

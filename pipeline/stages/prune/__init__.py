@@ -6,10 +6,13 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+from annotated_types import Interval
 
 from edgewise.errors import RequestError, StageError
-from edgewise.stage import Context, Traits, in_range
+from edgewise.settings import checked
+from edgewise.stage import Context, Traits
 from edgewise.stages.prune.settings import Budget, Importance, Scope
 
 if TYPE_CHECKING:
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 
 
 IMPORTANCES: tuple[Importance, ...] = get_args(Importance)
-SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _SHARES = ("channels", "macs", "params", "latency")
 _BUDGETS = ("channels", "macs", "params", "bytes", "latency", "milliseconds")
@@ -29,6 +31,7 @@ _DEEPEST = 0.05
 _SCAN = (0.25, 0.5, 0.75)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Prune:
     """Structured pruning to a budget: channels, MACs, parameters, bytes, milliseconds on the target, or accuracy.
@@ -37,22 +40,22 @@ class Prune:
     beside it or alone. Time and bytes are those of a float file of the recipe's declared runtime at batch 1.
     """
 
-    channels: float | None = None
+    channels: Annotated[float, Interval(gt=0, lt=1)] | None = None
     """Share of the channels to keep; a budget is the share that is kept, whatever it limits."""
-    macs: float | None = None
+    macs: Annotated[float, Interval(gt=0, lt=1)] | None = None
     """Share of the multiply-accumulates to keep, for example 1 / 2.57; at most this much is left."""
-    params: float | None = None
+    params: Annotated[float, Interval(gt=0, lt=1)] | None = None
     """Share of the parameters to keep; at most this much is left."""
-    bytes: float | None = None
+    bytes: Annotated[float, Interval(gt=0, le=1e15)] | None = None
     """Below 1, the share of the file's bytes to keep; from 1, so many bytes; at most this much is left."""
-    latency: float | None = None
+    latency: Annotated[float, Interval(gt=0, lt=1)] | None = None
     """Share of the measured time to keep, on the declared runtime."""
-    milliseconds: float | None = None
+    milliseconds: Annotated[float, Interval(gt=0, le=1e9)] | None = None
     """The time of one call on the declared runtime, on this machine."""
-    max_drop: float | None = None
+    max_drop: Annotated[float, Interval(ge=0, le=1)] | None = None
     """Largest loss of top-1 on the calibration images (0.01 = one point). The reduction is made whole where it costs no
     more, else as much of it as does; without another budget as many multiply-accumulates go as can."""
-    trials: int = 6
+    trials: Annotated[int, Interval(ge=1, le=1_000_000)] = 6
     """Networks that are tried for ``max_drop``."""
     training: Training | None = None
     """How each of those is trained before it is judged, which the result keeps; None: judged as it is cut."""
@@ -61,33 +64,33 @@ class Prune:
     scope: Scope = "global"
     """global: rank the channels of all layers against each other; layer: take the same share of every layer;
     sensitivity: go by what each layer's loss cost in a scan. A time budget weighs that cost against the time saved."""
-    scan: tuple[float, ...] = ()
+    scan: tuple[Annotated[float, Interval(gt=0, lt=1)], ...] = ()
     """Shares at which a sensitivity scan prunes every group alone, for a picture in the report; scope "sensitivity"
     scans at 0.25, 0.5 and 0.75 where none are given."""
-    round_to: int | None = None
+    round_to: Annotated[int, Interval(ge=1, le=1_000_000)] | None = None
     """Leave a multiple of this many channels; vector units and NPUs work in such blocks. None: 8; for a time budget
     eighths of every layer, of which the measured times choose."""
-    steps: int = 1
+    steps: Annotated[int, Interval(ge=1, le=1_000_000)] = 1
     """Reach the budget in so many equal steps, and look at the importance anew before each."""
-    min_layer: float = 0.1
+    min_layer: Annotated[float, Interval(ge=0, le=0.99)] = 0.1
     """The smallest share of its channels that a single layer keeps."""
     keep: tuple[str, ...] = ()
     """Layers whose output channels are never pruned."""
     shortcuts: bool = True
     """Whether channels that a shortcut carries, where the answers of several layers are added, may go. Without them a
     network keeps more of its answers as it is cut; with them more of its time can be saved."""
-    images: int = 512
+    images: Annotated[int, Interval(ge=1, le=1_000_000)] = 512
     """Calibration images that the measures of data (taylor, activation) and a sensitivity scan look at."""
-    reestimate: int = 1024
+    reestimate: Annotated[int, Interval(ge=0, le=100_000_000)] = 1024
     """Training images on which the batch norms are estimated anew after the cut; 0: they stay as they were."""
-    reconstruct: int = 0
+    reconstruct: Annotated[int, Interval(ge=0, le=100_000_000)] = 0
     """Training images on which every layer is fitted anew after the cut, to answer as it did (``reconstruct``); the batch
     norms then keep the statistics that those answers have. 0: the weights that are left stay as they were."""
-    recover_steps: int = 0
+    recover_steps: Annotated[int, Interval(ge=0, le=10_000_000)] = 0
     """Training steps, after that, in which all layers together learn to answer as they did (``imitate``); 0: none."""
-    recover_lr: float = 3e-3
+    recover_lr: Annotated[float, Interval(ge=1e-12, le=100)] = 3e-3
     """Their learning rate at the start."""
-    recover_batch: int = 128
+    recover_batch: Annotated[int, Interval(ge=2, le=1_000_000)] = 128
     """Images per step."""
 
     ratio: InitVar[float | None] = None
@@ -99,21 +102,6 @@ class Prune:
         _refuse_removed("ratio", "channels", ratio)
         _refuse_removed("max_layer_ratio", "min_layer", max_layer_ratio)
         self._check_budget()
-        for name, choices in (("importance", IMPORTANCES), ("scope", SCOPES)):
-            if getattr(self, name) not in choices:
-                raise RequestError(f"Prune.{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        for name in ("steps", "images", "trials"):
-            in_range(f"Prune.{name}", getattr(self, name), 1, 1_000_000)
-        in_range("Prune.round_to", 1 if self.round_to is None else self.round_to, 1, 1_000_000)
-        in_range("Prune.reestimate", self.reestimate, 0, 100_000_000)
-        in_range("Prune.reconstruct", self.reconstruct, 0, 100_000_000)
-        in_range("Prune.min_layer", self.min_layer, 0, 0.99)
-        in_range("Prune.recover_steps", self.recover_steps, 0, 10_000_000)
-        in_range("Prune.recover_lr", self.recover_lr, 1e-12, 100)
-        in_range("Prune.recover_batch", self.recover_batch, 2, 1_000_000)
-        for share in self.scan:
-            if not 0 < share < 1:
-                raise RequestError(f"Prune.scan takes shares between 0 and 1, both excluded, found {share:g}")
         if self.training is not None and self.max_drop is None:
             raise RequestError("Prune.training is how the trials of max_drop are trained; put a Finetune after Prune")
         if self.scope == "layer" and self.channels is not None and self.channels < self.min_layer:
@@ -122,17 +110,10 @@ class Prune:
             )
 
     def _check_budget(self) -> None:
-        given = {name: value for name in _BUDGETS if (value := getattr(self, name)) is not None}
+        given = [name for name in _BUDGETS if getattr(self, name) is not None]
         if len(given) > 1 or (not given and self.max_drop is None):
             found = ", ".join(given) or "none"
             raise RequestError(f"Prune wants exactly one of {', '.join(_BUDGETS)}, or max_drop, found {found}")
-        for name, value in given.items():
-            if name in _SHARES and not 0 < value < 1:
-                raise RequestError(f"Prune.{name} must lie between 0 and 1, both excluded, found {value:g}")
-            if not 0 < value < float("inf"):
-                raise RequestError(f"Prune.{name} must be above 0, found {value:g}")
-        if self.max_drop is not None:
-            in_range("Prune.max_drop", self.max_drop, 0, 1)
 
     @property
     def traits(self) -> Traits:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from edgewise.errors import RequestError
-from edgewise.stage import Context, Traits, in_range
+from edgewise.settings import checked
+from edgewise.stage import Context, Traits
 from edgewise.stages.prune.channels import BATCH_NORMS, WEIGHTED, channel_view
 from edgewise.stages.prune.checked_cut import trace_for
 from edgewise.stages.prune.coupling import Group, Member
@@ -31,21 +33,20 @@ _SMALL = 0.01
 """A block whose squared weights are a smaller share of its group's largest counts as sparse in the report."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Sparsify:
     """Trains on with group regularisation, so that the channels a later ``Prune`` removes matter less."""
 
     training: Training = field(default_factory=lambda: Training(epochs=100, lr=0.01))
-    strength: float = 5e-4
+    strength: Annotated[float, Interval(ge=0, le=1)] = 5e-4
     """Weight of the regularisation in the loss."""
-    sharpness: float = 4.0
+    sharpness: Annotated[float, Interval(ge=0, le=64)] = 4.0
     """α: how much harder the least important blocks are pulled than the most important, 2^α times."""
     keep: tuple[str, ...] = ()
     """Layers whose output channels are left alone, as they are by ``Prune``."""
 
     def __post_init__(self) -> None:
-        in_range("Sparsify.strength", self.strength, 0, 1)
-        in_range("Sparsify.sharpness", self.sharpness, 0, 64)
         if self.training.devices > 1:
             raise RequestError("sparse learning runs on one device; set devices=1 for it")
 

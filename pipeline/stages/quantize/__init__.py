@@ -13,9 +13,10 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import nn
 from torch.fx import GraphModule
 
@@ -23,7 +24,8 @@ from edgewise.errors import RequestError, StageError
 from edgewise.measure.batches import images_at_once
 from edgewise.network import float16_constants, graph_layers
 from edgewise.network.captured import Prepare
-from edgewise.stage import Context, Traits, in_range
+from edgewise.settings import checked
+from edgewise.stage import Context, Traits
 from edgewise.stages.fitting.image_batches import batches_of
 from edgewise.stages.quantize import sensitivity
 from edgewise.stages.quantize.calibrate import Ranges, activation_quantizers, correct_biases, set_ranges
@@ -33,6 +35,7 @@ from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Quantize:
     """Quantization on the grid that ``ctx.grid`` names: calibrated, then trained (Jacob et al. 2018, arXiv 1712.05877).
@@ -47,9 +50,9 @@ class Quantize:
     """None: calibration alone (post-training quantization)."""
     when_needed: bool = False
     """Train only where the calibrated network loses more than ``budget`` of top-1 on the calibration images."""
-    observe: float = 0.5
+    observe: Annotated[float, Interval(ge=0, le=1)] = 0.5
     """Share of the epochs after which the activation ranges are frozen."""
-    calibrate: int = 512
+    calibrate: Annotated[int, Interval(ge=1, le=1_000_000)] = 512
     """Calibration images that set the first ranges."""
     ranges: Ranges = "percentile"
     """How calibration chooses them: minmax, percentile or mse."""
@@ -59,21 +62,19 @@ class Quantize:
     """Train the activations' scales as well (learned step size) instead of following a moving average."""
     control: bool = True
     """Report calibration alone, on the same grid, beside what training makes of it."""
-    sensitivity: int = 128
+    sensitivity: Annotated[int, Interval(ge=0, le=1_000_000)] = 128
     """Calibration images on which each layer's own cost is measured, for the report; 0: not measured."""
-    budget: float = 0.005
+    budget: Annotated[float, Interval(ge=0, le=1)] = 0.005
     """Top-1 that the calibrated network may lose on those images, before any training, ..."""
-    max_float_layers: int = 0
+    max_float_layers: Annotated[int, Interval(ge=0, le=1_000_000)] = 0
     """... or else its costliest layers are left in float, at most this many."""
 
     def __post_init__(self) -> None:
-        in_range("observe", self.observe, 0, 1)
-        in_range("calibrate", self.calibrate, 1, 1_000_000)
-        in_range("sensitivity", self.sensitivity, 1 if self.max_float_layers else 0, 1_000_000)
-        in_range("budget", self.budget, 0, 1)
-        in_range("max_float_layers", self.max_float_layers, 0, 1_000_000)
-        if self.ranges not in get_args(Ranges):
-            raise RequestError(f"ranges must be one of {', '.join(get_args(Ranges))}, found {self.ranges!r}")
+        if self.max_float_layers and not self.sensitivity:
+            raise RequestError(
+                f"Quantize.max_float_layers {self.max_float_layers} leaves the costliest layers in float, which sensitivity "
+                "finds; set it to the images to measure on, or max_float_layers to 0"
+            )
 
     @property
     def traits(self) -> Traits:

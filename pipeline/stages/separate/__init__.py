@@ -16,15 +16,17 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from torch import nn
 
 from edgewise.errors import RequestError, StageError
 from edgewise.measure.batches import images_at_once
 from edgewise.network.norm_pairs import find_norms
-from edgewise.stage import Context, Traits, in_range
+from edgewise.settings import checked
+from edgewise.stage import Context, Traits
 from edgewise.stages.fitting.batch_norms import reestimate_norms
 from edgewise.stages.fitting.image_batches import BATCH, draw_batches
 from edgewise.stages.fitting.least_squares import Fitted, Moments
@@ -50,31 +52,32 @@ from edgewise.stages.training.blockwise import distill_blockwise
 __all__ = ["AveragePool", "Candidate", "PooledHead", "Separate"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Separate:
     """Replaces dense convolutions by separable (or stacked) ones that start as the best fit of what was trained."""
 
     into: Into = "depthwise"
     """depthwise: K x K depthwise, then 1 x 1; spatial: K x 1, then 1 x K; stacked: 5 x 5 and larger by 3 x 3 ones."""
-    rank: int = 1
+    rank: Annotated[int, Interval(ge=1, le=121)] = 1
     """Of depthwise: filters per input channel, m, the rank at which each input channel's filters are approximated."""
-    share: float = 0.5
+    share: Annotated[float, Interval(ge=0.01, le=1)] = 0.5
     """Of spatial and stacked: the largest share of a layer's multiply-accumulates left; the channels between follow."""
     init: Init = "outputs"
     """outputs: least squares on the layer's outputs; kernel: on its weights; fresh: random, nothing is kept (the same
     layers are chosen, as the control)."""
-    sweeps: int = 3
+    sweeps: Annotated[int, Interval(ge=0, le=1000)] = 3
     """How often the output fit alternates between the parts; 0: the last part only (chains: the kernel fit)."""
-    images: int = 512
+    images: Annotated[int, Interval(ge=2, le=1_000_000)] = 512
     """Training images the outputs are fitted on (as many calibration images judge the fit)."""
-    positions: int = 16384
+    positions: Annotated[int, Interval(ge=64, le=10_000_000)] = 16384
     """Output positions used per layer, drawn at random from those images."""
-    max_error: float = 1.0
+    max_error: Annotated[float, Interval(ge=0, le=10)] = 1.0
     """Largest relative error of a layer's outputs on calibration images; a layer with more stays dense."""
-    max_drop: float | None = None
+    max_drop: Annotated[float, Interval(ge=0, le=1)] | None = None
     """The accuracy budget: largest fall of top-1 on the calibration images, right after the fit and before anything is
     trained. Layers join in the order of their cost per time saved. None: no budget, every layer is judged alone."""
-    max_layers: int | None = None
+    max_layers: Annotated[int, Interval(ge=1, le=1_000_000)] | None = None
     """How many layers are replaced at most, those with the least cost for what they save; None: all that may."""
     layers: tuple[str, ...] | None = None
     """Only these are considered; None: every dense convolution larger than one pixel."""
@@ -84,11 +87,11 @@ class Separate:
     """Whether each layer is timed, as it is against its new form, on the declared runtime, and stays where it would not
     be faster. A plan that rests on a clock may come out differently when a lost step is repeated; False: what a layer
     saves is counted in multiply-accumulates."""
-    recover_steps: int = 0
+    recover_steps: Annotated[int, Interval(ge=0, le=10_000_000)] = 0
     """Training steps in which every new block learns to answer as the old one did; 0: none."""
-    recover_lr: float = 3e-3
+    recover_lr: Annotated[float, Interval(ge=1e-12, le=100)] = 3e-3
     """Their learning rate at the start."""
-    recover_batch: int = 128
+    recover_batch: Annotated[int, Interval(ge=2, le=1_000_000)] = 128
     """Images per step."""
 
     def __post_init__(self) -> None:
@@ -229,23 +232,7 @@ Init = Literal["outputs", "kernel", "fresh"]
 
 
 def check(stage: Separate) -> None:
-    """Raise RequestError for a value that cannot be."""
-    for name, choices in (("init", get_args(Init)), ("into", get_args(Into))):
-        if getattr(stage, name) not in choices:
-            raise RequestError(f"{name} must be one of {', '.join(choices)}, found {getattr(stage, name)!r}")
-    in_range("rank", stage.rank, 1, 121)
-    in_range("share", stage.share, 0.01, 1)
-    in_range("sweeps", stage.sweeps, 0, 1000)
-    in_range("images", stage.images, 2, 1_000_000)
-    in_range("positions", stage.positions, 64, 10_000_000)
-    in_range("max_error", stage.max_error, 0, 10)
-    in_range("recover_steps", stage.recover_steps, 0, 10_000_000)
-    in_range("recover_lr", stage.recover_lr, 1e-12, 100)
-    in_range("recover_batch", stage.recover_batch, 2, 1_000_000)
-    if stage.max_layers is not None:
-        in_range("max_layers", stage.max_layers, 1, 1_000_000)
-    if stage.max_drop is not None:
-        in_range("max_drop", stage.max_drop, 0, 1)
+    """Raise RequestError for fields that contradict each other."""
     if stage.into != "depthwise" and stage.rank != 1:
         raise RequestError(f"rank belongs to into='depthwise'; with {stage.into!r} set share, found rank={stage.rank}")
     both = sorted(set(stage.layers or ()) & set(stage.keep))

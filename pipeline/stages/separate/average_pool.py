@@ -15,39 +15,38 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from edgewise.errors import StageError
 from edgewise.models._layers import CeilMaxPool
 from edgewise.network import surgery
-from edgewise.stage import Context, Traits, in_range
+from edgewise.settings import checked
+from edgewise.stage import Context, Traits
 from edgewise.stages.fitting.image_batches import draw_batches
 from edgewise.stages.fitting.layer_io import capture_values
 from edgewise.stages.separate.budget import Judge
 from edgewise.stages.separate.plan import Candidate, check_names, plan_facts
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class AveragePool:
     """Replaces max pooling by average pooling with the affine map per channel that comes closest to it."""
 
     fit: bool = True
     """False: plain averages, without the affine map; the fine-tuning has to make up for more."""
-    images: int = 512
+    images: Annotated[int, Interval(ge=2, le=1_000_000)] = 512
     """Training images the map is fitted on (as many calibration images judge it)."""
-    max_error: float = 1.0
+    max_error: Annotated[float, Interval(ge=0, le=1000)] = 1.0
     """Largest relative error of a pooling's outputs on calibration images; one with more stays."""
     layers: tuple[str, ...] | None = None
     """Only these are considered; None: every max pooling."""
     keep: tuple[str, ...] = ()
     """These stay."""
-
-    def __post_init__(self) -> None:
-        in_range("images", self.images, 2, 1_000_000)
-        in_range("max_error", self.max_error, 0, 1000)
 
     @property
     def traits(self) -> Traits:

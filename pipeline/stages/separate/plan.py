@@ -15,8 +15,8 @@ from edgewise.errors import RequestError, name_nearest
 from edgewise.measure.values import Interval
 from edgewise.stages.fitting.layer_io import computes_as_declared, explicit_padding
 from edgewise.stages.separate.forms import Form
-from edgewise.store.entries import write_whole
 from edgewise.store.json_values import decode, encode_fields
+from edgewise.store.whole import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,15 +15,17 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from edgewise.errors import StageError
 from edgewise.models._layers import GridMean
 from edgewise.network import surgery
-from edgewise.stage import Context, Traits, in_range
+from edgewise.settings import checked
+from edgewise.stage import Context, Traits
 from edgewise.stages.fitting.image_batches import draw_batches
 from edgewise.stages.fitting.layer_io import capture_values
 from edgewise.stages.separate.budget import Judge
@@ -33,21 +35,17 @@ _POOLS = (GridMean, nn.AdaptiveAvgPool2d)
 _SIMPLE = (nn.Linear, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Dropout, nn.Identity, nn.Flatten)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class PooledHead:
     """Replaces a fully connected head by global average pooling and one linear layer fitted to its logits."""
 
-    images: int = 4096
+    images: Annotated[int, Interval(ge=2, le=10_000_000)] = 4096
     """Training images the layer is fitted on (the calibration images judge it)."""
-    ridge: float = 1e-3
+    ridge: Annotated[float, Interval(ge=0, le=1000)] = 1e-3
     """λ: how much each weight is held towards 0, relative to its feature's variance."""
-    max_error: float = 1.0
+    max_error: Annotated[float, Interval(ge=0, le=1000)] = 1.0
     """Largest relative error of the logits on calibration images; beyond it the head stays, and the step fails."""
-
-    def __post_init__(self) -> None:
-        in_range("images", self.images, 2, 10_000_000)
-        in_range("ridge", self.ridge, 0, 1000)
-        in_range("max_error", self.max_error, 0, 1000)
 
     @property
     def traits(self) -> Traits:

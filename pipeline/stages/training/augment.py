@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor
 
-from edgewise.stage import in_range
+from edgewise.settings import checked
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """Which changes are made."""
 
-    crop: int = 4
+    crop: Annotated[int, Interval(ge=0, le=64)] = 4
     """Zero-pad by this many pixels and crop the original size at random (He et al. 2015, section 4.2); 0: off."""
     flip: bool | None = None
     """Mirror half of the images; None: where the data set says that a mirrored image keeps its label."""
-    cutout: int = 0
+    cutout: Annotated[int, Interval(ge=0, le=256)] = 0
     """Side of a square set to zero at a random place (DeVries and Taylor 2017, arXiv 1708.04552); 0: off."""
-
-    def __post_init__(self) -> None:
-        in_range("augment.crop", self.crop, 0, 64)
-        in_range("augment.cutout", self.cutout, 0, 256)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from edgewise.stages.training.memory_format import stands_channels_last, trains_
 from edgewise.stages.training.settings import ComputePrecision, Decay, Training, resolve_precision
 from edgewise.stages.training.state import State, _plain_tensors, resume, write_state
 from edgewise.stages.training.teacher import Teacher
-from edgewise.store.entries import write_whole
+from edgewise.store.whole import write_whole
 
 _SECONDS_BETWEEN = 180.0
 _WORTH_TELLING = 60.0

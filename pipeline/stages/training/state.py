@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from edgewise.network import surgery
-from edgewise.store.entries import write_whole
+from edgewise.store.whole import write_whole
 
 
 @dataclass

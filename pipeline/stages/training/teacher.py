@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from edgewise.store.entries import write_whole
+from edgewise.store.whole import write_whole
 
 _FILE = "answers.safetensors"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.network import architecture
-from edgewise.store.entries import write_whole
+from edgewise.store.whole import write_whole
 from edgewise.studies.architectures.cells import Cell
 from edgewise.studies.architectures.keys import cell_key
 

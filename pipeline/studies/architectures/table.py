@@ -12,7 +12,7 @@ from typing import Any
 from edgewise import models, targets
 from edgewise.models._published import PUBLISHED
 from edgewise.report import markdown
-from edgewise.store.entries import write_whole
+from edgewise.store.whole import write_whole
 from edgewise.studies.architectures.cells import PRECISIONS, Cell, plan
 from edgewise.studies.architectures.keys import cell_key
 from edgewise.studies.architectures.results import Results

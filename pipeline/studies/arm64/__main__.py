@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     document = {"versions": root.versions(), "emulator": root.emulator(), "rows": [row.to_json() for row in rows]}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     if options.out is not None:
-        from edgewise.store.entries import write_whole
+        from edgewise.store.whole import write_whole
 
         write_whole(options.out, text.encode())
     if options.json:

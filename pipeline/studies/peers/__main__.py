@@ -114,7 +114,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, results: dict[str, Any]) -> None:
-    from edgewise.store.entries import write_whole
+    from edgewise.store.whole import write_whole
 
     write_whole(folder / "results.json", json.dumps(results, indent=1).encode())
 
@@ -133,8 +133,8 @@ def _collected(out: Path) -> dict[str, Any]:
 
 
 def _show(results: dict[str, Any], options: argparse.Namespace) -> int:
-    from edgewise.store.entries import write_whole
     from edgewise.store.machine import environment
+    from edgewise.store.whole import write_whole
     from edgewise.studies.peers import tables
 
     machine = environment(1)

@@ -14,7 +14,7 @@ from edgewise import targets
 from edgewise.__main__ import main
 from edgewise.report.rows import Row
 from edgewise.store.json_values import encode
-from edgewise.verify import card
+from edgewise.verify import card, manifest
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def written(program: torch.export.ExportedProgram, target: str, folder: Path) ->
         mean=(0.0,), std=(1.0,), classes=("a", "b"), max_drop=1.0, row=row,
     )  # fmt: skip
     card.path_of(path).write_text(json.dumps(encode(kept)), encoding="utf-8")
+    manifest.write(path, "")
     return path
 
 

@@ -140,7 +140,7 @@ def test_unknown_names_get_the_nearest_spelling(
 @pytest.mark.parametrize(
     ("function", "wanted"),
     [
-        ("greedy", "Prune.channels must lie between 0 and 1"),
+        ("greedy", "Prune.channels must lie in 0 … 1"),
         ("negative", "max_drop must lie in 0 … 1, found -0.1"),
         ("nowhere", "names no target"),
         ("number", "returned int; wanted an edgewise.Recipe"),
@@ -232,7 +232,7 @@ def test_analyze_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture
     ("arguments", "wanted"),
     [
         (["analyze", "tiny_resnt"], "Did you mean 'tiny_resnet'"),
-        (["analyze", "tiny_resnet", "--input-size", "0", "8"], "each at least 1"),
+        (["analyze", "tiny_resnet", "--input-size", "0", "8"], "wanted sides from 1 to 8192"),
         (["analyze", "lenet5", "--input-size", "4", "4"], "conv2"),
         (["report", "no/such/folder"], "no/such/folder"),
         (["verify", "no/such/file", "--data", "digits"], "there is no file"),
@@ -261,3 +261,93 @@ def test_interruption_has_its_own_status(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr("edgewise.catalogue.listing", stopped)
     assert main(["list", "models"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+WRONG = {
+    "misspelt": ("Prune(ration=0.5)", "Prune has no field 'ration'. Did you mean 'ratio'?"),
+    "text": ("Training(epochs='3', lr=0.1)", "Training.epochs: wanted a valid whole number, found str '3'"),
+    "adam": ("Training(epochs=3, lr=0.1, optimizer='adam')", "Did you mean 'adamw'?"),
+    "momentum": ("Training(epochs=3, lr=0.1, momentum=5)", "Training.momentum must lie in 0 … 1, 1 excluded, found 5"),
+    "order": ("Training(epochs=3, lr=0.1, channels_last='no')", "Training.channels_last: wanted a valid boolean"),
+    "endless": ("Limits(max_latency_ratio=float('inf'))", "Limits.max_latency_ratio must lie in"),
+    "packaging": ("Packaging(palete_bits=4)", "palete_bits"),
+    "zero": ("1 / 0", "ZeroDivisionError: division by zero (recipe.py, line"),
+    "away": ("_recipe(name='../../etc')", "Recipe.name: wanted letters"),
+    "gone": ("_recipe(stages=(Prune(ratio=0.5, keep=('conv9',)),))", "Prune.keep names 'conv9', which is no layer of"),
+    "palette": ("_recipe(candidates=('palette',))", "target 'onnx' can write no file of this recipe"),
+    "batches": ("_recipe(quantize=Quantize())", "quantize takes no batch norm"),
+}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
+@pytest.mark.parametrize("name", WRONG)
+def test_whatever_is_wrong_with_a_recipe_is_one_line_before_anything_is_trained(
+    recipes: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    code, words = WRONG[name]
+    imports = "from edgewise.targets import Packaging\nfrom edgewise.stages.quantize import Quantize\n"
+    recipes.write_text(f"{imports}{RECIPES}\n\ndef wrong():\n    return {code}\n", encoding="utf-8")
+    said = refused(capsys, "run", f"{recipes}:wrong", "--out", str(recipes.parent / "out"))
+    assert words in said and said.count("\n") == 1
+    assert not (recipes.parent / "store").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "x" * 300),
+        ("run", f"{'x' * 300}.py:f"),
+        ("verify", "x" * 300),
+        ("bench", "x" * 300),
+        ("report", "x" * 300),
+        ("analyze", "x" * 300),
+        ("analyze", "resnet20", "--input-size", "1000000", "1000000"),
+        ("analyze", "resnet20", "--input-size", "-3", "8"),
+        ("run", "demo", "--input-size", "1000000", "1000000"),
+        ("verify", "README.md", "--input-size", "0", "0"),
+        ("bench", "README.md", "--input-size", "1000000", "8"),
+        ("verify", "/dev/zero"),
+        ("bench", "/dev/zero"),
+    ],
+)
+def test_arguments_that_nobody_expects(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEWISE_STORE", str(tmp_path / "store"))
+    said = refused(capsys, *arguments)
+    assert said.startswith("error: ") and "Traceback" not in said
+
+
+def test_a_path_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "verify", str(tmp_path / "net\x1b[2J\x07\u202e.onnx"))
+    assert r"net\x1b[2J\x07\u202e.onnx" in said and not {"\x1b", "\x07", "\u202e"} & set(said)
+
+
+def test_a_report_without_the_files_that_were_asked_for_is_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = {"schema": 1, "recipe": {"targets": ["onnx", "xnnpack"]}, "environment": {}, "rows": [], "artifacts": []}
+    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    assert main(["report", str(tmp_path), "--json"]) == 1
+    said = capsys.readouterr().err
+    assert "no file for onnx" in said and "no file for xnnpack" in said
+    one = {"target": "onnx", "path": "artifacts/onnx/net.onnx", "sha256": "0" * 64, "bytes": 1}
+    report |= {"recipe": {"targets": ["onnx"]}, "artifacts": [one]}
+    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    assert main(["report", str(tmp_path), "--json"]) == 0
+
+
+def test_a_request_to_end_says_a_sentence(tmp_path: Path) -> None:
+    code = "import sys, time\nimport edgewise.__main__ as main\n"
+    code += (
+        "main.run_guarded = lambda work, old=main.run_guarded: old(lambda: (print(1, flush=True), time.sleep(60)))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{code}sys.exit(main.main(['list', 'models']))"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "1\n"
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert said == "terminated: finished steps are kept, and the same command goes on from there\n"

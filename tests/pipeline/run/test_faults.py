@@ -23,7 +23,7 @@ from edgewise.report.rows import Row
 from edgewise.stages.quantize import freeze
 from edgewise.store.json_values import encode
 from edgewise.targets import USUAL, Grid
-from edgewise.verify import card, golden
+from edgewise.verify import card, golden, manifest
 from edgewise.verify.card import Card
 from edgewise.verify.recheck import recheck_file
 
@@ -86,6 +86,7 @@ def keep(path: Path, name: str) -> None:
         input_shape=SHAPE, mean=Spec.mean, std=Spec.std, classes=DATA.classes, max_drop=0.02, row=row, golden=record,
     )  # fmt: skip
     card.path_of(path).write_text(json.dumps(encode(kept)), encoding="utf-8")
+    manifest.write(path, "")
 
 
 def constants(graph: torch.fx.GraphModule) -> tuple[Tensor, Tensor]:
@@ -193,23 +194,29 @@ def test_a_fault_is_caught(copy: tuple[str, Written], fault: Callable[[Written],
         kept = json.loads(place.read_text(encoding="utf-8"))
         kept |= {"sha256": parts.digest(written.path), "row": kept["row"] | {"bytes": parts.size(written.path)}}
         place.write_text(json.dumps(kept), encoding="utf-8")
+        manifest.write(written.path, "")
     found = recheck_file(written.path)
     assert found.verdict == "fail", f"{name}: {found.reason}"
-    assert ("not the file that was verified" in found.reason) == (not renewed and fault is not wrong_preprocessing)
-    if fault is truncated:
+    assert ("not the file that was verified" in found.reason) == (not renewed)
+    if renewed and fault is truncated:
         assert any(
             words in found.reason for words in ("export it again", "truncated", "wanted a Core ML specification")
         )
-    elif renewed or fault is wrong_preprocessing:
+    elif renewed:
         assert "golden images moved by up to" in found.reason
 
 
-def test_without_its_golden_images_nothing_is_checked(copy: tuple[str, Written]) -> None:
+@pytest.mark.parametrize("renewed", [False, True], ids=["old manifest", "manifest made to fit"])
+def test_golden_images_that_were_changed_or_deleted_fail(copy: tuple[str, Written], renewed: bool) -> None:
     path = copy[1].path
     place = golden.path_of(path)
     place.write_bytes(place.read_bytes() + b" ")
+    if renewed:
+        manifest.write(path, "")
     found = recheck_file(path)
-    assert found.verdict == "not-checked" and "it is not the file that the card names" in found.reason
+    assert found.verdict == "fail" and place.name in found.reason
     place.unlink()
+    if renewed:
+        manifest.write(path, "")
     found = recheck_file(path)
-    assert found.verdict == "not-checked" and "keep the three together" in found.reason
+    assert found.verdict == "fail" and "is missing" in found.reason

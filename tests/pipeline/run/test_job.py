@@ -98,7 +98,7 @@ def test_models_that_do_not_suit_the_data(recipe: Recipe, tmp_path: Path, model:
 @pytest.mark.parametrize(
     ("change", "error", "wanted"),
     [
-        ({"device": "tpu"}, RequestError, "choices: cpu, cuda"),
+        ({"device": "tpu"}, RequestError, "wanted 'cpu' or 'cuda'"),
         ({"model": "resnett20"}, ModelError, "Did you mean"),
         ({"data": "digitz"}, DataError, "Did you mean 'digits'"),
         ({"targets": ("onnxx",)}, TargetError, "Did you mean 'onnx'"),

@@ -228,7 +228,7 @@ def test_nothing_to_fold_is_told(tmp_path: Path) -> None:
 
 
 def test_unknown_choice_is_refused() -> None:
-    with pytest.raises(RequestError, match="depthwise, keep, found 'drop'"):
+    with pytest.raises(RequestError, match="wanted 'depthwise' or 'keep', found str 'drop'"):
         Fold(rest="drop")  # type: ignore[arg-type]
 
 

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ import pytest
 
 from edgewise.errors import StoreError
 from edgewise.store import entries
-from edgewise.store.entries import Store, file_digest, key_of, write_whole
+from edgewise.store.entries import Store, file_digest, key_of
+from edgewise.store.whole import copy_whole, write_whole
 
 KEY = key_of(a=1)
 
@@ -67,7 +69,7 @@ def test_an_exception_leaves_no_entry_but_the_scratch(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="half-way"):
         kept.keep(KEY, fails)
     assert kept.find(KEY) is None
-    assert list((tmp_path / "partial").iterdir()) == []
+    assert [path for path in (tmp_path / "partial").rglob("*") if path.name != ".lock" and path.is_file()] == []
 
     def goes_on(folder: Path, scratch: Path) -> None:
         (folder / "from").write_text((scratch / "epoch").read_text())
@@ -86,13 +88,26 @@ def test_a_killed_process_leaves_no_entry_and_no_lock(tmp_path: Path) -> None:
     assert entry.fresh and not (entry.path / "half").exists()
 
 
-def test_sweep_removes_only_what_is_old(tmp_path: Path) -> None:
-    for name, age in (("old", 100_000), ("new", 0)):
-        folder = tmp_path / "partial" / name
-        folder.mkdir(parents=True)
-        os.utime(folder, (time.time() - age,) * 2)
-    Store(tmp_path).sweep()
-    assert [p.name for p in (tmp_path / "partial").iterdir()] == ["new"]
+def test_what_killed_processes_left_is_swept_at_once_and_what_living_ones_do_is_not(tmp_path: Path) -> None:
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), KEY], cwd=Path(entries.__file__).parent.parent)
+    assert len(list((tmp_path / "partial").iterdir())) == 3
+    kept = Store(tmp_path)
+    ours = kept.aside(KEY)
+    assert kept.sweep() == 3
+    assert list((tmp_path / "partial").iterdir()) == [ours.parent] and kept.sweep() == 0
+
+
+def test_another_thread_count_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    parts = {"kind": "stage", "stage": {"stage": "prune", "ratio": 0.3}, "threads": 2, "versions": {"torch": "2.13"}}
+    kept = Store(tmp_path)
+    kept.keep(key_of(**parts), make, note=told.append)
+    assert told == []
+    kept.keep(key_of(**parts | {"threads": 1}), make, note=told.append)
+    kept.keep(key_of(**parts | {"threads": 1, "versions": {"torch": "2.14"}}), make, note=told.append)
+    kept.keep(key_of(**parts | {"stage": {"stage": "prune", "ratio": 0.4}}), make, note=told.append)
+    assert told == ["not reused: threads 1, was 2", "not reused: torch 2.14, was 2.13"]
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "record cut", "record gone", "record empty"])
@@ -143,7 +158,7 @@ def test_a_folders_digest_sees_names_and_bytes(tmp_path: Path) -> None:
 
 
 def _slow(folder: Path, scratch: Path) -> None:
-    with (folder.parent.parent / "count").open("a") as file:
+    with (folder.parents[2] / "count").open("a") as file:
         file.write("x")
     time.sleep(0.2)
     make(folder, scratch)
@@ -165,7 +180,7 @@ def test_processes_side_by_side_compute_once(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(folder: Path, seconds: float) -> None:
+    def full(folder: Path, seconds: float, name: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -178,7 +193,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="--out"):
+    with pytest.raises(StoreError, match="EDGEWISE_STORE"):
         Store(tmp_path / "file").keep(KEY, make)
 
 
@@ -198,7 +213,20 @@ def test_write_whole_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(os, "fsync", fails)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(StoreError, match="free some space"):
         write_whole(path, b"three")
     assert path.read_bytes() == b"two"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_new_files_have_the_modes_of_new_files(tmp_path: Path, mask: int) -> None:
+    (tmp_path / "kept").write_bytes(b"")
+    (tmp_path / "kept").chmod(0o400)
+    before = os.umask(mask)
+    try:
+        write_whole(tmp_path / "file", b"one")
+        copy_whole(tmp_path / "kept", tmp_path / "copy")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "copy")} == {0o666 & ~mask}

@@ -17,6 +17,7 @@ from edgewise.__main__ import main
 from edgewise.errors import RequestError
 from edgewise.files import lower
 from edgewise.images.normalise import normalise
+from edgewise.measure.values import Accuracy, Difference
 from edgewise.network import captured, checkpoint
 from edgewise.network.architecture import Base
 from edgewise.network.captured import Prepare
@@ -28,7 +29,7 @@ from edgewise.stages.fold import Fold
 from edgewise.store.entries import file_digest
 from edgewise.store.json_values import encode
 from edgewise.targets import Grid
-from edgewise.verify import card, layerwise
+from edgewise.verify import card, layerwise, manifest
 from edgewise.verify import parity as layers
 from edgewise.verify.card import Card
 
@@ -64,8 +65,10 @@ def written(folder: Path, name: str) -> Path:
     path = folder / "artifacts" / name / f"net{target.suffix}"
     if not path.exists():
         target.export(lower.capture_program(folder / "checkpoints" / "net"), path, targets.USUAL)
+    versus = Difference(delta=0.0, ci95=(0.0, 0.0), p_value=1.0)
+    accuracy = Accuracy(top1=0.0, n=540, ci95=(0.0, 1.0), vs_baseline=versus)
     row = Row(
-        step="artifact", target=name, params=1, macs=1, bytes=None, accuracy=None, latency=None, verification="runtime",
+        step="artifact", target=name, params=1, macs=1, bytes=None, accuracy=accuracy, latency=None, verification="runtime",
         undelegated=(), verdict="pass", reason="", seconds=0.0, precision="int8",
     )  # fmt: skip
     kept = Card(
@@ -73,6 +76,7 @@ def written(folder: Path, name: str) -> Path:
         input_shape=SHAPE, mean=SPEC.mean, std=SPEC.std, classes=DATA.classes, max_drop=0.02, row=row, checkpoint="net",
     )  # fmt: skip
     card.path_of(path).write_text(json.dumps(encode(kept)), encoding="utf-8")
+    manifest.write(path, "net")
     return path
 
 
@@ -214,7 +218,9 @@ def test_the_command_names_the_layer_and_fails(folder: Path) -> None:
     scaled(onnx, model, reader.input[1], 1.1)
     bad = path.with_name("bad.onnx")
     onnx.save(model, bad)
-    card.path_of(bad).write_bytes(card.path_of(path).read_bytes())
+    kept = json.loads(card.path_of(path).read_text(encoding="utf-8"))
+    card.path_of(bad).write_text(json.dumps(kept | {"sha256": file_digest(bad)}), encoding="utf-8")
+    manifest.write(bad, "net")
     shown = command("verify", str(bad), "--data", "digits", "--layers")
     assert shown.returncode == 1
     assert "first divergent layer: stages.0.conv1.0" in shown.stdout

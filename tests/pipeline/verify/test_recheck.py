@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +15,13 @@ import pytest
 import torch
 
 from edgewise import calib_data, targets
-from edgewise.errors import RequestError
+from edgewise.errors import CrashError, RequestError
 from edgewise.measure.values import Accuracy, Difference
 from edgewise.report.rows import Row
 from edgewise.store.entries import file_digest
 from edgewise.store.json_values import encode
-from edgewise.verify import card
+from edgewise.verify import card, manifest
+from edgewise.verify import recheck as rechecking
 from edgewise.verify.card import Card
 from edgewise.verify.recheck import recheck_file
 
@@ -54,6 +58,7 @@ def card_of(path: Path, top1: float) -> Card:
 
 def keep(path: Path, kept: Card) -> None:
     card.path_of(path).write_text(json.dumps(encode(kept)), encoding="utf-8")
+    manifest.write(path, "")
 
 
 @pytest.fixture
@@ -70,6 +75,12 @@ def target(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A runtime that gets 486 of 540 right, which is 90 %."""
     fake = SimpleNamespace(name="fake", needs=(), load=lambda path, threads: answers(486), reference=None)
     monkeypatch.setattr(targets, "get", lambda name: fake)
+
+    @contextlib.contextmanager
+    def here(target: str, path: Path) -> Iterator[Any]:
+        yield fake.load(path, 1) if fake.load else fake.reference(path)
+
+    monkeypatch.setattr(rechecking, "opened", here)
     return fake
 
 
@@ -93,14 +104,25 @@ def test_accuracy_may_fall_by_the_limit(file: Path, target: SimpleNamespace, rig
     assert recheck_file(file, "digits").verdict == verdict
 
 
-def test_other_images_decide_nothing(file: Path, target: SimpleNamespace) -> None:
+def test_other_images_fail(file: Path, target: SimpleNamespace) -> None:
     keep(file, dataclasses.replace(card_of(file, 0.9), data_digest="0" * 64))
-    assert recheck_file(file, "digits").verdict == "not-checked"
+    found = recheck_file(file, "digits")
+    assert found.verdict == "fail" and "these are not the images it was verified on" in found.reason
 
 
-def test_other_images_do_not_hide_another_file(file: Path, target: SimpleNamespace) -> None:
-    keep(file, dataclasses.replace(card_of(file, 0.9), data_digest="0" * 64, sha256="0" * 64))
-    assert recheck_file(file, "digits").verdict == "fail"
+def test_a_card_of_another_file_fails(file: Path, target: SimpleNamespace) -> None:
+    keep(file, dataclasses.replace(card_of(file, 0.9), sha256="0" * 64))
+    found = recheck_file(file, "digits")
+    assert found.verdict == "fail" and "its card says sha256 0000" in found.reason
+
+
+def test_a_runtime_that_dies_is_a_finding(file: Path, target: SimpleNamespace) -> None:
+    def dies(path: Path, threads: int) -> Any:
+        raise CrashError("the process died (SIGSEGV)")
+
+    target.load = dies
+    found = recheck_file(file, "digits")
+    assert (found.verdict, found.grade) == ("fail", "written") and "SIGSEGV" in found.reason
 
 
 def test_a_reference_is_graded_as_one(file: Path, target: SimpleNamespace) -> None:
@@ -132,19 +154,36 @@ def test_json_and_text(file: Path, target: SimpleNamespace) -> None:
     assert "90" in str(found) and "540 images" in str(found)
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"target": "fake"}'])
-def test_damaged_card(file: Path, target: SimpleNamespace, damage: str) -> None:
+@pytest.mark.parametrize("renewed", [False, True], ids=["old manifest", "manifest made to fit"])
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"target": "fake"}', "[" * 20_000, "\x00", '{"target": NaN}'])
+def test_a_damaged_card_fails(file: Path, target: SimpleNamespace, damage: str, renewed: bool) -> None:
+    target.load = opened_nothing
     card.path_of(file).write_text(damage, encoding="utf-8")
-    with pytest.raises(RequestError, match=r"net\.fake\.card\.json"):
-        recheck_file(file, "digits")
+    if renewed:
+        manifest.write(file, "")
+    found = recheck_file(file, "digits")
+    assert found.verdict == "fail" and "net.fake.card.json" in found.reason
+    assert "untrusted" in str(found)
 
 
-def test_missing_card_and_missing_file(file: Path, target: SimpleNamespace) -> None:
-    card.path_of(file).unlink()
-    with pytest.raises(RequestError, match="keep the two together"):
-        recheck_file(file, "digits")
+def opened_nothing(path: Path, threads: int) -> Any:
+    raise AssertionError("a file that is not what was verified was opened")
+
+
+@pytest.mark.parametrize("lost", [card.path_of, manifest.path_of])
+def test_lost_evidence_fails(file: Path, target: SimpleNamespace, lost: Callable[[Path], Path]) -> None:
+    target.load = opened_nothing
+    lost(file).unlink()
+    found = recheck_file(file, "digits")
+    assert found.verdict == "fail" and lost(file).name in found.reason
+
+
+def test_what_is_no_file_is_a_wrong_request(file: Path, target: SimpleNamespace) -> None:
     with pytest.raises(RequestError, match="there is no file"):
         recheck_file(file.with_name("none"), "digits")
+    os.mkfifo(file.with_name("pipe"))
+    with pytest.raises(RequestError, match="is no regular file"):
+        recheck_file(file.with_name("pipe"), "digits")
 
 
 def test_images_of_another_shape(file: Path, target: SimpleNamespace) -> None:
@@ -184,10 +223,22 @@ def test_images_are_resized_to_what_the_file_takes(file: Path, target: SimpleNam
     kept = dataclasses.replace(card_of(file, 0.9), sizes=((8, 8), (16, 16)), ranged=True)
     keep(file, kept)
     found = recheck_file(file, "digits", size=(12, 9))
-    assert (found.verdict, found.size) == ("not-checked", (12, 9))  # the card's accuracy is of other images
+    assert (found.verdict, found.size) == ("not-checked", (12, 9)) and "not tried at 12×9" in found.reason
     with pytest.raises(RequestError, match=r"8×8, 16×16 and all between, not 17×8"):
         recheck_file(file, "digits", size=(17, 8))
     keep(file, dataclasses.replace(kept, ranged=False))
     with pytest.raises(RequestError, match="not 12×9"):
         recheck_file(file, "digits", size=(12, 9))
     assert recheck_file(file, "digits", size=(16, 16)).size == (16, 16)
+
+
+@pytest.mark.parametrize(("before", "verdict"), [(0.9, "pass"), (0.93, "fail")])
+def test_at_another_size_it_is_held_against_what_it_did_there(
+    file: Path, target: SimpleNamespace, before: float, verdict: str
+) -> None:
+    kept = dataclasses.replace(card_of(file, 0.9), sizes=((12, 9),))
+    agreement = {"top1": 1.0, "max_abs": 0.0, "n": 540}
+    tried = {"at_other_sizes": [{"height": 12, "width": 9, "top1": before, "agreement": agreement}]}
+    keep(file, dataclasses.replace(kept, row=dataclasses.replace(kept.row, facts=tried)))
+    found = recheck_file(file, "digits", size=(12, 9))
+    assert found.verdict == verdict and "at 12×9, on 540 images," in found.reason

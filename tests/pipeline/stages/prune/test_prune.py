@@ -24,6 +24,7 @@ from edgewise.stage import Context
 from edgewise.stages.prune import IMPORTANCES, Prune, checked_cut
 from edgewise.stages.prune.coupling import Coupling
 from edgewise.stages.prune.importance import IMPORTANCES as MEASURES
+from edgewise.stages.training.settings import Training
 
 
 class Noise:
@@ -308,29 +309,30 @@ def test_an_architecture_that_says_why_not_is_refused_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "exactly one of channels, macs, params, bytes, latency, milliseconds, or max_drop, found none"),
-        ({"channels": 0.5, "macs": 0.5}, "found channels, macs"),
-        ({"channels": 1.5}, r"Prune\.channels must lie between 0 and 1, .* found 1\.5"),
-        ({"channels": 0.0}, "found 0"),
         ({"ratio": 0.3}, r"Prune\.ratio was a share to remove; .* say channels=0\.7"),
         ({"macs": 0.5, "max_layer_ratio": 0.8}, r"max_layer_ratio was a share to remove; .* say min_layer=0\.2"),
+        ({}, "exactly one of channels, macs, params, bytes, latency, milliseconds, or max_drop, found none"),
+        ({"channels": 0.5, "macs": 0.5}, "found channels, macs"),
+        ({"channels": 1.5}, r"Prune\.channels must lie in 0 … 1, 0 and 1 excluded, found 1\.5"),
+        ({"channels": 0.0}, "found 0"),
         ({"macs": float("nan")}, "found nan"),
         ({"params": 1.0}, "found 1"),
-        ({"channels": 0.5, "importance": "l3"}, "one of l1, .* found 'l3'"),
-        ({"channels": 0.5, "scope": "local"}, "one of global, layer, sensitivity, found 'local'"),
-        ({"latency": 1.2}, r"Prune\.latency must lie between 0 and 1"),
-        ({"milliseconds": 0.0}, r"Prune\.milliseconds must be above 0, found 0"),
-        ({"bytes": -3.0}, r"Prune\.bytes must be above 0, found -3"),
+        ({"channels": 0.5, "importance": "l3"}, "wanted 'l1', .* found str 'l3'"),
+        ({"channels": 0.5, "scope": "local"}, "wanted 'global', 'layer' or 'sensitivity', found str 'local'"),
+        ({"latency": 1.2}, r"Prune\.latency must lie in 0 … 1, 0 and 1 excluded"),
+        ({"milliseconds": 0.0}, r"Prune\.milliseconds must lie in 0 .* 0 excluded, found 0"),
+        ({"bytes": -3.0}, r"Prune\.bytes must lie in 0 .* 0 excluded, found -3"),
         ({"max_drop": -0.1}, r"Prune\.max_drop must lie in 0 … 1"),
-        ({"macs": 0.5, "scan": (0.5, 1.0)}, "Prune.scan takes shares between 0 and 1, .* found 1"),
-        ({"macs": 0.5, "training": object()}, "trials of max_drop"),
+        ({"macs": 0.5, "scan": (0.5, 1.0)}, r"Prune\.scan\[1\] must lie in 0 … 1, 0 and 1 excluded, found 1"),
+        ({"macs": 0.5, "training": object()}, "wanted an instance of Training"),
+        ({"macs": 0.5, "training": Training(epochs=1, lr=0.1)}, "trials of max_drop"),
         ({"channels": 0.5, "round_to": 0}, "round_to"),
         ({"channels": 0.5, "steps": 0}, "steps"),
         ({"channels": 0.5, "min_layer": 1.0}, "min_layer"),
         ({"channels": 0.05, "scope": "layer"}, r"0\.05 of every layer is less than min_layer 0\.1"),
     ],
 )
-def test_a_wrong_request_is_refused_before_anything_runs(fields: dict[str, float], message: str) -> None:
+def test_a_wrong_request_is_refused_before_anything_runs(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         Prune(**fields)
 

@@ -39,7 +39,7 @@ def test_images_are_mirrored_only_where_allowed() -> None:
 
 
 def test_bad_augmentation_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"augment\.crop"):
+    with pytest.raises(RequestError, match=r"Augment\.crop"):
         Augment(crop=-1)
 
 

@@ -1,0 +1,72 @@
+"""Where each process fills its results: a folder that it holds locked, so that what a killed one left is known as such."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+_LOCK = ".lock"
+_PARTIAL = "partial"
+
+_held: dict[tuple[Path, int], Path] = {}
+
+
+def room_of_this_process(root: Path) -> Path:
+    """The folder under ``root`` in which this process, alone, fills results; it goes with the process. Raises OSError."""
+    key = (root.resolve(), os.getpid())  # a forked child has its parent's memory, and not its room
+    if key not in _held or not _held[key].is_dir():
+        (root / _PARTIAL).mkdir(parents=True, exist_ok=True)
+        # Locked before it has its name: a sweep that sees it sees it locked.
+        folder = Path(tempfile.mkdtemp(prefix=f"new-{os.getpid()}-", dir=root))
+        handle = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        room = root / _PARTIAL / folder.name.removeprefix("new-")
+        folder.rename(room)
+        _held[key] = room
+        atexit.register(_leave, room, os.getpid())
+    return _held[key]
+
+
+def _leave(room: Path, process: int) -> None:
+    if os.getpid() == process:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def sweep(root: Path) -> int:
+    """Remove the rooms of processes that are no more; how many there were."""
+    unnamed = (folder for folder in root.glob("new-*") if time.time() - folder.stat().st_mtime > 60)  # killed at birth
+    left = [room for room in (*(root / _PARTIAL).glob("*"), *unnamed) if not _is_lived_in(room)]
+    for room in left:
+        shutil.rmtree(room, ignore_errors=True)
+    return len(left)
+
+
+def oldest(root: Path) -> float | None:
+    """When the first of the processes that are at work there began, in seconds of the epoch; None where none is."""
+    rooms = [room for room in (root / _PARTIAL).glob("*") if _is_lived_in(room)]
+    times = []
+    for room in rooms:
+        with contextlib.suppress(OSError):
+            times.append((room / _LOCK).stat().st_mtime)
+    return min(times, default=None)
+
+
+def _is_lived_in(room: Path) -> bool:
+    """Whether a living process holds the room's lock."""
+    try:
+        handle = os.open(room / _LOCK, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False

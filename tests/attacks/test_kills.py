@@ -1,0 +1,146 @@
+"""Runs that are killed at every kind of write: the same command goes on, ends with the same bytes, and leaves no scrap."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPE = """
+import edgewise
+from edgewise.stages.training.augment import Augment
+
+PLAIN = Augment(crop=0, flip=False)
+
+
+def short():
+    how = edgewise.Training(epochs=2, lr=0.05, batch_size=256, augment=PLAIN)
+    return edgewise.Recipe(
+        name="short",
+        model="tiny_resnet",
+        data="digits",
+        baseline=edgewise.Train(training=how),
+        stages=(edgewise.Prune(ratio=0.4), edgewise.Fold()),
+        targets=TARGETS,
+        limits=edgewise.Limits(max_drop=1, max_latency_ratio=1000, max_step_ratio=1000, same_work_ratio=1000, min_agreement=0),
+    )
+"""
+
+RUN = '''
+"""Runs the command line and kills the process at the write that is named: ``kind`` the how-manieth."""
+import os
+import signal
+import sys
+
+kind, count = sys.argv[1], int(sys.argv[2])
+seen = 0
+
+
+def writes(event, arguments):
+    if event == "open":
+        return isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR) != 0
+    return event == kind
+
+
+def hook(event, arguments):
+    global seen
+    if event == kind and writes(event, arguments):
+        seen += 1
+        if seen == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if count:
+    sys.addaudithook(hook)
+from edgewise.__main__ import main
+
+sys.exit(main(sys.argv[3:]))
+'''
+
+KINDS = ("open", "os.rename", "os.mkdir", "shutil.rmtree", "os.utime", "fcntl.flock")
+"""Audit events of Python by which anything gets onto the disk, or is locked there."""
+
+
+class Folder:
+    """Runs in a folder of its own, with its own store."""
+
+    def __init__(self, root: Path, name: str, targets: tuple[str, ...]) -> None:
+        self.root, self.out, self.store = root, root / name / "out", root / name / "store"
+        (root / "run.py").write_text(RUN, encoding="utf-8")
+        (root / "recipe.py").write_text(RECIPE.replace("TARGETS", repr(targets)), encoding="utf-8")
+
+    def run(self, kind: str = "open", count: int = 0, after: float | None = None) -> int:
+        """The exit status; the run is killed at a write, or ``after`` some seconds."""
+        environment = os.environ | {"EDGEWISE_STORE": str(self.store), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+        recipe = f"{self.root / 'recipe.py'}:short"
+        command = [sys.executable, str(self.root / "run.py"), kind, str(count), "run", recipe, "--out", str(self.out)]
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            said, _ = process.communicate(timeout=after)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            said, _ = process.communicate()
+        assert b"Traceback" not in said, said.decode()
+        return process.returncode
+
+    def bytes(self) -> dict[str, bytes]:
+        """What was delivered, but for what holds times: files, golden images and networks."""
+        files = [*self.out.glob("artifacts/**/*"), *self.out.glob("checkpoints/**/*")]
+        timed = (".card.json", ".sha256")
+        return {
+            str(file.relative_to(self.out)): file.read_bytes()
+            for file in sorted(files)
+            if file.is_file() and not file.name.endswith(timed)
+        }
+
+    def scraps(self) -> list[str]:
+        left = [*self.out.rglob(".*"), *(self.store / "partial").rglob("*"), *self.store.glob("new-*")]
+        scratch = [folder for folder in (self.store / "scratch").glob("*") if folder.is_dir()]
+        return [str(path) for path in (*left, *scratch)]
+
+
+def kill_everywhere(tmp_path: Path, targets: tuple[str, ...], counts: range, tally: Any) -> None:
+    """Kill one run again and again, each time a little later, until it comes to its end."""
+    whole = Folder(tmp_path, "whole", targets)
+    assert whole.run() == 0
+    for kind in KINDS:
+        killed = Folder(tmp_path, kind, targets)
+        for count in counts:
+            status = killed.run(kind, count)
+            if status != -signal.SIGKILL:
+                break
+            tally(f"SIGKILL at a write ({kind})")
+        assert killed.run() == 0
+        assert killed.bytes() == whole.bytes() and killed.scraps() == []
+        report = json.loads((killed.out / "report.json").read_text(encoding="utf-8"))
+        assert {artifact["target"] for artifact in report["artifacts"]} == set(targets)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_its_writes_ends_as_one_that_was_not(tmp_path: Path, many: bool, tally: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    kill_everywhere(tmp_path, ("onnx",), range(1, 60, 5) if many else range(2, 40, 18), tally)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "module"), [("xnnpack", "executorch"), ("coreml", "coremltools")])
+def test_a_run_killed_while_it_exports(tmp_path: Path, target: str, module: str, many: bool, tally: Any) -> None:
+    """Killed with its workers, a second later each time, from when it starts to when it ends."""
+    pytest.importorskip(module)
+    whole, killed = Folder(tmp_path, "whole", (target,)), Folder(tmp_path, "killed", (target,))
+    assert whole.run() == 0
+    for trial in range(25 if many else 4):
+        status = killed.run(after=4.0 + trial * (1.0 if many else 5.0))
+        tally(f"SIGKILL while a run for {target} goes on", "caught" if status < 0 else "harmless")
+        if status == 0:
+            break
+    assert killed.run() == 0
+    assert killed.bytes() == whole.bytes() and killed.scraps() == []
