@@ -130,7 +130,7 @@ def recipe_of(options: argparse.Namespace, point: str) -> Recipe:
         candidates=("float",),
         targets=(base.runtime,),
         # A curve shows what is lost; nothing is to end a point before it is fine-tuned.
-        limits=Limits(max_drop=1, max_latency_ratio=1e9, max_step_ratio=1e9, min_agreement=0),
+        limits=Limits(max_drop=1, max_latency_ratio=1e6, max_step_ratio=1e6, min_agreement=0),
     )
 
 

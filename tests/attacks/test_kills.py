@@ -26,7 +26,7 @@ def short():
         model="tiny_resnet",
         data="digits",
         baseline=edgewise.Train(training=how),
-        stages=(edgewise.Prune(ratio=0.4), edgewise.Fold()),
+        stages=(edgewise.Prune(channels=0.6), edgewise.Fold()),
         targets=TARGETS,
         limits=edgewise.Limits(max_drop=1, max_latency_ratio=1000, max_step_ratio=1000, same_work_ratio=1000, min_agreement=0),
     )

@@ -39,7 +39,7 @@ ODD: tuple[Any, ...] = (
 )  # fmt: skip
 
 BASES: tuple[Callable[[], Any], ...] = (
-    recipes.demo, Limits, lambda: Training(epochs=2, lr=0.1), Train, Finetune, Fold, lambda: Prune(ratio=0.3), Sparsify,
+    recipes.demo, Limits, lambda: Training(epochs=2, lr=0.1), Train, Finetune, Fold, lambda: Prune(channels=0.7), Sparsify,
     Separate, PooledHead, AveragePool, Quantize, Preprocess, lambda: Packaging(sizes=None), lambda: Sizes(choices=((8, 8),)),
 )  # fmt: skip
 

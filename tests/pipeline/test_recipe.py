@@ -25,7 +25,7 @@ from edgewise.verify.gates import Limits
 def stage_classes() -> dict[str, type[Any]]:
     """Lower-case name -> class, for every stage that the catalogue lists."""
     found: dict[str, type[Any]] = {}
-    for module in pkgutil.walk_packages(edgewise.__path__, "pipeline."):
+    for module in pkgutil.walk_packages(edgewise.__path__, "edgewise."):
         if not module.name.endswith("__main__"):
             classes = inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
             found |= {name.lower(): kind for name, kind in classes if kind.__module__.startswith("edgewise")}

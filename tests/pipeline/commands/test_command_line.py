@@ -264,7 +264,7 @@ def test_interruption_has_its_own_status(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 WRONG = {
-    "misspelt": ("Prune(ration=0.5)", "Prune has no field 'ration'. Did you mean 'ratio'?"),
+    "misspelt": ("Prune(chanels=0.5)", "Prune has no field 'chanels'. Did you mean 'channels'?"),
     "text": ("Training(epochs='3', lr=0.1)", "Training.epochs: wanted a valid whole number, found str '3'"),
     "adam": ("Training(epochs=3, lr=0.1, optimizer='adam')", "Did you mean 'adamw'?"),
     "momentum": ("Training(epochs=3, lr=0.1, momentum=5)", "Training.momentum must lie in 0 … 1, 1 excluded, found 5"),
@@ -273,9 +273,11 @@ WRONG = {
     "packaging": ("Packaging(palete_bits=4)", "palete_bits"),
     "zero": ("1 / 0", "ZeroDivisionError: division by zero (recipe.py, line"),
     "away": ("_recipe(name='../../etc')", "Recipe.name: wanted letters"),
-    "gone": ("_recipe(stages=(Prune(ratio=0.5, keep=('conv9',)),))", "Prune.keep names 'conv9', which is no layer of"),
+    "gone": (
+        "_recipe(stages=(Prune(channels=0.5, keep=('conv9',)),))",
+        "Prune.keep names 'conv9', which is no layer of",
+    ),
     "palette": ("_recipe(candidates=('palette',))", "target 'onnx' can write no file of this recipe"),
-    "batches": ("_recipe(quantize=Quantize())", "quantize takes no batch norm"),
 }
 
 

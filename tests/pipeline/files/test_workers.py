@@ -16,7 +16,7 @@ def hold() -> None:
     lock = multiprocessing.RLock()  # as progress bars of libraries do
 
 if __name__ == "__main__":
-    with workers.workers(1) as pool:
+    with workers.start_workers(1) as pool:
         pool.submit(hold).result()
         raise ValueError("nothing can be removed")
 """

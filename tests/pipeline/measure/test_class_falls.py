@@ -44,6 +44,7 @@ def test_the_largest_fall_comes_first() -> None:
     assert [fall.label for fall in found] == [1, 0]
 
 
+@pytest.mark.slow
 def test_where_nothing_fell_hardly_a_class_is_named() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(10), 100)

@@ -120,7 +120,7 @@ def test_the_last_setting_that_fails_ends_the_run(tmp_path: Path, stage: Prune, 
 
 
 def test_a_choice_that_there_is_not() -> None:
-    with pytest.raises(RequestError, match="stop, back off, skip, found 'retry'"):
+    with pytest.raises(RequestError, match="wanted 'stop', 'back off' or 'skip', found str 'retry'"):
         Recipe(
             name="r", model="m", data="d", baseline=Train(training=Training(epochs=1, lr=0.1)), on_failure="retry",  # type: ignore[arg-type]
         )  # fmt: skip

@@ -71,8 +71,9 @@ def test_a_file_without_an_estimate_has_none() -> None:
 def test_a_target_limits_what_it_leaves_outside_where_the_recipe_does_not(
     recipe: int | None, target: int | None, verdict: str
 ) -> None:
-    session: Any = SimpleNamespace(limits=Limits(max_undelegated=recipe))
-    found = Session.limits_of(session, SimpleNamespace(max_undelegated=target))  # type: ignore[arg-type]
+    job = SimpleNamespace(recipe=SimpleNamespace(target_limits={}))
+    session: Any = SimpleNamespace(limits=Limits(max_undelegated=recipe), job=job)
+    found = Session.limits_of(session, SimpleNamespace(name="onnx", max_undelegated=target))  # type: ignore[arg-type]
     assert gates.on_coverage(("cos",), found).verdict == verdict
 
 

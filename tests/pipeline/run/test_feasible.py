@@ -94,7 +94,7 @@ def test_a_candidate_that_one_target_has_is_enough() -> None:
     ("change", "words"),
     [
         ({"stages": ()}, r"quantize takes no batch norm, and tiny_resnet has \d+ \(.*put Fold\(\)"),
-        ({"stages": (Prune(ratio=0.3, keep=("conv9",)), Fold())}, "Prune.keep names 'conv9', which is no layer"),
+        ({"stages": (Prune(channels=0.7, keep=("conv9",)), Fold())}, "Prune.keep names 'conv9', which is no layer"),
         ({"stages": (Separate(layers=("nowhere.conv",)), Fold())}, "Separate.layers names 'nowhere.conv'"),
         ({"baseline": Train(training=Training(epochs=1, lr=0.1, distill=0.5))}, "needs a trained baseline"),
         ({"stages": (Finetune(training=Training(epochs=1, lr=0.1, precision="16-mixed")), Fold())}, "trains on a GPU"),

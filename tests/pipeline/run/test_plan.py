@@ -43,7 +43,7 @@ def test_the_plan_tells_network_data_steps_and_proof(job: Job, monkeypatch: pyte
     assert found.steps[3].seconds == pytest.approx(images * 0.01 + 540 * 0.001)
     assert found.steps[0].seconds == pytest.approx(0.54) and "of training and testing" in time
     assert proof.startswith(
-        "Proof: 540 test images can exclude a fall of 1.5 points where 3% of them change class (0.51 where none"
+        "Proof: 540 test images can exclude a fall of 1.6 points where 3% of them change class (0.71 where none"
     )
     assert "the limit is 1, which needs about " in proof
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgewise.commands.bench import compare
+from edgewise.commands.side_by_side import compare
 from edgewise.errors import RequestError
 from edgewise.files import lower
 from edgewise.images.preprocess import Preprocess
@@ -26,7 +26,7 @@ from edgewise.run.job import Job, resolve
 from edgewise.run.request import sizes_from_arguments, with_packaging
 from edgewise.store.entries import file_digest
 from edgewise.store.json_values import encode
-from edgewise.verify import card, gates, parity
+from edgewise.verify import card, gates, manifest, parity
 from edgewise.verify.gates import Limits
 from edgewise.verify.recheck import recheck_file
 
@@ -120,8 +120,10 @@ def test_a_wrong_constant_is_caught_by_the_run_and_by_verify(
     )  # fmt: skip
     lower.lower_checkpoint(order)
     planted = tmp_path / "planted.onnx"
-    fields = dataclasses.replace(kept, sha256=file_digest(planted))
+    row = dataclasses.replace(kept.row, bytes=planted.stat().st_size)
+    fields = dataclasses.replace(kept, sha256=file_digest(planted), golden=None, row=row)
     card.path_of(planted).write_text(json.dumps(encode(fields)), encoding="utf-8")
+    manifest.write(planted, "")
     found = recheck_file(planted, "digits")
     assert found.verdict == "fail"
     assert "fed, or prepares its images, otherwise" in found.reason or "top-1 was" in found.reason

@@ -186,7 +186,8 @@ def test_verify_and_bench_take_the_written_file(finished: tuple[Path, dict[str, 
     other = folder / "changed.onnx"
     other.write_bytes(path.read_bytes())
     other.with_name("changed.onnx.card.json").write_text(json.dumps(changed), encoding="utf-8")
-    assert pipeline("verify", str(other), "--data", "digits", status=1).stdout.count("not the file") == 1
+    # Nothing vouches for a copy that left its list of digests behind, whatever its card says.
+    assert "changed.onnx.sha256" in pipeline("verify", str(other), "--data", "digits", status=1).stdout
 
 
 def pipeline(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:

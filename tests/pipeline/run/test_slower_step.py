@@ -46,7 +46,7 @@ def test_a_step_slower_than_its_input_is_rejected(tmp_path: Path, monkeypatch: p
         data="digits",
         baseline=Train(training=training),
         stages=(Prune(channels=0.5, scope="layer"), Enlarge(), Prune(channels=0.5)),
-        limits=Limits(max_drop=1, max_latency_ratio=1e9),
+        limits=Limits(max_drop=1, max_latency_ratio=1e6),
     )
     report = run(resolve(recipe, tmp_path / "out"), Watch(quiet=True))
     assert [row.step for row in report.rows] == ["baseline", "prune", "enlarge"]
@@ -55,6 +55,6 @@ def test_a_step_slower_than_its_input_is_rejected(tmp_path: Path, monkeypatch: p
     told = report.rows[-1].facts["time_to_input"]
     assert told["step"] == "prune" and told["ci95"][0] > 1
     loose = dataclasses.replace(
-        recipe, stages=recipe.stages[:2], limits=Limits(max_drop=1, max_latency_ratio=1e9, max_step_ratio=1e9)
+        recipe, stages=recipe.stages[:2], limits=Limits(max_drop=1, max_latency_ratio=1e6, max_step_ratio=1e6)
     )
     assert run(resolve(loose, tmp_path / "out"), Watch(quiet=True)).rows[2].verdict != "fail"

@@ -46,7 +46,7 @@ def recipe(*stages: object) -> Recipe:
     training = Training(epochs=1, lr=0.05, batch_size=256, augment=Augment(crop=0, flip=False))
     return Recipe(
         name="traits", model="tiny_resnet", data="digits", baseline=Train(training=training), stages=stages,
-        limits=Limits(max_drop=1, max_latency_ratio=1e9, max_step_ratio=1e9),
+        limits=Limits(max_drop=1, max_latency_ratio=1e6, max_step_ratio=1e6),
     )  # type: ignore[arg-type]  # fmt: skip
 
 

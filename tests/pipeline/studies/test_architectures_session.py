@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from edgewise import models, targets
 from edgewise.measure.cost import totals
 from edgewise.models._published import PUBLISHED
+from edgewise.store import sources
 from edgewise.studies.architectures import __main__ as command
 from edgewise.studies.architectures import cells, keys, table
 from edgewise.studies.architectures.adopt import adopt
@@ -165,9 +166,11 @@ def test_a_changed_source_changes_the_keys_of_what_depends_on_it(
         return f"{text}\n# changed\n" if source in (self.stem, *self.parts) else text
 
     monkeypatch.setattr(Path, "read_text", changed)
-    keys._target.cache_clear()
+    for cached in (keys._target, sources._read):
+        cached.cache_clear()
     after = [cell_key(cell) for cell in pairs]
-    keys._target.cache_clear()
+    for cached in (keys._target, sources._read):
+        cached.cache_clear()
     assert [new != old for new, old in zip(after, before, strict=True)] == changes
 
 

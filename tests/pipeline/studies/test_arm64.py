@@ -104,10 +104,18 @@ def test_a_file_that_takes_bytes_is_fed_bytes(written: Path, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("delta", "low", "verdict"), [(-0.03, -0.05, "fail"), (-0.005, -0.02, "not-checked"), (0.0, -0.004, "pass")]
+    ("delta", "low", "high", "verdict"),
+    [
+        (-0.03, -0.05, -0.015, "fail"),
+        (-0.03, -0.05, 0.01, "not-checked"),
+        (-0.005, -0.02, 0.01, "not-checked"),
+        (0.0, -0.004, 0.01, "pass"),
+    ],
 )
-def test_a_loss_between_machines_is_judged_by_what_the_card_allows(delta: float, low: float, verdict: str) -> None:
-    versus = Difference(delta=delta, ci95=(low, 0.01), p_value=0.5)
+def test_a_loss_between_machines_is_judged_by_what_the_card_allows(
+    delta: float, low: float, high: float, verdict: str
+) -> None:
+    versus = Difference(delta=delta, ci95=(low, high), p_value=0.5)
     assert judge(Accuracy(top1=0.9, n=500, ci95=(0.8, 0.95), vs_baseline=versus), 0.01).verdict == verdict
 
 

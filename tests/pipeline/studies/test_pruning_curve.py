@@ -44,7 +44,11 @@ def test_a_point_is_fields_of_the_stage() -> None:
         "scope": "layer",
         "round_to": 4,
     }
-    for text, message in (("mac=0.5", "FIELD=VALUE"), ("macs", "FIELD=VALUE"), ("macs=2", "between 0 and 1")):
+    for text, message in (
+        ("mac=0.5", "FIELD=VALUE"),
+        ("macs", "FIELD=VALUE"),
+        ("macs=2", "must lie in 0 … 1, 0 and 1 excluded"),
+    ):
         with pytest.raises(RequestError, match=message):
             pruning_curve.parse(text)
 

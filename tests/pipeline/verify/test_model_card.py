@@ -8,7 +8,7 @@ import pytest
 
 from edgewise.measure.values import Accuracy, Difference, Latency
 from edgewise.report.rows import Row
-from edgewise.run.provenance import provenance
+from edgewise.run.origin import provenance
 from edgewise.store.entries import file_digest
 from edgewise.verify import manifest, model_card
 from edgewise.verify.card import Card

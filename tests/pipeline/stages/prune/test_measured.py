@@ -13,7 +13,8 @@ from edgewise.calib_data import Data
 from edgewise.errors import StageError
 from edgewise.models import Spec
 from edgewise.stage import Context
-from edgewise.stages.prune import Prune, latency_table, timer
+from edgewise.stages.fitting import timer
+from edgewise.stages.prune import Prune, latency_table
 from edgewise.store.entries import Store
 
 SHAPE = (3, 32, 32)

@@ -240,7 +240,7 @@ def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_an_unknown_decay_is_refused() -> None:
-    with pytest.raises(RequestError, match="decay must be one of cosine, linear, found 'line'"):
+    with pytest.raises(RequestError, match=r"Training\.decay: wanted 'cosine' or 'linear', found str 'line'"):
         replace(PLAIN, decay="line")
 
 
