@@ -26,7 +26,7 @@ from edgewise.network.probabilities import Ending
 from edgewise.network.start import Start
 from edgewise.recipe import Recipe
 from edgewise.run import feasible
-from edgewise.run.data_for import load_data
+from edgewise.run.data_for import load_data, without_idle_training
 from edgewise.run.grids import share_grids
 from edgewise.run.one_graph import check_sizes
 from edgewise.run.provenance import overridden
@@ -85,6 +85,7 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     _check_possible(recipe, spec)
     spec = overridden(spec, recipe)
     data = load_data(recipe, spec)
+    recipe, said = without_idle_training(recipe, data)
     feasible.check_data(data)
     check_overlap(data, recipe.limits)
     recipe, data = _sized(_labelled(recipe, data), data)
@@ -106,7 +107,7 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     _check_store(store)
     return Job(
         recipe=recipe, spec=spec, base=base, data=data, targets=chosen, runtime=runtime, weights=weights, out=place,
-        store=store, told=begun.told, ending=begun.ending, by_batches=by_batches,
+        store=store, told=(*begun.told, *said), ending=begun.ending, by_batches=by_batches,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from edgewise.images.normalise import normalise
 from edgewise.measure.statistics import images_to_prove, provable_fall
-from edgewise.network import architecture
+from edgewise.network.start import begin
 from edgewise.report import numbers
 from edgewise.report.watch import Watch
 from edgewise.run.job import Job
@@ -23,7 +23,7 @@ from edgewise.stages.training.settings import Training
 from edgewise.store.entries import Store
 
 _BATCH = 8
-"""Images of the training step that is measured."""
+"""Images of the steps that are measured."""
 CHANGED = 0.03
 """Share of the test images that change class where a network is compressed and keeps its accuracy: a usual one."""
 
@@ -54,16 +54,19 @@ class Plan:
 
 def make_plan(job: Job) -> Plan:
     """Look at everything and measure one small training step; nothing is kept."""
-    network = architecture.build(job.base).eval()
+    network = begin(job.base, job.images()).model
     kept = Steps(job=job, store=Store(job.store), watch=Watch(quiet=True)).count_kept()
     work = _work(job)
     rest = work[kept:] if kept < 1 + len(job.recipe.stages) else []
-    train, test = _measure_step(network, job) if rest else (0.0, 0.0)
+    trains = any(item.images + item.images_if_needed for item in rest)
+    train = _seconds_of_training(network, job) if trains else 0.0
+    test = _seconds_of_testing(network, job) if rest else 0.0
     steps = tuple(
-        Step(name=name, seconds=0.0 if index < kept else images * train + len(job.data.test) * test)
-        for index, (name, images) in enumerate(work)
+        Step(name=item.name, seconds=0.0 if index < kept else item.images * train + len(job.data.test) * test)
+        for index, item in enumerate(work)
     )
-    lines = [*_describe(network, job), _steps_line(steps, kept), *_time_line(steps), *_proof_lines(job)]
+    perhaps = train * sum(item.images_if_needed for item in rest)
+    lines = [*_describe(network, job), _steps_line(steps, kept), *_time_line(steps, perhaps), *_proof_lines(job)]
     return Plan(lines=tuple(lines), steps=steps)
 
 
@@ -90,23 +93,33 @@ def _few(values: Sequence[float]) -> str:
     )
 
 
-def _work(job: Job) -> list[tuple[str, float]]:
-    """Every row to come, with the images that training for it takes, a teacher's answers counted as a third."""
+@dataclass(frozen=True)
+class _Work:
+    """A row to come, with the images that training for it takes, a teacher's answers counted as a third."""
+
+    name: str
+    images: float = 0.0
+    images_if_needed: float = 0.0
+    """Where calibration alone loses too much."""
+
+
+def _work(job: Job) -> list[_Work]:
     from edgewise.run.grids import share_grids
 
     recipe, count = job.recipe, len(job.data.train)
     given = job.weights is not None
-    found = [("baseline", 0.0 if given else _images(recipe.baseline, count))]
-    found += [(stage_name(stage), _images(stage, count)) for stage in recipe.stages]
+    found = [_Work("baseline", 0.0 if given else _images(recipe.baseline, count))]
+    found += [_Work(stage_name(stage), _images(stage, count)) for stage in recipe.stages]
     for _, group in share_grids(job.targets):
         quantize = recipe.quantize
         if quantize is not None:
-            found += [("calibrate", 0.0)] if quantize.control and quantize.training is not None else []
-            found.append(("quantize", _images(quantize, count)))
+            found += [_Work("calibrate")] if quantize.control and quantize.training is not None else []
+            images = _images(quantize, count)
+            found.append(_Work("quantize", *((0.0, images) if quantize.when_needed else (images, 0.0))))
         for precision, able in float_candidates(recipe.candidates, group):
-            found += [(f"{target.name} {precision or 'float'}", 0.0) for target in able]
+            found += [_Work(f"{target.name} {precision or 'float'}") for target in able]
         if not recipe.candidates or "int8" in recipe.candidates:
-            found += [(target.name if quantize is None else f"{target.name} int8", 0.0) for target in group]
+            found += [_Work(target.name if quantize is None else f"{target.name} int8") for target in group]
     return found
 
 
@@ -118,16 +131,21 @@ def _images(stage: object, count: int) -> float:
     return images * (4 / 3 if training.distill else 1.0)
 
 
-def _measure_step(network: nn.Module, job: Job) -> tuple[float, float]:
-    """Seconds an image for training, and for testing, on this machine; on a GPU training is faster than told."""
+def _seconds_of_training(network: nn.Module, job: Job) -> float:
+    """For one image, on this machine; on a GPU training is faster than told."""
     index = torch.arange(min(_BATCH, len(job.data.train)))
-    images, labels = normalise(job.data.train.batch(index), job.spec), job.data.train.labels[index]
+    images, labels = normalise(job.data.train.batch(index), job.spec), job.data.train.labels[index].clamp(min=0)
     with torch.random.fork_rng(devices=[]):
-        times = [_train_once(network, images, labels) for _ in range(2)]
+        return min(_train_once(network, images, labels) for _ in range(2)) / len(index)
+
+
+def _seconds_of_testing(network: nn.Module, job: Job) -> float:
+    """For one image, on this machine."""
+    images = normalise(job.data.test.batch(torch.arange(min(_BATCH if job.by_batches else 1, len(job.data.test)))), job.spec)
     started = time.perf_counter()
     with torch.inference_mode():
         network.eval()(images)
-    return times[-1] / len(index), (time.perf_counter() - started) / len(index)
+    return (time.perf_counter() - started) / len(images)
 
 
 def _train_once(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -144,12 +162,15 @@ def _steps_line(steps: Sequence[Step], kept: int) -> str:
     return f"Steps: {', '.join(step.name for step in steps)}.{held}"
 
 
-def _time_line(steps: Sequence[Step]) -> list[str]:
+def _time_line(steps: Sequence[Step], perhaps: float) -> list[str]:
+    """``perhaps``: seconds of training that comes only where it is needed."""
     seconds = sum(step.seconds for step in steps)
     if not seconds:
         return []
+    more = f", and {spoken(perhaps)} of training where calibration alone loses too much" if perhaps else ""
     return [
-        f"Time: about {spoken(seconds)} of training and testing, by a training step measured here; writing and timing files comes on top."
+        f"Time: about {spoken(seconds)} of training and testing{more}, by a training step measured here; writing and timing "
+        "files comes on top."
     ]
 
 
