@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from edgewise.errors import RequestError
 
 Path = tuple[str | int, ...]
-_USUAL = ("logits",)
+_USUAL = ("logits", "out")
+"""What the logits are called where several tensors may be they, the likelier name first."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ def logits_within(answer: Any, classes: int, name: str) -> TakeAnswer | None:
     if isinstance(answer, Tensor) and tuple(answer.shape) == (1, classes):
         return None
     found = [(path, tensor) for path, tensor in _tensors(answer, ()) if _is_logits(tensor, classes)]
-    if len(found) > 1:
-        found = [(path, tensor) for path, tensor in found if path[-1] in _USUAL] or found
+    for name_of_logits in _USUAL if len(found) > 1 else ():
+        if called := [(path, tensor) for path, tensor in found if path[-1] == name_of_logits]:
+            found = called
+            break
     if len(found) > 1:
         places = ", ".join(spelled(path) for path, _ in found)
         raise RequestError(

@@ -24,6 +24,13 @@ def say_images(job: Job, watch: Watch) -> None:
         watch.warn(said)
 
 
+def say_beginning(job: Job, watch: Watch) -> None:
+    """As ``say_images``, and what was done to the network before anything else."""
+    say_images(job, watch)
+    for sentence in job.told:
+        watch.detail(sentence)
+
+
 def examined(job: Job, steps: Steps, baseline: Model, watch: Watch) -> Model:
     """The baseline with what is known of its images among its facts; given weights looked at more closely.
 

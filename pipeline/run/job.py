@@ -93,6 +93,8 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     weights = None if recipe.weights is None else Path(recipe.weights)
     begun = _begun(base, spec, data, weights)
     _check_forward(begun.model, spec, data)
+    if architecture.is_foreign(recipe.model):
+        _check_alone(begun.model, spec, data)
     recipe, begun = _ended(*_folded(recipe, begun))
     begun = start.made_plain(
         begun, [probe_images(data, spec, size) for size in (None, *sizes_to_try(recipe.packaging.sizes))]
@@ -258,8 +260,27 @@ def _check_forward(network: Any, spec: Spec, data: Data) -> None:
         answer = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise RequestError(
             f"{spec.name} answers {answer} for one image; wanted logits (1, {len(data.classes)}), one for each class of "
-            f"{data.name}"
+            f"{data.name}{_hint(answer, len(data.classes))}"
         )
+
+
+def _hint(answer: Any, classes: int) -> str:
+    """What to do about an answer of this shape."""
+    if answer == (classes,):
+        return ". A squeeze() without a dimension takes the batch away too; use flatten(1)"
+    if isinstance(answer, tuple) and len(answer) == 2 and answer[0] == 1 and answer[1] > classes:
+        return (
+            f". Where these are images of some of its {answer[1]:,} classes, name all of them in the order of its outputs: "
+            "classes.txt in the images' folder, or classes in the network's file"
+        )
+    return ""
+
+
+def _check_alone(network: nn.Module, spec: Spec, data: Data) -> None:
+    """Raise RequestError where an answer depends on chance or on other images: folding would find its answers changed."""
+    from edgewise.network.batch_mates import takes_batches
+
+    takes_batches(network, probe_images(data, spec))
 
 
 def _check_writable(place: Path) -> None:

@@ -23,7 +23,7 @@ from edgewise.report.watch import Watch
 from edgewise.run import cards, other_sizes
 from edgewise.run.artifacts import File, Files
 from edgewise.run.attempts import describe_change, milder
-from edgewise.run.given_weights import examined, say_images
+from edgewise.run.given_weights import examined, say_beginning
 from edgewise.run.job import Job
 from edgewise.run.proofs import Proof, Timing, moved_bytes, prove
 from edgewise.run.steps import Model, Steps, as_quantized
@@ -53,9 +53,7 @@ class Session:
 
     def baseline(self) -> Model:
         """What everything else is compared with."""
-        say_images(self.job, self.watch)
-        for sentence in self.job.told:
-            self.watch.detail(sentence)
+        say_beginning(self.job, self.watch)
         model = examined(self.job, self.steps, self.steps.baseline(), self.watch)
         if self.job.told:
             model = replace(model, facts={**model.facts, "network": list(self.job.told)})

@@ -42,6 +42,7 @@ FORMS: dict[str, tuple[Any, list[str | int]]] = {
     "object with fields": (Output(LOGITS), ["logits"]),
     "nested": ({"heads": (LOGITS,), "features": [FEATURES]}, ["heads", 0]),
     "several, one called logits": ({"aux": LOGITS, "logits": LOGITS}, ["logits"]),
+    "several, one called out": ({"aux": LOGITS, "out": LOGITS}, ["out"]),
     "pixels": (LOGITS[:, :, None, None], []),
 }
 
