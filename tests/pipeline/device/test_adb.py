@@ -91,9 +91,10 @@ def test_a_line_that_is_cut_again_and_again_goes_on_with_the_rest(reached: Adb, 
 
 def test_a_line_that_is_cut_while_a_command_runs_is_a_lost_link_though_adb_says_0(reached: Adb, device: Any) -> None:
     link.run(reached, "true")
-    device.faults.cut_after = [20]
+    # Later than what opens the command: one that was not begun is given again.
+    device.faults.cut_after = [50_000]
     with pytest.raises(LinkLost, match="the link was lost"):
-        link.run(reached, "cat > /dev/null; sleep 1", bytes(1000))
+        link.run(reached, "cat > /dev/null; sleep 1", bytes(200_000))
 
 
 def test_storage_that_loses_a_byte_is_told(reached: Adb, device: Any) -> None:
