@@ -109,14 +109,14 @@ def run_recipe(options: argparse.Namespace) -> int:
     from edgewise.report.page import write_html
     from edgewise.report.watch import Watch
     from edgewise.run import run
-    from edgewise.run.given_weights import say_beginning
     from edgewise.run.plan import make_plan
 
     watch = Watch(quiet=False, log=options.log)
     plan = make_plan(job)
     watch.plan(plan.lines, plan.steps)
     if options.dry_run:
-        say_beginning(job, watch)
+        for sentence in job.told:
+            watch.detail(sentence)
         watch.close()
         if options.json:
             print_json(plan.to_json())

@@ -15,20 +15,13 @@ from edgewise.run.steps import Model, Steps
 
 def say_images(job: Job, watch: Watch) -> None:
     """Tell what there is to say of the images, and for given weights what they are fed and by whose word."""
-    for note in job.data.notes:
-        watch.detail(note)
-    if job.weights is None:
-        return
-    watch.say(f"{job.spec.name} is fed " + "; ".join(provenance.describe_feeding(job.spec, job.data)))
-    if said := provenance.warning(job.spec, job.data):
+    if not watch.planned:  # the plan says the same
+        for note in job.data.notes:
+            watch.detail(note)
+        if job.weights is not None:
+            watch.say(f"{job.spec.name} is fed " + "; ".join(provenance.describe_feeding(job.spec, job.data)))
+    if job.weights is not None and (said := provenance.warning(job.spec, job.data)):
         watch.warn(said)
-
-
-def say_beginning(job: Job, watch: Watch) -> None:
-    """As ``say_images``, and what was done to the network before anything else."""
-    say_images(job, watch)
-    for sentence in job.told:
-        watch.detail(sentence)
 
 
 def examined(job: Job, steps: Steps, baseline: Model, watch: Watch) -> Model:

@@ -23,7 +23,7 @@ from edgewise.report.watch import Watch
 from edgewise.run import cards, other_sizes
 from edgewise.run.artifacts import File, Files
 from edgewise.run.attempts import describe_change, milder
-from edgewise.run.given_weights import examined, say_beginning
+from edgewise.run.given_weights import examined, say_images
 from edgewise.run.job import Job
 from edgewise.run.proofs import Proof, Timing, moved_bytes, prove
 from edgewise.run.steps import Model, Steps, as_quantized
@@ -53,7 +53,9 @@ class Session:
 
     def baseline(self) -> Model:
         """What everything else is compared with."""
-        say_beginning(self.job, self.watch)
+        say_images(self.job, self.watch)
+        for sentence in self.job.told:
+            self.watch.detail(sentence)
         model = examined(self.job, self.steps, self.steps.baseline(), self.watch)
         if self.job.told:
             model = replace(model, facts={**model.facts, "network": list(self.job.told)})
@@ -135,7 +137,7 @@ class Session:
         if stage.control and stage.training is not None:
             measured = stage.sensitivity if stage.max_float_layers else 0  # else the same would be measured twice
             untrained = replace(stage, training=None, sensitivity=measured)
-            alone = as_quantized(self.steps.stage(untrained, model, baseline, grid), model)
+            alone = as_quantized(self.steps.stage(untrained, model, baseline, grid, "calibrate"), model)
             self._quantized_row(alone, "calibrate", grid, baseline, Finding("not-checked", "the control of training"))
         result = as_quantized(self.steps.stage(stage, model, baseline, grid), model)
         findings = gates.on_told(self._accuracy(result, baseline), self.limits, self.job.data.classes)
