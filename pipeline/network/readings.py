@@ -108,7 +108,9 @@ def _dicts(content: Any, key: str, depth: int) -> Iterator[tuple[str, State]]:
     entries = dict(enumerate(content)) if isinstance(content, (tuple, list)) else content
     if not isinstance(entries, Mapping):
         return
-    tensors = {name: t for name, value in entries.items() if isinstance(name, str) and (t := _tensor(value)) is not None}
+    tensors = {
+        name: t for name, value in entries.items() if isinstance(name, str) and (t := _tensor(value)) is not None
+    }
     if tensors:
         yield key, {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTED)}
     for name, value in entries.items():
