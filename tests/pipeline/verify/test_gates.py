@@ -157,7 +157,8 @@ def test_latency_gate(low: float, high: float, verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(1.0, 1.01, "pass"), (1.04, 1.06, "not-checked"), (1.06, 1.1, "not-checked"), (1.08, 1.1, "fail")]
+    ("low", "high", "verdict"),
+    [(1.0, 1.01, "pass"), (1.04, 1.06, "not-checked"), (1.06, 1.1, "not-checked"), (1.08, 1.1, "fail")],
 )
 def test_a_step_that_saved_no_work_claims_no_speed(low: float, high: float, verdict: Verdict) -> None:
     found = on_latency(timed((low + high) / 2, low, high), Limits(max_latency_ratio=0.8), same_work=True)
@@ -168,7 +169,13 @@ def test_a_step_that_saved_no_work_claims_no_speed(low: float, high: float, verd
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(0.7, 0.9, "pass"), (0.99, 1.0, "pass"), (0.99, 1.01, "not-checked"), (1.01, 1.2, "not-checked"), (1.03, 1.2, "fail")],
+    [
+        (0.7, 0.9, "pass"),
+        (0.99, 1.0, "pass"),
+        (0.99, 1.01, "not-checked"),
+        (1.01, 1.2, "not-checked"),
+        (1.03, 1.2, "fail"),
+    ],
 )
 def test_gate_against_the_input_of_a_step(low: float, high: float, verdict: Verdict) -> None:
     found = on_input(timed((low + high) / 2, low, high), "finetune", Limits(max_latency_ratio=9))
