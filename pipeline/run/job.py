@@ -94,7 +94,7 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     begun = _begun(base, spec, data, weights)
     _check_forward(begun.model, spec, data)
     if architecture.is_foreign(recipe.model):
-        _check_alone(begun.model, spec, data)
+        _check_alone(begun.model, spec, data, recipe)
     recipe, begun = _ended(*_folded(recipe, begun))
     begun = start.made_plain(
         begun, [probe_images(data, spec, size) for size in (None, *sizes_to_try(recipe.packaging.sizes))]
@@ -276,11 +276,11 @@ def _hint(answer: Any, classes: int) -> str:
     return ""
 
 
-def _check_alone(network: nn.Module, spec: Spec, data: Data) -> None:
-    """Raise RequestError where an answer depends on chance or on other images: folding would find its answers changed."""
-    from edgewise.network.batch_mates import takes_batches
+def _check_alone(network: nn.Module, spec: Spec, data: Data, recipe: Recipe) -> None:
+    """Raise RequestError where an answer depends on chance or on other images: folding would be blamed for it."""
+    from edgewise.run.dry_run import check_batches
 
-    takes_batches(network, probe_images(data, spec))
+    check_batches(network, probe_images(data, spec), recipe)
 
 
 def _check_writable(place: Path) -> None:

@@ -68,6 +68,16 @@ def no_batch():
     return Squeezed()
 
 
+class OneImage(Pair):
+    def forward(self, x):
+        return self.linear(x.reshape(1, 64))
+
+
+def one_image():
+    """A batch of one in its code."""
+    return OneImage()
+
+
 def many():
     """Twice the classes."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 20))
@@ -113,6 +123,7 @@ def test_every_name_is_resolved(recipe: Recipe, tmp_path: Path) -> None:
         ("large", r"cannot take the images of digits \(1×8×8"),
         ("pair", r"answers with 2 tensors of 10 values for an image \(\[0\], \[1\]\)"),
         ("chance", r"draws random numbers in evaluation"),
+        ("one_image", r"takes one image at a time"),
         ("no_batch", r"answers \(10,\) for one image.*use flatten\(1\)"),
         ("many", r"answers \(1, 20\) for one image.*name all of them in the order of its outputs"),
         ("text", "returned str; wanted a torch.nn.Module"),
