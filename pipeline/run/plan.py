@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from edgewise.measure.statistics import images_to_prove, provable_fall
-from edgewise.network import architecture
+from edgewise.network.start import begin
 from edgewise.report.watch import Watch
 from edgewise.run import provenance
 from edgewise.run.estimate import Estimate, Step, estimate
@@ -39,7 +39,7 @@ class Plan:
 
 def make_plan(job: Job) -> Plan:
     """Look at everything and measure a few steps of each kind of training; nothing is kept."""
-    network = architecture.build(job.base).eval()
+    network = begin(job.base, job.images()).model
     kept = Steps(job=job, store=Store(job.store), watch=Watch(quiet=True)).count_kept()
     found = estimate(network, job, kept)
     lines = [
