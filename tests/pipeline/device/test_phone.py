@@ -43,7 +43,10 @@ def test_an_apps_modes_are_the_runners(phone: str) -> None:
         if phone == "android":
             assert f"{name}({numbers[0]}, {float(numbers[1])}, {numbers[2]})" in text
         else:
-            calls, seconds = re.search(r"quick \? (\d+) : (\d+)", text), re.search(r"quick \? (\d+) : (\d+) }\n.*blocks", text)
+            calls, seconds = (
+                re.search(r"quick \? (\d+) : (\d+)", text),
+                re.search(r"quick \? (\d+) : (\d+) }\n.*blocks", text),
+            )
             assert calls and seconds
             assert (int(calls[1 + (name == "normal")]), int(seconds[1 + (name == "normal")])) == numbers[:2]
             assert f"var blocks: Int {{ {numbers[2]} }}" in text
