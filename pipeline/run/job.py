@@ -26,7 +26,7 @@ from edgewise.network.probabilities import Ending
 from edgewise.network.start import Start
 from edgewise.recipe import Recipe
 from edgewise.run import feasible
-from edgewise.run.data_for import load_data
+from edgewise.run.data_for import load_data, without_idle_training
 from edgewise.run.grids import share_grids
 from edgewise.run.one_graph import check_sizes
 from edgewise.run.provenance import overridden
@@ -85,6 +85,7 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     _check_possible(recipe, spec)
     spec = overridden(spec, recipe)
     data = load_data(recipe, spec)
+    recipe, said = without_idle_training(recipe, data)
     feasible.check_data(data)
     check_overlap(data, recipe.limits)
     recipe, data = _sized(_labelled(recipe, data), data)
@@ -92,6 +93,8 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     weights = None if recipe.weights is None else Path(recipe.weights)
     begun = _begun(base, spec, data, weights)
     _check_forward(begun.model, spec, data)
+    if architecture.is_foreign(recipe.model):
+        _check_alone(begun.model, spec, data, recipe)
     recipe, begun = _ended(*_folded(recipe, begun))
     begun = start.made_plain(
         begun, [probe_images(data, spec, size) for size in (None, *sizes_to_try(recipe.packaging.sizes))]
@@ -106,7 +109,7 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     _check_store(store)
     return Job(
         recipe=recipe, spec=spec, base=base, data=data, targets=chosen, runtime=runtime, weights=weights, out=place,
-        store=store, told=begun.told, ending=begun.ending, by_batches=by_batches,
+        store=store, told=(*begun.told, *said), ending=begun.ending, by_batches=by_batches,
     )  # fmt: skip
 
 
@@ -257,8 +260,27 @@ def _check_forward(network: Any, spec: Spec, data: Data) -> None:
         answer = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise RequestError(
             f"{spec.name} answers {answer} for one image; wanted logits (1, {len(data.classes)}), one for each class of "
-            f"{data.name}"
+            f"{data.name}{_hint(answer, len(data.classes))}"
         )
+
+
+def _hint(answer: Any, classes: int) -> str:
+    """What to do about an answer of this shape."""
+    if answer == (classes,):
+        return ". A squeeze() without a dimension takes the batch away too; use flatten(1)"
+    if isinstance(answer, tuple) and len(answer) == 2 and answer[0] == 1 and answer[1] > classes:
+        return (
+            f". Where these are images of some of its {answer[1]:,} classes, name all of them in the order of its outputs: "
+            "classes.txt in the images' folder, or classes in the network's file"
+        )
+    return ""
+
+
+def _check_alone(network: nn.Module, spec: Spec, data: Data, recipe: Recipe) -> None:
+    """Raise RequestError where an answer depends on chance or on other images: folding would be blamed for it."""
+    from edgewise.run.dry_run import check_batches
+
+    check_batches(network, probe_images(data, spec), recipe)
 
 
 def _check_writable(place: Path) -> None:
