@@ -221,7 +221,9 @@ def test_unlabelled_images_alone_judge_nothing(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("parts", [("Train", "Validation"), ("TRAIN", "TEST"), ("training", "testing"), ("train", "Val")])
+@pytest.mark.parametrize(
+    "parts", [("Train", "Validation"), ("TRAIN", "TEST"), ("training", "testing"), ("train", "Val")]
+)
 def test_parts_are_known_by_every_usual_name(tmp_path: Path, parts: tuple[str, str]) -> None:
     for part in parts:
         fill(tmp_path / part, "a", "b", count=12)

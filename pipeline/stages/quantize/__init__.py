@@ -126,7 +126,7 @@ class Quantize:
         told = {"n": n, "lost": (before - after) / n, "allowed": self.budget, "trained": not enough}
         ctx.fact("training_needed", told)
         ctx.note(
-            f"calibration alone loses {100 * told['lost']:.2f} points of top-1 on {n:,} calibration images, "
+            f"calibration alone {'loses' if before >= after else 'gains'} {100 * abs(before - after) / n:.2f} points of top-1 on {n:,} calibration images, "
             f"{100 * self.budget:g} allowed: {'no training' if enough else 'trained'}"
         )
         if enough and self.sensitivity and not untrained.sensitivity:
