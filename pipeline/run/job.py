@@ -6,6 +6,7 @@ Every name, file, backend and field is looked up here; what is wrong with the re
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ from edgewise.run.grids import share_grids
 from edgewise.run.one_graph import check_sizes
 from edgewise.run.provenance import overridden
 from edgewise.stage import stage_name, traits_of
-from edgewise.store.entries import store_folder
+from edgewise.store.entries import Store, key_of, store_folder
+from edgewise.store.sources import code_of
 from edgewise.targets import Target
 from edgewise.verify.gates import Limits
 
@@ -102,11 +104,11 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     spec = dataclasses.replace(spec, classifier=architecture.classifier_of(begun.model, spec))
     _check_packaging(begun.model, spec, data, recipe, (*chosen, runtime))
     feasible.check(recipe, chosen, begun.model, spec, data)
-    by_batches = _rehearsed(begun.model, spec, data, recipe, chosen)
     place = Path("runs") / recipe.name if out is None else out
     _check_writable(place)
     store = store_folder()
     _check_store(store)
+    by_batches = _rehearsed(base, begun.model, spec, data, recipe, chosen, store)
     return Job(
         recipe=recipe, spec=spec, base=base, data=data, targets=chosen, runtime=runtime, weights=weights, out=place,
         store=store, told=(*begun.told, *said), ending=begun.ending, by_batches=by_batches,
@@ -127,14 +129,37 @@ def probe_images(data: Data, spec: Spec, size: tuple[int, int] | None = None) ->
 _PROBES = 4
 
 
-def _rehearsed(network: nn.Module, spec: Spec, data: Data, recipe: Recipe, chosen: Sequence[Target]) -> bool:
-    """The dry run of a user's network; ours went through all of it when they were entered."""
+def _rehearsed(
+    base: Base, network: nn.Module, spec: Spec, data: Data, recipe: Recipe, chosen: Sequence[Target], store: Path
+) -> bool:
+    """The dry run of a user's network, of which it is kept that it went well; ours went through all of it when they were
+    entered."""
     if not architecture.is_foreign(recipe.model):
         return True
-    from edgewise.run.dry_run import rehearse
+    from edgewise.run import dry_run
 
     grids = tuple(grid for grid, _ in share_grids(chosen)) if recipe.quantize is not None else ()
-    return rehearse(network, probe_images(data, spec), recipe, grids)
+    key = key_of(
+        kind="rehearsal",
+        base=dataclasses.asdict(base),
+        source=architecture.code_digest(recipe.model),
+        tensors=sorted((name, list(tensor.shape)) for name, tensor in network.state_dict().items()),
+        shape=data.shape,
+        does=[dry_run.trains(recipe), dry_run.changes(recipe), recipe.quantize is not None],
+        grids=[grid.to_json() for grid in grids],
+        code=code_of(dry_run),
+        versions=edgewise_targets.versions(("torch", "torchao")),
+    )
+
+    def make(folder: Path, _: Path) -> None:
+        batches = dry_run.rehearse(network, probe_images(data, spec), recipe, grids)
+        (folder / _REHEARSED).write_text(json.dumps({"batches": batches}), encoding="utf-8")
+
+    kept = Store(store).keep(key, make).path / _REHEARSED
+    return bool(json.loads(kept.read_text(encoding="utf-8"))["batches"])
+
+
+_REHEARSED = "rehearsal.json"
 
 
 def _folded(recipe: Recipe, begun: Start) -> tuple[Recipe, Start]:
