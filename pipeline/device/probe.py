@@ -14,13 +14,15 @@ OLDEST = (3, 9)
 """The oldest Python that the runner works on."""
 
 _PYTHON = """
-import json, sys
+import json, os, sys
 try:
     from importlib import metadata
 except ImportError:
     metadata = None
 def version(name):
     try:
+        if name == "executorch" and os.environ.get("EDGEWISE_EXECUTORCH"):
+            return open(os.environ["EDGEWISE_EXECUTORCH"] + "/version").read().strip()
         return metadata.version(name)
     except Exception:
         return None
