@@ -119,7 +119,8 @@ def measure(bundle: Bundle, entries: Mapping[str, Entry], usual: Request, jobs: 
     def one(name: str) -> Outcome:
         with held[name]:
             try:
-                return Outcome(device=name, measurement=ways[name].measure(bundle, say, name), error="")
+                found = ways[name].measure(bundle, lambda text: say(f"{name}: {text}"), name)
+                return Outcome(device=name, measurement=found, error="")
             except (EdgewiseError, MissingBackend, OSError) as error:
                 say(f"{name}: {error}")
                 return Outcome(

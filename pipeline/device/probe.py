@@ -91,7 +91,7 @@ def check(found: Probe, link: Link, python: str, runtimes: Mapping[str, Any], si
     if not found.python:
         raise MissingBackend(
             f"wanted {python} {where}, found none: sudo apt-get install python3 python3-pip (Termux: pkg install python), "
-            "or name another with --device-python; a phone without Python runs a native program, see --native"
+            "or name another with --device-python; a phone without Python is measured in its browser with web://"
         )
     if found.python < OLDEST:
         have, least = (".".join(map(str, version)) for version in (found.python, OLDEST))
