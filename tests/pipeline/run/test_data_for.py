@@ -17,10 +17,10 @@ from edgewise.network import architecture
 from edgewise.recipe import Recipe
 from edgewise.recipes import demo
 from edgewise.run.data_for import check_enough, describe_images, load_data, numbered, wanted_options
+from edgewise.stages.finetune import Finetune
 from edgewise.stages.prune import Prune
 from edgewise.stages.quantize import Quantize
 from edgewise.stages.separate import Separate
-from edgewise.stages.train import Finetune
 from edgewise.stages.training.settings import Training
 
 NET = '''
