@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from dataclasses import dataclass, field
 
 from edgewise.device.link import DeviceError, LinkLost, Raw, call
@@ -16,6 +17,8 @@ from edgewise.targets import MissingBackend
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 _AWAY = re.compile(r"device offline|device '.*' not found|device not found|no devices/emulators found")
 _SHY = re.compile(r"unauthorized|still authorizing")
+PATIENCE = 15.0
+"""Seconds that a device which is coming back is waited for."""
 
 
 @dataclass
@@ -35,13 +38,46 @@ class Adb:
     def send(self, line: str, given: bytes, seconds: float) -> Raw:
         """As ``Link``. Raises DeviceError for a device that is not there, offline or not authorized."""
         found = self._shell(line, given, seconds)
-        if _AWAY.search(found.err) and ":" in self.serial:
-            # A device on the network is forgotten with its connection.
-            call(["adb", "connect", self.serial], b"", 20, self.name)
+        if _AWAY.search(found.err) and self._return(found.err):
             found = self._shell(line, given, seconds)
         self._refuse(found.err)
         self._reached = True
         return found
+
+    def _return(self, said: str) -> bool:
+        """Whether a device that is away may be back: connected anew, or waited for."""
+        network = ":" in self.serial
+        if not (network or self._reached or "offline" in said):
+            return False  # a serial that was never there is more likely mistyped than plugged in just now
+        until, pause = time.monotonic() + PATIENCE, 0.05
+        while True:
+            # After a cut the server keeps the old connection for a while, offline, and connects no other beside it.
+            refused = network and not self._connect()
+            if self._ready(min(until, time.monotonic() + 20 * pause)):
+                return True
+            if time.monotonic() > until or (refused and not self._reached):
+                return False
+            time.sleep(pause)
+            pause *= 2
+
+    def _connect(self) -> bool:
+        self._ask("disconnect", self.serial)
+        # Its exit status is 0 even where it failed.
+        return "connected to" in self._ask("connect", self.serial)
+
+    def _ready(self, until: float) -> bool:
+        """Whether the device takes commands, or says by then that it will not."""
+        while True:
+            said = self._ask("-s", self.serial, "get-state")
+            if said.strip() == "device" or "unauthorized" in said:
+                return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+
+    def _ask(self, *words: str) -> str:
+        found = call(["adb", *words], b"", 20, self.name)
+        return found.out.decode(errors="replace") + found.err
 
     def _shell(self, line: str, given: bytes, seconds: float) -> Raw:
         return call(["adb", "-s", self.serial, "shell", line], given, seconds, self.name)

@@ -38,7 +38,7 @@ class Request:
     timeout: float | None = None
     """Seconds; None: four times what the mode asks for, and half an hour."""
     ssh_options: tuple[str, ...] = ()
-    pauses: tuple[float, ...] = (1, 3, 10)
+    pauses: tuple[float, ...] = (1, 3, 10, 30)
     """Seconds before each new try after a lost link."""
 
     def arguments(self) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def measure(bundle: Bundle, link: Link, request: Request, say: Say, name: str, e
     say(f"{link.name}: {found.system} {found.machine}, sending {len(content):,} bytes")
     job.persist(lambda: job.put(work, content), say, request.pauses)
     job.persist(lambda: job.start(work), say, request.pauses)
-    job.wait(work, request.seconds(len(bundle.manifest.files)), say, every)
+    job.wait(work, request.seconds(len(bundle.manifest.files)), say, every, request.pauses)
     sent = job.persist(lambda: job.fetch(work), say, request.pauses)
     taken = take_in(bundle, sent, name, request.mode[0].lstrip("-"))
     if not request.keep:

@@ -132,24 +132,28 @@ alive() {{
 _START = (
     _ALIVE
     + """
-if [ -f {folder}/status ] && [ -f {folder}/result.json ] && [ "$(cat {folder}/job 2>/dev/null)" = {identity} ]; then
-  echo finished; exit 0
-fi
+done_already() {{
+  [ -f {folder}/status ] && [ -f {folder}/result.json ] && [ "$(cat {folder}/job 2>/dev/null)" = {identity} ]
+}}
+if done_already; then echo finished; exit 0; fi
 if ! mkdir {lock} 2>/dev/null; then
-  [ -f {lock}/pid ] || sleep 1
+  # Who made the lock a moment ago has not written its number yet.
+  n=0; while [ ! -s {lock}/pid ] && [ -d {lock} ] && [ $n -lt 5 ]; do sleep 1; n=$((n+1)); done
   if alive; then
     if [ "$(cat {lock}/job 2>/dev/null)" = {identity} ]; then echo running; else echo "busy $p"; fi
     exit 0
   fi
   rm -rf {lock}; mkdir {lock} || exit 8
 fi
+# It may have ended while it was asked whether it runs.
+if done_already; then rm -rf {lock}; echo finished; exit 0; fi
 cd {folder} || exit 9
 rm -f status result.json
 echo {identity} > job; echo {identity} > {lock}/job
 # Busybox may have one of the two, or none of them.
 apart=$(command -v setsid || command -v nohup)
 ( trap '' HUP; exec $apart sh -c {program} ) >/dev/null 2>&1 </dev/null &
-n=0; while [ ! -s {lock}/pid ] && [ ! -f status ] && [ $n -lt 50 ]; do sleep 0.1 2>/dev/null || sleep 1; n=$((n+1)); done
+n=0; while [ ! -s {lock}/pid ] && [ ! -f status ] && [ $n -lt 300 ]; do sleep 0.1 2>/dev/null || sleep 1; n=$((n+1)); done
 if [ ! -s {lock}/pid ] && [ ! -f status ]; then rm -rf {lock}; echo "nothing was started" >&2; exit 7; fi
 echo started
 """
@@ -195,9 +199,10 @@ class State:
 def poll(job: Job) -> State:
     """Ask after the measurement."""
     lock, folder = quote(job.lock), quote(job.folder)
+    # In this order: what runs may write its status and be gone between the two questions.
     ask = (
-        f"{_ALIVE.format(lock=lock)}\nif [ -f {folder}/status ]; then echo ended $(cat {folder}/status); "
-        f"elif alive; then echo running; else echo gone; fi; grep '^edgewise: ' {folder}/log 2>/dev/null | tail -n 1"
+        f"{_ALIVE.format(lock=lock)}\nif alive; then echo running; elif [ -f {folder}/status ]; then "
+        f"echo ended $(cat {folder}/status); else echo gone; fi; grep '^edgewise: ' {folder}/log 2>/dev/null | tail -n 1"
     )
     lines = run(job.link, ask).text.splitlines() or [""]
     word, _, status = lines[0].partition(" ")
@@ -207,22 +212,21 @@ def poll(job: Job) -> State:
     )
 
 
-def wait(job: Job, seconds: float, say: Callable[[str], None], every: float = 1.0, lost: int = 5) -> None:
-    """Wait for the end of the measurement, over so many lost links in a row.
+def wait(
+    job: Job,
+    seconds: float,
+    say: Callable[[str], None],
+    every: float = 1.0,
+    pauses: Sequence[float] = (1, 3, 10, 30),
+) -> None:
+    """Wait for the end of the measurement, asking ``every`` so many seconds, and over lost links as ``persist``.
 
     Raises DeviceError where it takes longer than ``seconds`` (it is then ended), was killed or failed, and
     MissingBackend where the device lacks the runtime.
     """
-    until, before, failures = time.monotonic() + seconds, "", 0
+    until, before = time.monotonic() + seconds, ""
     while True:
-        try:
-            state, failures = poll(job), 0
-        except LinkLost:
-            failures += 1
-            if failures > lost:
-                raise
-            time.sleep(every)
-            continue
+        state = persist(lambda: poll(job), say, pauses)
         if state.said and state.said != before:
             say(f"{job.link.name}: {state.said}")
             before = state.said

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgewise.device.link import DeviceError, Raw, call
+from edgewise.device.link import DeviceError, LinkLost, Raw, call
 from edgewise.errors import RequestError
 from edgewise.targets import MissingBackend
 
@@ -22,7 +22,7 @@ CONNECT = 15
 """Seconds to reach the device."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ssh:
     """``ssh://[user@]host[:port]``."""
 
@@ -36,6 +36,7 @@ class Ssh:
     _sockets: tempfile.TemporaryDirectory[str] = field(
         default_factory=lambda: tempfile.TemporaryDirectory(prefix="ew-")
     )
+    _reached: bool = field(default=False, init=False)
 
     @property
     def host(self) -> str:
@@ -46,7 +47,9 @@ class Ssh:
         """As ``Link``. Raises DeviceError where the host is unknown, its key changed, or nobody is let in."""
         found = call([*self._command(), "--", self.address, _in_sh(line)], given, seconds, self.name)
         if found.status == 255:
-            _refuse(self.name, found.err)
+            _refuse(self.name, found.err, self._reached)
+        else:
+            self._reached = True
         return found
 
     def _command(self) -> list[str]:
@@ -91,15 +94,23 @@ _KNOWN = (
         "its host key is not known here. Connect once by hand with ssh, compare the key with the device's, and accept it",
     ),
     ("Permission denied", "it lets nobody in without a password: put your public key on it with ssh-copy-id"),
+)
+_AWAY = (
     ("Connection refused", "nothing listens there: start sshd on it, or name its port in the address"),
     ("Could not resolve", "no such host is known: give its name or address as ssh://user@host"),
     ("timed out", "it did not answer: is it on, and on this network?"),
     ("No route to host", "it did not answer: is it on, and on this network?"),
+    ("Network is unreachable", "it did not answer: is it on, and on this network?"),
 )
+"""What passes by itself where the device has been reached before: it starts again, or its network comes back."""
 
 
-def _refuse(name: str, said: str) -> None:
+def _refuse(name: str, said: str, reached: bool) -> None:
     """Raise for what the client said of itself; nothing for a line that broke within a command, which shows by itself."""
     for words, meaning in _KNOWN:
         if words in said:
             raise DeviceError(f"{name}: {meaning}")
+    for words, meaning in _AWAY:
+        if words in said:
+            kind = LinkLost if reached else DeviceError
+            raise kind(f"{name}: the link was lost: {meaning}" if reached else f"{name}: {meaning}")

@@ -74,6 +74,7 @@ def test_a_device_that_lies_about_its_status_is_not_believed(reached: Adb, devic
     assert link.run(reached, "exit 5").status == 5
 
 
+PAUSES = (0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8)
 CONTENT = random.Random(3).randbytes(150_000)
 
 
@@ -83,16 +84,17 @@ def test_a_line_that_is_cut_again_and_again_goes_on_with_the_rest(reached: Adb, 
     device.faults.cut_after = [after, after, 700]
     lost: list[str] = []
     work = made(reached)
-    job.persist(lambda: job.put(work, CONTENT), lost.append, (0.05,) * 12)
+    job.persist(lambda: job.put(work, CONTENT), lost.append, PAUSES)
     assert (Path(work.folder) / "bundle.pyz").read_bytes() == CONTENT
     assert device.cuts >= 2 and lost
 
 
 def test_a_line_that_is_cut_while_a_command_runs_is_a_lost_link_though_adb_says_0(reached: Adb, device: Any) -> None:
     link.run(reached, "true")
-    device.faults.cut_after = [20]
+    # Later than what opens the command: one that was not begun is given again.
+    device.faults.cut_after = [50_000]
     with pytest.raises(LinkLost, match="the link was lost"):
-        link.run(reached, "cat > /dev/null; sleep 1", bytes(1000))
+        link.run(reached, "cat > /dev/null; sleep 1", bytes(200_000))
 
 
 def test_storage_that_loses_a_byte_is_told(reached: Adb, device: Any) -> None:
@@ -136,7 +138,7 @@ def test_a_bundle_is_measured_over_a_line_that_is_cut(
 ) -> None:
     link.run(reached, "true")
     device.faults.cut_after = [90_000, 500, 3_000]
-    request = Request(mode=("--brief", "0.2"), python=sys.executable, pauses=(0.05,) * 12)
+    request = Request(mode=("--brief", "0.2"), python=sys.executable, pauses=PAUSES)
     found = bench.measure(bundled, reached, request, lambda text: None, "phone", every=0.1)
     assert [row.verdict for row in found.rows] == ["pass", "pass"] and device.cuts >= 2
     assert not any(tmp_path.iterdir())

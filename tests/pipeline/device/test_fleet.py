@@ -70,7 +70,7 @@ def test_one_that_fails_stops_no_other_and_one_machine_is_used_once_at_a_time(
 ) -> None:
     busy: dict[str, int] = {}
     most: dict[str, int] = {}
-    guard = threading.Lock()
+    guard, both = threading.Lock(), threading.Event()
 
     def measured(bundle: Bundle, link: Any, request: Request, say: Any, name: str) -> Measurement:
         host = "one" if name in ("a", "b") else link.host
@@ -79,6 +79,10 @@ def test_one_that_fails_stops_no_other_and_one_machine_is_used_once_at_a_time(
             busy["all"] = busy.get("all", 0) + 1
             for key in (host, "all"):
                 most[key] = max(most.get(key, 0), busy[key])
+            if busy["all"] == 2:
+                both.set()
+        # Until two are measured at once; a moment longer, in which a third would show.
+        both.wait(60)
         time.sleep(0.1)
         with guard:
             busy[host] -= 1
