@@ -46,9 +46,12 @@ class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        print(f"edgewise {version('edgewise')}")
+        try:
+            print(f"edgewise {version('edgewise')}")
+        except PackageNotFoundError:  # run from its source, which carries no version of its own
+            print("edgewise, not installed")
         parser.exit()
 
 

@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args, runtime_checkable
 
 from annotated_types import Interval
 
@@ -182,6 +182,15 @@ class Runner(Protocol):
 
         Runs one image at a time when the file's batch is 1.
         """
+
+
+@runtime_checkable
+class TellsInput(Protocol):
+    """A loaded file that knows what it is fed."""
+
+    @property
+    def takes(self) -> tuple[tuple[int | None, ...], str]:
+        """Sides of its first input, None where one is open, and what that holds: float, half or uint8."""
 
 
 @dataclass(frozen=True, kw_only=True)

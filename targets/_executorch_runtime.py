@@ -28,7 +28,13 @@ class _Runner:
     def __init__(self, program: Any, buffer: bytes) -> None:
         self._held = program, buffer  # the method points into both
         self._method = program.load_method("forward")
-        self._batch = self._method.method_meta().input_tensor_meta(0).sizes()[0]
+        self._meta = self._method.method_meta().input_tensor_meta(0)
+        self._batch = self._meta.sizes()[0]
+
+    @property
+    def takes(self) -> tuple[tuple[int | None, ...], str]:
+        """As ``targets.TellsInput``: the largest it was planned for."""
+        return tuple(self._meta.sizes()), {0: "uint8", 5: "half", 6: "float"}.get(int(self._meta.dtype()), "")
 
     def __call__(self, images: Tensor) -> Tensor:
         """As ``targets.Runner``."""

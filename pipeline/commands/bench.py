@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.commands import on_device
 from edgewise.commands.console import PASSED, add_command, print_json, size_of
+from edgewise.errors import RequestError
 from edgewise.report.plain import cell, printable
 
 if TYPE_CHECKING:
@@ -21,8 +22,20 @@ def add_parser(commands: Any) -> None:
     """``bench ARTIFACT ...``."""
     parser = add_command(commands, "bench", "interleaved latency of files, side by side", bench)
     parser.add_argument("artifacts", type=Path, nargs="+", metavar="ARTIFACT")
-    parser.add_argument("--threads", type=int, default=1, help="threads of every runtime (default 1)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="about how long to measure (default 10)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="threads of every runtime, one count or several",
+    )
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[1], metavar="N", help="images of one call, one count or several"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="about how long to measure, for each of these (default 10)"
+    )
     parser.add_argument(
         "--input-size", nargs=2, type=int, metavar=("H", "W"), help="a size that the files accept (default: judged at)"
     )
@@ -39,20 +52,32 @@ def bench(options: argparse.Namespace) -> int:
     from edgewise.library_noise import quieten
 
     quieten()
+    if options.device is not None or options.profile:
+        options.threads = _only(options.threads, "--threads")
+        _only(options.batch, "--batch")
     if options.device is not None:
         return on_device.bench_on_device(options)
     from edgewise.commands.side_by_side import compare
 
     if options.profile:
         return print_profile(options)
-    found = compare(options.artifacts, options.threads, options.seconds, size_of(options))
+    found = compare(options.artifacts, options.threads, options.seconds, size_of(options), options.batch)
     if options.json:
         print_json({"files": [entry.to_json() for entry in found]})
         return PASSED
     from rich.console import Console
 
-    Console(highlight=False).print(table(found))
+    console = Console(highlight=False)
+    console.print(table(found, console.width))
+    for line in verdicts(found):
+        console.print(cell(line))
     return PASSED
+
+
+def _only(counts: Sequence[int], option: str) -> int:
+    if len(counts) > 1:
+        raise RequestError(f"{option} takes one count with --profile and --device, found {' '.join(map(str, counts))}")
+    return counts[0]
 
 
 def print_profile(options: argparse.Namespace) -> int:
@@ -70,26 +95,92 @@ def print_profile(options: argparse.Namespace) -> int:
     return PASSED
 
 
-def table(timings: Sequence[Timing]) -> Table:
-    """A Rich table, the first file as the measure of the others."""
+def table(timings: Sequence[Timing], width: int = 80) -> Table:
+    """A Rich table of at most ``width`` columns, the first file as the measure of the others."""
     from rich import box
     from rich.table import Table
 
-    shown = Table(box=box.SIMPLE_HEAD)
-    for title in ("file", "on", "threads", "p50 ms", "p90 ms", "ratio", "95 % interval", ""):
+    conditions = list(dict.fromkeys((entry.threads, entry.batch) for entry in timings))
+    several, wide = conditions != [(1, 1)], width >= _WIDE
+    room = max(_NARROWEST, width - (64 if wide else 56) - (20 if several else 0))
+    names = distinct_names([entry.artifact for entry in timings], room)
+    titles = ["file", "on", *(["threads", "batch", "img/s"] if several else []), "ms", *(["p90 ms"] if wide else [])]
+    titles += ["ratio", "95 % interval", ""]
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in titles:
         shown.add_column(title, justify="left" if title in ("file", "on", "") else "right", no_wrap=title != "file")
     for entry in timings:
         low, high = entry.ci95
-        shown.add_row(
-            cell(entry.artifact if entry.trusted else f"{entry.artifact} (untrusted: no card)"),
-            entry.target,
+        first = entry.artifact == timings[0].artifact
+        load = [
             str(entry.threads),
+            str(entry.batch),
+            f"{entry.images_per_s:.3g}" if entry.images_per_s < 1000 else f"{entry.images_per_s:,.0f}",
+        ]
+        shown.add_row(
+            cell(names[entry.artifact] + ("" if entry.trusted else " (untrusted: no card)")),
+            entry.target,
+            *(load if several else []),
             f"{entry.p50_ms:.3g}",
-            f"{entry.p90_ms:.3g}",
+            *([f"{entry.p90_ms:.3g}"] if wide else []),
             f"{entry.ratio_to_first:.2f}",
-            f"{low:.2f} to {high:.2f}",
-            "" if entry is timings[0] else entry.speed,
+            "" if first else f"{low:.2f} to {high:.2f}",
+            "" if first else entry.speed,
+            end_section=entry is not timings[-1]
+            and _conditions(entry) != _conditions(timings[timings.index(entry) + 1]),
         )
-    if remarks := dict.fromkeys(f"{entry.artifact}: {remark}" for entry in timings for remark in entry.remarks):
-        shown.caption = "\n".join(remarks)
     return shown
+
+
+_WIDE = 98
+"""Columns from which the 90th percentile has room."""
+_NARROWEST = 14
+"""Columns that a file's name gets at least."""
+
+
+def _conditions(entry: Timing) -> tuple[int, int]:
+    return entry.threads, entry.batch
+
+
+def verdicts(timings: Sequence[Timing]) -> list[str]:
+    """Which file is the fastest, or that it cannot be told, for each count of threads and images; then what disturbed."""
+    names = distinct_names([entry.artifact for entry in timings], 60)
+    lines = []
+    for conditions in dict.fromkeys(map(_conditions, timings)):
+        group = [entry for entry in timings if _conditions(entry) == conditions]
+        best = [names[entry.artifact] for entry in group if entry.fastest]
+        where = "" if conditions == (1, 1) else f" at threads {conditions[0]}, batch {conditions[1]}"
+        if len(group) > 1:
+            told = (
+                f"Fastest{where}: {best[0]}."
+                if len(best) == 1
+                else f"Cannot tell which is fastest{where}: {', '.join(best)}."
+            )
+            lines.append(told)
+    remarks = dict.fromkeys(f"{names[entry.artifact]}: {remark}" for entry in timings for remark in entry.remarks)
+    lines += remarks
+    return [*lines, "ms: median of one call; ratio: to the first file in the same run, below 1 is faster."]
+
+
+def distinct_names(paths: Sequence[str], width: int) -> dict[str, str]:
+    """Short names of different paths that differ: without the folders that all share, what is still too long for ``width``
+    columns cut where the names agree; numbered where no cut leaves a difference."""
+    different = list(dict.fromkeys(paths))
+    split = [Path(path).parts for path in different]
+    shared = 0
+    while all(len(parts) > shared + 1 and parts[shared] == split[0][shared] for parts in split):
+        shared += 1
+    names = ["/".join(parts[shared:]) for parts in split]
+    return dict(zip(different, _cut(names, width), strict=True))
+
+
+def _cut(names: Sequence[str], width: int) -> list[str]:
+    """Names of at most ``width`` characters, as different as they were."""
+    if max(map(len, names)) <= width:
+        return list(names)
+    for head in (0, *range(width // 2, width), *range(width // 2)):
+        tail = width - 1 - head
+        found = [name if len(name) <= width else f"{name[:head]}…{name[len(name) - tail :]}" for name in names]
+        if len(set(found)) == len(names):
+            return found
+    return [f"{number} …{name[-(width - 3 - len(str(number))) :]}" for number, name in enumerate(names, 1)]

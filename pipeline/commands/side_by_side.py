@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from edgewise import targets
@@ -21,24 +22,30 @@ from edgewise.images.sizes import Size, show_size
 from edgewise.measure import statistics
 from edgewise.measure.latency import Interleaved, measure
 from edgewise.measure.speed import speed
-from edgewise.targets import Runner
+from edgewise.targets import Runner, TellsInput
 from edgewise.verify import card, manifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One file's time; the ratio is to the first file's in the same run."""
+    """One file's time; the ratio is to the first file's in the same run, with as many threads and images."""
 
     artifact: str
     target: str
     threads: int
     batch: int
+    """Images of one call; a file of one image takes them one after the other."""
     p50_ms: float
+    """Of a call."""
     p90_ms: float
+    images_per_s: float
+    """By the median."""
     ratio_to_first: float
     ci95: tuple[float, float]
     speed: str
     """faster, slower, or cannot tell; of the first file: cannot tell."""
+    fastest: bool
+    """Whether no other file is faster, as far as that can be told."""
     remarks: tuple[str, ...] = ()
     """What the machine did meanwhile."""
     trusted: bool = True
@@ -56,40 +63,69 @@ class Subject:
     path: Path
     target: str
     images: tuple[Tensor, ...]
-    """What it may be fed, [1, …]: the first that it takes."""
+    """What it may be fed, [1, …]: the first that it takes. Empty: what its runtime says that it takes."""
     trusted: bool
     """Whether it is what its card's run wrote; a file without a card is opened all the same, in a process of its own."""
 
 
-def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | None = None) -> list[Timing]:
-    """Time the files against each other at batch 1 for about ``seconds``, on images as each is fed.
+def compare(
+    paths: Sequence[Path],
+    threads: Sequence[int],
+    seconds: float,
+    size: Size | None = None,
+    batches: Sequence[int] = (1,),
+) -> list[Timing]:
+    """Time the files against each other, for about ``seconds`` at each count of threads and each batch, on images as each
+    is fed.
 
-    They are opened and timed in one process of their own. ``size``: height and width of the images; None: those that each
-    file was judged on. Raises RequestError for files that cannot be run here, EvidenceError for one that is not what its
-    card's run wrote, CrashError where a runtime dies of one.
+    They are opened and timed in one process for each count of threads. ``size``: height and width of the images; None:
+    those that each file was judged on, or says that it takes. Raises RequestError for files that cannot be run here,
+    EvidenceError for one that is not what its card's run wrote, CrashError where a runtime dies of one.
     """
-    if threads < 1 or not 0 < seconds < float("inf"):
-        raise RequestError(f"wanted at least 1 thread and a positive time, found {threads} and {seconds:g} s")
-    subjects = [_subject(path, size) for path in paths]
-    with remote(_Timer, threads, what="timing") as timer:
-        for subject in subjects:
-            timer(subject)
-        found = timer(seconds)
-    first, rows = found.samples[str(paths[0])], []
-    for subject in {str(subject.path): subject for subject in subjects}.values():
-        mine, conditions = found.samples[str(subject.path)], found.conditions(str(subject.path))
+    if min(threads, default=0) < 1 or not 0 < seconds < float("inf"):
+        found = " ".join(map(str, threads)) or "none"
+        raise RequestError(f"wanted at least 1 thread and a positive time, found {found} and {seconds:g} s")
+    if min(batches, default=0) < 1 or max(batches) > _MOST_IMAGES:
+        raise RequestError(
+            f"--batch: wanted 1 to {_MOST_IMAGES:,} images, found {' '.join(map(str, batches)) or 'none'}"
+        )
+    subjects = list({path: _subject(path, size) for path in paths}.values())
+    rows = []
+    for count in dict.fromkeys(threads):
+        with remote(_Timer, count, what="timing") as timer:
+            for subject in subjects:
+                timer(subject)
+            for batch in dict.fromkeys(batches):
+                rows += _timings(subjects, timer((seconds, batch)), count, batch)
+    return rows
+
+
+_MOST_IMAGES = 4096
+"""Of one call."""
+
+
+def _timings(subjects: Sequence[Subject], found: Interleaved, threads: int, batch: int) -> list[Timing]:
+    """Each file's time of one run of all of them."""
+    samples = found.samples
+    first, best = (samples[str(subject.path)] for subject in (subjects[0], _quickest(subjects, found)))
+    rows = []
+    for subject in subjects:
+        mine, conditions = samples[str(subject.path)], found.conditions(str(subject.path))
         ratio, interval = statistics.ratio_interval(mine.blocks, first.blocks)
+        beyond = statistics.ratio_interval(mine.blocks, best.blocks)[1]
         rows.append(
             Timing(
                 artifact=str(subject.path),
                 target=subject.target,
                 threads=threads,
-                batch=1,
+                batch=batch,
                 p50_ms=mine.percentile(50),
                 p90_ms=mine.percentile(90),
+                images_per_s=1000 * batch / mine.percentile(50),
                 ratio_to_first=ratio,
                 ci95=interval,
                 speed=speed(interval, conditions),
+                fastest=speed(beyond, conditions) != "slower",
                 remarks=conditions.remarks,
                 trusted=subject.trusted,
             )
@@ -97,33 +133,56 @@ def compare(paths: Sequence[Path], threads: int, seconds: float, size: Size | No
     return rows
 
 
+def _quickest(subjects: Sequence[Subject], found: Interleaved) -> Subject:
+    return min(subjects, key=lambda subject: found.samples[str(subject.path)].percentile(50))
+
+
 class _Timer:
-    """In the process that times: given a file it opens it, given seconds it times all that were opened."""
+    """In the process that times: given a file it opens it, given seconds and a batch it times all that were opened."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self.calls: dict[str, Callable[[], object]] = {}
+        self.opened: dict[str, tuple[Runner, Tensor]] = {}
 
-    def __call__(self, given: Subject | float) -> Interleaved | None:
+    def __call__(self, given: Subject | tuple[float, int]) -> Interleaved | None:
         if not isinstance(given, Subject):
-            return measure(self.calls, seconds=given, threads=self.threads)
+            seconds, batch = given
+            calls = {
+                name: partial(runner, image.repeat(batch, *[1] * (image.dim() - 1)))
+                for name, (runner, image) in self.opened.items()
+            }
+            return measure(calls, seconds=seconds, threads=self.threads)
         runner = open_runtime(targets.get(given.target), given.path, self.threads)
-        self.calls[str(given.path)] = partial(runner, _taken(given, runner))
+        self.opened[str(given.path)] = runner, _taken(given, runner)
         return None
 
 
-def _taken(subject: Subject, runner: Runner) -> Tensor:
+def _taken(given: Subject, runner: Runner) -> Tensor:
     """The first of the images that a file takes. Raises RequestError where it takes none."""
+    images = given.images or (_blank(given.path, runner),)
     refusals: list[str] = []
-    for image in subject.images:
+    for image in images:
         try:
             runner(image)
         except Exception as error:
             refusals += str(error).splitlines()[:1]
         else:
             return image
-    shapes = ", ".join("×".join(map(str, image.shape)) for image in subject.images)
-    raise RequestError(f"{subject.path} takes no image of {shapes}: {'; '.join(dict.fromkeys(refusals))[:300]}")
+    shapes = ", ".join("×".join(map(str, image.shape)) for image in images)
+    raise RequestError(f"{given.path} takes no image of {shapes}: {'; '.join(dict.fromkeys(refusals))[:300]}")
+
+
+def _blank(path: Path, runner: Runner) -> Tensor:
+    """A blank input [1, …] as the file itself says that it takes one."""
+    sides, kind = runner.takes if isinstance(runner, TellsInput) else ((), "")
+    types = {"float": torch.float32, "half": torch.float16, "uint8": torch.uint8}
+    if kind not in types or not sides:
+        raise RequestError(
+            f"{path} has no card, and its runtime does not say what images it takes; give --input-size H W"
+        )
+    if None in sides[1:]:
+        raise RequestError(f"{path} has no card and takes images of several sizes; give one with --input-size H W")
+    return torch.zeros(1, *(side for side in sides[1:] if side is not None), dtype=types[kind])
 
 
 def _subject(path: Path, size: Size | None) -> Subject:
@@ -144,17 +203,13 @@ def _subject(path: Path, size: Size | None) -> Subject:
 
 
 def _untrusted(path: Path, size: Size | None) -> Subject:
-    """A file that no card says anything of: its target by its suffix, its images by what it takes."""
-    if size is None:
-        raise RequestError(
-            f"{path} has no {card.path_of(path).name} beside it, so that it is untrusted and nobody says what it is fed; keep "
-            "the two together, or give --input-size H W"
-        )
+    """A file that no card says anything of: its target by its suffix, its images by ``size`` or by what it says."""
     for name in ("onnx", "xnnpack", *targets.names()):
         target = targets.get(name) if name in _by_suffix(path.suffix) else None
         if target is not None and target.load is not None:
             kinds: tuple[Fed, ...] = ("normalised", "bytes")
-            images = tuple(blank_image((channels, *size), fed) for fed in kinds for channels in (3, 1))
+            pairs = [(channels, fed) for fed in kinds for channels in (3, 1)] if size else []
+            images = tuple(blank_image((channels, *size), fed) for channels, fed in pairs) if size else ()
             return Subject(path=path, target=name, images=images, trusted=False)
     raise RequestError(
         f"{path}: no runtime on this machine reads {path.suffix or 'such'} files, so it has no time here"
@@ -174,7 +229,7 @@ def _by_suffix(suffix: str) -> list[str]:
 def profile_files(paths: Sequence[Path], threads: int) -> dict[str, dict[str, float]]:
     """File -> operator -> milliseconds of one call, by the profiler of the file's own runtime, in a process of its own.
 
-    Raises RequestError for files that cannot be run here, have no card, or whose runtime has no profiler, TargetError
+    Raises RequestError for files that cannot be run here, or whose runtime has no profiler, TargetError
     where the installed runtime's profiler records nothing, CrashError where it dies of a file.
     """
     found = {}
@@ -196,4 +251,9 @@ class _Profiler:
     def __call__(self, subject: Subject) -> dict[str, float]:
         profile = targets.get(subject.target).profile
         assert profile is not None
-        return dict(profile(subject.path, subject.images[0], self.threads))
+        image = subject.images[0] if subject.images else _blank_of(subject)
+        return dict(profile(subject.path, image, self.threads))
+
+
+def _blank_of(subject: Subject) -> Tensor:
+    return _blank(subject.path, open_runtime(targets.get(subject.target), subject.path))

@@ -14,12 +14,11 @@ from edgewise.device.host_answers import decode_classes
 from edgewise.device.manifest import BundledFile, Golden, Manifest
 from edgewise.device.result import Device, Measured, Result, ResultError
 from edgewise.measure import statistics
+from edgewise.measure.agreement import moved_answers
+from edgewise.measure.paired import fall_verdict
 from edgewise.measure.values import Accuracy
 from edgewise.report.devices import DeviceRow, Kind
 from edgewise.report.rows import Verdict
-
-EXACT = 2.0**-12
-"""Share of the golden answers' spread that they may move by where the same build runs on the same processor."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +156,10 @@ def _check_claim(row: Measured, correct: NDArray[np.bool_]) -> None:
 def _judge(accuracy: Accuracy, file: BundledFile) -> _Finding:
     versus, allowed = accuracy.vs_baseline, f"{100 * file.max_drop:.2f} points allowed"
     n = f"n = {accuracy.n:,}"
-    if -versus.delta > file.max_drop:
+    verdict = fall_verdict(versus.delta, versus.ci95, versus.p_value, file.max_drop)
+    if verdict == "fail":
         return _Finding("fail", f"top-1 is {-100 * versus.delta:.2f} points below the host's, {allowed} ({n})")
-    if -versus.ci95[0] > file.max_drop:
+    if verdict == "not-checked":
         worst = f"{-100 * versus.ci95[0]:.2f} points"
         return _Finding(
             "not-checked", f"{accuracy.n:,} images cannot exclude a fall of {worst} from the host's, {allowed}"
@@ -175,16 +175,14 @@ def _on_golden(row: Measured, file: BundledFile, device: Device) -> _Finding | N
     found = _golden_answers(row, wanted)
     if not np.isfinite(found).all():
         return _Finding("fail", "an answer to a golden image is not a finite number")
-    off = np.abs(found - wanted)
     same = same_place(file.golden, device, row)
-    exact = EXACT * float(wanted.max() - wanted.min())
-    worst, mean = (exact, exact) if same else (file.golden.worst, file.golden.mean)
-    changed = int((found.argmax(1) != wanted.argmax(1)).sum())
+    moved = moved_answers(found, wanted, None if same else (file.golden.worst, file.golden.mean))
     said = (
-        f"golden answers within {float(off.max()):.3g}, {float(off.mean()):.3g} in the mean ({worst:.3g} and {mean:.3g} "
-        f"allowed {'in the same place' if same else 'elsewhere'}), {changed} of {len(wanted)} in another class"
+        f"golden answers within {moved.worst:.3g}, {moved.mean:.3g} in the mean ({moved.allowed_worst:.3g} and "
+        f"{moved.allowed_mean:.3g} allowed {'in the same place' if same else 'elsewhere'}), {moved.changed} of {moved.n} in "
+        "another class"
     )
-    return _Finding("pass" if float(off.max()) <= worst and float(off.mean()) <= mean else "fail", said)
+    return _Finding("pass" if moved.within else "fail", said)
 
 
 def _golden_answers(row: Measured, wanted: NDArray[np.float32]) -> NDArray[np.float32]:

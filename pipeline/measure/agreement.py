@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from edgewise.targets import Precision
 
 
-TIE_STEPS = 8.0
-"""Steps of the answers' grid by which PyTorch's two logits may lie apart for their order to be a matter of rounding."""
 NOISE_STEPS = 2.0
-"""Root mean square of the differences, in steps, that roundings in all layers add up to."""
+"""Root mean square of the differences, in steps, that roundings in all layers add up to: above what right files show."""
+TIE_STEPS = 3 * math.sqrt(2) * NOISE_STEPS
+"""Steps of the answers' grid by which PyTorch's two logits may lie apart for their order to be a matter of rounding: three
+standard deviations of the difference of two logits that each carry that noise, 8.5; on a grid, eight whole steps."""
+EXACT = 2.0**-12
+"""Share of the answers' spread that the same build on the same processor may move its own by: threads add in another order."""
 GRID_POINTS = 256
 """Values that a tensor of 8 bits takes at most."""
 TIE_SHARES: Mapping[Precision, float] = {
@@ -57,8 +60,7 @@ def rounding(reference: NDArray[np.floating], precision: Precision) -> Rounding:
     """What rounding explains in a file of ``precision``, for PyTorch's own logits ``reference`` [n, classes]."""
     step = grid_step(reference) if precision == "int8" else None
     if step is not None:
-        # Half a step more, so that a margin of just so many steps is not decided by the last bit of a float.
-        return Rounding(margin=(TIE_STEPS + 0.5) * step, unit=step, unit_name="steps", noise=NOISE_STEPS)
+        return Rounding(margin=TIE_STEPS * step, unit=step, unit_name="steps", noise=NOISE_STEPS)
     spread = float(np.ptp(reference)) if reference.size else 0.0
     deviation = float(np.std(reference)) if reference.size else 0.0
     return Rounding(
@@ -124,6 +126,48 @@ def differing_images(
 ) -> NDArray[np.int64]:
     """Numbers of the images that are in another class by more than a tie, both [n, classes]."""
     return np.flatnonzero(_changed(np.asarray(answers), np.asarray(reference), margin)[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """How far a file's answers to the same images lie from those that it gave before."""
+
+    worst: float
+    """Largest difference of one answer."""
+    mean: float
+    allowed_worst: float
+    allowed_mean: float
+    changed: int
+    """Images that are in another class now."""
+    n: int
+
+    @property
+    def within(self) -> bool:
+        """Whether both lie within what is allowed; of answers that are no numbers neither does."""
+        return self.worst <= self.allowed_worst and self.mean <= self.allowed_mean
+
+
+def moved_answers(
+    answers: NDArray[np.floating], before: NDArray[np.floating], elsewhere: tuple[float, float] | None = None
+) -> Moved:
+    """A file's answers against its earlier ones, both [n, classes].
+
+    ``elsewhere``: what one answer, and their mean, may have moved by on another processor or in another build; None: they
+    come from the same build on the same processor, all but exactly.
+    """
+    found, wanted = np.asarray(answers, dtype=np.float64), np.asarray(before, dtype=np.float64)
+    if found.shape != wanted.shape:
+        raise ValueError(f"wanted answers of the shape {wanted.shape}, found {found.shape}")
+    off = np.abs(found - wanted)
+    worst, mean = elsewhere or (EXACT * float(np.ptp(wanted)),) * 2
+    return Moved(
+        worst=float(off.max()),
+        mean=float(off.mean()),
+        allowed_worst=worst,
+        allowed_mean=mean,
+        changed=int((found.argmax(axis=1) != wanted.argmax(axis=1)).sum()),
+        n=len(wanted),
+    )
 
 
 def _changed(

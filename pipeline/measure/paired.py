@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
+CERTAIN = 0.05
+"""Chance below which a fall is no accident."""
 Z = 1.959963984540054
 """The 97.5th percentile of the standard normal distribution: intervals are of 95 %."""
 MOST_IMAGES = 10**9
@@ -50,6 +53,20 @@ def _crossing(function: Callable[[float], float], low: float, high: float) -> fl
         else:
             high = middle
     return (low + high) / 2
+
+
+def fall_verdict(
+    delta: float, ci95: tuple[float, float], p_value: float, allowed: float
+) -> Literal["pass", "fail", "not-checked"]:
+    """Non-inferiority: whether a paired difference ``delta`` with its interval is proven to be no fall beyond ``allowed``.
+
+    ``pass`` where the interval excludes a larger fall; ``fail`` where it excludes a smaller one, or where a fall is certain
+    and measured to be larger: from a network that lost nothing, in one case of forty at most.
+    """
+    low, high = ci95
+    if low >= -allowed:
+        return "pass"
+    return "fail" if high < -allowed or (-delta > allowed and p_value < CERTAIN) else "not-checked"
 
 
 def images_to_decide(gained: int, lost: int, n: int, max_drop: float) -> int | None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from edgewise.measure.values import Accuracy
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 TOP5_FROM = 20
@@ -76,7 +78,7 @@ def per_class(answers: Tensor, labels: Tensor) -> PerClass:
     classes, finite = answers.shape[1], answers.isfinite().all(1)
     predicted = answers.argmax(1)
     correct = (predicted == labels) & finite
-    top5 = answers.nan_to_num().topk(5).indices.eq(labels[:, None]).any(1) & finite if classes >= TOP5_FROM else None
+    top5 = in_five(answers, labels)
     return PerClass(
         images=_counts(labels, classes),
         right=_counts(labels[correct], classes),
@@ -84,6 +86,15 @@ def per_class(answers: Tensor, labels: Tensor) -> PerClass:
         in_top5=None if top5 is None else int(top5.sum()),
         not_finite=int((~finite).sum()),
     )
+
+
+def in_five(answers: Tensor, labels: Tensor) -> NDArray[np.bool_] | None:
+    """Which images [N] have their class among the five highest answers, in numbers; None below ``TOP5_FROM`` classes."""
+    if answers.shape[1] < TOP5_FROM:
+        return None
+    told = answers.nan_to_num().topk(5).indices.eq(labels[:, None]).any(1) & answers.isfinite().all(1)
+    found: NDArray[np.bool_] = told.numpy()
+    return found
 
 
 def with_classes(accuracy: Accuracy, answers: Tensor, labels: Tensor, classes: Sequence[str]) -> Accuracy:

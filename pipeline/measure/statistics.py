@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgewise.measure.calibration import calibration_of
 from edgewise.measure.class_falls import class_falls
 from edgewise.measure.paired import score_interval
+from edgewise.measure.per_class import in_five
 from edgewise.measure.soundness import right, soundness
 from edgewise.measure.values import Accuracy, Difference, Interval
 
@@ -37,14 +39,26 @@ def judge_top1(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Accur
 def accuracy_of(answers: Tensor, baseline: Tensor, labels: Tensor) -> Accuracy:
     """Top-1 of ``answers`` [n, classes] to images of the classes ``labels`` [n], beside the baseline's to the same images.
 
-    The baseline's own where both are the same tensor. What ``accuracy`` tells, and whether the answers are sound, and
-    which classes fell.
+    The baseline's own where both are the same tensor. What ``accuracy`` tells, whether the answers are sound, which
+    classes fell, and how top-5 and calibration changed.
     """
     ours, truth = answers.numpy(), labels.numpy()
     correct = right(ours, truth)
     reference = correct if answers is baseline else right(baseline.numpy(), truth)
     found = judge_top1(correct, reference)
-    return replace(found, soundness=soundness(ours, truth), falls=class_falls(correct, reference, truth))
+    return replace(
+        found,
+        soundness=soundness(ours, truth),
+        falls=class_falls(correct, reference, truth),
+        top5_vs_baseline=_top5_difference(answers, baseline, labels),
+        calibration=calibration_of(ours, ours if answers is baseline else baseline.numpy(), truth),
+    )
+
+
+def _top5_difference(answers: Tensor, baseline: Tensor, labels: Tensor) -> Difference | None:
+    ours = in_five(answers, labels)
+    theirs = ours if answers is baseline else in_five(baseline, labels)
+    return None if ours is None or theirs is None else paired_difference(ours, theirs)
 
 
 def divergence(answers: Tensor, reference: Tensor) -> float:

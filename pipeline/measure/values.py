@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edgewise.measure.calibration import Calibration
 from edgewise.measure.class_falls import ClassFall
 from edgewise.measure.conditions import Conditions
 from edgewise.measure.soundness import Soundness
@@ -45,6 +46,10 @@ class Accuracy:
     """Mean recall over the classes that have test images; None where classes were not looked at."""
     top5: float | None = None
     """Share of images whose class is among the five highest answers; None below 20 classes."""
+    top5_vs_baseline: Difference | None = None
+    """The same paired difference in top-5; None below 20 classes."""
+    calibration: Calibration | None = None
+    """Whether it is as sure as it is right; None where answers are not all numbers."""
     recall: Mapping[str, float] = field(default_factory=dict)
     """Class -> share of its test images that are put into it, for every class that has any."""
     soundness: Soundness | None = None

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgewise.measure.paired import images_to_decide
 from edgewise.report import numbers
 from edgewise.report.rows import ArtifactFile, Row
 from edgewise.store.json_values import encode_fields
@@ -57,9 +58,9 @@ def advise(
     open_ = [row for row in _without_a_pass(rows) if row.reason]
     if not open_:
         return None
-    ranked = sorted(open_, key=lambda row: _rank(row, limits))
+    ranked = sorted(open_, key=lambda row: _rank(row, limits, rows[0]))
     best = ranked[0]
-    misses = _misses(best, limits)
+    misses = _misses(best, limits, rows[0])
     found = [change for miss in misses for change in _changes(miss, best, rows, recipe, limits)]
     return Advice(closest=_closest(best, rows, misses, artifacts, folder), changes=tuple(dict.fromkeys(found))[:MOST])
 
@@ -73,14 +74,15 @@ def _without_a_pass(rows: Sequence[Row]) -> list[Row]:
     return [row for row in files if row.target not in served]
 
 
-def _rank(row: Row, limits: Mapping[str, Any]) -> tuple[bool, float]:
+def _rank(row: Row, limits: Mapping[str, Any], first: Row) -> tuple[bool, float]:
     """Undecided before failed; among those the one that lies least beyond its limits. What was not measured comes last."""
-    misses = _misses(row, limits)
+    misses = _misses(row, limits, first)
     return row.verdict == "fail", max((miss.share for miss in misses), default=math.inf)
 
 
-def _misses(row: Row, limits: Mapping[str, Any]) -> list[_Miss]:
-    found = [_accuracy_miss(row, limits), _latency_miss(row, limits), _agreement_miss(row, limits)]
+def _misses(row: Row, limits: Mapping[str, Any], first: Row) -> list[_Miss]:
+    """What ``row`` did not keep to; ``first``: the baseline's row."""
+    found = [_accuracy_miss(row, limits), _latency_miss(row, limits, first), _agreement_miss(row, limits)]
     return sorted((miss for miss in found if miss), key=lambda miss: (not miss.decided, -miss.share))
 
 
@@ -101,13 +103,17 @@ def _accuracy_miss(row: Row, limits: Mapping[str, Any]) -> _Miss | None:
     return _Miss(gate="accuracy", decided=decided, share=beyond / max(allowed, 1e-3), told=told)
 
 
-def _latency_miss(row: Row, limits: Mapping[str, Any]) -> _Miss | None:
+def _latency_miss(row: Row, limits: Mapping[str, Any], first: Row) -> _Miss | None:
     allowed = float(limits.get("max_latency_ratio", 1.0))
+    if (row.macs, row.precision) == (first.macs, first.precision):  # as the gate has it: nothing could be saved
+        allowed = max(allowed, float(limits.get("same_work_ratio", allowed)))
     if row.latency is None or "of the baseline's time" not in row.reason:
         return None
     low, high = row.latency.ci95
     told = f"it takes {numbers.ratio(row.latency.ratio_to_baseline)} the baseline's time on {row.latency.on} where {allowed:g}× may be"
-    if low <= allowed:
+    if high <= allowed:
+        told += ", on a machine too busy to prove it"
+    elif low <= allowed:
         told += f", which the clock could not tell ({numbers.ratio(low)} to {numbers.ratio(high)})"
     return _Miss(gate="latency", decided=low > allowed, share=max(high - allowed, 0.0) / max(allowed, 1e-3), told=told)
 
@@ -152,16 +158,12 @@ def _changes(
 
 
 def images_needed(row: Row, allowed: float) -> int | None:
-    """Test images with which a loss like the measured one would be proven to lie within ``allowed``; None if none would.
-
-    The half-width of the paired interval falls with the root of the number of images.
-    """
+    """Test images with which a loss like the measured one would be proven to lie within ``allowed``; None if none would: the
+    number that the gate on accuracy tells."""
     if row.accuracy is None or -row.accuracy.vs_baseline.delta >= allowed:
         return None
     change = row.accuracy.vs_baseline
-    half, room = change.delta - change.ci95[0], allowed + change.delta
-    needed = row.accuracy.n * (half / room) ** 2
-    return math.ceil(float(f"{needed:.2g}"))
+    return images_to_decide(change.gained, change.lost, row.accuracy.n, allowed)
 
 
 def _more_images(row: Row, allowed: float) -> list[str]:

@@ -24,6 +24,8 @@ def summarize_classes(accuracy: Accuracy) -> str:
     parts = [f"balanced accuracy {percent(accuracy.balanced)} % over {len(accuracy.recall):,} classes"]
     if accuracy.top5 is not None:
         parts.append(f"top-5 {percent(accuracy.top5)} %")
+    if accuracy.calibration is not None:
+        parts.append(f"calibration error {percent(accuracy.calibration.error)} %")
     lowest = sorted(accuracy.recall.items(), key=lambda entry: entry[1])[:LOWEST]
     parts.append("lowest recall: " + ", ".join(f"{name} {share:.0%}" for name, share in lowest))
     return "; ".join(parts)
@@ -34,7 +36,8 @@ def below_top1(accuracy: Accuracy) -> str:
     if accuracy.balanced is None:
         return ""
     top5 = "" if accuracy.top5 is None else f", top-5 {percent(accuracy.top5)}"
-    return f"balanced {percent(accuracy.balanced)}{top5}"
+    ece = "" if accuracy.calibration is None else f", ECE {percent(accuracy.calibration.error)}"
+    return f"balanced {percent(accuracy.balanced)}{top5}{ece}"
 
 
 def class_lines(named: Sequence[tuple[Row, str]]) -> list[str]:

@@ -67,6 +67,11 @@ class Watch:
         if not self.console.is_terminal and not self.console.quiet:
             threading.Thread(target=self._remind, daemon=True).start()
 
+    @property
+    def planned(self) -> bool:
+        """Whether a plan was told."""
+        return bool(self._steps)
+
     def close(self) -> None:
         """End the reminders and the log."""
         self._ended.set()
@@ -159,7 +164,8 @@ class Watch:
         self._rest()
         self._last = time.monotonic()
         text = text if markup else printable(text)
-        self.console.print(text, style=style, markup=markup, soft_wrap=True)
+        # A terminal breaks lines between words; a log keeps each whole.
+        self.console.print(text, style=style, markup=markup, soft_wrap=not self.console.is_terminal)
         if self._log is not None and not self._log.closed:
             plain = re.sub(r"\[/?[a-z ]*\]", "", text) if markup else text
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {plain}\n")
@@ -171,9 +177,8 @@ class Watch:
 
     def row(self, row: Row) -> None:
         """The outcome of a step or a file, in one line."""
-        label = row.name or row.step
-        head = f"{label}, {row.target}" if row.target else label
-        parts = [f"top-1 {percent(row.accuracy.top1)}"] if row.accuracy else []
+        head = f"{row.target} {row.precision or ''}".strip() if row.target else row.name or row.step
+        parts = [f"top-1 {percent(row.accuracy.top1)} %"] if row.accuracy else []
         if row.latency:
             parts.append(
                 f"{row.latency.p50_ms:.3g} ms on {row.latency.on} ({row.latency.ratio_to_baseline:.2f} of baseline)"

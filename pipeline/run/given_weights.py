@@ -15,12 +15,12 @@ from edgewise.run.steps import Model, Steps
 
 def say_images(job: Job, watch: Watch) -> None:
     """Tell what there is to say of the images, and for given weights what they are fed and by whose word."""
-    for note in job.data.notes:
-        watch.detail(note)
-    if job.weights is None:
-        return
-    watch.say(f"{job.spec.name} is fed " + "; ".join(provenance.describe_feeding(job.spec, job.data)))
-    if said := provenance.warning(job.spec, job.data):
+    if not watch.planned:  # the plan says the same
+        for note in job.data.notes:
+            watch.detail(note)
+        if job.weights is not None:
+            watch.say(f"{job.spec.name} is fed " + "; ".join(provenance.describe_feeding(job.spec, job.data)))
+    if job.weights is not None and (said := provenance.warning(job.spec, job.data)):
         watch.warn(said)
 
 

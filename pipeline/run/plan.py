@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from edgewise.images.normalise import normalise
 from edgewise.measure.statistics import images_to_prove, provable_fall
 from edgewise.network import architecture
-from edgewise.report import numbers
 from edgewise.report.watch import Watch
+from edgewise.run import provenance
+from edgewise.run.estimate import Estimate, Step, estimate
 from edgewise.run.job import Job
-from edgewise.run.session import float_candidates
 from edgewise.run.steps import Steps
-from edgewise.stage import stage_name
-from edgewise.stages.training.settings import Training
 from edgewise.store.entries import Store
 
-_BATCH = 8
-"""Images of the training step that is measured."""
 CHANGED = 0.03
 """Share of the test images that change class where a network is compressed and keeps its accuracy: a usual one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One row of the report to come."""
-
-    name: str
-    seconds: float
-    """An estimate, from a measured training step; 0 for what the store holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,95 +33,41 @@ class Plan:
         """The plan as plain JSON types."""
         return {
             "lines": list(self.lines),
-            "steps": [{"name": step.name, "seconds": step.seconds} for step in self.steps],
+            "steps": [dataclasses.asdict(step) for step in self.steps],
         }
 
 
 def make_plan(job: Job) -> Plan:
-    """Look at everything and measure one small training step; nothing is kept."""
+    """Look at everything and measure a few steps of each kind of training; nothing is kept."""
     network = architecture.build(job.base).eval()
     kept = Steps(job=job, store=Store(job.store), watch=Watch(quiet=True)).count_kept()
-    work = _work(job)
-    rest = work[kept:] if kept < 1 + len(job.recipe.stages) else []
-    train, test = _measure_step(network, job) if rest else (0.0, 0.0)
-    steps = tuple(
-        Step(name=name, seconds=0.0 if index < kept else images * train + len(job.data.test) * test)
-        for index, (name, images) in enumerate(work)
-    )
-    lines = [*_describe(network, job), _steps_line(steps, kept), *_time_line(steps), *_proof_lines(job)]
-    return Plan(lines=tuple(lines), steps=steps)
+    found = estimate(network, job, kept)
+    lines = [
+        *_describe(network, job),
+        *_images_lines(job),
+        _steps_line(found.steps, kept),
+        *_time_line(found),
+        *_proof_lines(job),
+    ]
+    return Plan(lines=tuple(lines), steps=found.steps)
 
 
 def _describe(network: nn.Module, job: Job) -> list[str]:
-    data, spec = job.data, job.spec
+    data = job.data
     params = sum(parameter.numel() for parameter in network.parameters())
     shape = "×".join(map(str, data.shape))
     weights = (
         f"weights from {job.weights}, every tensor fits" if job.weights else "no weights given: a baseline is trained"
     )
-    values = f"mean {_few(spec.mean)}, std {_few(spec.std)}"
     return [
         f"Model: {job.recipe.model}, {params:,} parameters, {len(data.classes):,} classes; {weights}.",
-        f"Data: {data.name}, {len(data.train):,} training, {len(data.calib):,} calibration and {len(data.test):,} test images of {shape}; "
-        f"normalised with {values}.",
+        f"Data: {data.name}, {len(data.train):,} training, {len(data.calib):,} calibration and {len(data.test):,} test images of {shape}.",
     ]
 
 
-def _few(values: Sequence[float]) -> str:
-    return (
-        " ".join(f"{value:.4g}" for value in dict.fromkeys(values))
-        if len(set(values)) == 1
-        else " ".join(f"{v:.4g}" for v in values)
-    )
-
-
-def _work(job: Job) -> list[tuple[str, float]]:
-    """Every row to come, with the images that training for it takes, a teacher's answers counted as a third."""
-    from edgewise.run.grids import share_grids
-
-    recipe, count = job.recipe, len(job.data.train)
-    given = job.weights is not None
-    found = [("baseline", 0.0 if given else _images(recipe.baseline, count))]
-    found += [(stage_name(stage), _images(stage, count)) for stage in recipe.stages]
-    for _, group in share_grids(job.targets):
-        quantize = recipe.quantize
-        if quantize is not None:
-            found += [("calibrate", 0.0)] if quantize.control and quantize.training is not None else []
-            found.append(("quantize", _images(quantize, count)))
-        for precision, able in float_candidates(recipe.candidates, group):
-            found += [(f"{target.name} {precision or 'float'}", 0.0) for target in able]
-        if not recipe.candidates or "int8" in recipe.candidates:
-            found += [(target.name if quantize is None else f"{target.name} int8", 0.0) for target in group]
-    return found
-
-
-def _images(stage: object, count: int) -> float:
-    training = getattr(stage, "training", None)
-    if not isinstance(training, Training):
-        return 0.0
-    images = training.steps * training.batch_size if training.steps else training.epochs * count
-    return images * (4 / 3 if training.distill else 1.0)
-
-
-def _measure_step(network: nn.Module, job: Job) -> tuple[float, float]:
-    """Seconds an image for training, and for testing, on this machine; on a GPU training is faster than told."""
-    index = torch.arange(min(_BATCH, len(job.data.train)))
-    images, labels = normalise(job.data.train.batch(index), job.spec), job.data.train.labels[index]
-    with torch.random.fork_rng(devices=[]):
-        times = [_train_once(network, images, labels) for _ in range(2)]
-    started = time.perf_counter()
-    with torch.inference_mode():
-        network.eval()(images)
-    return times[-1] / len(index), (time.perf_counter() - started) / len(index)
-
-
-def _train_once(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    started = time.perf_counter()
-    answer = network.train()(images)
-    logits = answer[0] if isinstance(answer, (tuple, list)) else answer
-    torch.autograd.backward(nn.functional.cross_entropy(logits, labels))
-    network.zero_grad()
-    return time.perf_counter() - started
+def _images_lines(job: Job) -> list[str]:
+    """How images are prepared, each setting with where it was said, and what there is to say of them."""
+    return [f"Fed: {'; '.join(provenance.describe_feeding(job.spec, job.data))}.", *job.data.notes]
 
 
 def _steps_line(steps: Sequence[Step], kept: int) -> str:
@@ -144,13 +75,40 @@ def _steps_line(steps: Sequence[Step], kept: int) -> str:
     return f"Steps: {', '.join(step.name for step in steps)}.{held}"
 
 
-def _time_line(steps: Sequence[Step]) -> list[str]:
-    seconds = sum(step.seconds for step in steps)
-    if not seconds:
+def _time_line(found: Estimate) -> list[str]:
+    """How long training and testing takes, and by what that is estimated."""
+    most, least = (sum(getattr(step, name) for step in found.steps) for name in ("seconds", "least"))
+    if not most:
         return []
-    return [
-        f"Time: about {spoken(seconds)} of training and testing, by a training step measured here; writing and timing files comes on top."
-    ]
+    basis = "by testing measured here"
+    if found.paces:
+        kinds = dict.fromkeys(f"{_images(pace.batch)} in {pace.precision}" for pace in found.paces)
+        basis = f"by warm training steps of {' and of '.join(kinds)}, measured here on the uncut network"
+    text = f"Time: {_span(least, most)} of training and testing, {basis}"
+    if least < _SAME * most:
+        text += "; less where a step makes the network smaller, or finds that it need not train"
+    slowed = max((pace.slowed for pace in found.paces), default=1.0)
+    others = f" Others use this machine: {slowed:.1f} times as long while they do." if slowed > _DISTURBED else ""
+    return [f"{text}. Writing and timing files comes on top.{others}"]
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+_DISTURBED = 1.3
+"""Times as long from which on it is told that others use the machine."""
+_SAME = 0.8
+"""Share from which two durations are told as one."""
+_KNOWN = 0.1
+"""Below this share of the longest the shortest duration says nothing."""
+
+
+def _span(least: float, most: float) -> str:
+    """What a run takes: one duration, two, or the longest."""
+    if least >= _SAME * most:
+        return f"about {spoken(most)}"
+    return f"at most about {spoken(most)}" if least < _KNOWN * most else f"{spoken(least)} to {spoken(most)}"
 
 
 def spoken(seconds: float) -> str:
@@ -169,5 +127,5 @@ def _proof_lines(job: Job) -> list[str]:
     if usual <= limit:
         return [f"{text}: enough."]
     needed = images_to_prove(limit, CHANGED)
-    more = f", which needs about {numbers.count(needed)} images" if needed else ", which no number of images can prove"
+    more = f", which needs about {needed:,} images" if needed else ", which no number of images can prove"
     return [f"{text}{more}."]

@@ -148,6 +148,7 @@ def _answer(bench: Bench, model: Model, target: Target, made: File, runner: Runn
         findings=(
             *gates.on_told(accuracy, limits, bench.job.data.classes),
             gates.on_agreement(agreement, limits),
+            gates.on_sqnr(agreement, limits),
             *(gates.on_agreement(e.agreement, limits, f"at {show_size(e.size)} ") for e in elsewhere),
         ),
         seconds=seconds + more,

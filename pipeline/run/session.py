@@ -137,7 +137,7 @@ class Session:
         if stage.control and stage.training is not None:
             measured = stage.sensitivity if stage.max_float_layers else 0  # else the same would be measured twice
             untrained = replace(stage, training=None, sensitivity=measured)
-            alone = as_quantized(self.steps.stage(untrained, model, baseline, grid), model)
+            alone = as_quantized(self.steps.stage(untrained, model, baseline, grid, "calibrate"), model)
             self._quantized_row(alone, "calibrate", grid, baseline, Finding("not-checked", "the control of training"))
         result = as_quantized(self.steps.stage(stage, model, baseline, grid), model)
         findings = gates.on_told(self._accuracy(result, baseline), self.limits, self.job.data.classes)

@@ -92,9 +92,12 @@ class Steps:
         code = code_of(with_plain_layers)
         return plain, key_of(kind="plain", model=digest, shape=self.job.data.shape, sizes=sizes, code=code)
 
-    def stage(self, stage: Stage, model: Model, baseline: Model, grid: Grid | None = None) -> Model:
-        """The outcome of one stage on a finished step's network."""
-        return self.measure(stage_name(stage), self._entry(stage, self.load(model), baseline, grid))
+    def stage(
+        self, stage: Stage, model: Model, baseline: Model, grid: Grid | None = None, name: str | None = None
+    ) -> Model:
+        """The outcome of one stage on a finished step's network. ``name``: what it is called; None: as the stage is."""
+        name = stage_name(stage) if name is None else name
+        return self.measure(name, self._entry(stage, self.load(model), baseline, grid, name))
 
     def count_kept(self) -> int:
         """How many of the recipe's steps, from the baseline on, the store holds; nothing is computed."""
@@ -183,9 +186,11 @@ class Steps:
         self.looked.add(digest)
         return load_file(entry.path / "answers.safetensors")["logits"], entry.seconds
 
-    def _entry(self, stage: Stage, network: nn.Module, baseline: Model | None, grid: Grid | None) -> Entry:
+    def _entry(
+        self, stage: Stage, network: nn.Module, baseline: Model | None, grid: Grid | None, name: str = "baseline"
+    ) -> Entry:
         def make(folder: Path, scratch: Path) -> None:
-            self.watch.say(f"{'baseline' if baseline is None else stage_name(stage)} …")
+            self.watch.say(f"{name} …")
             torch.manual_seed(self.job.recipe.seed)
             teacher = None if baseline is None else self.load(baseline)
             facts: dict[str, Any] = {}

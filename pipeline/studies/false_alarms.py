@@ -26,17 +26,20 @@ from edgewise.files.open import open_runtime
 from edgewise.images import resized
 from edgewise.images.normalise import feed
 from edgewise.measure import statistics
-from edgewise.measure.agreement import compare_answers
+from edgewise.measure.agreement import compare_answers, rounding
 from edgewise.measure.answers import compute_logits
+from edgewise.measure.conditions import MOVED, STARVED, Conditions
+from edgewise.measure.cpus import pin_threads
 from edgewise.measure.latency import measure
 from edgewise.measure.paired import proportion_bounds
 from edgewise.measure.soundness import right
-from edgewise.measure.speed import speed
+from edgewise.measure.speed import Speed, speed
+from edgewise.measure.values import Latency
 from edgewise.report import markdown
 from edgewise.store.machine import machine
 from edgewise.store.whole import write_whole
 from edgewise.verify import card
-from edgewise.verify.gates import Limits, on_accuracy, on_agreement
+from edgewise.verify.gates import Limits, on_accuracy, on_agreement, on_latency
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,8 +51,10 @@ STATED = 0.05
 """The rate of false alarms that is promised."""
 _CHANGED = 0.03
 """Share of images that two networks of equal accuracy tell differently, half of them each way."""
-_SECONDS = 0.7
-"""Of timing, for each pair."""
+_SLOWER = 1.05
+"""The known slowdown."""
+_SECONDS = 3.0
+"""Of timing, for each pair: as long as a run measures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +88,54 @@ class Subject:
     answers: NDArray[np.float32]
     """The file's, [n, classes]."""
     labels: NDArray[np.int64]
-    first: Runner
-    second: Runner
-    """The same file, opened once more."""
     image: torch.Tensor
+
+    def open(self) -> Runner:
+        """The file in its runtime, opened anew: where its numbers lie in memory is part of what a comparison meets."""
+        return open_runtime(targets.get(self.kept.target), self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """One comparison of two times."""
+
+    ratio: float
+    interval: tuple[float, float]
+    p50_ms: float
+    conditions: Conditions
+
+    @property
+    def word(self) -> Speed:
+        """As ``bench`` and ``compare`` say it."""
+        return speed(self.interval, self.conditions)
+
+    def fails(self, allowed: float) -> bool:
+        """Whether the latency gate of a run says that the time is above ``allowed`` of the baseline's."""
+        latency = Latency(
+            on="", batch=1, threads=1, p50_ms=self.p50_ms, p90_ms=self.p50_ms, ratio_to_baseline=self.ratio,
+            ci95=self.interval, conditions=self.conditions,
+        )  # fmt: skip
+        return on_latency(latency, Limits(max_latency_ratio=allowed)).verdict == "fail"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the machine did while a series of times was compared."""
+
+    comparisons: int
+    p50_ms: float
+    """Median of all comparisons."""
+    cpu_share: float
+    """Processor time over wall time, the median comparison's."""
+    starved: int
+    """Comparisons in which others used the processor."""
+    clock: int
+    """... in which the clock fell."""
+    drifted: int
+    """... in which the file's time drifted."""
+    processors: str
+    timed: tuple[Timed, ...]
+    """Each comparison."""
 
 
 def open_subject(path: Path, name: str) -> Subject:
@@ -95,51 +144,85 @@ def open_subject(path: Path, name: str) -> Subject:
     data = resized.resize_data(calib_data.load(name, kept.seed), kept.input_shape[1:])
     if data.shape != kept.input_shape:
         raise RequestError(f"{path.name} takes images {kept.input_shape}, the data has {data.shape}")
-    target = targets.get(kept.target)
-    first, second = (open_runtime(target, path) for _ in range(2))
+    runner = open_runtime(targets.get(kept.target), path)
     return Subject(
         path=path,
         kept=kept,
-        answers=compute_logits(first, data.test, kept, fed=kept.fed).numpy(),
+        answers=compute_logits(runner, data.test, kept, fed=kept.fed).numpy(),
         labels=data.test.labels.numpy(),
-        first=first,
-        second=second,
         image=feed(data.test.batch(torch.tensor([0])), kept, kept.fed),
     )
 
 
-def false_alarms(subject: Subject, trials: int, seed: int = 0) -> Iterator[Rate]:
-    """Every rate in turn."""
+def judge_answers(subject: Subject, trials: int, seed: int = 0) -> Iterator[Rate]:
+    """The rates of the gates on answers in turn, on the same images with roundings and changes drawn by ``seed``."""
     rng = np.random.default_rng(seed)
-    yield _timing(subject, trials, 1.0, "false alarms")
     yield _accuracy(subject, rng, trials, 0.0, "false alarms")
-    yield _agreement(subject, rng, trials)
-    yield _timing(subject, max(1, trials // 4), 1.05, "power")
     yield _accuracy(subject, rng, trials, 0.01, "power")
+    yield _agreement(subject, rng, trials)
 
 
-def _timing(subject: Subject, trials: int, factor: float, wanted: str) -> Rate:
-    """Called in turn with itself, the second ``factor`` times as long by computing on."""
-    alarms = 0
-    for _ in range(trials):
-        usual = _median_ms(subject) * (factor - 1)
-        calls: dict[str, Callable[[], object]] = {
-            "b": partial(_prolonged, subject.second, subject.image, usual),
-            "a": partial(_prolonged, subject.first, subject.image, 0.0),
-        }
-        found = measure(calls, seconds=_SECONDS, threads=1)
-        interval = statistics.ratio_interval(found.samples["b"].blocks, found.samples["a"].blocks)[1]
-        word = speed(interval, found.conditions("b"))
-        alarms += word == "slower" if wanted == "power" else word != "cannot tell"
-    what = "the same file twice" if factor == 1 else f"one made {factor - 1:.0%} slower"
-    return Rate(name=f"time: {what}", alarms=alarms, trials=trials, wanted=wanted, method="speed over 30 blocks")
+def judge_times(subject: Subject, trials: int, seconds: float) -> Iterator[tuple[list[Rate], Machine]]:
+    """The rates of what judges times, first of the file against itself, then against itself made slower."""
+    same = [_timed(subject, 1.0, seconds) for _ in range(trials)]
+    yield [*_rates(f"time: {subject.path.name} twice", same, "false alarms")], _machine(same)
+    slower = [_timed(subject, _SLOWER, seconds) for _ in range(max(1, trials // 2))]
+    name = f"time: {subject.path.name} against itself made {_SLOWER - 1:.0%} slower"
+    yield [*_rates(name, slower, "power")], _machine(slower)
 
 
-def _median_ms(subject: Subject) -> float:
+def _rates(name: str, timed: Sequence[Timed], wanted: str) -> Iterator[Rate]:
+    """Over all comparisons, and over those that nothing disturbed: a disturbance is allowed to have made such a ratio."""
+    calm = [one for one in timed if not one.conditions.disturbances]
+    parts = [(timed, "")] + ([(calm, ", undisturbed")] if 0 < len(calm) < len(timed) else [])
+    words: tuple[Speed, ...] = ("slower",) if wanted == "power" else ("faster", "slower")
+    for some, where in parts:
+        for word in words:
+            told = sum(one.word == word for one in some)
+            yield Rate(name=f"{name}{where}", alarms=told, trials=len(some), wanted=wanted, method=word)
+        yield _gate_rate(f"{name}{where}", some, 1.0, wanted)
+
+
+def _gate_rate(name: str, timed: Sequence[Timed], allowed: float, wanted: str) -> Rate:
+    fails = sum(one.fails(allowed) for one in timed)
+    return Rate(name=name, alarms=fails, trials=len(timed), wanted=wanted, method=f"latency gate, {allowed:g} allowed")
+
+
+def _timed(subject: Subject, factor: float, seconds: float) -> Timed:
+    """The file opened twice and called in turn with itself, the second ``factor`` times as long by computing on."""
+    first, second = subject.open(), subject.open()
+    usual = _median_ms(first, subject.image) * (factor - 1)
+    calls: dict[str, Callable[[], object]] = {
+        "b": partial(_prolonged, second, subject.image, usual),
+        "a": partial(_prolonged, first, subject.image, 0.0),
+    }
+    found = measure(calls, seconds=seconds, threads=1)
+    ratio, interval = statistics.ratio_interval(found.samples["b"].blocks, found.samples["a"].blocks)
+    p50 = found.samples["a"].percentile(50)
+    return Timed(ratio=ratio, interval=interval, p50_ms=p50, conditions=found.conditions("b"))
+
+
+def _machine(timed: Sequence[Timed]) -> Machine:
+    told = [one.conditions for one in timed]
+    with pin_threads(1) as processors:
+        named = ", ".join(map(str, sorted(processors))) or "left to the scheduler"
+    return Machine(
+        comparisons=len(timed),
+        p50_ms=float(np.median([one.p50_ms for one in timed])),
+        cpu_share=float(np.median([one.cpu_share for one in told])),
+        starved=sum(one.cpu_share < STARVED for one in told),
+        clock=sum(one.clock_change > MOVED for one in told),
+        drifted=sum(abs(one.drift) > MOVED for one in told),
+        processors=named,
+        timed=tuple(timed),
+    )
+
+
+def _median_ms(runner: Runner, image: torch.Tensor) -> float:
     times = []
     for _ in range(21):
         started = time.perf_counter()
-        subject.first(subject.image)
+        runner(image)
         times.append(1000 * (time.perf_counter() - started))
     return float(np.median(times))
 
@@ -173,8 +256,6 @@ def _agreement(subject: Subject, rng: np.random.Generator, trials: int) -> Rate:
     """Against itself, with the roundings of another kernel: up to a step at every answer, on images drawn anew."""
     alarms, n = 0, len(subject.answers)
     precision = subject.kept.row.precision or "float32"
-    from edgewise.measure.agreement import rounding
-
     unit = rounding(subject.answers, precision)
     width = unit.unit if unit.unit_name == "steps" else 0.0
     for _ in range(trials):
@@ -188,20 +269,43 @@ def _agreement(subject: Subject, rng: np.random.Generator, trials: int) -> Rate:
     )  # fmt: skip
 
 
-def write_table(rates: Sequence[Rate], subject: Subject, out: Path) -> None:
-    """``out`` with the rates as Markdown, and beside it as JSON."""
-    rows = [[rate.name, rate.method, rate.wanted, f"{rate.alarms} of {rate.trials}", _percent(rate)] for rate in rates]
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What was measured so far."""
+
+    named: str
+    """The files and their images, in words."""
+    rates: list[Rate]
+    machines: list[Machine]
+
+
+def write_page(page: Page, out: Path) -> None:
+    """``out`` with the rates and the conditions as Markdown, and beside it as JSON."""
+    rows = [
+        [rate.name, rate.method, rate.wanted, f"{rate.alarms} of {rate.trials}", _percent(rate)] for rate in page.rates
+    ]
+    conditions = [
+        [f"{one.comparisons}", f"{one.p50_ms:.3g}", one.processors, f"{one.cpu_share:.0%}", *map(str, (one.starved, one.clock, one.drifted))]
+        for one in page.machines
+    ]  # fmt: skip
     text = [
         "# False alarms and power of the gates",
         "",
-        f"Written by `nox -s false_alarms` on {machine()}, with {subject.path.name} on {len(subject.labels):,} test images. "
-        f"At most {STATED:.0%} false alarms are stated; intervals are exact, of 95 %.",
+        f"Written by `nox -s false_alarms` on {machine()}, with {page.named}. At most {STATED:.0%} false alarms are stated, half of them on "
+        "either side; intervals are exact, of 95 %. Times are compared with each file opened anew for every comparison.",
         "",
         *markdown.table(["comparison", "judged by", "counted", "alarms", "rate"], rows),
         "",
-    ]
+        "What the machine did meanwhile, one line for each series of times, in the table's order; a disturbed comparison is judged "
+        "with [more leeway](how-results-are-judged.md#time).",
+        "",
+        *markdown.table(
+            ["comparisons", "median ms", "processor", "had of it", "others used it", "clock fell", "time drifted"], conditions
+        ),
+        "",
+    ]  # fmt: skip
     write_whole(out, "\n".join(text).encode())
-    document: dict[str, Any] = {"machine": machine(), "rates": [asdict(rate) for rate in rates]}
+    document: dict[str, Any] = {"machine": machine()} | asdict(page)
     write_whole(out.with_suffix(".json"), json.dumps(document, indent=1).encode())
 
 
@@ -219,12 +323,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """0 where no rate of false alarms is certainly above what is stated."""
     torch.set_num_threads(1)
-    subject, rates = open_subject(options.artifact, options.data), []
-    for rate in false_alarms(subject, options.trials):
-        rates.append(rate)
-        print(f"{rate.name}: {rate.alarms} of {rate.trials}, {_percent(rate)}", file=sys.stderr, flush=True)
-        write_table(rates, subject, options.out)
-    return PASSED if all(rate.fits for rate in rates) else FAILED
+    subjects = [open_subject(path, options.data) for path in options.artifact]
+    named = f"{' and '.join(one.path.name for one in subjects)} on {len(subjects[0].labels):,} test images"
+    page = Page(named=named, rates=[], machines=[])
+    for subject in subjects:
+        for rate in judge_answers(subject, options.trials):
+            _add(page, [rate], options.out)
+        for rates, found in judge_times(subject, options.trials, options.seconds):
+            page.machines.append(found)
+            _add(page, rates, options.out)
+    return PASSED if all(rate.fits for rate in page.rates) else FAILED
+
+
+def _add(page: Page, rates: Sequence[Rate], out: Path) -> None:
+    for rate in rates:
+        page.rates.append(rate)
+        print(
+            f"{rate.name}, {rate.method}: {rate.alarms} of {rate.trials}, {_percent(rate)}", file=sys.stderr, flush=True
+        )
+    write_page(page, out)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -232,9 +349,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m edgewise.studies.false_alarms",
         description="How often the gates alarm without a cause, and how often they see a known one.",
     )
-    parser.add_argument("artifact", type=Path, metavar="FILE", help="a written file with its card")
+    parser.add_argument("artifact", type=Path, nargs="+", metavar="FILE", help="a written file with its card")
     parser.add_argument("--data", required=True, metavar="D", help="reader or reader:PATH")
     parser.add_argument("--trials", type=int, default=200, help="comparisons of each kind (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="of timing for each pair (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/false-alarms.md"), metavar="F", help="(%(default)s)")
     return parser
 

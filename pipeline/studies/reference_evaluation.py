@@ -2,10 +2,10 @@
 
 ``python -m edgewise.studies.reference_evaluation --data digits``: every architecture, reduced as in the tests and briefly
 trained, is written float and int8, and the file's evaluation is held against the network it was written from, image by
-image. A class that differs although PyTorch prefers its own by more than a tie is a fault, unless it is the declared
-float16 alone that makes it: such a file is evaluated once more without that rounding, as PyTorch runs its graph. Where
-classes still differ, every layer is held against PyTorch's on those images, from the file's own inputs to it: if none
-is more than a step away, the file's instructions are the network's, and roundings at ties have added up.
+image, as a run holds it. A class that differs although PyTorch prefers its own by more than a tie is a fault, unless it is
+the declared float16 alone that makes it: such a file is evaluated once more without that rounding, as PyTorch runs its
+graph. Where classes still differ, every layer is held against PyTorch's on those images, from the file's own inputs to
+it: if none is more than a step away, the file's instructions are the network's, and roundings at ties have added up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from edgewise.calib_data import Data, Part
 from edgewise.commands.console import FAILED, PASSED, run_guarded
 from edgewise.images import resized
 from edgewise.images.normalise import normalise
-from edgewise.measure.agreement import differing_images
+from edgewise.measure.agreement import compare_answers, differing_images
 from edgewise.measure.answers import compute_logits
+from edgewise.measure.values import Agreement
 from edgewise.models import Spec
 from edgewise.network import captured, float16_constants
 from edgewise.report import markdown
@@ -43,10 +44,11 @@ from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
 from edgewise.store.whole import write_whole
 from edgewise.studies.architectures.cells import PRECISIONS, FileKind
-from edgewise.studies.architectures.network import agreement, capture
+from edgewise.studies.architectures.network import capture
 from edgewise.studies.architectures.table import why_unmeasured
 from edgewise.targets import Runner, Target
 from edgewise.verify import layerwise
+from edgewise.verify.gates import Limits, on_agreement
 
 _TRAINING = Training(
     epochs=10, steps=40, lr=2e-3, batch_size=32, optimizer="adamw", weight_decay=0.05, warmup=1, clip=1.0,
@@ -60,13 +62,10 @@ _CALIBRATION = 128
 """Images that the ranges of the int8 graph are observed on."""
 _STATISTICS = 512
 """Training images that batch norms' statistics are estimated on after training."""
-_TIE = {"float": 0.01, "int8": 0.02}
-"""How far apart PyTorch's two logits may lie, as a share of the spread of all, for the files' order to be a matter of
-rounding: some units in the last place of float16, or a few steps of an 8-bit grid."""
 _LOOKED_INTO = 16
 """Images that may differ for the layers to be compared on all of them; a file with more is at fault."""
-_ERROR = {"float": 0.02, "int8": 0.1}
-"""Largest accepted ‖a − b‖ / ‖b − mean(b)‖ over all logits."""
+_STRICT = Limits(min_agreement=1.0)
+"""No image may differ but by a tie."""
 
 
 @dataclass(frozen=True)
@@ -99,58 +98,37 @@ class Found:
     model: str
     target: str
     precision: FileKind
-    images: int
-    error: float
-    """‖a − b‖ / ‖b − mean(b)‖ over all logits of all images."""
-    ties: int
-    """Images in another class, between which PyTorch sees a tie."""
-    differ: int
-    """Images in another class, between which it does not."""
+    agreement: Agreement
+    """As a run compares a file with its network; layers are compared on the images that differ, where some do."""
     accuracy: float
     """Top-1 of the network in PyTorch."""
     seconds: float
-    unrounded: int | None = None
-    """As ``differ``, evaluated without float16's rounding; None: not looked at, nothing differed."""
-    layers_apart: int | None = None
-    """Layers that compute something else than PyTorch's on the images that differ; None: not looked at."""
+    unrounded: Agreement | None = None
+    """As ``agreement``, evaluated without float16's rounding; None: not looked at, nothing differed."""
 
     @property
     def agrees(self) -> bool:
-        """No class differs but by a tie, and the logits lie within the tolerance."""
-        return self.differ == 0 and self.error <= _ERROR[self.precision]
+        """No class differs but by a tie, and the logits lie within what rounding explains."""
+        return _passes(replace(self.agreement, layers_apart=None))
 
     @property
     def by_rounding(self) -> bool:
         """Classes differ, and none would by more than a tie if nothing were rounded to float16."""
-        return self.differ > 0 and self.unrounded == 0 and self.error <= _ERROR[self.precision]
+        return not self.agrees and self._near and self.unrounded is not None and self.unrounded.differ == 0
 
     @property
     def by_layers(self) -> bool:
         """Classes differ, but no layer computes anything else than PyTorch's from what it is given."""
-        return self.differ > 0 and self.layers_apart == 0 and self.error <= _ERROR[self.precision]
+        return not self.agrees and self._near and self.agreement.layers_apart == 0
+
+    @property
+    def _near(self) -> bool:
+        """Whether the logits as a whole lie within what rounding explains, whatever their classes."""
+        return _passes(replace(self.agreement, differ=0, layers_apart=None))
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Two networks' logits on the same images."""
-
-    error: float
-    """‖a − b‖ / ‖b − mean(b)‖."""
-    ties: int
-    """Images in another class by a tie."""
-    differing: Tensor
-    """Numbers of the images in another class otherwise, int64 [n]."""
-
-
-def compare(found: Tensor, wanted: Tensor, tie: float) -> Compared:
-    """Logits [N, classes] against the wanted ones.
-
-    ``tie``: how far apart the two classes' logits may lie in ``wanted``, as a share of the spread of all its logits.
-    """
-    margin = tie * float(wanted.max() - wanted.min())
-    differing = torch.from_numpy(differing_images(found.numpy(), wanted.numpy(), margin))
-    other = int((wanted.argmax(1) != found.argmax(1)).sum())
-    return Compared(agreement(found, wanted).error, other - len(differing), differing)
+def _passes(agreement: Agreement) -> bool:
+    return on_agreement(agreement, _STRICT).verdict == "pass"
 
 
 def examine(name: str, data: Data, target: Target, precisions: Sequence[FileKind], folder: Path) -> Iterable[Found]:
@@ -165,24 +143,30 @@ def examine(name: str, data: Data, target: Target, precisions: Sequence[FileKind
 def _held(floating: nn.Module, precision: FileKind, context: Context, target: Target) -> Found:
     """Write the network in ``precision`` and compare the file's answers with its own."""
     started = time.perf_counter()
-    test, spec, tie = context.data.test, context.spec, _TIE[precision]
+    test, spec, kind = context.data.test, context.spec, _kind(precision)
     network = floating if precision == "float" else _quantized(floating, context, target)
     program, path = capture(network, context.data.shape), context.scratch / f"{spec.name}-{precision}{target.suffix}"
     target.export(program, path, targets.USUAL)
     assert target.reference is not None
     wanted = compute_logits(network, test, spec, batch=100)
-    seen = compare(compute_logits(target.reference(path), test, spec, batch=100), wanted, tie)
-    differ = len(seen.differing)
-    unrounded = layers = None
-    if differ and (exact := _exact(target)):
-        unrounded = len(compare(compute_logits(exact(path), test, spec, batch=100), wanted, tie).differing)
-    if 0 < differ <= _LOOKED_INTO and unrounded != 0:
-        layers = layers_apart(target, path, program, normalise(test.batch(seen.differing), spec), precision)
+    answers = compute_logits(target.reference(path), test, spec, batch=100)
+    seen, unrounded = compare_answers(answers.numpy(), wanted.numpy(), kind), None
+    if seen.differ and (exact := _exact(target)):
+        plain = compute_logits(exact(path), test, spec, batch=100)
+        unrounded = compare_answers(plain.numpy(), wanted.numpy(), kind)
+    if 0 < (seen.differ or 0) <= _LOOKED_INTO and not (unrounded and unrounded.differ == 0):
+        differing = torch.from_numpy(differing_images(answers.numpy(), wanted.numpy(), seen.margin))
+        apart = layers_apart(target, path, program, normalise(test.batch(differing), spec), precision)
+        seen = replace(seen, layers_apart=apart)
     return Found(
-        model=spec.name, target=target.name, precision=precision, images=len(wanted), error=seen.error, ties=seen.ties,
-        differ=differ, accuracy=_right(wanted, test), seconds=time.perf_counter() - started,
-        unrounded=unrounded, layers_apart=layers,
+        model=spec.name, target=target.name, precision=precision, agreement=seen, accuracy=_right(wanted, test),
+        seconds=time.perf_counter() - started, unrounded=unrounded,
     )  # fmt: skip
+
+
+def _kind(precision: FileKind) -> targets.Precision:
+    """What the evaluated files of a kind compute in: Core ML's float ones in float16."""
+    return "float16" if precision == "float" else "int8"
 
 
 def layers_apart(
@@ -192,8 +176,7 @@ def layers_apart(
 
     ``images``: normalised, [N, C, H, W]. None where the target lets no intermediate value out, or none that both have.
     """
-    kind: targets.Precision = "float16" if precision == "float" else "int8"
-    found = layerwise.layers_apart(target, path, program, images, kind)
+    found = layerwise.layers_apart(target, path, program, images, _kind(precision))
     return None if found is None else len(found)
 
 
@@ -297,10 +280,30 @@ def _rows(name: str, data: Data, target: Target, precisions: Sequence[FileKind])
         except Exception as error:
             # A backend raises what it likes; a row says so, and the other rows are measured.
             return [{"failed": f"{type(error).__name__}: {str(error)[:500]}"}]
-    return [
-        asdict(one) | {"agrees": one.agrees, "by_rounding": one.by_rounding, "by_layers": one.by_layers}
-        for one in found
-    ]
+    return [_row(one) for one in found]
+
+
+def _row(found: Found) -> dict[str, Any]:
+    seen, unrounded = found.agreement, found.unrounded
+    return {
+        "model": found.model,
+        "target": found.target,
+        "precision": found.precision,
+        "images": seen.n,
+        "ties": seen.ties,
+        "differ": seen.differ,
+        "noise": seen.noise,
+        "noise_unit": seen.noise_unit,
+        "noise_allowed": seen.noise_allowed,
+        "sqnr_db": seen.sqnr_db,
+        "accuracy": found.accuracy,
+        "seconds": found.seconds,
+        "unrounded": None if unrounded is None else unrounded.differ,
+        "layers_apart": seen.layers_apart,
+        "agrees": found.agrees,
+        "by_rounding": found.by_rounding,
+        "by_layers": found.by_layers,
+    }
 
 
 def _bad(row: dict[str, Any]) -> bool:
@@ -322,13 +325,13 @@ def _in_words(name: str, row: dict[str, Any]) -> str:
         return f"{name}: {reason}"
     return (
         f"{name} {row['precision']}: {_SPOKEN[_verdict(row)]}, {row['images'] - row['ties'] - row['differ']:,} of {row['images']:,} "
-        f"in the same class, {row['ties']} ties, error {row['error']:.2%}, top-1 {row['accuracy']:.1%}, "
+        f"in the same class, {row['ties']} ties, noise {_noise(row)}, top-1 {row['accuracy']:.1%}, "
         f"{row['seconds']:.0f} s"
     )
 
 
 def _markdown(target: str, data: Data, kept: dict[str, list[dict[str, Any]]]) -> str:
-    head = ["architecture, reduced", "precision", "images", "top-1", "same class", "ties", "differ", "error", "agrees"]
+    head = ["architecture, reduced", "precision", "images", "top-1", "same class", "ties", "differ", "noise", "agrees"]
     rows = []
     for name in sorted(kept):
         for row in kept[name]:
@@ -338,10 +341,9 @@ def _markdown(target: str, data: Data, kept: dict[str, list[dict[str, Any]]]) ->
         f"# {target}: the reference evaluation against PyTorch, {_reader(data)}\n\n"
         "Written by `nox -s evaluator`. Each architecture is reduced as in the tests and trained in a minute or two; its files' "
         "own instructions are evaluated over every test image and compared with the PyTorch network they were written "
-        "from. **top-1**: that network's own. **Tie**: another class, but PyTorch's two logits lie within "
-        f"{_TIE['float']:.0%} (int8: {_TIE['int8']:.0%}) of the spread of all. **error**: ‖a − b‖ / ‖b − mean(b)‖ over "
-        f"all logits; {_ERROR['float']:.0%} (int8: {_ERROR['int8']:.0%}) allowed. **but for float16**: no class differs by more "
-        "than a tie once the evaluation leaves out the rounding to float16 that the file declares and PyTorch's graph lacks. "
+        "from. **top-1**: that network's own. Ties, images that differ and **noise** are [a run's own](how-results-are-judged.md"
+        "#agreement-of-a-file-with-its-network); none may differ here. **but for float16**: no class differs by more than a tie "
+        "once the evaluation leaves out the rounding to float16 that the file declares and PyTorch's graph lacks. "
         "**layer by layer**: classes differ even then, but on those images no layer is more than a step away from "
         "PyTorch's, given the same inputs.\n"
     )
@@ -351,7 +353,11 @@ def _markdown(target: str, data: Data, kept: dict[str, list[dict[str, Any]]]) ->
 def _columns(name: str, row: dict[str, Any]) -> list[str]:
     same = row["images"] - row["ties"] - row["differ"]
     counts = [f"{row['images']:,}", f"{row['accuracy']:.1%}", f"{same:,}", str(row["ties"]), str(row["differ"])]
-    return [name, row["precision"], *counts, f"{row['error']:.3%}", _verdict(row)]
+    return [name, row["precision"], *counts, _noise(row), _verdict(row)]
+
+
+def _noise(row: dict[str, Any]) -> str:
+    return f"{row['noise']:.2f} steps" if row["noise_unit"] == "steps" else f"{row['noise']:.3%}"
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -359,7 +365,8 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
         kept: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return kept
+    # Rows of before agreement was told as runs tell it are measured again.
+    return {name: rows for name, rows in kept.items() if all("noise" in row or len(row) == 1 for row in rows)}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from edgewise.calib_data import Part
 from edgewise.errors import EvidenceError
+from edgewise.measure.agreement import EXACT, moved_answers
 from edgewise.store.entries import file_digest
 from edgewise.store.machine import cpu_name, emulator
 from edgewise.store.reading import read_regular
@@ -34,8 +35,6 @@ MOST_BYTES = 1_000_000
 LARGEST = 64_000_000
 """Of the file with the images and the answers: at least two images are kept, however large."""
 
-EXACT = 2.0**-12
-"""Share of the answers' spread that one processor's own answers may move by, as its threads add in another order."""
 NEAR = 2.0**-10
 """Smallest share that is allowed on another processor."""
 
@@ -193,15 +192,14 @@ def describe_change(found: Tensor, golden: Golden, record: Record, runtime: str 
         return f"it answers {list(found.shape)} to {len(golden)} golden images, wanted {list(wanted.shape)}"
     if not bool(found.isfinite().all()):
         return "an answer to a golden image is not a finite number"
-    off = (found - wanted).abs()
-    spread = float(wanted.max() - wanted.min())
     same = record.was_made_here(runtime)
-    worst, mean = (EXACT * spread, EXACT * spread) if same else (record.tolerance.worst, record.tolerance.mean)
-    if float(off.max()) <= worst and float(off.mean()) <= mean:
+    elsewhere = None if same else (record.tolerance.worst, record.tolerance.mean)
+    moved = moved_answers(found.numpy(), wanted.numpy(), elsewhere)
+    if moved.within:
         return ""
-    changed = int((found.argmax(1) != wanted.argmax(1)).sum())
+    where = "in the same build on the same" if same else "in another build or on another"
     return (
-        f"its answers to {len(golden)} golden images moved by up to {float(off.max()):.3g}, {float(off.mean()):.3g} in the "
-        f"mean ({worst:.3g} and {mean:.3g} allowed {'in the same build on the same' if same else 'in another build or on another'} processor), {changed} to another "
+        f"its answers to {len(golden)} golden images moved by up to {moved.worst:.3g}, {moved.mean:.3g} in the mean "
+        f"({moved.allowed_worst:.3g} and {moved.allowed_mean:.3g} allowed {where} processor), {moved.changed} to another "
         "class: its weights, or how its images are prepared, are not those it was verified with"
     )

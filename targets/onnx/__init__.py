@@ -1,4 +1,4 @@
-"""TODO targets/onnx/__init__.py."""
+"""ONNX Runtime: an .onnx file for CPUs (x86, Arm)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ class _Runner:
     def __init__(self, session: Any) -> None:
         self._session = session
         self._input = session.get_inputs()[0]
+
+    @property
+    def takes(self) -> tuple[tuple[int | None, ...], str]:
+        """As ``targets.TellsInput``."""
+        sides = tuple(side if isinstance(side, int) else None for side in self._input.shape)
+        return sides, str(self._input.type).removeprefix("tensor(").removesuffix(")").replace("float16", "half")
 
     def __call__(self, images: Tensor) -> Tensor:
         """As ``targets.Runner``."""

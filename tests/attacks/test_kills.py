@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +78,42 @@ class Folder:
         (root / "run.py").write_text(RUN, encoding="utf-8")
         (root / "recipe.py").write_text(RECIPE.replace("TARGETS", repr(targets)), encoding="utf-8")
 
-    def run(self, kind: str = "open", count: int = 0, after: float | None = None) -> int:
-        """The exit status; the run is killed at a write, or ``after`` some seconds."""
+    def start(self, kind: str = "open", count: int = 0) -> subprocess.Popen[bytes]:
         environment = os.environ | {"EDGEWISE_STORE": str(self.store), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
         recipe = f"{self.root / 'recipe.py'}:short"
         command = [sys.executable, str(self.root / "run.py"), kind, str(count), "run", recipe, "--out", str(self.out)]
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         )
-        try:
-            said, _ = process.communicate(timeout=after)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            said, _ = process.communicate()
+
+    def run(self, kind: str = "open", count: int = 0) -> int:
+        """The exit status; the run is killed at a write."""
+        process = self.start(kind, count)
+        said, _ = process.communicate()
         assert b"Traceback" not in said, said.decode()
         return process.returncode
+
+    def export(self, target: str, after: float | None = None) -> tuple[int, float]:
+        """The exit status, and the seconds from when it starts to write the target's files; killed with its workers
+        ``after`` so many."""
+        process, started, said = self.start(), 0.0, b""
+        timer: threading.Timer | None = None
+        assert process.stdout is not None
+        for line in process.stdout:
+            said += line
+            if not started and f"writing {target}".encode() in line:
+                started = time.monotonic()
+                if after is not None:
+                    timer = threading.Timer(after, os.killpg, (process.pid, signal.SIGKILL))
+                    timer.start()
+            elif started and after is None:
+                break  # the next thing that it tells
+        took = time.monotonic() - started if started else 0.0
+        rest, _ = process.communicate()
+        if timer is not None:
+            timer.cancel()
+        assert b"Traceback" not in said + rest, (said + rest).decode()
+        return process.returncode, took
 
     def bytes(self) -> dict[str, bytes]:
         """What was delivered, but for what holds times: files, golden images and networks."""
@@ -133,14 +157,22 @@ def test_a_run_killed_at_its_writes_ends_as_one_that_was_not(tmp_path: Path, man
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "module"), [("xnnpack", "executorch"), ("coreml", "coremltools")])
 def test_a_run_killed_while_it_exports(tmp_path: Path, target: str, module: str, many: bool, tally: Any) -> None:
-    """Killed with its workers, a second later each time, from when it starts to when it ends."""
+    """Killed with its workers at moments spread over the time that writing the files takes."""
     pytest.importorskip(module)
     whole, killed = Folder(tmp_path, "whole", (target,)), Folder(tmp_path, "killed", (target,))
-    assert whole.run() == 0
-    for trial in range(25 if many else 4):
-        status = killed.run(after=4.0 + trial * (1.0 if many else 5.0))
-        tally(f"SIGKILL while a run for {target} goes on", "caught" if status < 0 else "harmless")
-        if status == 0:
-            break
+    status, seconds = whole.export(target)
+    assert status == 0 and seconds > 0
+    trials, before = 25 if many else 3, tmp_path / "before"
+    for trial in range(trials):
+        status, _ = killed.export(target, after=seconds * (trial + 0.5) / trials)
+        assert status in (0, -signal.SIGKILL)
+        tally(f"SIGKILL while {target} is written", "caught" if status else "harmless")
+        if not before.exists():
+            assert status, "killed at once"
+            shutil.copytree(killed.store, before)
+        if status == 0:  # it was faster this time; what it wrote is taken away again
+            shutil.rmtree(killed.store)
+            shutil.rmtree(killed.out)
+            shutil.copytree(before, killed.store)
     assert killed.run() == 0
     assert killed.bytes() == whole.bytes() and killed.scraps() == []

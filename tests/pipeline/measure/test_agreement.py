@@ -41,7 +41,7 @@ def test_the_step_of_a_grid_is_read_from_its_values() -> None:
 
 def test_what_rounding_explains_in_each_precision() -> None:
     logits = on_grid()
-    assert rounding(logits, "int8").margin == pytest.approx((TIE_STEPS + 0.5) * STEP, rel=1e-5)
+    assert rounding(logits, "int8").margin == pytest.approx(TIE_STEPS * STEP, rel=1e-5)
     assert rounding(logits, "int8").unit_name == "steps"
     spread = float(np.ptp(logits))
     for precision, share in (("float32", 1e-4), ("float16", 0.01)):
@@ -49,6 +49,14 @@ def test_what_rounding_explains_in_each_precision() -> None:
         assert found.margin == pytest.approx(share * spread) and found.unit == pytest.approx(float(logits.std()))
     off_grid = RNG.normal(size=(100, 10))
     assert rounding(off_grid, "int8").margin == pytest.approx(0.02 * float(np.ptp(off_grid)))
+
+
+def test_the_margin_of_a_tie_follows_from_the_noise_that_is_explained() -> None:
+    """Two logits with independent noise of so many steps change places beyond the margin in one of 740 pairs at most."""
+    rng = np.random.default_rng(2)
+    apart = rng.normal(0, NOISE_STEPS, 400_000) - rng.normal(0, NOISE_STEPS, 400_000)
+    assert int(TIE_STEPS) == 8
+    assert (apart > TIE_STEPS).mean() == pytest.approx(1 / 740, rel=0.1)
 
 
 def test_another_class_is_a_tie_up_to_the_margin_and_differs_beyond() -> None:

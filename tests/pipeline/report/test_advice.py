@@ -13,12 +13,14 @@ from edgewise.measure.values import Accuracy, Agreement, Difference, Latency
 from edgewise.report.advice import advise, images_needed
 from edgewise.report.document import Report
 from edgewise.report.rows import ArtifactFile, Row
+from edgewise.verify.gates import Limits, on_accuracy
 
 LIMITS = {"max_drop": 0.01, "max_latency_ratio": 1.0, "min_agreement": 0.99}
 
 
 def accuracy(delta: float, low: float, n: int = 400) -> Accuracy:
-    change = Difference(delta=delta, ci95=(low, delta + (delta - low)), p_value=0.5)
+    lost = 5 - round(delta * n)
+    change = Difference(delta=delta, ci95=(low, delta + (delta - low)), p_value=0.5, gained=5, lost=lost)
     return Accuracy(top1=0.9 + delta, n=n, ci95=(0.8, 1.0), vs_baseline=change)
 
 
@@ -50,17 +52,33 @@ def test_a_run_whose_targets_all_have_a_file_needs_no_advice(passing: Report) ->
     assert advise({}, [row("baseline")], []) is None and advise({}, [], []) is None
 
 
-def test_images_needed_grow_with_the_square_of_the_interval() -> None:
-    # It lost 0.5 points, the interval reaches 2.0 below that; 0.5 are left to the limit: (2.0 / 0.5)² times the images.
-    assert images_needed(file("int8", -0.005, -0.025), 0.01) == 6400
+def test_the_images_needed_are_those_that_the_gate_tells() -> None:
+    undecided = file("int8", -0.005, -0.025)
+    assert undecided.accuracy is not None
+    told = on_accuracy(undecided.accuracy, Limits(max_drop=0.01))
+    needed = images_needed(undecided, 0.01)
+    assert needed is not None and told.reason.endswith(f"; {needed:,} would decide")
     assert images_needed(file("int8", -0.02, -0.03), 0.01) is None, "more images would only prove the loss"
+
+
+def test_the_allowed_time_is_the_one_that_the_gate_allows() -> None:
+    """A file of the baseline's own work and precision may take as long as ``same_work_ratio`` says."""
+    same = file("float32", ratio=1.02, verdict="not-checked", reason="1.02 of the baseline's time on onnx")
+    same = replace(same, latency=replace(same.latency, ci95=(1.0, 1.03)))
+    first = row("baseline", precision="float32")
+    limits = LIMITS | {"same_work_ratio": 1.05}
+    assert (
+        "takes 1.02× the baseline's time on onnx where 1.05× may be, on a machine too busy"
+        in told(first, same, limits=limits)[0]
+    )
+    assert "where 1× may be" in told(first, replace(same, macs=900), limits=limits)[0]
 
 
 def test_the_undecided_file_comes_before_the_failed_one_with_its_name_path_and_gate() -> None:
     closest, changes = told(row("baseline"), file("float32", -0.3), file("int8", -0.005, -0.025, verdict="not-checked"))
     assert closest.startswith("Closest to passing is onnx int8 (runs/x/artifacts/int8), undecided: it lost 0.50 points")
     assert "cannot exclude a fall of 2.50 points" in closest
-    assert changes[0].startswith("More test images: about 6,400 would decide it")
+    assert changes[0].startswith("More test images: about 4,832 would decide it")
 
 
 def test_of_failed_files_the_one_nearest_to_its_limit_is_named() -> None:

@@ -101,10 +101,10 @@ def test_its_layers_are_held_against_the_network_with_what_it_does_itself(done: 
 
 def test_bench_times_bytes_at_a_size_that_the_file_takes(done: tuple[Job, Any]) -> None:
     path = artifact(done[0])
-    small, large = (compare([path], 1, 0.05, size)[0].p50_ms for size in (None, (16, 16)))
+    small, large = (compare([path], [1], 0.05, size)[0].p50_ms for size in (None, (16, 16)))
     assert 0 < small < large
     with pytest.raises(RequestError, match="other image sizes than 17×8"):
-        compare([path], 1, 0.05, (17, 8))
+        compare([path], [1], 0.05, (17, 8))
 
 
 @pytest.mark.parametrize("fault", [{"mean": (0.6,)}, {"std": (0.188,)}])

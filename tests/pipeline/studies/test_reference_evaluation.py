@@ -13,53 +13,50 @@ import torch
 
 from edgewise import calib_data, models, targets
 from edgewise.calib_data import Data, Part
+from edgewise.measure import agreement
 from edgewise.measure import answers as evaluator
+from edgewise.measure.agreement import NOISE_STEPS
+from edgewise.measure.values import Agreement
 from edgewise.studies import reference_evaluation
 from edgewise.studies.architectures import __main__ as journey
 from edgewise.studies.architectures.network import calibrated, capture, prepare
-from edgewise.studies.reference_evaluation import Found, compare, main
+from edgewise.studies.reference_evaluation import Found, main
 from edgewise.targets import Inside
 from edgewise.targets.coreml._mil import Everything, Reference
 
 pytest.importorskip("coremltools")
 
 
-def test_another_class_is_a_tie_only_where_pytorch_sees_one() -> None:
-    wanted = torch.tensor([[1.0, 0.0], [0.51, 0.5], [0.0, 1.0]])
-    found = torch.tensor([[1.0, 0.0], [0.5, 0.51], [0.6, 0.5]])
-    # Spread 1: the second image's logits lie 0.01 apart, the third's 1.
-    seen = compare(found, wanted, tie=0.02)
-    assert (seen.ties, seen.differing.tolist()) == (1, [2])
-    seen = compare(found, wanted, tie=0.001)
-    assert (seen.ties, seen.differing.tolist()) == (0, [1, 2])
-    seen = compare(wanted, wanted, tie=0.0)
-    assert (seen.error, seen.ties, seen.differing.tolist()) == (0.0, 0, [])
+def found(noise: float, differ: int, unrounded: int | None = None, apart: int | None = None) -> Found:
+    """An int8 file's answers to 540 images, three of them ties; ``noise`` in steps, of which two are explained."""
+    seen = Agreement(
+        top1=1 - (3 + differ) / 540, max_abs=0.1, n=540, ties=3, differ=differ, noise=noise, noise_unit="steps",
+        noise_allowed=NOISE_STEPS, layers_apart=apart,
+    )  # fmt: skip
+    exact = None if unrounded is None else replace(seen, differ=unrounded, layers_apart=None)
+    return Found("net", "coreml", "int8", seen, 0.9, 1.0, exact)
 
 
-def test_the_error_is_relative_to_the_spread_of_each_images_logits() -> None:
-    wanted = torch.tensor([[3.0, 1.0]])  # less its mean: 1, -1, of norm sqrt 2
-    assert compare(wanted + torch.tensor([[0.1, 0.1]]), wanted, tie=0.1).error == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize(("error", "differ", "agrees"), [(0.01, 0, True), (0.01, 1, False), (0.3, 0, False)])
-def test_agreement_wants_both(error: float, differ: int, agrees: bool) -> None:
-    assert Found("net", "coreml", "int8", 540, error, 3, differ, 0.9, 1.0).agrees is agrees
+@pytest.mark.parametrize(("noise", "differ", "agrees"), [(1.9, 0, True), (1.9, 1, False), (2.1, 0, False)])
+def test_agreement_wants_both(noise: float, differ: int, agrees: bool) -> None:
+    assert found(noise, differ).agrees is agrees
+    assert found(noise, differ, apart=0).agrees is agrees, "layers are another verdict"
 
 
 @pytest.mark.parametrize(
-    ("error", "unrounded", "by_rounding"), [(0.01, 0, True), (0.01, 1, False), (0.01, None, False), (0.3, 0, False)]
+    ("noise", "unrounded", "by_rounding"), [(1.9, 0, True), (1.9, 1, False), (1.9, None, False), (2.1, 0, False)]
 )
-def test_float16_alone_is_told_apart_from_a_fault(error: float, unrounded: int | None, by_rounding: bool) -> None:
-    found = Found("net", "coreml", "int8", 540, error, 3, 2, 0.9, 1.0, unrounded)
-    assert found.by_rounding is by_rounding and not found.agrees
+def test_float16_alone_is_told_apart_from_a_fault(noise: float, unrounded: int | None, by_rounding: bool) -> None:
+    seen = found(noise, 2, unrounded)
+    assert seen.by_rounding is by_rounding and not seen.agrees
 
 
 @pytest.mark.parametrize(
-    ("error", "apart", "by_layers"), [(0.01, 0, True), (0.01, 1, False), (0.01, None, False), (0.3, 0, False)]
+    ("noise", "apart", "by_layers"), [(1.9, 0, True), (1.9, 1, False), (1.9, None, False), (2.1, 0, False)]
 )
-def test_roundings_that_add_up_are_told_apart_from_a_fault(error: float, apart: int | None, by_layers: bool) -> None:
-    found = Found("net", "coreml", "int8", 540, error, 3, 2, 0.9, 1.0, 1, apart)
-    assert found.by_layers is by_layers and not found.agrees and not found.by_rounding
+def test_roundings_that_add_up_are_told_apart_from_a_fault(noise: float, apart: int | None, by_layers: bool) -> None:
+    seen = found(noise, 2, 1, apart)
+    assert seen.by_layers is by_layers and not seen.agrees and not seen.by_rounding
 
 
 def test_a_layer_that_computes_something_else_is_counted(tmp_path: Path) -> None:
@@ -93,8 +90,9 @@ def disturb(monkeypatch: pytest.MonkeyPatch, chosen: Callable[[object], bool]) -
 
     original = evaluator.compute_logits
     monkeypatch.setattr(reference_evaluation, "compute_logits", disturbed)
-    # One image of 540 turned over is an error of 2 / sqrt 540.
-    monkeypatch.setattr(reference_evaluation, "_ERROR", {"float": 0.2, "int8": 0.2})
+    # One image of 540 turned over is a noise of 2 / sqrt 540 of the logits' deviation, and some steps of a grid.
+    monkeypatch.setattr(agreement, "NOISE_SHARES", {"float16": 0.2, "int8": 0.2})
+    monkeypatch.setattr(agreement, "NOISE_STEPS", 20.0)
 
 
 def test_only_roundings_that_add_up_pass_and_are_named(
@@ -132,13 +130,15 @@ def test_every_image_is_compared_and_kept(tmp_path: Path, capsys: pytest.Capture
     rows = json.loads((tmp_path / "coreml-digits.json").read_text(encoding="utf-8"))["tiny_resnet"]
     assert [row["precision"] for row in rows] == ["float", "int8"]
     assert all(row["images"] == 540 and row["agrees"] and row["accuracy"] > 0.9 for row in rows)
-    assert rows[0]["error"] > 0, "float16 rounds"
-    assert rows[1]["error"] < 1e-3, "constants that float16 holds: the file computes the graph's own integers"
+    assert rows[0]["noise"] > 0 and rows[0]["noise_unit"] == "share", "float16 rounds"
+    assert rows[1]["noise"] < 0.1, "constants that float16 holds: the file computes the graph's own integers"
     assert f"| tiny_resnet | int8 | 540 | {rows[1]['accuracy']:.1%} |" in (tmp_path / "coreml-digits.md").read_text(
         encoding="utf-8"
     )
     capsys.readouterr()
     assert main(["tiny_resnet", "--out", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "coreml-digits.json").read_text(encoding="utf-8"))["tiny_resnet"]
+    assert again == rows, "measured once"
     told = f"top-1 {rows[1]['accuracy']:.1%}, {rows[1]['seconds']:.0f} s"
     assert told in capsys.readouterr().err, "measured before, told again"
 
