@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 
@@ -51,20 +52,40 @@ def mute_metadata() -> Iterator[None]:
 
 
 def checked_sha256(path: Path) -> str:
-    """The file's SHA-256; raises DataError if its header is not that of an image of at most 8 bits a channel."""
+    """The file's SHA-256.
+
+    Raises DataError if its header is not that of an image of at most 8 bits a channel, or if the file was cut.
+    """
     from PIL import Image
 
     try:
         with path.open("rb") as stream, mute_metadata():
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            ended = _has_its_end(stream)
             stream.seek(0)
             with Image.open(stream) as image:
                 mode = image.mode
+                if not ended(image.format):
+                    image.load()  # only a decoder can tell whether anything is missing
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: an image is wanted, found: {error}; replace or remove it") from error
     if mode.startswith(("I", "F")):
         raise DataError(f"{path}: an image of 8 bits a channel is wanted, found mode {mode}; convert it")
     return sha256
+
+
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+"""Format -> what stands at the end of a whole file, which a camera or a program may have written something behind."""
+_TAIL = 2**16
+"""Bytes in which it is looked for."""
+
+
+def _has_its_end(stream: BinaryIO) -> Callable[[str | None], bool]:
+    """Whether the file ends as one of a format does, by the format; True for formats without such a mark."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - _TAIL))
+    tail = stream.read()
+    return lambda kind: _ENDS.get(kind or "", b"") in tail
 
 
 def decode(path: Path, options: Options) -> Bytes:

@@ -88,8 +88,8 @@ def read(path: str, seed: int) -> Data:
     """The set in folder ``path``, shape (3, size, size).
 
     Raises DataError for an unknown option, a missing folder, fewer than two classes, a folder or label that means no
-    class of the list, images without labels where they are wanted, and a file that is no image. A cut file is named when
-    it is read.
+    class of the list, images without labels where they are wanted, and a file that is no image or was cut. Other damage
+    is named when the image is read.
     """
     request = parse(path)
     place = folder("imagefolder", request.directory)
@@ -236,8 +236,24 @@ def _part(found: Images, index: Mapping[str, int], options: Options) -> FolderPa
     labels = [-1 if name is None else index[name] for name in found.names]
     order = sorted(range(len(labels)), key=labels.__getitem__)  # by class, then by path, as the files come
     files = tuple(found.files[place] for place in order)
-    sums = tuple(checked_sha256(path) for path in files)
+    sums = _checked_sums(files)
     return FolderPart(files, torch.tensor([labels[place] for place in order], dtype=torch.int64), options, sums)
+
+
+def _checked_sums(files: Sequence[Path]) -> tuple[str, ...]:
+    """Each file's SHA-256; DataError tells of the first that is no image, and names the others."""
+    sums, refused = [], list[DataError]()
+    names = list[str]()
+    for path in files:
+        try:
+            sums.append(checked_sha256(path))
+        except DataError as error:
+            refused.append(error)
+            names.append(path.name)
+    if refused:
+        others = f"; and {len(names) - 1:,} more: {', '.join(names[1:5])}" if len(names) > 1 else ""
+        raise DataError(f"{refused[0]}{others}{', …' if len(names) > 5 else ''}") from refused[0]
+    return tuple(sums)
 
 
 def _digest(parts: _Parts) -> str:

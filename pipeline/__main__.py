@@ -18,6 +18,7 @@ from edgewise.commands import (
     compare,
     completion,
     fleet,
+    init,
     list,
     report,
     run,
@@ -28,7 +29,7 @@ from edgewise.commands import (
 from edgewise.commands.console import run_guarded, stop_when_terminated
 from edgewise.errors import name_nearest
 
-COMMANDS = (run, list, analyze, verify, bench, bundle, compare, fleet, report, store, schema, completion)
+COMMANDS = (run, init, list, analyze, verify, bench, bundle, compare, fleet, report, store, schema, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -115,15 +115,30 @@ def _adapters(kind: Hashable) -> dict[str, TypeAdapter[Any]]:
 
 @functools.cache
 def _hints(kind: Hashable) -> dict[str, Any]:
-    """Every field's type; what its module imports for types alone is imported now, when a value is made."""
+    """Every field's type; what its module imports for types alone, and a field names, is imported now."""
     module = sys.modules[cast(Any, kind).__module__]
-    later: dict[str, Any] = {}
+    named, later = _named(cast(Any, kind)), dict[str, Any]()
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            exec(compile(ast.Module(body=node.body, type_ignores=[]), str(module.__file__), "exec"), later)
+            body = [
+                item for item in node.body if not isinstance(item, (ast.Import, ast.ImportFrom)) or named & _bound(item)
+            ]
+            exec(compile(ast.Module(body=body, type_ignores=[]), str(module.__file__), "exec"), later)
     return get_type_hints(
         cast(Any, kind), globalns=later | vars(module), localns=dict(vars(cast(Any, kind))), include_extras=True
     )
+
+
+def _named(kind: type[Any]) -> set[str]:
+    """The names in a class's annotations, and in those of the classes that it derives from."""
+    texts = [str(text) for each in kind.__mro__ for text in vars(each).get("__annotations__", {}).values()]
+    nodes = (node for text in texts for node in ast.walk(ast.parse(text)))
+    return {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
+def _bound(item: ast.Import | ast.ImportFrom) -> set[str]:
+    """The names that an import binds."""
+    return {alias.asname or alias.name.partition(".")[0] for alias in item.names}
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:

@@ -115,6 +115,9 @@ def run_recipe(options: argparse.Namespace) -> int:
     plan = make_plan(job)
     watch.plan(plan.lines, plan.steps)
     if options.dry_run:
+        for sentence in job.told:
+            watch.detail(sentence)
+        watch.close()
         if options.json:
             print_json(plan.to_json())
         return PASSED

@@ -56,6 +56,6 @@ def per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """A spec's values for images of so many channels. Raises RequestError where they do not fit."""
     if len(values) == channels:
         return tuple(values)
-    if len(set(values)) == 1 or channels == 1:
+    if len(set(values)) == 1 or (values and channels == 1):
         return (sum(values) / len(values),) * channels
     raise RequestError(f"the model normalises {len(values)} channels, the data has {channels}")

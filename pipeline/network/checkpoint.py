@@ -22,7 +22,7 @@ from torch.fx import GraphModule
 
 from edgewise.errors import EdgewiseError, RequestError, StoreError
 from edgewise.models import ModelError
-from edgewise.network import architecture, captured, first_call, surgery
+from edgewise.network import answers_within, architecture, captured, first_call, surgery
 from edgewise.network.architecture import Base
 from edgewise.network.tensors import fill_tensors
 from edgewise.store.json_values import decode
@@ -35,6 +35,7 @@ _OPERATIONS: dict[str, type[Any]] = {
     "prepare": captured.Prepare,
     "materialise": first_call.Materialise,
     "copy_input": first_call.CopyInput,
+    "take_answer": answers_within.TakeAnswer,
 }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,8 @@ class Reading:
     """What stands before the network's names."""
     state: State
     """Under the network's names."""
+    lead: str = ""
+    """What stands before the network's names alone: it wraps the network whose weights they are."""
     beside: tuple[str, ...]
     """Names of tensors in the same dict that are not the network's."""
     missing: tuple[str, ...] = ()
@@ -51,6 +54,7 @@ class Reading:
 
     def __str__(self) -> str:
         place = f"under {self.key!r}" if self.key else "as they stand"
+        place += f", for the part {self.lead!r} that is the whole network" if self.lead else ""
         return place + (f", without the prefix {self.prefix!r}" if self.prefix else "")
 
 
@@ -80,22 +84,48 @@ def fitting(model: nn.Module, content: Any, path: Path, key: str = "") -> Readin
 
 def _readings(content: Any, own: State) -> Iterator[Reading]:
     for key, tensors in _dicts(content, "", _DEPTH):
+        if lead := _lead(own, tensors):
+            yield Reading(key=key, prefix="", lead=lead, state=_renamed(_under(lead, tensors), own), beside=())
         for prefix in _prefixes(tensors, own):
             inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             beside = tuple(name for name in tensors if not name.startswith(prefix))
             yield Reading(key=key, prefix=prefix, state=_renamed(inside, own), beside=beside)
 
 
+def _lead(own: State, tensors: State) -> str:
+    """The beginning that all of the network's names share and none of the file's has; empty: there is no such."""
+    first = next(iter(own), "").partition(".")[0] + "."
+    shared = all(name.startswith(first) for name in own)
+    return first if shared and not any(name.startswith(first) for name in tensors) else ""
+
+
+def _under(lead: str, tensors: State) -> State:
+    return {lead + name: tensor for name, tensor in tensors.items()}
+
+
 def _dicts(content: Any, key: str, depth: int) -> Iterator[tuple[str, State]]:
-    """Every dict in ``content`` that holds tensors under names, the outermost first."""
-    if not isinstance(content, Mapping):
+    """Every dict in ``content`` that holds tensors, or arrays, under names, the outermost first."""
+    entries = dict(enumerate(content)) if isinstance(content, (tuple, list)) else content
+    if not isinstance(entries, Mapping):
         return
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {
+        name: t for name, value in entries.items() if isinstance(name, str) and (t := _tensor(value)) is not None
+    }
     if tensors:
-        yield key, tensors
-    for name, value in content.items():
-        if depth and isinstance(name, str):
-            yield from _dicts(value, f"{key}.{name}" if key else name, depth - 1)
+        yield key, {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTED)}
+    for name, value in entries.items():
+        if depth and isinstance(name, (str, int)):
+            yield from _dicts(value, f"{key}.{name}" if key else str(name), depth - 1)
+
+
+_COUNTED = ("total_ops", "total_params")
+"""Ends of the names under which profilers (thop) leave their counts in a network."""
+
+
+def _tensor(value: Any) -> Tensor | None:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=True))
+    return value if isinstance(value, Tensor) else None
 
 
 def _prefixes(tensors: State, own: State) -> list[str]:
@@ -162,6 +192,7 @@ def _held_against(own: State, reading: Reading) -> Reading:
         key=reading.key,
         prefix=reading.prefix,
         state=state,
+        lead=reading.lead,
         beside=reading.beside,
         missing=tuple(name for name in own if name not in state and not name.endswith("num_batches_tracked")),
         unexpected=tuple(name for name in state if name not in own),

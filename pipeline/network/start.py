@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgewise.errors import RequestError
-from edgewise.network import architecture, first_call, surgery, zoo
+from edgewise.network import answers_within, architecture, first_call, surgery, zoo
+from edgewise.network.answers_within import TakeAnswer
 from edgewise.network.architecture import Base
 from edgewise.network.plain_layers import with_plain_layers
 from edgewise.network.probabilities import Ending, ending, last_softmax
@@ -53,7 +55,7 @@ def begin(base: Base, images: Tensor, weights: Path | None = None) -> Start:
         start = _with(start, f"{len(lazy)} lazy layers were given their shapes by an image {tuple(images.shape[1:])}")
     if weights is not None:
         start = _with(start, load_weights(start.model, weights))
-    _run_once(start.model, images, base.model)
+    start = _logits_alone(start, _run_once(start.model, images, base.model), base)
     if first_call.changes_its_input(start.model, images[:1]):
         start = _done(start, first_call.CopyInput(), base.model)
         start = _with(start, "the network writes into its input; it is handed a copy, here and in every file")
@@ -70,7 +72,18 @@ def _with(start: Start, sentence: str) -> Start:
     return replace(start, told=(*start.told, sentence))
 
 
-def _done(start: Start, operation: first_call.Materialise | first_call.CopyInput, name: str) -> Start:
+def _logits_alone(start: Start, answer: Any, base: Base) -> Start:
+    taking = answers_within.logits_within(answer, base.num_classes, base.model)
+    if taking is None:
+        return start
+    done = _done(start, taking, base.model)
+    if taking.path:
+        place = answers_within.spelled(taking.path)
+        done = _with(done, f"{place} of what the network answers is taken for the logits; no file holds the rest")
+    return _with(done, "the logits of 1 × 1 pixels are flattened") if taking.flat else done
+
+
+def _done(start: Start, operation: first_call.Materialise | first_call.CopyInput | TakeAnswer, name: str) -> Start:
     try:
         operation(start.model)
     except Exception as error:
@@ -78,10 +91,10 @@ def _done(start: Start, operation: first_call.Materialise | first_call.CopyInput
     return replace(start, model=surgery.record(start.model, operation))
 
 
-def _run_once(model: nn.Module, images: Tensor, name: str) -> None:
+def _run_once(model: nn.Module, images: Tensor, name: str) -> Any:
     try:
         with torch.no_grad():
-            model(images[:1].clone())
+            return model(images[:1].clone())
     except Exception as error:
         raise _cannot_take(error, name) from error
 

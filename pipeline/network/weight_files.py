@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import pathlib
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -47,9 +50,15 @@ def read(path: Path) -> Any:
 
 
 def _harmless() -> list[Any]:
-    """What training scripts put beside the weights and only holds values: their arguments, and NumPy's numbers."""
-    kinds = {type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")}
-    return [argparse.Namespace, np.dtype, np.ndarray, *kinds, np._core.multiarray.scalar]  # type: ignore[attr-defined]
+    """What training scripts put beside the weights and only holds values: their arguments, dates, paths, NumPy's numbers
+    and arrays, these under the names that older versions gave them too."""
+    kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    arrays = np._core.multiarray  # type: ignore[attr-defined]
+    makers = [arrays.scalar, arrays._reconstruct]
+    older = [(maker, f"numpy.core.multiarray.{maker.__name__}") for maker in makers]
+    dates = [datetime.datetime, datetime.date, datetime.timedelta]
+    values = [argparse.Namespace, types.SimpleNamespace, pathlib.PosixPath, pathlib.PurePosixPath]
+    return [*values, *dates, np.dtype, np.ndarray, *kinds, *makers, *older]
 
 
 def _named_class(message: str) -> str:

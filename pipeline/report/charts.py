@@ -127,7 +127,7 @@ def waterfall(rows: Sequence[Row]) -> BarTable | None:
     shares = {
         "time, %": ([_share(_ratio(row)) for row in steps], [_times(row) for row in steps]),
         "MACs, %": ([_share(row.macs / first.macs if first.macs else None) for row in steps], []),
-        "parameters, %": ([_share(row.params / first.params if first.params else None) for row in steps], []),
+        "params, %": ([_share(row.params / first.params if first.params else None) for row in steps], []),
     }
     columns = [_change_column(changes)]
     columns += [

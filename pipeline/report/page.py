@@ -208,8 +208,12 @@ def _latency(latency: Latency | None, first: bool) -> list[tuple[str, str]]:
     if latency is None:
         return [("–", ""), ("–", "")]
     time = (numbers.significant(latency.p50_ms), f"p90 {numbers.significant(latency.p90_ms)}, {latency.on}")
+    if first:
+        return [time, ("", "")]
     low, high = map(numbers.ratio, latency.ci95)
-    return [time, ("" if first else numbers.ratio(latency.ratio_to_baseline), "" if first else f"{low} to {high}")]
+    # The baseline's row has a time of another run: of that the ratio is none.
+    of = "" if latency.baseline_ms is None else f", of {numbers.significant(latency.baseline_ms)} ms"
+    return [time, (numbers.ratio(latency.ratio_to_baseline), f"{low} to {high}{of}")]
 
 
 def _on_device(row: DeviceRow) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+from edgewise.measure.values import Latency
 from edgewise.report import numbers
 from edgewise.report.document import Report
 from edgewise.report.rows import Row, Verdict
@@ -121,8 +122,26 @@ def timing(rows: Sequence[Row]) -> str:
     steps = sorted({row.latency.on for row in rows if row.latency and row.target is None})
     batches, threads = ({str(entry) for entry in map(attrgetter(name), timed)} for name in ("batch", "threads"))
     text = f"Time: median of one call, batch {'/'.join(sorted(batches))}, threads {'/'.join(sorted(threads))}; "
-    text += "ratio: against the baseline in the same run, below 1 is faster. "
+    text += f"ratio: against the baseline in the same run{_baselines(timed)}, below 1 is faster. "
     return text + (f"Steps ran in {', '.join(steps)}, each file in its own runtime." if steps else "")
+
+
+_STEADY = 1.05
+"""Up to which the baseline's times in several runs count as one."""
+
+
+def _baselines(timed: Sequence[Latency]) -> str:
+    """How far the baseline's own time went in those runs, on each runtime where it was not steady."""
+    times: dict[str, list[float]] = {}
+    for latency in timed:
+        if latency.baseline_ms is not None:
+            times.setdefault(latency.on, []).append(latency.baseline_ms)
+    told = [
+        f"{numbers.significant(min(each))} to {numbers.significant(max(each))} ms on {on}"
+        for on, each in times.items()
+        if max(each) > _STEADY * min(each)
+    ]
+    return f", where it took {', '.join(told)}" if told else ""
 
 
 def estimates(rows: Sequence[Row]) -> list[str]:

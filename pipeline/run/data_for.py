@@ -11,6 +11,7 @@ from edgewise.errors import RequestError
 from edgewise.models import Spec
 from edgewise.recipe import Recipe
 from edgewise.stage import Stage, stage_name, traits_of
+from edgewise.stages.quantize import Quantize
 
 
 def load_data(recipe: Recipe, spec: Spec) -> Data:
@@ -67,6 +68,8 @@ def check_enough(recipe: Recipe, data: Data) -> None:
     stages: tuple[Stage, ...] = (*own, *recipe.stages, *([] if recipe.quantize is None else [recipe.quantize]))
     lacking = data.untrainable()
     for stage in stages:
+        if _only_where_needed(stage):
+            continue  # ``without_idle_training``
         traits = traits_of(stage)
         if traits.learns_from == "labels" and lacking:
             raise RequestError(
@@ -85,6 +88,22 @@ def check_enough(recipe: Recipe, data: Data) -> None:
             )
 
 
+def _only_where_needed(stage: Stage) -> bool:
+    return isinstance(stage, Quantize) and stage.when_needed and stage.training is not None
+
+
+def without_idle_training(recipe: Recipe, data: Data) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe without the training of a quantization that trains only where it is needed, where the images allow none;
+    and the sentence that says so."""
+    if recipe.quantize is None or not _only_where_needed(recipe.quantize):
+        return recipe, ()
+    lacking = data.untrainable() or ("" if data.calib_is_labelled else "has no labels of its calibration images")
+    if not lacking:
+        return recipe, ()
+    told = f"{data.name} {lacking}: quantization calibrates, and trains nothing whatever that loses"
+    return dataclasses.replace(recipe, quantize=dataclasses.replace(recipe.quantize, training=None)), (told,)
+
+
 def _called(stage: Stage, recipe: Recipe) -> str:
     return "the baseline" if stage is recipe.baseline else f"the step {stage_name(stage)}"
 
@@ -93,7 +112,7 @@ def _ways_out(stage: Stage, recipe: Recipe) -> str:
     if stage is recipe.baseline:
         return "Give its trained weights with --weights, or other --data"
     if stage is recipe.quantize:
-        return "Quantize(training=None) calibrates alone, as the recipe quantize_only does; or give other --data"
+        return "Quantize(training=None) calibrates alone, and when_needed=True trains only where it can; or give other --data"
     return "Leave the step out, or give other --data"
 
 

@@ -30,19 +30,26 @@ def rehearse(network: nn.Module, images: Tensor, recipe: Recipe, grids: tuple[Gr
     """Try everything that ``recipe`` will do to ``network`` on normalised ``images`` [N, C, H, W]; whether it takes
     images in batches. A recipe that neither trains nor changes it has no need of that."""
     name = recipe.model
-    batches = takes_batches(network, images)
-    if not batches and changes(recipe):
-        raise RequestError(
-            f"{name} takes one image at a time: a batch of one is written into its code. With --weights, and a recipe of "
-            "no stages and no quantization, it is judged image by image and written; for more, let its code take the "
-            "batch from its input, as in x.flatten(1)"
-        )
+    batches = check_batches(network, images, recipe)
     if trains(recipe):
         _train_once(network, images, name)
     _capture(network, images, None if batches and recipe.quantize is not None else 1, name)
     if recipe.quantize is not None:
         for grid in grids:
             _prepare(network, images, grid, name)
+    return batches
+
+
+def check_batches(network: nn.Module, images: Tensor, recipe: Recipe) -> bool:
+    """Whether ``network`` takes images in batches, each answered by itself. Raises RequestError where an answer depends on
+    chance or on the other images, and where it takes none and the recipe has need of them."""
+    batches = takes_batches(network, images)
+    if not batches and changes(recipe):
+        raise RequestError(
+            f"{recipe.model} takes one image at a time: a batch of one is written into its code. With --weights, and a "
+            "recipe of no stages and no quantization, it is judged image by image and written; for more, let its code take "
+            "the batch from its input, as in x.flatten(1)"
+        )
     return batches
 
 

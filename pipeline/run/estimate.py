@@ -181,7 +181,7 @@ def _measure_test(network: nn.Module, job: Job) -> float:
 
     def test(most: int) -> float:
         part = _First(job.data.test, most)
-        batch = min(256, len(part)) if job.by_batches else 1
+        batch = None if job.by_batches else 1
         return clock.time(lambda: compute_logits(network, part, job.spec, batch=batch)) / len(part)
 
     test(_FEW)

@@ -6,6 +6,7 @@ Every name, file, backend and field is looked up here; what is wrong with the re
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +27,13 @@ from edgewise.network.probabilities import Ending
 from edgewise.network.start import Start
 from edgewise.recipe import Recipe
 from edgewise.run import feasible
-from edgewise.run.data_for import load_data
+from edgewise.run.data_for import load_data, without_idle_training
 from edgewise.run.grids import share_grids
 from edgewise.run.one_graph import check_sizes
 from edgewise.run.provenance import overridden
 from edgewise.stage import stage_name, traits_of
-from edgewise.store.entries import store_folder
+from edgewise.store.entries import Store, key_of, store_folder
+from edgewise.store.sources import code_of
 from edgewise.targets import Target
 from edgewise.verify.gates import Limits
 
@@ -85,6 +87,7 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     _check_possible(recipe, spec)
     spec = overridden(spec, recipe)
     data = load_data(recipe, spec)
+    recipe, said = without_idle_training(recipe, data)
     feasible.check_data(data)
     check_overlap(data, recipe.limits)
     recipe, data = _sized(_labelled(recipe, data), data)
@@ -92,6 +95,8 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     weights = None if recipe.weights is None else Path(recipe.weights)
     begun = _begun(base, spec, data, weights)
     _check_forward(begun.model, spec, data)
+    if architecture.is_foreign(recipe.model):
+        _check_alone(begun.model, spec, data, recipe)
     recipe, begun = _ended(*_folded(recipe, begun))
     begun = start.made_plain(
         begun, [probe_images(data, spec, size) for size in (None, *sizes_to_try(recipe.packaging.sizes))]
@@ -99,14 +104,14 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     spec = dataclasses.replace(spec, classifier=architecture.classifier_of(begun.model, spec))
     _check_packaging(begun.model, spec, data, recipe, (*chosen, runtime))
     feasible.check(recipe, chosen, begun.model, spec, data)
-    by_batches = _rehearsed(begun.model, spec, data, recipe, chosen)
     place = Path("runs") / recipe.name if out is None else out
     _check_writable(place)
     store = store_folder()
     _check_store(store)
+    by_batches = _rehearsed(base, begun.model, spec, data, recipe, chosen, store)
     return Job(
         recipe=recipe, spec=spec, base=base, data=data, targets=chosen, runtime=runtime, weights=weights, out=place,
-        store=store, told=begun.told, ending=begun.ending, by_batches=by_batches,
+        store=store, told=(*begun.told, *said), ending=begun.ending, by_batches=by_batches,
     )  # fmt: skip
 
 
@@ -124,14 +129,37 @@ def probe_images(data: Data, spec: Spec, size: tuple[int, int] | None = None) ->
 _PROBES = 4
 
 
-def _rehearsed(network: nn.Module, spec: Spec, data: Data, recipe: Recipe, chosen: Sequence[Target]) -> bool:
-    """The dry run of a user's network; ours went through all of it when they were entered."""
+def _rehearsed(
+    base: Base, network: nn.Module, spec: Spec, data: Data, recipe: Recipe, chosen: Sequence[Target], store: Path
+) -> bool:
+    """The dry run of a user's network, of which it is kept that it went well; ours went through all of it when they were
+    entered."""
     if not architecture.is_foreign(recipe.model):
         return True
-    from edgewise.run.dry_run import rehearse
+    from edgewise.run import dry_run
 
     grids = tuple(grid for grid, _ in share_grids(chosen)) if recipe.quantize is not None else ()
-    return rehearse(network, probe_images(data, spec), recipe, grids)
+    key = key_of(
+        kind="rehearsal",
+        base=dataclasses.asdict(base),
+        source=architecture.code_digest(recipe.model),
+        tensors=sorted((name, list(tensor.shape)) for name, tensor in network.state_dict().items()),
+        shape=data.shape,
+        does=[dry_run.trains(recipe), dry_run.changes(recipe), recipe.quantize is not None],
+        grids=[grid.to_json() for grid in grids],
+        code=code_of(dry_run),
+        versions=edgewise_targets.versions(("torch", "torchao")),
+    )
+
+    def make(folder: Path, _: Path) -> None:
+        batches = dry_run.rehearse(network, probe_images(data, spec), recipe, grids)
+        (folder / _REHEARSED).write_text(json.dumps({"batches": batches}), encoding="utf-8")
+
+    kept = Store(store).keep(key, make).path / _REHEARSED
+    return bool(json.loads(kept.read_text(encoding="utf-8"))["batches"])
+
+
+_REHEARSED = "rehearsal.json"
 
 
 def _folded(recipe: Recipe, begun: Start) -> tuple[Recipe, Start]:
@@ -257,8 +285,27 @@ def _check_forward(network: Any, spec: Spec, data: Data) -> None:
         answer = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise RequestError(
             f"{spec.name} answers {answer} for one image; wanted logits (1, {len(data.classes)}), one for each class of "
-            f"{data.name}"
+            f"{data.name}{_hint(answer, len(data.classes))}"
         )
+
+
+def _hint(answer: Any, classes: int) -> str:
+    """What to do about an answer of this shape."""
+    if answer == (classes,):
+        return ". A squeeze() without a dimension takes the batch away too; use flatten(1)"
+    if isinstance(answer, tuple) and len(answer) == 2 and answer[0] == 1 and answer[1] > classes:
+        return (
+            f". Where these are images of some of its {answer[1]:,} classes, name all of them in the order of its outputs: "
+            "classes.txt in the images' folder, or classes in the network's file"
+        )
+    return ""
+
+
+def _check_alone(network: nn.Module, spec: Spec, data: Data, recipe: Recipe) -> None:
+    """Raise RequestError where an answer depends on chance or on other images: folding would be blamed for it."""
+    from edgewise.run.dry_run import check_batches
+
+    check_batches(network, probe_images(data, spec), recipe)
 
 
 def _check_writable(place: Path) -> None:

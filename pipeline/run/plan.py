@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from edgewise.measure.statistics import images_to_prove, provable_fall
-from edgewise.network import architecture
+from edgewise.network.start import begin
 from edgewise.report.watch import Watch
 from edgewise.run import provenance
 from edgewise.run.estimate import Estimate, Step, estimate
@@ -39,7 +39,7 @@ class Plan:
 
 def make_plan(job: Job) -> Plan:
     """Look at everything and measure a few steps of each kind of training; nothing is kept."""
-    network = architecture.build(job.base).eval()
+    network = begin(job.base, job.images()).model
     kept = Steps(job=job, store=Store(job.store), watch=Watch(quiet=True)).count_kept()
     found = estimate(network, job, kept)
     lines = [
@@ -71,7 +71,8 @@ def _images_lines(job: Job) -> list[str]:
 
 
 def _steps_line(steps: Sequence[Step], kept: int) -> str:
-    held = f" The first {kept} of them are in the store." if kept else ""
+    first = "The first is" if kept == 1 else f"The first {kept} are"
+    held = f" {first} in the store." if kept else ""
     return f"Steps: {', '.join(step.name for step in steps)}.{held}"
 
 
@@ -80,16 +81,17 @@ def _time_line(found: Estimate) -> list[str]:
     most, least = (sum(getattr(step, name) for step in found.steps) for name in ("seconds", "least"))
     if not most:
         return []
-    basis = "by testing measured here"
+    basis = ""
     if found.paces:
         kinds = dict.fromkeys(f"{_images(pace.batch)} in {pace.precision}" for pace in found.paces)
-        basis = f"by warm training steps of {' and of '.join(kinds)}, measured here on the uncut network"
-    text = f"Time: {_span(least, most)} of training and testing, {basis}"
+        basis = f" (warm training steps of {' and of '.join(kinds)}, measured here)"
+    text = f"Time: {_span(least, most)} of training and testing{basis}"
     if least < _SAME * most:
-        text += "; less where a step makes the network smaller, or finds that it need not train"
+        text += ", the less where a step shrinks the network or finds that it need not train"
+    text += "; writing and timing files comes on top"
     slowed = max((pace.slowed for pace in found.paces), default=1.0)
-    others = f" Others use this machine: {slowed:.1f} times as long while they do." if slowed > _DISTURBED else ""
-    return [f"{text}. Writing and timing files comes on top.{others}"]
+    others = f"; others use this machine: {slowed:.1f} times as long while they do" if slowed > _DISTURBED else ""
+    return [f"{text}{others}."]
 
 
 def _images(count: int) -> str:

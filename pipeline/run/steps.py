@@ -175,7 +175,7 @@ class Steps:
                 network,
                 part,
                 self.job.spec,
-                batch=256 if self.job.by_batches else 1,
+                batch=None if self.job.by_batches else 1,
                 track=self.watch.track,
                 label=f"{label}: testing",
                 fed=fed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,8 +85,8 @@ class Card:
             raise ValueError(f"wanted image sizes of at least 1×1, found {self.input_shape} and {self.sizes}")
         if not self.classes or any(len(given) != len(self.classes) for given in self.answers):
             raise ValueError(f"wanted answers for {len(self.classes)} classes")
-        if min(self.std, default=0) <= 0:
-            raise ValueError(f"wanted positive deviations, found {self.std}")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std, default=0) <= 0:
+            raise ValueError(f"wanted finite means and positive deviations, found {self.mean} and {self.std}")
         for values in (self.mean, self.std):
             per_channel(values, channels)
 

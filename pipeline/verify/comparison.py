@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgewise import calib_data, targets
-from edgewise.errors import RequestError
+from edgewise.errors import EvidenceError, RequestError
 from edgewise.files import parts
-from edgewise.files.open import open_runtime
+from edgewise.files.isolated import opened, remote
+from edgewise.files.open import open_runtime, refuse_without_runtime
 from edgewise.images import resized
 from edgewise.images.preprocess import blank_image
 from edgewise.measure import statistics
@@ -24,12 +25,13 @@ from edgewise.measure.compared import (
     compare_sizes,
     compare_times,
 )
+from edgewise.measure.conditions import Conditions
 from edgewise.measure.latency import measure
 from edgewise.measure.soundness import right
 from edgewise.report.document import FILE, Report
 from edgewise.report.outcomes import Outcomes, key_of_row, read_outcomes
 from edgewise.report.rows import Row
-from edgewise.verify import card
+from edgewise.verify import card, manifest
 from edgewise.verify.card import Card
 
 
@@ -190,7 +192,7 @@ def _compare_rows_times(ours: Row, theirs: Row, a: _Run, b: _Run, allowed: Allow
 
 
 def _compare_files(a: Path, b: Path, allowed: Allowed, data: str | None) -> Comparison:
-    before, after = card.read(a), card.read(b)
+    before, after = _trusted(a), _trusted(b)
     found: list[Compared | None] = []
     if data is not None:
         found.append(compare_outcomes(_outcomes(b, after, data), _outcomes(a, before, data), allowed.max_drop))
@@ -201,6 +203,16 @@ def _compare_files(a: Path, b: Path, allowed: Allowed, data: str | None) -> Comp
     found.append(compare_sizes(parts.size(b), parts.size(a), allowed.max_growth))
     name = " against ".join(dict.fromkeys(f"{c.target} {c.row.precision or 'file'}" for c in (after, before)))
     return Comparison(a=a, b=b, entries=(Entry(name=name, compared=tuple(filter(None, found))),))
+
+
+def _trusted(path: Path) -> Card:
+    """The card of a file that is what its run wrote; nothing of it is parsed before that is known."""
+    if not parts.is_artifact(path):
+        raise RequestError(f"{path} is no written file, and holds no run's {FILE}")
+    wrong = manifest.problems(path, manifest.read(path))
+    if wrong:
+        raise EvidenceError(f"{path} is not the file that was verified: {'; '.join(map(str, wrong))}")
+    return card.read(path)
 
 
 def _compare_cards(a: Card, b: Card, allowed: Allowed) -> Compared | None:
@@ -214,19 +226,33 @@ def _outcomes(path: Path, kept: Card, name: str) -> Any:
     data = resized.resize_data(calib_data.load(name, kept.seed), kept.input_shape[1:])
     if data.shape != kept.input_shape:
         raise RequestError(f"{path.name} takes images {kept.input_shape}, the data has {data.shape}")
-    runner = open_runtime(targets.get(kept.target), path)
-    return right(compute_logits(runner, data.test, kept, fed=kept.fed).numpy(), data.test.labels.numpy())
+    refuse_without_runtime(targets.get(kept.target), path)
+    with opened(kept.target, path) as runner:
+        return right(compute_logits(runner, data.test, kept, fed=kept.fed).numpy(), data.test.labels.numpy())
 
 
 def _time_in_turn(a: Path, b: Path, allowed: Allowed) -> Compared:
-    """Both files called in turn in one measurement."""
-    contenders = {"b": _call(b, allowed.threads), "a": _call(a, allowed.threads)}
-    found = measure(contenders, seconds=allowed.seconds, threads=allowed.threads)
-    ratio, interval = statistics.ratio_interval(found.samples["b"].blocks, found.samples["a"].blocks)
-    return compare_times(ratio, interval, found.conditions("b"))
+    """Both files called in turn in one measurement, in a process of their own."""
+    for path in (a, b):
+        refuse_without_runtime(targets.get(_trusted(path).target), path)
+    with remote(_Pair, a, b, allowed.threads, what=f"timing {b.name} against {a.name}") as timed:
+        ratio, interval, conditions = timed(allowed.seconds)
+    return compare_times(ratio, interval, conditions)
 
 
-def _call(path: Path, threads: int) -> Any:
+class _Pair:
+    """In the process that times: two files, opened."""
+
+    def __init__(self, a: Path, b: Path, threads: int) -> None:
+        self.calls, self.threads = {"b": _call(b, threads), "a": _call(a, threads)}, threads
+
+    def __call__(self, seconds: float) -> tuple[float, tuple[float, float], Conditions]:
+        found = measure(self.calls, seconds=seconds, threads=self.threads)
+        ratio, interval = statistics.ratio_interval(found.samples["b"].blocks, found.samples["a"].blocks)
+        return ratio, interval, found.conditions("b")
+
+
+def _call(path: Path, threads: int) -> Callable[[], object]:
     kept = card.read(path)
     runner = open_runtime(targets.get(kept.target), path, threads)
     return partial(runner, blank_image(kept.input_shape, kept.fed))

@@ -1,7 +1,7 @@
 """Attacks are counted: how many were tried, how many were caught, and none may be lost.
 
 ``EDGEWISE_ATTACKS=all`` tries many more of each kind, and ``EDGEWISE_ATTACKS_TABLE=FILE`` writes the table into a Markdown
-file, between its two marks.
+file, between its two marks; lines of kinds that were not tried stay.
 """
 
 from __future__ import annotations
@@ -37,15 +37,27 @@ def many() -> bool:
     return os.environ.get("EDGEWISE_ATTACKS") == "all"
 
 
-def table() -> str:
-    """Markdown: one line a kind of attack."""
+OUTCOMES = ("caught", "harmless", "lost")
+
+
+def table(before: str = "") -> str:
+    """Markdown: one line a kind of attack. ``before``: an earlier table, whose lines of kinds not tried now are kept."""
+    counts = _read(before) | {kind: tuple(found[name] for name in OUTCOMES) for kind, found in _COUNTS.items()}
     lines = ["| attack | trials | caught | harmless | lost |", "|---|---:|---:|---:|---:|"]
-    for kind, found in sorted(_COUNTS.items()):
-        numbers = (sum(found.values()), found["caught"], found["harmless"], found["lost"])
-        lines.append(f"| {kind} | {' | '.join(f'{n:,}' for n in numbers)} |")
-    total = [sum(found[name] for found in _COUNTS.values()) for name in ("caught", "harmless", "lost")]
+    for kind, numbers in sorted(counts.items()):
+        lines.append(f"| {kind} | {' | '.join(f'{n:,}' for n in (sum(numbers), *numbers))} |")
+    total = [sum(numbers[place] for numbers in counts.values()) for place in range(len(OUTCOMES))]
     lines.append(f"| **all** | {' | '.join(f'**{n:,}**' for n in (sum(total), *total))} |")
     return "\n".join(lines) + "\n"
+
+
+def _read(text: str) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for line in text.splitlines()[2:]:
+        kind, *numbers = (cell.strip() for cell in line.strip("|").split("|"))
+        if not kind.startswith("**"):
+            found[kind] = tuple(int(number.replace(",", "")) for number in numbers[1:])
+    return found
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -54,8 +66,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write(table())
     if place := os.environ.get("EDGEWISE_ATTACKS_TABLE"):
         path = Path(place)
-        before, after = (
-            path.read_text(encoding="utf-8").split(MARKS[0])[0],
-            path.read_text(encoding="utf-8").split(MARKS[1])[1],
-        )
-        path.write_text(before + MARKS[0] + table() + MARKS[1] + after, encoding="utf-8")
+        before, rest = path.read_text(encoding="utf-8").split(MARKS[0])
+        kept, after = rest.split(MARKS[1])
+        path.write_text(before + MARKS[0] + table(kept) + MARKS[1] + after, encoding="utf-8")

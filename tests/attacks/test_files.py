@@ -280,7 +280,7 @@ def test_what_was_made_to_fit_is_opened_elsewhere_and_its_death_is_a_finding(
     draw = random.Random(4)
     file = max(parts_files(path), key=lambda each: each.stat().st_size)
     content, kept = file.read_bytes(), card.path_of(path).read_bytes()
-    for offset, bit in draw.sample(list(flips(len(content), draw, 4)), 40 if many else 2):
+    for offset, bit in draw.sample(list(flips(len(content), draw, 4)), 12 if many else 2):
         changed = bytearray(content)
         changed[offset] ^= 1 << bit
         file.write_bytes(changed)

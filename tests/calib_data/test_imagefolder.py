@@ -138,16 +138,59 @@ def test_a_file_that_is_no_image_is_named_at_once(tmp_path: Path) -> None:
         calib_data.load(f"imagefolder:{tmp_path}")
 
 
-def test_a_cut_image_is_named_when_it_is_read(tmp_path: Path) -> None:
-    fill(tmp_path)
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    path = tmp_path / "a" / "03.png"
-    Image.fromarray(noise).save(path)
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_cut_image_is_named_at_once(tmp_path: Path, suffix: str) -> None:
+    path = fill(tmp_path) / "a" / f"cut.{suffix}"
+    Image.fromarray(NOISE).save(path)
     os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DataError, match=rf"a.cut\.{suffix}: an image is wanted, found: .*; replace or remove it"):
+        calib_data.load(f"imagefolder:{tmp_path}?size=8")
+
+
+def test_damage_inside_an_image_is_named_when_it_is_read(tmp_path: Path) -> None:
+    path = fill(tmp_path) / "a" / "03.png"
+    Image.fromarray(NOISE).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + b"\0" * 100 + whole[len(whole) // 2 + 100 :])
     data = calib_data.load(f"imagefolder:{tmp_path}?size=8")
     with pytest.raises(DataError, match=r"a.03\.png: an image that decodes is wanted, found: .*; replace or remove it"):
         for part in (data.train, data.calib, data.test):
             reds(part)
+
+
+def test_an_image_with_something_behind_its_end_is_whole(tmp_path: Path) -> None:
+    path = fill(tmp_path) / "a" / "03.jpg"
+    Image.fromarray(NOISE).save(path)
+    with path.open("ab") as file:
+        file.write(b"a camera's own notes" * 10)
+    calib_data.load(f"imagefolder:{tmp_path}?size=8")
+
+
+def test_every_file_that_is_no_image_is_told_of(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for name in ("x.jpg", "y.jpg", "z.jpg"):
+        (tmp_path / "a" / name).write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"x\.jpg: an image is wanted.*; and 2 more: y\.jpg, z\.jpg"):
+        calib_data.load(f"imagefolder:{tmp_path}?size=8")
+
+
+MODES = {
+    "CMYK": lambda grey: Image.new("CMYK", (8, 8), (0, 0, 0, 255 - grey)),
+    "grey": lambda grey: Image.new("L", (8, 8), grey),
+    "grey with transparency": lambda grey: Image.new("LA", (8, 8), (grey, 255)),
+    "two colours": lambda grey: Image.new("1", (8, 8), grey > 127),
+    "YCbCr": lambda grey: Image.new("RGB", (8, 8), (grey,) * 3).convert("YCbCr"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_of_eight_bits_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "image.tif"
+    MODES[mode](255).save(path)
+    assert decode(path, Options(size=8)).min() >= 254
 
 
 def test_more_than_eight_bits(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -93,3 +95,13 @@ def test_a_type_that_is_imported_for_types_alone_is_known_when_it_is_needed() ->
     assert Settings(lr=1, exact=Fraction(1, 3)).exact == Fraction(1, 3)
     with pytest.raises(RequestError, match="exact"):
         Settings(lr=1, exact=0.3)  # type: ignore[arg-type]
+
+
+def test_a_packaging_is_checked_without_the_libraries_that_only_its_module_names() -> None:
+    """A wrong request has to wait for torch at most."""
+    code = (
+        "import sys\nfrom edgewise.targets import Packaging\nfrom edgewise.settings import check\ncheck(Packaging())\n"
+    )
+    code += "assert 'torchao' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +19,7 @@ from edgewise.measure.values import Accuracy, Difference, Latency
 from edgewise.report.document import Report
 from edgewise.report.outcomes import Outcomes
 from edgewise.report.rows import ArtifactFile, Row
-from edgewise.verify import comparison
+from edgewise.verify import card, comparison, manifest
 
 N = 2_000
 
@@ -128,6 +131,40 @@ def test_markdown_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "is worse than" in capsys.readouterr().out
 
 
+@contextlib.contextmanager
+def here(make: Callable[..., Any], *arguments: Any, what: str) -> Iterator[Any]:
+    """In place of a process of its own."""
+    yield make(*arguments)
+
+
+@pytest.mark.parametrize("change", ["longer", "pipe", "folder", "no list", "deep card"])
+def test_a_file_that_is_not_what_its_run_wrote_is_not_opened(
+    change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it was opened")
+
+    for name in ("remote", "opened"):
+        monkeypatch.setattr(comparison, name, refuse)
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"12345")
+    card.path_of(path).write_text("{}", encoding="utf-8")
+    manifest.write(path, "")
+    if change == "longer":
+        path.write_bytes(b"123456")
+    elif change == "no list":
+        manifest.path_of(path).unlink()
+    elif change == "deep card":
+        card.path_of(path).write_text("[" * 50_000, encoding="utf-8")
+        manifest.write(path, "")
+    else:
+        path.unlink()
+        os.mkfifo(path) if change == "pipe" else path.mkdir()
+    assert main(["compare", str(path), str(path)]) in (1, 2)
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and path.name in said
+
+
 def test_files_are_timed_in_turn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,8 +177,12 @@ def test_files_are_timed_in_turn(
     monkeypatch.setattr(
         comparison, "open_runtime", lambda target, path, threads: lambda image: sum(range(cost[path.name]))
     )
+    monkeypatch.setattr(comparison, "refuse_without_runtime", lambda target, path: None)
+    monkeypatch.setattr(comparison, "remote", here)
     for name in cost:
         (tmp_path / name).write_bytes(b"12345")
+        card.path_of(tmp_path / name).write_text("{}", encoding="utf-8")
+        manifest.write(tmp_path / name, "")
     status, found = compare(capsys, tmp_path / "a.onnx", tmp_path / "b.onnx", "--seconds", "0.3")
     assert status == 1
     told = words(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ FORMS: dict[str, Callable[[], Any]] = {
     "a lone dict in a dict": lambda: {"checkpoint": {"weights": state()}},
     "average beside the same": lambda: {"state_dict": state(), "state_dict_ema": prefixed("module.")},
     "with an optimizer": lambda: {"model": state(), "optimizer": {"state": {0: {"m": torch.ones(3)}}}},
+    "a pair": lambda: (4, state()),
+    "arrays": lambda: {k: v.numpy() for k, v in state().items()},
+    "paths and dates": lambda: {"model": state(), "args": {"out": Path("runs"), "at": datetime(2020, 1, 1)}},
+    "a profiler's counts": lambda: state() | {"total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)},
     "half": lambda: {k: v.half() if v.is_floating_point() else v for k, v in state().items()},
 }
 
@@ -55,6 +60,27 @@ def test_every_form_is_read(form: str, tmp_path: Path) -> None:
     model = network()
     load_weights(model, tmp_path / "w.pt")
     assert all(bool((t == 0.5).all()) for t in model.state_dict().values() if t.is_floating_point())
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "net.", "module.net.", "model.net._orig_mod."])
+def test_a_network_that_wraps_another_takes_the_inner_one_s_weights(prefix: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": prefixed(prefix)}, tmp_path / "w.pt")
+    model = Wrapped()
+    told = load_weights(model, tmp_path / "w.pt")
+    assert float(model.net[0].bias.detach()[0]) == 0.5
+    assert ("for the part 'net.' that is the whole network" in told) == ("net" not in prefix)
+
+
+def test_weights_of_something_else_are_refused_by_a_network_that_wraps_another(tmp_path: Path) -> None:
+    torch.save({"other.weight": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(RequestError, match="do not fit the model"):
+        load_weights(Wrapped(), tmp_path / "w.pt")
 
 
 def test_it_is_said_how_it_was_read(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ def browse(place: Path, *options: str) -> str:
         "--no-sandbox",
         "--disable-gpu",
         "--hide-scrollbars",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
         f"--user-data-dir={place.parent}/profile",
     )
     done = subprocess.run(

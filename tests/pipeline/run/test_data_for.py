@@ -16,7 +16,14 @@ from edgewise.models import Spec
 from edgewise.network import architecture
 from edgewise.recipe import Recipe
 from edgewise.recipes import demo
-from edgewise.run.data_for import check_enough, describe_images, load_data, numbered, wanted_options
+from edgewise.run.data_for import (
+    check_enough,
+    describe_images,
+    load_data,
+    numbered,
+    wanted_options,
+    without_idle_training,
+)
 from edgewise.stages.finetune import Finetune
 from edgewise.stages.prune import Prune
 from edgewise.stages.quantize import Quantize
@@ -148,6 +155,18 @@ def test_what_decides_by_accuracy_wants_labels(tmp_path: Path, stage: object) ->
     with pytest.raises(RequestError, match=r"decides by the accuracy on calibration images.*no labels"):
         check_enough(given("x", stages=(stage,)), unlabelled)
     check_enough(given("x", stages=(Prune(channels=0.5),)), unlabelled)
+
+
+def test_training_that_comes_only_where_needed_stays_out_where_the_images_allow_none(tmp_path: Path) -> None:
+    recipe = given("x", quantize=Quantize(training=TRAINING, when_needed=True))
+    fill(tmp_path / "judged" / "val", "a", "b")
+    judged = calib_data.load(f"imagefolder:{tmp_path / 'judged'}?size=8")
+    for data, why in ((judged, "no training images"), (_with_unlabelled_calib(tmp_path / "set"), "no labels")):
+        check_enough(recipe, data)
+        changed, (told,) = without_idle_training(recipe, data)
+        assert changed.quantize == Quantize(training=None, when_needed=True) and why in told
+    fill(tmp_path / "whole", "a", "b", count=20)
+    assert without_idle_training(recipe, calib_data.load(f"imagefolder:{tmp_path / 'whole'}?size=8")) == (recipe, ())
 
 
 def _with_unlabelled_calib(tmp_path: Path) -> Data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from edgewise.errors import RequestError
 from edgewise.network.architecture import Base
 from edgewise.network.start import begin
 from edgewise.recipe import Recipe
+from edgewise.recipes import quantize_only
+from edgewise.run import dry_run
 from edgewise.run.dry_run import rehearse
+from edgewise.run.job import resolve
 from edgewise.stages.fold import Fold
 from edgewise.stages.quantize import Quantize
 from edgewise.stages.train import Train
@@ -123,3 +127,22 @@ def test_what_only_training_would_meet_does_not_stop_a_network_with_weights(tmp_
     assert not rehearsed("One", tmp_path, weights="w.pt")
     with pytest.raises(RequestError, match="no stages and no quantization"):
         rehearsed("One", tmp_path, weights="w.pt", fold=True)
+
+
+def test_what_went_well_is_not_tried_again_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("EDGEWISE_STORE", str(tmp_path / "store"))
+    file, tries = tmp_path / "mine.py", []
+    file.write_text(SOURCE + "\ndef build():\n    return nn.Sequential(Fine(), nn.Linear(3, 10))\n", encoding="utf-8")
+
+    def rehearsed(*given: object) -> bool:
+        tries.append(given)
+        return len(tries) == 1
+
+    monkeypatch.setattr(dry_run, "rehearse", rehearsed)
+    recipe = replace(quantize_only(), model=f"{file}:build")
+    assert [resolve(recipe, tmp_path / "out").by_batches for _ in range(2)] == [True, True] and len(tries) == 1
+    file.write_text(file.read_text(encoding="utf-8").replace(", 4, 3)", ", 4, 2)"), encoding="utf-8")
+    assert not resolve(recipe, tmp_path / "out").by_batches and len(tries) == 2

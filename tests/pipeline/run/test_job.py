@@ -19,6 +19,7 @@ from edgewise.run.request import override_fields
 from edgewise.targets import TargetError
 
 MODELS = '''
+import torch
 from torch import nn
 
 
@@ -45,6 +46,41 @@ class Pair(nn.Module):
 def pair():
     """Two outputs."""
     return Pair()
+
+
+class Chance(Pair):
+    def forward(self, x):
+        return torch.dropout(self.linear(x.flatten(1)), 0.5, True)
+
+
+def chance():
+    """A dropout that never rests."""
+    return Chance()
+
+
+class Squeezed(Pair):
+    def forward(self, x):
+        return self.linear(x.flatten(1)).squeeze()
+
+
+def no_batch():
+    """A squeeze that takes the batch away."""
+    return Squeezed()
+
+
+class OneImage(Pair):
+    def forward(self, x):
+        return self.linear(x.reshape(1, 64))
+
+
+def one_image():
+    """A batch of one in its code."""
+    return OneImage()
+
+
+def many():
+    """Twice the classes."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20))
 
 
 def text():
@@ -76,7 +112,7 @@ def test_every_name_is_resolved(recipe: Recipe, tmp_path: Path) -> None:
     assert (job.base.num_classes, job.base.in_channels) == (10, 1)
     assert job.spec.classifier == "1"
     assert (job.out, job.store, job.weights) == (tmp_path / "out", tmp_path / "store", None)
-    assert not job.store.exists()
+    assert len(list(job.store.glob("*/rehearsal.json"))) == 1, "that the dry run went well, and nothing else"
     assert list(job.out.iterdir()) == []
 
 
@@ -85,7 +121,11 @@ def test_every_name_is_resolved(recipe: Recipe, tmp_path: Path) -> None:
     [
         ("seven", r"answers \(1, 7\) for one image; wanted logits \(1, 10\)"),
         ("large", r"cannot take the images of digits \(1×8×8"),
-        ("pair", "answers tuple for one image"),
+        ("pair", r"answers with 2 tensors of 10 values for an image \(\[0\], \[1\]\)"),
+        ("chance", r"draws random numbers in evaluation"),
+        ("one_image", r"takes one image at a time"),
+        ("no_batch", r"answers \(10,\) for one image.*use flatten\(1\)"),
+        ("many", r"answers \(1, 20\) for one image.*name all of them in the order of its outputs"),
         ("text", "returned str; wanted a torch.nn.Module"),
     ],
 )
