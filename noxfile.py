@@ -28,7 +28,7 @@ def _install(session: nox.Session, extras: str, *settings: str) -> None:
 @nox.session(python=PYTHON)
 def docs(session: nox.Session) -> None:
     """The documentation as a site, in build/site; a broken link fails it. ``-- serve`` shows it in a browser instead."""
-    session.install("mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10")
+    session.install("mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "annotated-types>=0.7,<1")
     # Its reference is read from the source's text, so that torch need not be installed.
     session.install("--no-deps", "-e", ".")
     session.run("mkdocs", *(session.posargs or ("build", "--strict")))
@@ -148,17 +148,22 @@ def arm64(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def device(session: nox.Session) -> None:
-    """The main job's ONNX files on devices that are here: emulated Arm behind SSH, and a browser where node_modules has one.
+    """The main job's ONNX and ExecuTorch files on devices that are here: emulated Arm behind SSH, headless Chromium, node.
 
-    Root, and Debian's openssh-server, debootstrap, qemu-user-static and busybox-static; for the browser chromium and
-    ``npm install onnxruntime-web``.
+    Root, and Debian's openssh-server, debootstrap, qemu-user-static, busybox-static and g++-aarch64-linux-gnu; for the
+    browser chromium, nodejs and ``npm install onnxruntime-web``. ``EDGEWISE_DEVICE_IMAGES``: labelled images (default
+    200), since emulation is slow.
     """
-    _install(session, "onnx,dev")
-    session.run("python", "-m", "edgewise", "run", "demo", "--target", "onnx", "--out", "runs/device", *session.posargs)
-    session.run("python", "-m", "edgewise", "bundle", "runs/device")
+    _install(session, "onnx,xnnpack,dev")
+    wanted = ("--target", "onnx", "--target", "xnnpack", "--out", "runs/device")
+    session.run("python", "-m", "edgewise", "run", "demo", *wanted, *session.posargs)
+    images = os.environ.get("EDGEWISE_DEVICE_IMAGES", "200")
+    session.run("python", "-m", "edgewise", "bundle", "runs/device", "--images", images)
     session.run("python", "-m", "edgewise.studies.arm64.device", "runs/device/bundle.pyz")
     if Path("node_modules/onnxruntime-web").is_dir():
-        session.run("python", "-m", "edgewise", "bench", "runs/device/bundle.pyz", "--device", "web://chromium")
+        for browser in ("chromium", "node"):
+            at = ("--device", f"web://{browser}")
+            session.run("python", "-m", "edgewise", "bench", "runs/device/bundle.pyz", *at)
     session.run("python", "-m", "edgewise", "report", "runs/device")
 
 

@@ -14,7 +14,7 @@ from edgewise.calib_data._walk import Found, describe_left_out, walk
 
 _PARTS = {
     "train": ("train", "training"),
-    "test": ("test",),
+    "test": ("test", "testing"),
     "val": ("val", "valid", "validation"),
     "calib": ("calib", "calibration"),
 }
@@ -50,7 +50,9 @@ def find_parts(place: Path, table: Path | None, listed: Sequence[str]) -> dict[s
 
 
 def _first_folder(place: Path, names: Sequence[str]) -> Path | None:
-    return next((place / name for name in names if (place / name).is_dir()), None)
+    """The folder called by the first of ``names`` that there is, in upper or lower case."""
+    folders = {found.name.casefold(): found for found in reversed(_folders(place))}
+    return next((folders[name] for name in names if name in folders), None)
 
 
 def _has_folders(root: Path) -> bool:

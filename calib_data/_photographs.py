@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ def checked_sha256(path: Path) -> str:
                 if not ended(image.format):
                     image.load()  # only a decoder can tell whether anything is missing
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: an image is wanted, found: {error}; replace or remove it") from error
+        found = "an empty file" if not path.stat().st_size else re.sub(r" <_io\..*>", "", str(error))
+        raise DataError(f"{path}: an image is wanted, found: {found}; replace or remove it") from error
     if mode.startswith(("I", "F")):
         raise DataError(f"{path}: an image of 8 bits a channel is wanted, found mode {mode}; convert it")
     return sha256

@@ -44,7 +44,8 @@ def quantize_only() -> Recipe:
         data="digits",
         baseline=Train(training=Training(epochs=40, lr=0.1, warmup=1)),
         stages=(Fold(),),
-        quantize=Quantize(training=Training(epochs=2, lr=0.0001, distill=0.9), when_needed=True),
+        # A figure for the report: on photographs, 32 images a layer take minutes, 128 a quarter of an hour.
+        quantize=Quantize(training=Training(epochs=2, lr=0.0001, distill=0.9), when_needed=True, sensitivity=32),
         targets=("onnx",),
         candidates=("float", "int8"),
     )

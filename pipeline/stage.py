@@ -38,6 +38,11 @@ def unheard(text: str) -> None:
     """A note that nobody is told."""
 
 
+def nothing_kept(stage: Any) -> nn.Module | None:
+    """No network of any other stage."""
+    return None
+
+
 def unkept(name: str, value: Any) -> None:
     """A fact that nobody keeps."""
 
@@ -82,6 +87,8 @@ class Context:
     """Keeps ``value`` (JSON types) under ``name`` among the facts of the step's row, with the step's result."""
     store: Keeper | None = None
     """Where measurements are kept for later steps and runs; None: nowhere."""
+    kept: Callable[[Any], nn.Module | None] = nothing_kept
+    """The network that another stage made of the same one on the same grid, where the run has it; else None."""
     machine: str = ""
     """What a time measured here belongs to, a part of such a measurement's key."""
 

@@ -38,7 +38,10 @@ def stop_when_terminated() -> None:
 
 
 def run_guarded(work: Callable[[], int]) -> int:
-    """What ``work`` returns, or for an expected error one line on standard error and the exit status that tells it."""
+    """What ``work`` returns, or for an expected error a sentence on standard error and the exit status that tells it.
+
+    Further lines of the sentence are set in: a line break in a path cannot make up an outcome of its own.
+    """
     try:
         return work()
     except (KeyboardInterrupt, Terminated) as stop:
@@ -55,7 +58,7 @@ def run_guarded(work: Callable[[], int]) -> int:
         found = _status(error)
         if found is None:
             raise
-        say(f"error: {_sentence(error)}")
+        say(f"error: {_sentence(error)}".replace("\n", "\n  "))
         return found
 
 

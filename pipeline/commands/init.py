@@ -47,7 +47,7 @@ def write(options: argparse.Namespace) -> int:
     recipe = override_fields(recipe, {"targets": tuple(options.target) if options.target else None})
     function = name_of(options.model).lower()
     function = function if function.isidentifier() else f"recipe_{function}"
-    write_whole(options.out, write_recipe(resolve(recipe), function))
+    write_whole(options.out, write_recipe(resolve(recipe), function, str(options.out)))
     command = f"edgewise run {options.out}:{function}"
     if options.json:
         print_json({"recipe": str(options.out), "function": function, "command": command})

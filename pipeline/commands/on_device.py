@@ -59,6 +59,7 @@ def request_of(options: argparse.Namespace, threads: int) -> Request:
         keep=options.keep,
         timeout=options.timeout,
         ssh_options=tuple(shlex.split(options.ssh_options or "")),
+        web_runtime=options.web_runtime,
     )
 
 
@@ -91,7 +92,7 @@ def _measure(options: argparse.Namespace, held: Bundle, request: Request) -> Mea
 
     name = options.name or options.device
     if options.device.startswith("web://"):
-        return web.measure(held, options.device, request, say, name, options.web_runtime)
+        return web.measure(held, options.device, request, say, name)
     link = bench.connect(options.device, request)
     try:
         return bench.measure(held, link, request, say, name)

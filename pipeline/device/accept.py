@@ -162,7 +162,9 @@ def _judge(accuracy: Accuracy, file: BundledFile) -> _Finding:
     if verdict == "not-checked":
         worst = f"{-100 * versus.ci95[0]:.2f} points"
         return _Finding(
-            "not-checked", f"{accuracy.n:,} images cannot exclude a fall of {worst} from the host's, {allowed}"
+            "not-checked",
+            f"{accuracy.n:,} images cannot exclude a fall of {worst} from the host's, {allowed}: take more along with "
+            "edgewise bundle --images",
         )
     return _Finding("pass", f"top-1 differs by {100 * versus.delta:+.2f} points from the host's, {allowed} ({n})")
 

@@ -40,6 +40,8 @@ class Request:
     ssh_options: tuple[str, ...] = ()
     pauses: tuple[float, ...] = (1, 3, 10, 30)
     """Seconds before each new try after a lost link."""
+    web_runtime: Path | None = None
+    """node_modules with onnxruntime-web, for browsers; None: that of this folder."""
 
     def arguments(self) -> tuple[str, ...]:
         """As the bundle takes them."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edgewise.device import bench
+from edgewise.device import bench, web
 from edgewise.device.bench import Measurement, Request, Say
 from edgewise.device.bundle import Bundle
 from edgewise.errors import EdgewiseError, RequestError
@@ -88,6 +88,23 @@ def _check_names(path: Path, entries: Mapping[str, Entry]) -> None:
             raise RequestError(f"{path}: {other!r} and {name!r} have the same name for a folder; rename one")
 
 
+class _Way:
+    """To one device: a link, or a browser."""
+
+    def __init__(self, entry: Entry, request: Request) -> None:
+        self.address, self.request = entry.address, request
+        self.link = None if entry.address.startswith("web:") else bench.connect(entry.address, request)
+        self.host = entry.host or (web.host_of(entry.address) if self.link is None else self.link.host)
+
+    def measure(self, bundle: Bundle, say: Say, name: str) -> Measurement:
+        if self.link is None:
+            return web.measure(bundle, self.address, self.request, say, name)
+        try:
+            return bench.measure(bundle, self.link, self.request, say, name)
+        finally:
+            self.link.close()
+
+
 def measure(bundle: Bundle, entries: Mapping[str, Entry], usual: Request, jobs: int, say: Say) -> list[Outcome]:
     """Measure on every device, at most ``jobs`` at once and one at a time on each physical machine.
 
@@ -95,23 +112,20 @@ def measure(bundle: Bundle, entries: Mapping[str, Entry], usual: Request, jobs: 
     """
     if jobs < 1:
         raise RequestError(f"--jobs: wanted at least 1, found {jobs}")
-    requests = {name: entry.request(usual) for name, entry in entries.items()}
-    links = {name: bench.connect(entry.address, requests[name]) for name, entry in entries.items()}
+    ways = {name: _Way(entry, entry.request(usual)) for name, entry in entries.items()}
     turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-    held = {name: turns[entries[name].host or links[name].host] for name in entries}
+    held = {name: turns[way.host] for name, way in ways.items()}
 
     def one(name: str) -> Outcome:
         with held[name]:
             try:
-                found = bench.measure(bundle, links[name], requests[name], say, name)
+                found = ways[name].measure(bundle, lambda text: say(f"{name}: {text}"), name)
                 return Outcome(device=name, measurement=found, error="")
-            except (EdgewiseError, MissingBackend) as error:
+            except (EdgewiseError, MissingBackend, OSError) as error:
                 say(f"{name}: {error}")
                 return Outcome(
                     device=name, measurement=None, error=str(error), missing=isinstance(error, MissingBackend)
                 )
-            finally:
-                links[name].close()
 
     with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(one, entries))

@@ -14,13 +14,15 @@ OLDEST = (3, 9)
 """The oldest Python that the runner works on."""
 
 _PYTHON = """
-import json, sys
+import json, os, sys
 try:
     from importlib import metadata
 except ImportError:
     metadata = None
 def version(name):
     try:
+        if name == "executorch" and os.environ.get("EDGEWISE_EXECUTORCH"):
+            return open(os.environ["EDGEWISE_EXECUTORCH"] + "/version").read().strip()
         return metadata.version(name)
     except Exception:
         return None
@@ -89,7 +91,7 @@ def check(found: Probe, link: Link, python: str, runtimes: Mapping[str, Any], si
     if not found.python:
         raise MissingBackend(
             f"wanted {python} {where}, found none: sudo apt-get install python3 python3-pip (Termux: pkg install python), "
-            "or name another with --device-python; a phone without Python runs a native program, see --native"
+            "or name another with --device-python; a phone without Python is measured in its browser with web://"
         )
     if found.python < OLDEST:
         have, least = (".".join(map(str, version)) for version in (found.python, OLDEST))

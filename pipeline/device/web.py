@@ -56,19 +56,19 @@ class _Desk:
     error: str = ""
 
 
-def measure(bundle: Bundle, address: str, request: Request, say: Say, name: str, runtime: Path | None) -> Measurement:
+def measure(bundle: Bundle, address: str, request: Request, say: Say, name: str) -> Measurement:
     """Serve the page, wait for its result, and take it in.
 
-    ``runtime``: the folder ``node_modules`` that holds onnxruntime-web. Raises RequestError for an address that is none,
-    MissingBackend without the runtime or the browser, DeviceError for a page that fails or does not answer.
+    Raises RequestError for an address that is none, MissingBackend without onnxruntime-web or the browser, DeviceError for
+    a page that fails or does not answer.
     """
-    found = _ADDRESS.fullmatch(address.rstrip("/") if address != "web://" else address)
-    if found is None or int(found["port"] or 0) > 65535:
-        raise RequestError(f"device {address!r}: wanted web://, web://:PORT, web://chromium or web://node")
+    found = _parse(address)
+    if request.pin:
+        raise RequestError(f"{address}: a browser cannot be pinned to processors; leave out --pin")
     desk = _Desk(
         token=secrets.token_urlsafe(16),
         bundle=bundle.path,
-        runtime=_runtime(runtime),
+        runtime=_runtime(request.web_runtime),
         request=_request(bundle, request),
     )
     with _served(desk, int(found["port"] or 0)) as port, _started(found["who"], port, desk) as process:
@@ -79,6 +79,21 @@ def measure(bundle: Bundle, address: str, request: Request, say: Say, name: str,
     if desk.error:
         raise DeviceError(f"{address}: the page failed: {desk.error}")
     return take_in(bundle, desk.result, name, request.mode[0].lstrip("-"))
+
+
+def _parse(address: str) -> re.Match[str]:
+    found = _ADDRESS.fullmatch(address.rstrip("/") if address != "web://" else address)
+    if found is None or int(found["port"] or 0) > 65535:
+        raise RequestError(f"device {address!r}: wanted web://, web://:PORT, web://chromium or web://node")
+    return found
+
+
+def host_of(address: str) -> str:
+    """The physical machine of a browser: this one for those that are started here, else one of its own.
+
+    Raises RequestError for an address that is none.
+    """
+    return "local" if _parse(address)["who"] else address
 
 
 def _runtime(folder: Path | None) -> Path:
@@ -222,5 +237,7 @@ def _chromium(url: str, folder: str) -> list[str]:
     if found is None:
         raise MissingBackend("web://chromium needs Chromium: sudo apt-get install chromium")
     plain = ["--headless=new", "--disable-gpu", "--no-first-run", f"--user-data-dir={folder}"]
+    # Nothing beside the page is to be fetched, nor to take the processor while it measures.
+    plain += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"]
     # In a container it runs as root, where its own sandbox cannot; the page is ours and loads nothing of others'.
     return [found, *plain, *(["--no-sandbox"] if os.geteuid() == 0 else []), url]

@@ -19,6 +19,7 @@ from edgewise.network.probabilities import Ending, ending, last_softmax
 from edgewise.network.unwrapped import unwrapped
 from edgewise.network.weights import load_weights
 from edgewise.network.where import at, line_of
+from edgewise.network.whole import check_whole
 
 
 class CannotTake(RequestError):
@@ -53,6 +54,7 @@ def begin(base: Base, images: Tensor, weights: Path | None = None) -> Start:
         start = _done(start, first_call.Materialise(list(images.shape[1:])), base.model)
         first_call.still_lazy(start.model)
         start = _with(start, f"{len(lazy)} lazy layers were given their shapes by an image {tuple(images.shape[1:])}")
+    check_whole(start.model, base.model)
     if weights is not None:
         start = _with(start, load_weights(start.model, weights))
     start = _logits_alone(start, _run_once(start.model, images, base.model), base)

@@ -216,6 +216,12 @@ def _latency(latency: Latency | None, first: bool) -> list[tuple[str, str]]:
     return [time, (numbers.ratio(latency.ratio_to_baseline), f"{low} to {high}{of}")]
 
 
+def _ran_in(row: DeviceRow) -> str:
+    """The runtime, without its provider, and how it was measured."""
+    parts = (row.runtime.partition(" (")[0], f"{row.threads} thread{'s' if row.threads > 1 else ''}", row.mode)
+    return ", ".join(part for part in parts if part)
+
+
 def _on_device(row: DeviceRow) -> dict[str, Any]:
     """The cells of a device's row."""
     time, accuracy = row.time, row.accuracy
@@ -233,7 +239,7 @@ def _on_device(row: DeviceRow) -> dict[str, Any]:
         "device": row.device,
         "system": row.system,
         "file": row.file,
-        "runtime": f"{row.runtime}, {row.threads} thread{'s' if row.threads > 1 else ''}, {row.mode}",
+        "runtime": _ran_in(row),
         "cells": cells,
         "verdict": row.verdict,
         "word": WORDS[row.verdict],

@@ -172,10 +172,14 @@ def _ratio(row: DeviceRow) -> str:
 def _device_reasons(rows: Sequence[DeviceRow], plain: bool) -> Iterator[RenderableType]:
     from rich.text import Text
 
+    # Once for all files of a device that share it.
+    files: dict[tuple[str, Verdict, str], list[str]] = {}
     for row in rows:
-        if row.verdict != "pass":
-            text = f"{SYMBOLS[row.verdict]} {row.device}, {row.file}: {row.reason}"
-            yield Text(_clean(text, plain), style=_STYLES[row.verdict])
+        files.setdefault((row.device, row.verdict, row.reason), []).append(row.file)
+    for (device, verdict, reason), names in files.items():
+        if verdict != "pass":
+            text = f"{SYMBOLS[verdict]} {device}, {', '.join(names)}: {reason}"
+            yield Text(_clean(text, plain), style=_STYLES[verdict])
     text = "On devices: top-1 on the bundle's images, Δ from the host's answers; ratio: to the device's own baseline file; ns: "
     text += "no difference shown. Emulators' and browsers' times never rank."
     yield Text(_clean(text, plain), style="dim")

@@ -135,9 +135,7 @@ class Session:
     def quantize(self, grid: Grid, model: Model, baseline: Model, stage: Quantize) -> Model:
         """Quantization on one grid, after calibration alone where the recipe wants that control; files are timed."""
         if stage.control and stage.training is not None:
-            measured = stage.sensitivity if stage.max_float_layers else 0  # else the same would be measured twice
-            untrained = replace(stage, training=None, sensitivity=measured)
-            alone = as_quantized(self.steps.stage(untrained, model, baseline, grid, "calibrate"), model)
+            alone = as_quantized(self.steps.stage(stage.untrained(), model, baseline, grid, "calibrate"), model)
             self._quantized_row(alone, "calibrate", grid, baseline, Finding("not-checked", "the control of training"))
         result = as_quantized(self.steps.stage(stage, model, baseline, grid), model)
         findings = gates.on_told(self._accuracy(result, baseline), self.limits, self.job.data.classes)

@@ -17,8 +17,8 @@ _NAMED = 3
 """Blocks that are named."""
 
 
-def write_recipe(job: Job, function: str) -> str:
-    """The text of a Python file whose ``function`` returns the recipe of ``job``, with comments on what was seen.
+def write_recipe(job: Job, function: str, file: str) -> str:
+    """The text of a Python ``file`` whose ``function`` returns the recipe of ``job``, with comments on what was seen.
 
     Run as it stands, it does what ``run`` does without a recipe; each comment that is code can be taken into it.
     """
@@ -31,7 +31,7 @@ def write_recipe(job: Job, function: str) -> str:
     )
     return f'''"""A recipe for {_plain(recipe.model)}, begun by edgewise init; what is behind # is worth a try.
 
-    edgewise run {{this file}}:{function} --dry-run
+    edgewise run {_plain(file)}:{function} --dry-run
 
 'edgewise list stages prune' tells every field of a stage, 'edgewise list fields' those of a recipe.
 """

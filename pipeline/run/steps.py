@@ -194,8 +194,13 @@ class Steps:
             torch.manual_seed(self.job.recipe.seed)
             teacher = None if baseline is None else self.load(baseline)
             facts: dict[str, Any] = {}
-            self._save(stage(network, self._context(scratch, teacher, grid, facts.__setitem__)), folder)
+            context = self._context(scratch, teacher, grid, facts.__setitem__)
+            self._save(stage(network, dataclasses.replace(context, kept=kept)), folder)
             (folder / _FACTS).write_text(json.dumps(encode(facts), indent=1), encoding="utf-8")
+
+        def kept(other: Stage) -> nn.Module | None:
+            found = self.store.find(self._key(other, network, baseline.digest if baseline else None, grid))
+            return None if found is None else checkpoint.load(found.path).model
 
         key = self._key(stage, network, baseline.digest if baseline else None, grid)
         return self.store.keep(key, make, note=self.watch.detail)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.errors import EvidenceError, RequestError
+from edgewise.store.reading import read_regular
 from edgewise.store.whole import replaced
 from edgewise.targets import MissingBackend
 from edgewise.verify import manifest
@@ -34,6 +35,7 @@ def check_key(key: Path, *, private: bool) -> None:
             'signatures need model-signing, which is not installed. Install it with: python -m pip install -e ".[sign]"'
         )
     try:
+        read_regular(key, _LARGEST_KEY)  # the library would wait for a pipe, and read a device without end
         _signer(key) if private else _verifier(key)
     except Exception as error:  # whatever the library for keys trips over
         kind = "private" if private else "public"
@@ -43,6 +45,7 @@ def check_key(key: Path, *, private: bool) -> None:
         ) from error
 
 
+_LARGEST_KEY = 100_000
 _CURVES = "P-256, P-384 or P-521"
 _MAKE = {
     True: "openssl ecparam -genkey -name prime256v1 -noout -out key.pem",

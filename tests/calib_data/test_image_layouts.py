@@ -221,6 +221,17 @@ def test_unlabelled_images_alone_judge_nothing(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "parts", [("Train", "Validation"), ("TRAIN", "TEST"), ("training", "testing"), ("train", "Val")]
+)
+def test_parts_are_known_by_every_usual_name(tmp_path: Path, parts: tuple[str, str]) -> None:
+    for part in parts:
+        fill(tmp_path / part, "a", "b", count=12)
+    data = load(tmp_path)
+    assert data.classes == ("a", "b") and len(data.train) and len(data.test)
+    assert not any("left to judge on" in note for note in data.notes)
+
+
 def test_images_below_a_class_are_read_and_other_files_named(tmp_path: Path) -> None:
     fill(tmp_path, "a", "b", count=8)
     save(tmp_path / "a" / "more" / "deep" / "9.png", 9)

@@ -133,8 +133,11 @@ def test_batch_of_none(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_image_is_named_at_once(tmp_path: Path) -> None:
     fill(tmp_path)
+    (tmp_path / "a" / "03.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"03\.png: an image is wanted, found: an empty file; replace"):
+        calib_data.load(f"imagefolder:{tmp_path}")
     (tmp_path / "a" / "03.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"03\.png: an image is wanted, found:"):
+    with pytest.raises(DataError, match=r"03\.png: an image is wanted, found: cannot identify image file; replace"):
         calib_data.load(f"imagefolder:{tmp_path}")
 
 

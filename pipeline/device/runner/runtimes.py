@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from . import native
+
 Run = Callable[["np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
 """One image as the file is fed, [1, ...] -> float32 [1, classes]."""
 
@@ -31,6 +33,9 @@ def _load_onnx(path: Path, threads: int) -> Run:
 
 
 def _load_executorch(path: Path, threads: int) -> Run:
+    place = native.folder()
+    if place is not None:
+        return native.load(place, path, threads)
     import torch
     from executorch.extension.pybindings import portable_lib
 
@@ -76,6 +81,12 @@ class Runtime:
 
     def version(self) -> str | None:
         """Which is installed; None where none is. A runtime that is there and cannot be imported counts as none."""
+        place = native.folder()
+        if self.package == "executorch" and place is not None:
+            try:
+                return native.version(place)
+            except OSError:
+                return None
         try:
             module = importlib.import_module(self.package)
         except ImportError:

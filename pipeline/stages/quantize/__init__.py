@@ -92,6 +92,11 @@ class Quantize:
             self, max_float_layers=self.max_float_layers + 2, sensitivity=max(self.sensitivity, 128)
         )
 
+    def untrained(self) -> Quantize:
+        """Calibration alone. What each layer costs is measured on it only where that chooses the layers left in float: the
+        step itself measures it for the report."""
+        return replace(self, training=None, sensitivity=self.sensitivity if self.max_float_layers else 0)
+
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         if ctx.grid is None:
             raise StageError("quantization needs a grid: the targets of the recipe accept none in common")
@@ -111,16 +116,22 @@ class Quantize:
 
     def _enough(self, model: nn.Module, ctx: Context) -> nn.Module | None:
         """The network that calibration alone gives, where it keeps within ``budget``; else None, and the loss is told."""
-        calibrated = replace(self, training=None)(model, ctx)
+        untrained = self.untrained()
+        calibrated = ctx.kept(untrained)
+        if calibrated is None:
+            calibrated = untrained(model, ctx)
+        assert isinstance(calibrated, GraphModule)
         before, after = (_right(network, ctx) for network in (copy.deepcopy(model).eval(), calibrated))
         n = len(ctx.data.calib)
         enough = before - after <= self.budget * n
         told = {"n": n, "lost": (before - after) / n, "allowed": self.budget, "trained": not enough}
         ctx.fact("training_needed", told)
         ctx.note(
-            f"calibration alone loses {100 * told['lost']:.2f} points of top-1 on {n:,} calibration images, "
+            f"calibration alone {'loses' if before >= after else 'gains'} {100 * abs(before - after) / n:.2f} points of top-1 on {n:,} calibration images, "
             f"{100 * self.budget:g} allowed: {'no training' if enough else 'trained'}"
         )
+        if enough and self.sensitivity and not untrained.sensitivity:
+            self._examine(calibrated, ctx)
         return calibrated if enough else None
 
     def _prepare(self, model: nn.Module, ctx: Context, float_layers: tuple[str, ...]) -> GraphModule:

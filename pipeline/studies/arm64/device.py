@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgewise.commands.console import FAILED, PASSED, run_guarded, say
-from edgewise.studies.arm64 import root
+from edgewise.device.runner.native import VARIABLE
+from edgewise.studies.arm64 import native, root
 from edgewise.studies.arm64.root import MIRROR, PYTHON, EmulationError, Root, build
 from edgewise.targets import MissingBackend
 
@@ -31,7 +32,7 @@ _APPLETS = "usr/local/lib/edgewise"
 """Where in the Arm system this machine's own shell and tools lie: starting Arm programs by name needs the kernel's help."""
 
 _PYTHON3 = """#!/{applets}/sh
-exec /usr/bin/qemu-aarch64-static -cpu {cpu} -E PYTHONPATH=/opt/python -E EDGEWISE_EMULATED='qemu-user {cpu}' \\
+exec /usr/bin/qemu-aarch64-static -cpu {cpu} -E PYTHONPATH=/opt/python -E EDGEWISE_EMULATED='qemu-user {cpu}' {more}\\
   /usr/bin/python{python} "$@"
 """
 
@@ -55,8 +56,11 @@ def check() -> tuple[str, str]:
     return str(found["sshd"]), str(found["busybox"])
 
 
-def furnish(system: Root, busybox: str, cpu: str) -> None:
-    """Give the Arm system a shell, tools, and a ``python3`` that runs on the emulated ``cpu``."""
+def furnish(system: Root, busybox: str, cpu: str, executorch: str | None = None) -> None:
+    """Give the Arm system a shell, tools, and a ``python3`` that runs on the emulated ``cpu``.
+
+    ``executorch``: the folder in it that holds ExecuTorch's runtime.
+    """
     folder = system.path / _APPLETS
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy2(busybox, folder / "busybox")
@@ -66,10 +70,14 @@ def furnish(system: Root, busybox: str, cpu: str) -> None:
             link.unlink()
             link.symlink_to("busybox")
     program = folder / "python3"
-    program.write_text(_PYTHON3.format(applets=_APPLETS, cpu=cpu, python=PYTHON), encoding="ascii")
+    more = f"-E {VARIABLE}={executorch} -E LD_LIBRARY_PATH={executorch} " if executorch else ""
+    program.write_text(_PYTHON3.format(applets=_APPLETS, cpu=cpu, python=PYTHON, more=more), encoding="ascii")
     program.chmod(0o755)
-    for place in ("proc", "dev", "tmp"):
-        (system.path / place).mkdir(exist_ok=True)
+    for place in ("proc", "dev", "tmp", "sys/devices/system/cpu"):
+        (system.path / place).mkdir(parents=True, exist_ok=True)
+    # Two files by which the runtimes count processors; without them XNNPACK refuses every file.
+    for place in ("possible", "present"):
+        (system.path / "sys/devices/system/cpu" / place).write_text("0-1\n", encoding="ascii")
 
 
 @contextmanager
@@ -123,8 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; returns the exit status, as ``edgewise`` has them."""
     parser = argparse.ArgumentParser(
         prog="python -m edgewise.studies.arm64.device",
-        description="Measures a bundle's ONNX files on emulated 64-bit Arm processors behind SSH.",
-        epilog="Needs root, debootstrap, qemu-user-static, busybox-static and openssh-server.",
+        description="Measures a bundle's ONNX and ExecuTorch files on emulated 64-bit Arm processors behind SSH.",
+        epilog="Needs root, debootstrap, qemu-user-static, busybox-static, openssh-server and, for ExecuTorch's files, "
+        "g++-aarch64-linux-gnu.",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE.pyz")
     parser.add_argument(
@@ -147,12 +156,18 @@ def _run(options: argparse.Namespace) -> int:
     sshd, busybox = check()
     held = bundle.read(options.bundle)
     system = build(options.root, options.mirror, say)
-    only = tuple(file.name for file in held.manifest.files if file.target == "onnx")
+    there = [file for file in held.manifest.files if file.target in ("onnx", "ort", "xnnpack")]
+    only = tuple(file.name for file in there)
+    if any(file.target == "xnnpack" for file in there):
+        native.check()
+        executorch = native.build(system, say)
+    else:
+        executorch = None
     rows: list[DeviceRow] = []
     with serve(system, sshd) as (address, ssh_options):
         request = Request(mode=("--brief", f"{options.brief:g}"), only=only, ssh_options=ssh_options)
         for cpu in options.cpu or ("cortex-a53", "cortex-a76"):
-            furnish(system, busybox, cpu)
+            furnish(system, busybox, cpu, executorch)
             link = bench.connect(address, request)
             try:
                 rows += bench.measure(held, link, request, say, f"qemu-{cpu}").rows

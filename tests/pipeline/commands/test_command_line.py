@@ -167,7 +167,7 @@ def test_weights_that_do_not_fit_list_the_keys(
     torch.save({"linear.weight": torch.zeros(10, 3), "strange.key": torch.zeros(1)}, weights)
     message = refused(capsys, "run", f"{recipes}:plain", "--weights", str(weights), "--out", str(tmp_path / "out"))
     assert "missing (" in message
-    assert "unexpected (1):\n    strange.key" in message
+    assert "unexpected (1):\n      strange.key" in message
     assert "linear.weight: wanted [10, 128], found [10, 3]" in message
     assert not (tmp_path / "store").exists()
 
@@ -323,6 +323,11 @@ def test_arguments_that_nobody_expects(
 def test_a_path_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "verify", str(tmp_path / "net\x1b[2J\x07\u202e.onnx"))
     assert r"net\x1b[2J\x07\u202e.onnx" in said and not {"\x1b", "\x07", "\u202e"} & set(said)
+
+
+def test_a_line_break_in_a_path_makes_up_no_line_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "verify", str(tmp_path / "net\nall checks passed.onnx"))
+    assert [line for line in said.splitlines() if not line.startswith(" ")] == said.splitlines()[:1]
 
 
 def test_a_report_without_the_files_that_were_asked_for_is_no_success(

@@ -30,6 +30,7 @@ def test_the_recipe_is_that_of_a_run_without_one(weights: str, capsys: pytest.Ca
     assert capsys.readouterr().out == "edgewise run recipe.py:tiny_resnet --dry-run\n"
     assert find_recipe("recipe.py:tiny_resnet") == own_recipe("tiny_resnet", "digits", weights, Shortcuts())
     text = Path("recipe.py").read_text(encoding="utf-8")
+    assert "    edgewise run recipe.py:tiny_resnet --dry-run\n" in text
     assert "540 test images of 1×8×8" in text and "can go ('" in text and "batch norms: each goes into" in text
 
 

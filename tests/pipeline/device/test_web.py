@@ -6,6 +6,7 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def runtime() -> Path:
 def test_a_browsers_answers_are_the_hosts_and_its_times_do_not_rank(bundled: Bundle, runtime: Path, who: str) -> None:
     if shutil.which(who) is None:
         pytest.skip(f"needs {who}: sudo apt-get install {'nodejs' if who == 'node' else who}")
-    found = web.measure(bundled, f"web://{who}", BRIEF, print, who, runtime)
+    found = web.measure(bundled, f"web://{who}", replace(BRIEF, web_runtime=runtime), print, who)
     assert [(row.kind, row.verdict) for row in found.rows] == [("wasm", "pass")] * 2
     for row in found.rows:
         assert row.accuracy is not None and row.accuracy.vs_baseline.delta == 0 and row.accuracy.n == 60
@@ -44,17 +45,19 @@ def test_a_browsers_answers_are_the_hosts_and_its_times_do_not_rank(bundled: Bun
 @pytest.mark.parametrize("address", ["web://firefox", "web://:99999", "web:/", "web://chromium:x"])
 def test_what_is_no_address_is_refused(bundled: Bundle, address: str) -> None:
     with pytest.raises(RequestError, match="wanted web://"):
-        web.measure(bundled, address, BRIEF, print, "x", None)
+        web.measure(bundled, address, BRIEF, print, "x")
 
 
 def test_without_the_runtime_the_line_that_installs_it(bundled: Bundle, tmp_path: Path) -> None:
     with pytest.raises(MissingBackend, match="npm install onnxruntime-web"):
-        web.measure(bundled, "web://node", BRIEF, print, "x", tmp_path)
+        web.measure(bundled, "web://node", replace(BRIEF, web_runtime=tmp_path), print, "x")
 
 
 def test_a_sustained_measurement_is_refused(bundled: Bundle, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no --sustained"):
-        web.measure(bundled, "web://", Request(mode=("--sustained", "1")), print, "x", _fake(tmp_path))
+        web.measure(bundled, "web://", Request(mode=("--sustained", "1"), web_runtime=_fake(tmp_path)), print, "x")
+    with pytest.raises(RequestError, match="cannot be pinned"):
+        web.measure(bundled, "web://", Request(pin="big"), print, "x")
 
 
 def _fake(tmp_path: Path) -> Path:
@@ -93,6 +96,6 @@ def test_a_page_that_fails_or_says_nothing_is_told(bundled: Bundle, tmp_path: Pa
     if shutil.which("node") is None:
         pytest.skip("needs node: sudo apt-get install nodejs")
     with pytest.raises(DeviceError, match="the page failed"):
-        web.measure(bundled, "web://node", BRIEF, print, "x", _fake(tmp_path))
+        web.measure(bundled, "web://node", replace(BRIEF, web_runtime=_fake(tmp_path)), print, "x")
     with pytest.raises(DeviceError, match="no result within 0 s"):
-        web.measure(bundled, "web://", Request(timeout=0.3), print, "x", tmp_path)
+        web.measure(bundled, "web://", Request(timeout=0.3, web_runtime=tmp_path), print, "x")

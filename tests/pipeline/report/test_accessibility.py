@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,10 @@ def test_axe_would_find_a_mark_without_words(passing: Report, tmp_path: Path) ->
 def test_nothing_is_wider_than_the_window(passing: Report, width: int, tmp_path: Path) -> None:
     script = """tell({inner: innerWidth, page: document.documentElement.scrollWidth,
     cards: [...document.querySelectorAll(".card")].map((c) => [c.scrollWidth - c.clientWidth, c.textContent.slice(0, 60)])})"""
+    for place, row in enumerate(passing.rows):
+        if row.latency is not None:  # the longest that stands below a ratio
+            timed = replace(row.latency, baseline_ms=1234.5, ci95=(1000.25, 1000.75))
+            passing.rows[place] = replace(row, latency=timed)
     found = answered(passing, tmp_path, script, width)
     assert found["inner"] == width >= found["page"]
     assert [text for over, text in found["cards"] if over > 0] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,3 +137,17 @@ def test_what_is_no_key_is_refused_with_the_line_that_makes_one(keys: tuple[Path
             signature.check_key(path, private=True)
     with pytest.raises(RequestError, match="openssl ec -in"):
         signature.check_key(keys[0], private=False)
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_a_key_that_is_no_regular_file_is_refused_and_not_waited_for(private: bool, kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "key.pem"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    else:
+        place.mkdir()
+    with pytest.raises(RequestError, match=r"key\.pem is no .* key that can be used: .*no regular file"):
+        signature.check_key(place, private=private)

@@ -159,6 +159,17 @@ def test_training_is_left_out_where_calibration_alone_is_enough(
     assert all(torch.equal(made[name], alone[name]) for name in alone) is not trained
 
 
+def test_a_calibrated_network_that_the_run_has_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgewise.stages.quantize._right", lambda network, ctx: 30)
+    ctx = context(tmp_path, Grid(weight_bits=7))
+    how, before = replace(HOW, when_needed=True), built(tmp_path).model
+    alone = how.untrained()(before, replace(ctx, scratch=tmp_path / "alone"))
+    monkeypatch.setattr(Quantize, "_prepare", lambda *_: pytest.fail("it is calibrated again"))
+    assert how(before, replace(ctx, kept={how.untrained(): alone}.get)) is alone
+
+
 def test_right_answers_are_counted_over_all_calibration_images(tmp_path: Path) -> None:
     ctx = context(tmp_path, None)
     always = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))

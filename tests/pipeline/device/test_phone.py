@@ -1,0 +1,52 @@
+"""The apps for phones: they are not built here, but write the document that is taken in, field for field."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgewise.device import result
+from edgewise.device.runner.main import MODES
+
+PHONE = Path(__file__).parents[3] / "docs" / "phone"
+WRITTEN = {
+    "android": (r'\.put\("(\w+)"', "android/app/src/main/java/edgewise/measure/Measure.kt"),
+    "ios": (r'"(\w+)"(?::|\] = )', "ios/Sources/Measure/Measure.swift"),
+}
+"""How a key is written in the language, and where."""
+
+
+def fields(kind: type[Any]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize("phone", WRITTEN)
+def test_an_app_writes_every_field_of_a_result_and_no_other(phone: str) -> None:
+    pattern, place = WRITTEN[phone]
+    text = (PHONE / place).read_text(encoding="utf-8")
+    kinds = (
+        result.Result, result.Mode, result.Device, result.Core, result.Block, result.Group, result.Times, result.LoadTimes,
+        result.Runtime, result.Claim, result.Measured,
+    )  # fmt: skip
+    assert set(re.findall(pattern, text)) == set().union(*map(fields, kinds))
+
+
+@pytest.mark.parametrize("phone", WRITTEN)
+def test_an_apps_modes_are_the_runners(phone: str) -> None:
+    text = (PHONE / WRITTEN[phone][1]).read_text(encoding="utf-8")
+    for name, mode in MODES.items():
+        numbers = mode["calls"], int(mode["seconds"]), mode["blocks"]
+        if phone == "android":
+            assert f"{name}({numbers[0]}, {float(numbers[1])}, {numbers[2]})" in text
+        else:
+            calls, seconds = (
+                re.search(r"quick \? (\d+) : (\d+)", text),
+                re.search(r"quick \? (\d+) : (\d+) }\n.*blocks", text),
+            )
+            assert calls and seconds
+            assert (int(calls[1 + (name == "normal")]), int(seconds[1 + (name == "normal")])) == numbers[:2]
+            assert f"var blocks: Int {{ {numbers[2]} }}" in text
