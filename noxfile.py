@@ -28,7 +28,7 @@ def _install(session: nox.Session, extras: str, *settings: str) -> None:
 @nox.session(python=PYTHON)
 def docs(session: nox.Session) -> None:
     """The documentation as a site, in build/site; a broken link fails it. ``-- serve`` shows it in a browser instead."""
-    session.install("mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10")
+    session.install("mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "annotated-types>=0.7,<1")
     # Its reference is read from the source's text, so that torch need not be installed.
     session.install("--no-deps", "-e", ".")
     session.run("mkdocs", *(session.posargs or ("build", "--strict")))

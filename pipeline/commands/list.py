@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -34,8 +36,10 @@ def list_kind(options: argparse.Namespace) -> int:
         print_json({options.kind: found})
         return PASSED
     width = max(len(entry["name"]) for entry in found)
+    # A terminal would break lines within words; what reads a pipe wants a line each.
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for entry in found:
-        print(f"{entry['name']:{width}}  {entry['summary']}")
+        print(textwrap.fill(f"{entry['name']:{width}}  {entry['summary']}", room, subsequent_indent=" " * (width + 2)))
         for what, why in entry.get("cannot", {}).items():
             print(f"{'':{width}}  cannot {what}: {why}")
     return PASSED
