@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgewise.recipe import Recipe
     from edgewise.run.deployed import deploy
     from edgewise.stage import Traits
+    from edgewise.stages.finetune import Finetune
     from edgewise.stages.fold import Fold
     from edgewise.stages.prune import Prune
     from edgewise.stages.prune.sparsify import Sparsify
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from edgewise.stages.separate import Separate
     from edgewise.stages.separate.average_pool import AveragePool
     from edgewise.stages.separate.pooled_head import PooledHead
-    from edgewise.stages.train import Finetune, Train
+    from edgewise.stages.train import Train
     from edgewise.stages.training.augment import Augment
     from edgewise.stages.training.settings import Training
     from edgewise.targets import Packaging, Sizes

@@ -5,7 +5,7 @@ from __future__ import annotations
 HOMES: dict[str, str] = {
     "Augment": "stages.training.augment",
     "AveragePool": "stages.separate.average_pool",
-    "Finetune": "stages.train",
+    "Finetune": "stages.finetune",
     "Fold": "stages.fold",
     "Limits": "verify.gates",
     "Packaging": "targets",

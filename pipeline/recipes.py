@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from edgewise.recipe import Recipe
+from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
 from edgewise.stages.quantize import Quantize
 from edgewise.stages.separate import Separate
-from edgewise.stages.train import Finetune, Train
+from edgewise.stages.train import Train
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.settings import Training
 from edgewise.verify.gates import Limits

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from edgewise.calib_data import Data
     from edgewise.models import Spec
-    from edgewise.store.entries import Store
     from edgewise.targets import Grid
 
 
@@ -48,6 +47,21 @@ def unkept(name: str, value: Any) -> None:
     """A fact that nobody keeps."""
 
 
+class Kept(Protocol):
+    """A result that is kept."""
+
+    @property
+    def path(self) -> Path:
+        """The folder of its files."""
+
+
+class Keeper(Protocol):
+    """Where results are kept: what a stage knows of the store, whose own code determines no result."""
+
+    def keep(self, key: str, make: Callable[[Path, Path], None]) -> Kept:
+        """The result under ``key``; where there is none, ``make(folder, scratch)`` fills its folder."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a stage may know besides the model it is given."""
@@ -71,7 +85,7 @@ class Context:
     """Tells the person watching one line."""
     fact: Callable[[str, Any], None] = unkept
     """Keeps ``value`` (JSON types) under ``name`` among the facts of the step's row, with the step's result."""
-    store: Store | None = None
+    store: Keeper | None = None
     """Where measurements are kept for later steps and runs; None: nowhere."""
     kept: Callable[[Any], nn.Module | None] = nothing_kept
     """The network that another stage made of the same one on the same grid, where the run has it; else None."""

@@ -24,6 +24,7 @@ from edgewise.errors import EdgewiseError, RequestError, StoreError
 from edgewise.models import ModelError
 from edgewise.network import answers_within, architecture, captured, first_call, surgery
 from edgewise.network.architecture import Base
+from edgewise.network.tensors import fill_tensors
 from edgewise.store.json_values import decode
 from edgewise.store.reading import read_json
 from edgewise.targets import Sizes
@@ -71,7 +72,7 @@ def load(folder: Path, batch: int | None = None, sizes: Sizes | None = None) -> 
     base, operations, state = _read(folder)
     try:
         model = _rebuilt(base, operations, batch, None)
-        surgery.fill(model, state)
+        fill_tensors(model, state)
         if sizes is not None and sizes.kind != "fixed" and isinstance(model, GraphModule):
             opened = _rebuilt(base, operations, batch, sizes)
             assert isinstance(opened, GraphModule)

@@ -7,7 +7,6 @@ of JSON values that, called with a network, changes its structure in place; the 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -124,15 +123,6 @@ def history(model: nn.Module) -> tuple[Operation, ...]:
     """The operations that made ``model`` from its architecture."""
     operations: tuple[Operation, ...] = getattr(model, _HISTORY, ())
     return operations
-
-
-def fill(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put ``tensors`` (state-dict key -> tensor) into ``model``, strictly. Raises RuntimeError when they do not fit."""
-    state = OrderedDict(tensors)
-    # Without the versions that a state dict carries, torchao's observers take it for an old one and reset their
-    # smallest scale (eps) to float32's epsilon.
-    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
-    model.load_state_dict(state, strict=True)
 
 
 def difference(before: nn.Module, after: nn.Module) -> Resize:

@@ -12,8 +12,9 @@ from edgewise import recipes
 from edgewise.errors import RequestError
 from edgewise.recipe import Recipe
 from edgewise.stage import Stage
+from edgewise.stages.finetune import Finetune
 from edgewise.stages.prune import Prune
-from edgewise.stages.train import Finetune, Train
+from edgewise.stages.train import Train
 from edgewise.stages.training.settings import Training
 
 _BUDGETS = ("channels", "macs", "params", "bytes", "latency", "milliseconds")

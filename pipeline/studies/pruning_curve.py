@@ -103,10 +103,10 @@ def recipe_of(options: argparse.Namespace, point: str) -> Recipe:
     from edgewise.catalogue import find_recipe
     from edgewise.run.request import override_fields
     from edgewise.stage import Stage
+    from edgewise.stages.finetune import Finetune
     from edgewise.stages.fold import Fold
     from edgewise.stages.prune import Prune
     from edgewise.stages.prune.sparsify import Sparsify
-    from edgewise.stages.train import Finetune
     from edgewise.stages.training.augment import Augment
     from edgewise.stages.training.settings import Training
     from edgewise.verify.gates import Limits

@@ -189,7 +189,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _shortened(recipe: Recipe, epochs: int | None) -> Recipe:
-    from edgewise.stages.train import Finetune
+    from edgewise.stages.finetune import Finetune
 
     if epochs is None:
         return recipe

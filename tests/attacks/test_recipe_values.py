@@ -19,6 +19,7 @@ from edgewise import recipes
 from edgewise.errors import RequestError
 from edgewise.images.preprocess import Preprocess
 from edgewise.recipe import Recipe
+from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
 from edgewise.stages.prune.sparsify import Sparsify
@@ -26,7 +27,7 @@ from edgewise.stages.quantize import Quantize
 from edgewise.stages.separate import Separate
 from edgewise.stages.separate.average_pool import AveragePool
 from edgewise.stages.separate.pooled_head import PooledHead
-from edgewise.stages.train import Finetune, Train
+from edgewise.stages.train import Train
 from edgewise.stages.training.settings import Training
 from edgewise.targets import Packaging, Sizes
 from edgewise.verify.gates import Limits

@@ -87,9 +87,10 @@ def _try(
         return _Trial(part, str(error)), None
     if how.training is not None:
         from edgewise.stages.training.loop import fit
+        from edgewise.stages.training.teaching import teacher_for
 
         pruned = copy.deepcopy(pruned)
-        fit(pruned, how.training, here, ctx.baseline if how.training.distill else None)
+        fit(pruned, how.training, here, teacher_for(how.training, here))
     after = read_network(pruned, len(ctx.data.calib), ctx)
     return _Trial(part, spent.summary, before.top1 - after.top1), (pruned, spent)
 

@@ -26,10 +26,10 @@ from edgewise import targets
 from edgewise.errors import StageError
 from edgewise.files.in_runtime import write_and_load
 from edgewise.measure.latency import interleave_calls
-from edgewise.stage import Context
+from edgewise.stage import Context, Keeper
 from edgewise.stages.prune.channels import Side, is_multiplier
 from edgewise.stages.prune.coupling import Group
-from edgewise.store.entries import Store, key_of
+from edgewise.store.entries import key_of
 from edgewise.store.sources import code_of
 
 POINTS = 8
@@ -278,7 +278,7 @@ def _profile(kind: Kind, points: int, ctx: Context) -> Profile:
     return _read(ctx.store, key, make)
 
 
-def _read(store: Store, key: str, make: Any) -> Profile:
+def _read(store: Keeper, key: str, make: Any) -> Profile:
     kept = json.loads((store.keep(key, make).path / "profile.json").read_text(encoding="utf-8"))
     inputs, outputs = ({int(w): float(ms) for w, ms in kept[side].items()} for side in ("inputs", "outputs"))
     return Profile(inputs, outputs, float(kept["base"]))

@@ -24,6 +24,7 @@ from edgewise.stages.prune.checked_cut import trace_for
 from edgewise.stages.prune.coupling import Group, Member
 from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
+from edgewise.stages.training.teaching import teacher_for
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -62,7 +63,7 @@ class Sparsify:
         pull = _Pull(groups, self.strength, self.sharpness)
         before = _sparse(trained, groups)
         try:
-            fit(trained, self.training, ctx, ctx.baseline if self.training.distill else None, pull.renew)
+            fit(trained, self.training, ctx, teacher_for(self.training, ctx), pull.renew)
         finally:
             pull.release()
         after = _sparse(trained, groups)

@@ -33,6 +33,7 @@ from edgewise.stages.quantize.graph_settings import check_unchanged, read_consta
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
+from edgewise.stages.training.teaching import teacher_for
 
 
 @checked
@@ -168,7 +169,7 @@ class Quantize:
         assert training is not None
         if self.learn_ranges:
             _learn_ranges(prepared)
-        fit(prepared, training, ctx, ctx.baseline if training.distill else None, self._before_epoch, rebuild)
+        fit(prepared, training, ctx, teacher_for(training, ctx), self._before_epoch, rebuild)
         for module in activation_quantizers(prepared).values():
             module.settle()
         _weights_on_their_grid(prepared)

@@ -29,8 +29,7 @@ from torch.fx import GraphModule
 from edgewise.errors import RequestError, StageError
 from edgewise.images.normalise import normalise
 from edgewise.library_noise import quieten
-from edgewise.network import surgery
-from edgewise.network.fold_norms import without_norms
+from edgewise.network.tensors import fill_tensors
 from edgewise.stage import Context
 from edgewise.stages.training.augment import Changes, change, draw_changes
 from edgewise.stages.training.memory_format import stands_channels_last, trains_channels_last
@@ -68,10 +67,10 @@ def fit(
     fabric = _fabric(how, ctx.device)
     if how.devices == 1:
         result = _loop(fabric, model, how, ctx, teacher, before_epoch)
-        surgery.fill(model, result)
+        fill_tensors(model, result)
     else:
         _in_processes(fabric, _sent(model, rebuild), how, ctx, teacher, before_epoch)
-        surgery.fill(model, _result(ctx.scratch))
+        fill_tensors(model, _result(ctx.scratch))
     _set_mode(model.to("cpu"), training=False)
 
 
@@ -120,7 +119,7 @@ class _Refilled:
 
     def __call__(self) -> nn.Module:
         model = self.rebuild()
-        surgery.fill(model, self.tensors)
+        fill_tensors(model, self.tensors)
         return model
 
 
@@ -250,9 +249,7 @@ def _stand_channels_last(device: torch.device, shape: tuple[int, int, int], *net
 
 
 def _teacher(fabric: Any, network: nn.Module, how: Training, ctx: Context) -> Teacher:
-    """The teacher without batch norms, which cost a third of its pass (a captured graph keeps them)."""
-    few = normalise(ctx.data.train.batch(torch.arange(min(2, len(ctx.data.train)))), ctx.spec)
-    frozen = _place(without_norms(copy.deepcopy(network).cpu(), few).eval().requires_grad_(False), how, fabric.device)
+    frozen = _place(copy.deepcopy(network).eval().requires_grad_(False), how, fabric.device)
     return Teacher(frozen, views=how.views, images=len(ctx.data.train), folder=ctx.scratch)
 
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from edgewise.network import surgery
+from edgewise.network.tensors import fill_tensors
 from edgewise.store.whole import write_whole
 
 
@@ -59,9 +59,9 @@ def resume(state: State, folder: Path) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state.epoch, state.step = int(file.metadata()["epoch"]), int(file.metadata().get("step", "0"))
     state.losses = list(tensors["losses"]) if "losses" in tensors else []
-    surgery.fill(state.model, _under("model.", tensors))
+    fill_tensors(state.model, _under("model.", tensors))
     if state.average is not None:
-        surgery.fill(state.average, _under("average.", tensors))
+        fill_tensors(state.average, _under("average.", tensors))
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under("optimizer.", tensors).items():
         index, _, slot = name.partition(".")

@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 
 from edgewise import targets
 from edgewise.library_noise import quiet_capture
-from edgewise.network import surgery
 from edgewise.network.captured import Prepare, convert, export_graph
+from edgewise.network.tensors import fill_tensors
 from edgewise.stage import Context
 from edgewise.stages.quantize import Quantize
 from edgewise.studies.peers.subject import Subject
@@ -63,7 +63,7 @@ def quantize_subject(subject: Subject, grid: Grid, folder: Path) -> ExportedProg
     context = Context(spec=subject.spec, data=subject.data, scratch=folder, grid=grid)
     calibrated = Quantize(training=None, calibrate=count, sensitivity=0)(subject.folded, context)
     single = Prepare(grid.to_json(), subject.shape).capture(subject.folded, batch=1)
-    surgery.fill(single, calibrated.state_dict())
+    fill_tensors(single, calibrated.state_dict())
     with quiet_capture():
         return torch.export.export(convert(single), (torch.zeros(1, *subject.shape),))
 

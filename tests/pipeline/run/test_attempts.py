@@ -14,11 +14,12 @@ from edgewise.recipe import Recipe
 from edgewise.report.rows import Row, Verdict
 from edgewise.run.attempts import attempts, describe_change, milder
 from edgewise.run.session import Session
+from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
 from edgewise.stages.quantize import Quantize
 from edgewise.stages.separate import Separate
-from edgewise.stages.train import Finetune, Train
+from edgewise.stages.train import Train
 from edgewise.stages.training.settings import Training
 
 TUNE = Finetune(training=Training(epochs=1, lr=0.1))

@@ -24,10 +24,10 @@ from edgewise.run.data_for import (
     wanted_options,
     without_idle_training,
 )
+from edgewise.stages.finetune import Finetune
 from edgewise.stages.prune import Prune
 from edgewise.stages.quantize import Quantize
 from edgewise.stages.separate import Separate
-from edgewise.stages.train import Finetune
 from edgewise.stages.training.settings import Training
 
 NET = '''

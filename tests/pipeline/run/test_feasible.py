@@ -18,10 +18,11 @@ from edgewise.recipe import Recipe
 from edgewise.recipes import demo
 from edgewise.run import feasible
 from edgewise.run.job import resolve
+from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
 from edgewise.stages.separate import Separate
-from edgewise.stages.train import Finetune, Train
+from edgewise.stages.train import Train
 from edgewise.stages.training.settings import Training
 from edgewise.targets import Packaging, Sizes
 

@@ -18,13 +18,13 @@ from edgewise.run.job import Job, resolve
 from edgewise.run.plan import make_plan, spoken
 from edgewise.run.steps import Steps
 from edgewise.stage import Stage
+from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
 from edgewise.stages.remove_blocks import RemoveBlocks
 from edgewise.stages.remove_blocks.find import find_blocks
 from edgewise.stages.remove_blocks.plan import without
 from edgewise.stages.separate import Separate
-from edgewise.stages.train import Finetune
 from edgewise.stages.training.pace import Pace
 from edgewise.stages.training.settings import Training
 from edgewise.store.entries import Store

@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 RECIPE = """
-from edgewise.stages.train import Finetune, Train
+from edgewise.stages.finetune import Finetune
+from edgewise.stages.train import Train
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
 from edgewise.stages.quantize import Quantize

@@ -10,9 +10,9 @@ from edgewise.errors import RequestError
 from edgewise.recipe import Recipe
 from edgewise.recipes import cifar_resnet20, demo, quantize_only
 from edgewise.run.shortcuts import Shortcuts, name_of, own_recipe, shorten
+from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
-from edgewise.stages.train import Finetune
 
 
 def test_one_s_own_network_is_quantized_and_nothing_else() -> None:

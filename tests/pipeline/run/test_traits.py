@@ -15,10 +15,11 @@ from edgewise.report.watch import Watch
 from edgewise.run import run
 from edgewise.run.job import resolve
 from edgewise.stage import Context, Traits, traits_of
+from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
 from edgewise.stages.quantize import Quantize
-from edgewise.stages.train import Finetune, Train
+from edgewise.stages.train import Train
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.settings import Training
 from edgewise.verify.gates import Limits

@@ -28,11 +28,11 @@ from edgewise.recipes import demo
 from edgewise.run.job import resolve
 from edgewise.stage import Context
 from edgewise.stages import quantize
+from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
 from edgewise.stages.quantize import Quantize
 from edgewise.stages.separate import Separate
-from edgewise.stages.train import Finetune
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.settings import Training
 from edgewise.studies.architectures.network import Prepared, agreement, answers, calibrated, capture, prepare

@@ -12,9 +12,10 @@ import pytest
 from edgewise.errors import RequestError
 from edgewise.recipe import Recipe
 from edgewise.recipes import demo, separate_resnet20
+from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.separate import Separate
-from edgewise.stages.train import Finetune, Train
+from edgewise.stages.train import Train
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.settings import Training
 from edgewise.studies import substitution as command

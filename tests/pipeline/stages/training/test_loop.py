@@ -17,7 +17,8 @@ from edgewise.calib_data._parts import MemoryPart, in_memory
 from edgewise.errors import RequestError, StageError
 from edgewise.models import Spec
 from edgewise.stage import Context
-from edgewise.stages.train import Finetune, Train
+from edgewise.stages.finetune import Finetune
+from edgewise.stages.train import Train
 from edgewise.stages.training import loop
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.loop import distillation, fit, rate
