@@ -87,8 +87,8 @@ class Data:
             return "has no training images"
         if not lacking:
             return ""
-        shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4:,} more" if len(lacking) > 4 else "")
-        return f"has no training image of {len(lacking):,} of its {len(self.classes):,} classes ({shown})"
+        listing = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4:,} more" if len(lacking) > 4 else "")
+        return f"has no training image of {len(lacking):,} of its {len(self.classes):,} classes ({listing})"
 
     @property
     def calib_is_labelled(self) -> bool:
@@ -98,10 +98,10 @@ class Data:
 
 def names() -> dict[str, str]:
     """Reader name -> first line of its docstring; imports no reader."""
-    found = {}
+    names_by_kind = {}
     for path in sorted(_FOLDER.glob("[!_]*.py")):
-        found[path.stem] = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
-    return found
+        names_by_kind[path.stem] = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+    return names_by_kind
 
 
 def with_options(name: str, options: Mapping[str, object]) -> tuple[str, frozenset[str]]:
@@ -110,17 +110,17 @@ def with_options(name: str, options: Mapping[str, object]) -> tuple[str, frozens
     Returns the name and the options that were added. Raises DataError as ``load`` for an unknown reader.
     """
     reader = name.partition(":")[0]
-    complete = getattr(_reader(reader), "complete", None)
+    complete = getattr(_import_reader(reader), "complete", None)
     if complete is None:
         return name, frozenset()
-    found: tuple[str, frozenset[str]] = complete(name, options)
-    return found
+    request: tuple[str, frozenset[str]] = complete(name, options)
+    return request
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """The class names that a list (.txt or .json) holds, in its order. Raises DataError for what is no such list."""
-    found: tuple[str, ...] = importlib.import_module(f"{__name__}._class_lists").read_list(path)
-    return found
+    classes: tuple[str, ...] = importlib.import_module(f"{__name__}._class_lists").read_list(path)
+    return classes
 
 
 def named_as(data: Data, classes: Sequence[str]) -> Data:
@@ -129,9 +129,9 @@ def named_as(data: Data, classes: Sequence[str]) -> Data:
     Names are compared as in a class list: by WordNet id, by one of an entry's names, or by number. Raises DataError for a
     class with images that ``classes`` do not have.
     """
-    relabelled = importlib.import_module(f"{__name__}._relabelled")
-    found: Data = relabelled.renumber(data, classes)
-    return found
+    module = importlib.import_module(f"{__name__}._relabelled")
+    new_data: Data = module.renumber(data, classes)
+    return new_data
 
 
 def load(name: str, seed: int = 0) -> Data:
@@ -140,11 +140,11 @@ def load(name: str, seed: int = 0) -> Data:
     Raises DataError for an unknown reader (with the nearest spelling) and for files that are not what they should be.
     """
     reader, _, path = name.partition(":")
-    data: Data = _reader(reader).read(path, seed)
+    data: Data = _import_reader(reader).read(path, seed)
     return data
 
 
-def _reader(reader: str) -> Any:
+def _import_reader(reader: str) -> Any:
     if reader not in names():
         near = difflib.get_close_matches(reader, names(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

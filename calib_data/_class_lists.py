@@ -36,7 +36,7 @@ def read_list(path: Path) -> tuple[str, ...]:
     return names
 
 
-def beside(place: Path) -> Path | None:
+def list_beside(place: Path) -> Path | None:
     """The class list in folder ``place``, where there is one."""
     return next((place / name for name in BESIDE if (place / name).is_file()), None)
 
@@ -48,9 +48,9 @@ def _from_lines(text: str, path: Path) -> tuple[str, ...]:
             f"{path}: one class a line is wanted, found line {lines.index('') + 1} empty; the place of a line is the "
             "number of its class, so name the class there, or remove the line"
         )
-    numbered = [re.fullmatch(r"(\d+)\s*[:,;\t ]\s*(\D.*)", line) for line in lines]
-    if all(match and int(match[1]) == place for place, match in enumerate(numbered)):
-        return tuple(match[2] for match in numbered if match)
+    matches = [re.fullmatch(r"(\d+)\s*[:,;\t ]\s*(\D.*)", line) for line in lines]
+    if all(match and int(match[1]) == place for place, match in enumerate(matches)):
+        return tuple(match[2] for match in matches if match)
     return tuple(lines)
 
 
@@ -90,7 +90,7 @@ class Meaning:
     note: str = ""
 
 
-def match(names: Iterable[str], listed: Sequence[str], source: str) -> Meaning:
+def match_names(names: Iterable[str], listed: Sequence[str], source: str) -> Meaning:
     """What each of ``names`` (folders, labels, another list's entries) means in ``listed``.
 
     In turn: the same text; the same WordNet id; the same name beside the id; one of an entry's names, which commas part.
@@ -98,20 +98,20 @@ def match(names: Iterable[str], listed: Sequence[str], source: str) -> Meaning:
     places in it from 0, or from 1 where one is as large as the list is long. Raises DataError, naming ``source``, for a
     name that means no entry, or several, and for two that mean the same.
     """
-    wanted = list(dict.fromkeys(names))
-    if wanted == list(listed):
+    unique = list(dict.fromkeys(names))
+    if unique == list(listed):
         return Meaning({name: place for place, name in enumerate(listed)})
-    if _numbers(wanted) and not _numbers(listed):
-        return _by_number(wanted, listed, source)
+    if _numbers(unique) and not _numbers(listed):
+        return _by_number(unique, listed, source)
     entries = _Entries(listed)
-    found = {name: entries.find(name) for name in wanted}
-    _check_found(found, listed, source)
-    index = {name: places[0] for name, places in found.items()}
+    matches = {name: entries.find(name) for name in unique}
+    _check_found(matches, listed, source)
+    index = {name: places[0] for name, places in matches.items()}
     _check_apart(index, listed, source)
     return Meaning(index)
 
 
-def known(names: Iterable[str], listed: Sequence[str]) -> set[str]:
+def known_names(names: Iterable[str], listed: Sequence[str]) -> set[str]:
     """Those of ``names`` that mean an entry of the list, or several."""
     entries = _Entries(listed)
     return {name for name in names if entries.find(name)}
@@ -123,7 +123,7 @@ def _by_number(names: Sequence[str], listed: Sequence[str], source: str) -> Mean
     outside = [name for name, number in numbers.items() if not 0 <= number - first < len(listed)]
     if outside:
         raise DataError(
-            f"{source}: numbers of {len(listed)} classes are wanted, 0 to {len(listed) - 1}, found {_some(outside)}; "
+            f"{source}: numbers of {len(listed)} classes are wanted, 0 to {len(listed) - 1}, found {_some_names(outside)}; "
             "correct them, or the list of classes"
         )
     index = {name: number - first for name, number in numbers.items()}
@@ -137,47 +137,47 @@ class _Entries:
     def __init__(self, listed: Sequence[str]) -> None:
         self._ways: list[dict[str, list[int]]] = [defaultdict(list) for _ in range(4)]
         for place, entry in enumerate(listed):
-            for way, keys in zip(self._ways, _callings(entry), strict=True):
+            for way, keys in zip(self._ways, _entry_names(entry), strict=True):
                 for key in keys:
                     way[key].append(place)
 
     def find(self, name: str) -> list[int]:
         """The places that ``name`` may mean, by the strictest way of reading it that means any."""
-        whole, ids, rest, parts = _callings(name)
-        tried = [(0, whole), (1, ids), (2, whole | rest), (3, whole | rest), (3, parts)]
-        for way, keys in tried:
+        whole, ids, rest, parts = _entry_names(name)
+        attempts = [(0, whole), (1, ids), (2, whole | rest), (3, whole | rest), (3, parts)]
+        for way, keys in attempts:
             places = sorted({place for key in keys for place in self._ways[way].get(key, [])})
             if places:
                 return places
         return []
 
 
-def _callings(entry: str) -> tuple[set[str], set[str], set[str], set[str]]:
+def _entry_names(entry: str) -> tuple[set[str], set[str], set[str], set[str]]:
     """An entry as a whole; its WordNet id; what stands beside the id; each name in that."""
-    found = _WORDNET.fullmatch(entry.strip())
-    rest = entry if found is None else (found[2] or "")
-    ids = {found[1]} if found else set[str]()
-    names = {_plain(part) for part in rest.split(",")}
-    return {_plain(entry)}, ids, {_plain(rest)} - {""}, names - {""}
+    match = _WORDNET.fullmatch(entry.strip())
+    rest = entry if match is None else (match[2] or "")
+    ids = {match[1]} if match else set[str]()
+    names = {_plain_words(part) for part in rest.split(",")}
+    return {_plain_words(entry)}, ids, {_plain_words(rest)} - {""}, names - {""}
 
 
-def _plain(text: str) -> str:
+def _plain_words(text: str) -> str:
     return re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFC", text)).strip().casefold()
 
 
-def _check_found(found: dict[str, list[int]], listed: Sequence[str], source: str) -> None:
-    if unknown := [name for name, places in found.items() if not places]:
-        called = {name: entry for entry in listed for names in _callings(entry) for name in names}
-        near = difflib.get_close_matches(_plain(unknown[0]), called, n=1)
-        hint = f" Did you mean {called[near[0]]!r}?" if near else ""
+def _check_found(matches: dict[str, list[int]], listed: Sequence[str], source: str) -> None:
+    if unknown := [name for name, places in matches.items() if not places]:
+        entries = {name: entry for entry in listed for names in _entry_names(entry) for name in names}
+        near = difflib.get_close_matches(_plain_words(unknown[0]), entries, n=1)
+        hint = f" Did you mean {entries[near[0]]!r}?" if near else ""
         raise DataError(
-            f"{source}: names of the {len(listed)} listed classes ({_some(listed)}) are wanted, found {_some(unknown)}, "
+            f"{source}: names of the {len(listed)} listed classes ({_some_names(listed)}) are wanted, found {_some_names(unknown)}, "
             f"which mean{'s' if len(unknown) == 1 else ''} none of them.{hint} Rename or remove, or correct the list"
         )
-    if unclear := [(name, places) for name, places in found.items() if len(places) > 1]:
+    if unclear := [(name, places) for name, places in matches.items() if len(places) > 1]:
         name, places = unclear[0]
         raise DataError(
-            f"{source}: one class a name is wanted, {name!r} may be {_some([repr(listed[place]) for place in places])}; "
+            f"{source}: one class a name is wanted, {name!r} may be {_some_names([repr(listed[place]) for place in places])}; "
             "name it by its WordNet id, its number or its whole entry"
         )
 
@@ -193,27 +193,29 @@ def _check_apart(index: dict[str, int], listed: Sequence[str], source: str) -> N
         first[place] = name
 
 
-def _some(names: Sequence[str]) -> str:
+def _some_names(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")
 
 
 def in_natural_order(names: Iterable[str]) -> tuple[str, ...]:
     """Names in the order of their text, as torchvision's ImageFolder numbers them; numbers by their value."""
-    found = set(names)
-    return tuple(sorted(found, key=lambda name: (int(name), name)) if _numbers(found) else sorted(found))
+    unique_names = set(names)
+    return tuple(
+        sorted(unique_names, key=lambda name: (int(name), name)) if _numbers(unique_names) else sorted(unique_names)
+    )
 
 
 def order_note(names: Sequence[str]) -> str:
     """What to say where numbers were not put in the order of their text; else nothing."""
     if not _numbers(names) or list(names) == sorted(names):
         return ""
-    shown = ", ".join(sorted(names)[:4])
+    listing = ", ".join(sorted(names)[:4])
     return (
-        f"classes are numbers and stand in the order of their values; torchvision's ImageFolder would read {shown}, …: "
+        f"classes are numbers and stand in the order of their values; torchvision's ImageFolder would read {listing}, …: "
         "for a network trained in that order, list the classes in classes.txt"
     )
 
 
 def _numbers(names: Iterable[str]) -> bool:
-    found = list(names)
-    return bool(found) and all(name.isdecimal() for name in found)
+    texts = list(names)
+    return bool(texts) and all(name.isdecimal() for name in texts)

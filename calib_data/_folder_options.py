@@ -32,15 +32,15 @@ class Request:
     prepared: Mapping[str, Stated] = field(default_factory=dict)
 
 
-def parse(path: str) -> Request:
+def parse_request(path: str) -> Request:
     """The request ``DIR?name=value&name=value``. Raises DataError for an unknown option or a wrong value."""
-    directory, given = _split(path)
-    for name, value in given.items():
-        _check(name, value)
+    directory, texts = _split_options(path)
+    for name, value in texts.items():
+        _check_option(name, value)
     options = Options(
-        size=int(given.get("size", Options.size)),
-        resize=int(given.get("resize", Options.resize)),
-        interpolation=_interpolation(given.get("interpolation", Options.interpolation)),
+        size=int(texts.get("size", Options.size)),
+        resize=int(texts.get("resize", Options.resize)),
+        interpolation=_parse_interpolation(texts.get("interpolation", Options.interpolation)),
     )
     if options.shorter_side < options.size:
         raise DataError(
@@ -50,37 +50,37 @@ def parse(path: str) -> Request:
     return Request(
         directory=directory,
         options=options,
-        flip=given.get("flip", "1") == "1",
-        train=None if "train" not in given else given["train"] == "1",
-        classes=_file(given, "classes", directory),
-        labels=_file(given, "labels", directory),
-        prepared=_prepared(options, given),
+        flip=texts.get("flip", "1") == "1",
+        train=None if "train" not in texts else texts["train"] == "1",
+        classes=_find_file(texts, "classes", directory),
+        labels=_find_file(texts, "labels", directory),
+        prepared=_stated_preparation(options, texts),
     )
 
 
 def complete(name: str, options: Mapping[str, object]) -> tuple[str, frozenset[str]]:
     """``imagefolder:DIR?…`` with the options that it does not say; and which were added."""
-    _, given = _split(name.partition(":")[2])
-    if "size" in given:  # whoever said the one chose the other with it
-        given.setdefault("resize", "")
-    added = {key: str(value) for key, value in options.items() if key in NAMES and key not in given}
-    sign = "&" if "?" in name and _split(name.partition(":")[2])[1] else "?"
-    text = "&".join(f"{key}={value}" for key, value in added.items())
-    return (f"{name}{sign}{text}" if added else name), frozenset(added)
+    _, own_options = _split_options(name.partition(":")[2])
+    if "size" in own_options:  # whoever said the one chose the other with it
+        own_options.setdefault("resize", "")
+    additions = {key: str(value) for key, value in options.items() if key in NAMES and key not in own_options}
+    sign = "&" if "?" in name and _split_options(name.partition(":")[2])[1] else "?"
+    text = "&".join(f"{key}={value}" for key, value in additions.items())
+    return (f"{name}{sign}{text}" if additions else name), frozenset(additions)
 
 
-def _split(path: str) -> tuple[str, dict[str, str]]:
+def _split_options(path: str) -> tuple[str, dict[str, str]]:
     """The folder and the options; the folder's own name may hold a question mark."""
     match = re.fullmatch(r"(?P<directory>.*?)(?:\?(?P<options>\w+=[^?]*))?", path, flags=re.DOTALL)
     assert match is not None
-    given = {}
+    options = {}
     for item in filter(None, (match["options"] or "").split("&")):
         name, _, value = item.partition("=")
-        given[name] = value
-    return match["directory"], given
+        options[name] = value
+    return match["directory"], options
 
 
-def _check(name: str, value: str) -> None:
+def _check_option(name: str, value: str) -> None:
     if name not in NAMES:
         raise DataError(
             f"imagefolder: the options {', '.join(NAMES[:-1])} and {NAMES[-1]} are known, found {name!r}; correct it"
@@ -90,31 +90,31 @@ def _check(name: str, value: str) -> None:
         if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
             raise DataError(f"imagefolder: {name} as a whole number in {low} … {high} is wanted, found {value!r}")
     elif name not in _FILES:
-        _interpolation(value)
+        _parse_interpolation(value)
 
 
-def _interpolation(value: str) -> Interpolation:
-    for known in get_args(Interpolation):
-        if value == known:
-            found: Interpolation = known
-            return found
+def _parse_interpolation(value: str) -> Interpolation:
+    for choice in get_args(Interpolation):
+        if value == choice:
+            interpolation: Interpolation = choice
+            return interpolation
     raise DataError(f"imagefolder: interpolation is one of {', '.join(get_args(Interpolation))}, found {value!r}")
 
 
-def _file(given: Mapping[str, str], name: str, directory: str) -> Path | None:
+def _find_file(texts: Mapping[str, str], name: str, directory: str) -> Path | None:
     """A file as it was given, or in the set's folder."""
-    if name not in given:
+    if name not in texts:
         return None
-    tried = [Path(given[name]).expanduser(), Path(directory).expanduser() / given[name]]
-    found = next((path for path in tried if path.is_file()), None)
-    if found is None:
-        raise DataError(f"imagefolder: {name}={given[name]}: a file is wanted, found none of that name; correct it")
-    return found
+    candidates = [Path(texts[name]).expanduser(), Path(directory).expanduser() / texts[name]]
+    file = next((path for path in candidates if path.is_file()), None)
+    if file is None:
+        raise DataError(f"imagefolder: {name}={texts[name]}: a file is wanted, found none of that name; correct it")
+    return file
 
 
-def _prepared(options: Options, given: Mapping[str, str]) -> dict[str, Stated]:
+def _stated_preparation(options: Options, texts: Mapping[str, str]) -> dict[str, Stated]:
     def origin(name: str) -> str:
-        return "--data" if name in given else "default"
+        return "--data" if name in texts else "default"
 
     return {
         "size": Stated(f"{options.size} × {options.size} pixels, cut from the centre", origin("size")),

@@ -36,15 +36,15 @@ def read_table(path: Path, images: Sequence[Path]) -> Table:
     The column of files is the one that names most of them; that of labels is called so (label, class, category, wnid …),
     or is the only other one. Raises DataError where there are none such, and for an image with two labels.
     """
-    rows = _rows(path)
-    known = _by_name(images, path.parent)
-    column = _file_column(rows, known, path)
-    header = rows[0] if known.get(rows[0][column]) is None else None
+    rows = _read_rows(path)
+    images_by_name = _by_name(images, path.parent)
+    column = _file_column(rows, images_by_name, path)
+    header = rows[0] if images_by_name.get(rows[0][column]) is None else None
     label = _label_column(rows, header, column, path)
     labels: dict[Path, str] = {}
     missing = []
     for row in rows if header is None else rows[1:]:
-        image, text = known.get(row[column]), _label(row[label])
+        image, text = images_by_name.get(row[column]), _label(row[label])
         if image is None:
             missing.append(row[column])
         elif labels.setdefault(image, text) != text:
@@ -52,7 +52,7 @@ def read_table(path: Path, images: Sequence[Path]) -> Table:
     return Table(labels, tuple(missing))
 
 
-def _rows(path: Path) -> list[list[str]]:
+def _read_rows(path: Path) -> list[list[str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -73,12 +73,12 @@ def _rows(path: Path) -> list[list[str]]:
 
 def _by_name(images: Sequence[Path], root: Path) -> dict[str, Path | None]:
     """Every way to name an image -> the image; None where several go by that name."""
-    found: dict[str, Path | None] = {}
+    paths: dict[str, Path | None] = {}
     for image in images:
         inside = image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)
         for name in {inside, str(image), f"./{inside}", image.name, image.stem}:
-            found[name] = None if name in found and found[name] != image else image
-    return found
+            paths[name] = None if name in paths and paths[name] != image else image
+    return paths
 
 
 def _file_column(rows: Sequence[Sequence[str]], known: Mapping[str, Path | None], path: Path) -> int:
@@ -95,9 +95,9 @@ def _label_column(rows: Sequence[Sequence[str]], header: Sequence[str] | None, f
     others = [column for column in range(len(rows[0])) if column != files]
     if header is not None:
         names = [cell.lower().replace(" ", "_") for cell in header]
-        for wanted in _COLUMNS:
-            if wanted in names and names.index(wanted) != files:
-                return names.index(wanted)
+        for title in _COLUMNS:
+            if title in names and names.index(title) != files:
+                return names.index(title)
     if len(others) > 1:
         raise DataError(
             f"{path}: a column called label or class is wanted, found {', '.join(rows[0])}; name it so in the first row"
@@ -106,5 +106,5 @@ def _label_column(rows: Sequence[Sequence[str]], header: Sequence[str] | None, f
 
 
 def _label(text: str) -> str:
-    found = _ID.match(text)
-    return found[0] if found else text
+    match = _ID.match(text)
+    return match[0] if match else text

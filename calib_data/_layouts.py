@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgewise.calib_data import DataError
-from edgewise.calib_data._class_lists import known
+from edgewise.calib_data._class_lists import known_names
 from edgewise.calib_data._label_tables import SUFFIXES, read_table
-from edgewise.calib_data._walk import Found, describe_left_out, walk
+from edgewise.calib_data._walk import Found, describe_left_out, walk_folder
 
 _PARTS = {
     "train": ("train", "training"),
@@ -40,44 +40,51 @@ def find_parts(place: Path, table: Path | None, listed: Sequence[str]) -> dict[s
     told from a class. A folder called as a part that holds images and no folders is a class, unless a table labels them;
     one called calib may be unlabelled beside other parts.
     """
-    folders = {part: found for part, names in _PARTS.items() if (found := _first_folder(place, names))}
-    labelled = {part: found for part, found in folders.items() if _has_folders(found) or _table_of(found, place, table)}
-    if not labelled:
+    folders = {part: folder for part, names in _PARTS.items() if (folder := _first_folder(place, names))}
+    label_folders = {
+        part: folder_of_part
+        for part, folder_of_part in folders.items()
+        if _has_folders(folder_of_part) or _table_of(folder_of_part, place, table)
+    }
+    if not label_folders:
         return {"whole": _read_part(place, _whole_table(place, table), listed)}
     if "calib" in folders:
-        labelled["calib"] = folders["calib"]
-    return {part: _read_part(found, _table_of(found, place, table), listed) for part, found in labelled.items()}
+        label_folders["calib"] = folders["calib"]
+    return {
+        part: _read_part(folder_of_part, _table_of(folder_of_part, place, table), listed)
+        for part, folder_of_part in label_folders.items()
+    }
 
 
 def _first_folder(place: Path, names: Sequence[str]) -> Path | None:
     """The folder called by the first of ``names`` that there is, in upper or lower case."""
-    folders = {found.name.casefold(): found for found in reversed(_folders(place))}
+    folders = {folder.name.casefold(): folder for folder in reversed(_list_folders(place))}
     return next((folders[name] for name in names if name in folders), None)
 
 
 def _has_folders(root: Path) -> bool:
-    return any(found.is_dir() and not found.name.startswith(".") for found in root.iterdir())
+    return any(entry.is_dir() and not entry.name.startswith(".") for entry in root.iterdir())
 
 
 def _table_of(part: Path, place: Path, given: Path | None) -> Path | None:
     """The table of a part's labels: in its folder, or beside it by its name (``val.csv``, ``val_labels.csv``)."""
     if given is not None:
         return given
-    inside = [] if len(_folders(part)) > 1 else _tables(part)
+    inside = [] if len(_list_folders(part)) > 1 else _find_tables(part)
     beside = [place / f"{part.name}{end}{suffix}" for end in ("", "_labels", "-labels") for suffix in SUFFIXES]
-    return _only(inside) or next((path for path in beside if path.is_file()), None)
+    return _only_table(inside) or next((path for path in beside if path.is_file()), None)
 
 
 def _whole_table(place: Path, given: Path | None) -> Path | None:
     """The table of a set without parts; images in two folders or more are labelled by these, whatever else lies there."""
-    return given or (None if len(_folders(place)) > 1 else _only(_tables(place)))
+    return given or (None if len(_list_folders(place)) > 1 else _only_table(_find_tables(place)))
 
 
-def _tables(root: Path) -> list[Path]:
+def _find_tables(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
-def _only(tables: Sequence[Path]) -> Path | None:
+def _only_table(tables: Sequence[Path]) -> Path | None:
     if len(tables) > 1:
         raise DataError(
             f"{tables[0].parent}: one table of labels is wanted, found {', '.join(path.name for path in tables)}; name "
@@ -87,35 +94,35 @@ def _only(tables: Sequence[Path]) -> Path | None:
 
 
 def _read_part(root: Path, table: Path | None, listed: Sequence[str]) -> Images:
-    found = walk(root)
-    others = tuple(path for path in found.others if path != table)
-    left_out = describe_left_out(others, found.broken, root)
+    walked = walk_folder(root)
+    others = tuple(path for path in walked.others if path != table)
+    left_out = describe_left_out(others, walked.broken, root)
     if table is not None:
-        return _by_table(root, found, table, left_out)
+        return _by_table(root, walked, table, left_out)
     if not _has_folders(root):
-        return Images(root=root, files=found.images, names=(None,) * len(found.images), classes=(), notes=left_out)
-    return _by_folder(root, found, left_out, listed)
+        return Images(root=root, files=walked.images, names=(None,) * len(walked.images), classes=(), notes=left_out)
+    return _by_folder(root, walked, left_out, listed)
 
 
-def _by_table(root: Path, found: Found, table: Path, left_out: tuple[str, ...]) -> Images:
-    read = read_table(table, found.images)
-    files = tuple(path for path in found.images if path in read.labels)
-    unlabelled = len(found.images) - len(files)
-    notes = [f"{unlabelled:,} images left out, {table.name} has no label for them"] if unlabelled else []
+def _by_table(root: Path, walked: Found, table: Path, left_out: tuple[str, ...]) -> Images:
+    read = read_table(table, walked.images)
+    files = tuple(path for path in walked.images if path in read.labels)
+    remaining = len(walked.images) - len(files)
+    notes = [f"{remaining:,} images left out, {table.name} has no label for them"] if remaining else []
     if read.missing:
         notes.append(f"{len(read.missing):,} rows of {table.name} name no image that is there, first {read.missing[0]}")
     names = tuple(read.labels[path] for path in files)
     return Images(root=root, files=files, names=names, classes=tuple(sorted(set(names))), notes=(*left_out, *notes))
 
 
-def _by_folder(root: Path, found: Found, left_out: tuple[str, ...], listed: Sequence[str]) -> Images:
-    top = _top(root, listed)
-    classes = tuple(path.name for path in _folders(top))
-    inside = [path for path in found.images if path.parent != root and path.is_relative_to(top) and path.parent != top]
-    loose = len(found.images) - len(inside)
+def _by_folder(root: Path, files: Found, left_out: tuple[str, ...], listed: Sequence[str]) -> Images:
+    top = _top_folder(root, listed)
+    classes = tuple(path.name for path in _list_folders(top))
+    inside = [path for path in files.images if path.parent != root and path.is_relative_to(top) and path.parent != top]
+    loose = len(files.images) - len(inside)
     names = _classes_of([path.relative_to(top) for path in inside], listed)
     counts = Counter(names)
-    empty = [name for name in classes if not counts[name] and not _holds(top / name, inside)]
+    empty = [name for name in classes if not counts[name] and not _holds_all(top / name, inside)]
     notes = list(left_out)
     if loose:
         notes.append(f"{loose:,} images left out, they lie in no class's folder but directly in {root.name}")
@@ -129,23 +136,25 @@ def _folder_count(count: int) -> str:
     return "1 class folder is" if count == 1 else f"{count:,} class folders are"
 
 
-def _holds(folder: Path, images: Sequence[Path]) -> bool:
+def _holds_all(folder: Path, images: Sequence[Path]) -> bool:
     return any(path.is_relative_to(folder) for path in images)
 
 
-def _top(root: Path, listed: Sequence[str]) -> Path:
+def _top_folder(root: Path, listed: Sequence[str]) -> Path:
     """Where the classes' folders lie: below a folder that stands alone and holds nothing but folders."""
-    folders = _folders(root)
-    alone = len(folders) == 1 and _has_folders(folders[0]) and not known([folders[0].name], listed)
-    return _top(folders[0], listed) if alone else root
+    folders = _list_folders(root)
+    alone = len(folders) == 1 and _has_folders(folders[0]) and not known_names([folders[0].name], listed)
+    return _top_folder(folders[0], listed) if alone else root
 
 
-def _folders(root: Path) -> list[Path]:
-    folders = [found for found in root.iterdir() if found.is_dir() and not found.name.startswith(".")]
+def _list_folders(root: Path) -> list[Path]:
+    folders = [folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     return sorted(folders, key=lambda found: found.name)
 
 
 def _classes_of(inside: Sequence[Path], listed: Sequence[str]) -> tuple[str, ...]:
     """The classes of images at paths below the classes' folders: the nearest folder in the list, else the first."""
-    meant = known({folder for path in inside for folder in path.parts[:-1]}, listed)
-    return tuple(next((name for name in reversed(path.parts[:-1]) if name in meant), path.parts[0]) for path in inside)
+    classes = known_names({folder for path in inside for folder in path.parts[:-1]}, listed)
+    return tuple(
+        next((name for name in reversed(path.parts[:-1]) if name in classes), path.parts[0]) for path in inside
+    )

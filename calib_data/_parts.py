@@ -40,7 +40,7 @@ class MemoryPart:
         return self.images[index]
 
 
-def digest(train: MemoryPart, calib: MemoryPart, test: MemoryPart) -> str:
+def parts_digest(train: MemoryPart, calib: MemoryPart, test: MemoryPart) -> str:
     """SHA-256, in hex, over every part's shape, images and labels in their order: the same on every platform."""
     sha = hashlib.sha256()
     for name, part in (("train", train), ("calib", calib), ("test", test)):
@@ -62,7 +62,7 @@ def in_memory(
         test=test,
         classes=classes,
         shape=(channels, height, width),
-        digest=digest(train, calib, test),
+        digest=parts_digest(train, calib, test),
         flip=flip,
     )
 
@@ -72,5 +72,5 @@ def without_calib(images: Bytes, labels: Int64s, seed: int, source: str) -> tupl
 
     Raises DataError, naming ``source``, for a set too small to be split.
     """
-    held, kept = hold_out(labels, calib_count(len(labels)), seed, CALIB, source)
-    return MemoryPart.of(images[kept], labels[kept]), MemoryPart.of(images[held], labels[held])
+    aside, remaining = hold_out(labels, calib_count(len(labels)), seed, CALIB, source)
+    return MemoryPart.of(images[remaining], labels[remaining]), MemoryPart.of(images[aside], labels[aside])

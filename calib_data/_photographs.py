@@ -69,8 +69,8 @@ def checked_sha256(path: Path) -> str:
                 if not ended(image.format):
                     image.load()  # only a decoder can tell whether anything is missing
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        found = "an empty file" if not path.stat().st_size else re.sub(r" <_io\..*>", "", str(error))
-        raise DataError(f"{path}: an image is wanted, found: {found}; replace or remove it") from error
+        condition = "an empty file" if not path.stat().st_size else re.sub(r" <_io\..*>", "", str(error))
+        raise DataError(f"{path}: an image is wanted, found: {condition}; replace or remove it") from error
     if mode.startswith(("I", "F")):
         raise DataError(f"{path}: an image of 8 bits a channel is wanted, found mode {mode}; convert it")
     return sha256
@@ -90,7 +90,7 @@ def _has_its_end(stream: BinaryIO) -> Callable[[str | None], bool]:
     return lambda kind: _ENDS.get(kind or "", b"") in tail
 
 
-def decode(path: Path, options: Options) -> Bytes:
+def decode_image(path: Path, options: Options) -> Bytes:
     """The image as uint8 [3, size, size]; raises DataError, naming the file, if it does not decode."""
     from PIL import Image, ImageOps
 
@@ -99,7 +99,7 @@ def decode(path: Path, options: Options) -> Bytes:
             ImageOps.exif_transpose(image, in_place=True)
             # By way of RGBA, because Pillow warns of a palette's transparency on the direct way.
             opaque = image.convert("RGBA") if "transparency" in image.info else image
-            return np.asarray(_cut(opaque.convert("RGB"), options)).transpose(2, 0, 1)
+            return np.asarray(_cut_square(opaque.convert("RGB"), options)).transpose(2, 0, 1)
     except (
         OSError,
         ValueError,
@@ -111,17 +111,17 @@ def decode(path: Path, options: Options) -> Bytes:
         raise DataError(f"{path}: an image that decodes is wanted, found: {error}; replace or remove it") from error
 
 
-def _cut(image: Image, options: Options) -> Image:
+def _cut_square(image: Image, options: Options) -> Image:
     """The centre of the resized image; only that square is resized, since a panorama's whole could be gigabytes."""
     from PIL.Image import Resampling
 
-    left, right = _span(image.width, min(image.size), options)
-    top, bottom = _span(image.height, min(image.size), options)
-    chosen = Resampling[options.interpolation.upper()]
-    return image.resize((options.size, options.size), chosen, box=(left, top, right, bottom))
+    left, right = _cut_span(image.width, min(image.size), options)
+    top, bottom = _cut_span(image.height, min(image.size), options)
+    resampling = Resampling[options.interpolation.upper()]
+    return image.resize((options.size, options.size), resampling, box=(left, top, right, bottom))
 
 
-def _span(side: int, shorter: int, options: Options) -> tuple[float, float]:
+def _cut_span(side: int, shorter: int, options: Options) -> tuple[float, float]:
     """Where the cut begins and ends on a side, in pixels of the image as it came."""
     resized = max(options.size, round(side * options.shorter_side / shorter))
     start = (resized - options.size) // 2

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edgewise.calib_data import Data, Part
-from edgewise.calib_data._class_lists import match
+from edgewise.calib_data._class_lists import match_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +35,13 @@ class RelabelledPart:
 def renumber(data: Data, classes: Sequence[str]) -> Data:
     """``data`` with the labels that its classes have in ``classes``; itself where they are the same.
 
-    Classes without an image need no counterpart. Raises DataError as ``match`` where one with images has none.
+    Classes without an image need no counterpart. Raises DataError as ``match_names`` where one with images has none.
     """
     if tuple(classes) == data.classes:
         return data
     numbers = sorted({number for part in (data.train, data.calib, data.test) for number in part.labels.tolist()} - {-1})
-    meant = match([data.classes[number] for number in numbers], classes, data.name)
-    pairs = [(number, meant.index[data.classes[number]]) for number in numbers]
+    numbers_in_list = match_names([data.classes[number] for number in numbers], classes, data.name)
+    pairs = [(number, numbers_in_list.index[data.classes[number]]) for number in numbers]
     same = len(classes) == len(data.classes) and all(before == after for before, after in pairs)
     text = f"{data.digest} as {json.dumps(pairs)} of {len(classes)}"
     table = torch.full((len(data.classes) + 1,), -1, dtype=torch.int64)
@@ -54,6 +54,6 @@ def renumber(data: Data, classes: Sequence[str]) -> Data:
         test=RelabelledPart(data.test, table[data.test.labels]),
         classes=tuple(classes),
         digest=data.digest if same else hashlib.sha256(text.encode()).hexdigest(),
-        notes=(*data.notes, *([meant.note] if meant.note else [])),
+        notes=(*data.notes, *([numbers_in_list.note] if numbers_in_list.note else [])),
         listed=True,
     )

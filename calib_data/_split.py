@@ -30,14 +30,14 @@ def judged_calib_count(images: int) -> int:
     return max(1, min(_MOST_CALIB, max(images // 10, min(_FEW_CALIB, images // 3))))
 
 
-def draw(images: int, count: int, seed: int, stream: int) -> tuple[Int64s, Int64s]:
+def draw_indices(images: int, count: int, seed: int, stream: int) -> tuple[Int64s, Int64s]:
     """Indices of ``count`` of so many images, drawn whatever their classes and shuffled, and of the rest in order.
 
     For images of which none has to be left of every class. Raises DataError for a seed below 0.
     """
     _check_seed(seed)
-    shuffled = _shuffled(images, seed, stream)
-    return shuffled[:count], np.sort(shuffled[count:])
+    order = _shuffle_indices(images, seed, stream)
+    return order[:count], np.sort(order[count:])
 
 
 def can_spare(labels: Int64s, count: int) -> bool:
@@ -59,11 +59,11 @@ def hold_out(labels: Int64s, count: int, seed: int, stream: int, source: str) ->
             f"{source}: {count} images are to be held out and one of each class kept, wanted at least "
             f"{count + len(present)} images, found {len(labels)} of {len(present)} classes; add images"
         )
-    shuffled = _shuffled(len(labels), seed, stream)
-    taken = np.zeros(len(labels), dtype=bool)
+    order = _shuffle_indices(len(labels), seed, stream)
+    is_taken = np.zeros(len(labels), dtype=bool)
     for position, quota in enumerate(_quotas(sizes.astype(np.int64), count)):
-        taken[shuffled[group[shuffled] == position][:quota]] = True
-    return shuffled[taken[shuffled]], np.flatnonzero(~taken).astype(np.int64)
+        is_taken[order[group[order] == position][:quota]] = True
+    return order[is_taken[order]], np.flatnonzero(~is_taken).astype(np.int64)
 
 
 def _check_seed(seed: int) -> None:
@@ -71,7 +71,7 @@ def _check_seed(seed: int) -> None:
         raise DataError(f"a seed of 0 or more is wanted, {seed} was found; give another")
 
 
-def _shuffled(count: int, seed: int, stream: int) -> Int64s:
+def _shuffle_indices(count: int, seed: int, stream: int) -> Int64s:
     keys = np.random.PCG64(np.random.SeedSequence([seed, stream])).random_raw(count)
     return np.argsort(keys, kind="stable").astype(np.int64)
 
@@ -81,7 +81,7 @@ def _quotas(sizes: Int64s, count: int) -> Int64s:
     total = int(sizes.sum())
     quotas = np.minimum(sizes * count // total, sizes - 1)
     order = np.argsort(-(sizes * count % total), kind="stable")
-    while (left := count - int(quotas.sum())) > 0:
+    while (remaining := count - int(quotas.sum())) > 0:
         open_classes = order[quotas[order] < sizes[order] - 1]
-        quotas[open_classes[:left]] += 1
+        quotas[open_classes[:remaining]] += 1
     return quotas

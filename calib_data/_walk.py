@@ -27,22 +27,22 @@ class Found:
     """Links that lead nowhere."""
 
 
-def walk(root: Path) -> Found:
+def walk_folder(root: Path) -> Found:
     """Everything below ``root``; links to folders are followed, once each."""
     images: list[Path] = []
     others: list[Path] = []
-    broken: list[Path] = []
-    for path in sorted(_files(root, set())):
-        if path.suffix.lower() in suffixes():
-            (images if path.is_file() else broken).append(path)
+    unreadable: list[Path] = []
+    for path in sorted(_walk_files(root, set())):
+        if path.suffix.lower() in image_suffixes():
+            (images if path.is_file() else unreadable).append(path)
         elif not path.exists():
-            broken.append(path)
+            unreadable.append(path)
         else:
             others.append(path)
-    return Found(tuple(images), tuple(others), tuple(broken))
+    return Found(tuple(images), tuple(others), tuple(unreadable))
 
 
-def _files(root: Path, seen: set[str]) -> Iterator[Path]:
+def _walk_files(root: Path, seen: set[str]) -> Iterator[Path]:
     real = os.path.realpath(root)
     if real in seen:
         return
@@ -51,23 +51,23 @@ def _files(root: Path, seen: set[str]) -> Iterator[Path]:
         if path.name.startswith(".") or path.name.lower() in _SYSTEM:
             continue
         if path.is_dir():
-            yield from _files(path, seen)
+            yield from _walk_files(path, seen)
         else:
             yield path
 
 
 @cache
-def suffixes() -> frozenset[str]:
+def image_suffixes() -> frozenset[str]:
     """The suffixes of the images that can be read: HEIC and AVIF only where a decoder for them is installed."""
-    found = set(_SUFFIXES)
+    endings = set(_SUFFIXES)
     from PIL import features
 
     if importlib.util.find_spec("pillow_heif") is not None:
         importlib.import_module("pillow_heif").register_heif_opener()
-        found |= {".heic", ".heif"}
+        endings |= {".heic", ".heif"}
     if features.check("avif"):
-        found.add(".avif")
-    return frozenset(found)
+        endings.add(".avif")
+    return frozenset(endings)
 
 
 def describe_left_out(others: Sequence[Path], broken: Sequence[Path], root: Path) -> tuple[str, ...]:
@@ -76,17 +76,18 @@ def describe_left_out(others: Sequence[Path], broken: Sequence[Path], root: Path
     for path in others:
         kinds.setdefault(path.suffix.lower() or "no suffix", []).append(path)
     notes = [
-        f"{_count(paths)} left out, not read here ({kind}): {_names(paths, root)}" for kind, paths in kinds.items()
+        f"{_count_words(paths)} left out, not read here ({kind}): {_names(paths, root)}"
+        for kind, paths in kinds.items()
     ]
-    notes += [f"{_count(broken)} left out, a link that leads nowhere: {_names(broken, root)}"] if broken else []
+    notes += [f"{_count_words(broken)} left out, a link that leads nowhere: {_names(broken, root)}"] if broken else []
     heic = {".heic", ".heif"} & kinds.keys()
     return (*notes, *(["pillow-heif, once installed, reads .heic; or convert them"] if heic else []))
 
 
-def _count(paths: Sequence[Path]) -> str:
+def _count_words(paths: Sequence[Path]) -> str:
     return f"{len(paths):,} file{'' if len(paths) == 1 else 's'}"
 
 
 def _names(paths: Sequence[Path], root: Path) -> str:
-    shown = ", ".join(path.relative_to(root).as_posix() for path in paths[:_SHOWN])
-    return shown + (f" and {len(paths) - _SHOWN:,} more" if len(paths) > _SHOWN else "")
+    listing = ", ".join(path.relative_to(root).as_posix() for path in paths[:_SHOWN])
+    return listing + (f" and {len(paths) - _SHOWN:,} more" if len(paths) > _SHOWN else "")

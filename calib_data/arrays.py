@@ -25,7 +25,7 @@ from edgewise.calib_data import Data, DataError
 from edgewise.calib_data._inflation import check_inflation
 from edgewise.calib_data._labels import check_classes, check_counts, check_range
 from edgewise.calib_data._parts import Bytes, MemoryPart, in_memory, without_calib
-from edgewise.calib_data._places import file
+from edgewise.calib_data._places import check_file
 from edgewise.calib_data._split import TEST, Int64s, hold_out
 
 _PUBLISHED = ("x_train", "y_train", "x_test", "y_test")
@@ -58,14 +58,14 @@ def read(path: str, seed: int) -> Data:
     Raises DataError, naming the file and the array, for a damaged file, a missing array, a wrong type or shape, object
     arrays (nothing is unpickled), counts that do not agree and labels out of range.
     """
-    place = file("arrays", path, ".npz")
-    arrays = _arrays(place)
-    pairs = _pairs(arrays)
-    parts = {part: _part(arrays, *pair, place) for part, pair in pairs.items()}
+    place = check_file("arrays", path, ".npz")
+    arrays = _read_arrays(place)
+    pairs = _pair_names(arrays)
+    parts = {part: _make_part(arrays, *pair, place) for part, pair in pairs.items()}
     _check_shapes({pairs[part][0]: images for part, (images, _) in parts.items()}, place)
     classes = _class_names(arrays, [labels for _, labels in parts.values()], place)
     for part, (_, labels) in parts.items():
-        check_range(labels, len(classes), _at(place, pairs[part][1]))
+        check_range(labels, len(classes), _member_name(place, pairs[part][1]))
     if "whole" in parts:
         parts = _test_apart(*parts["whole"], seed, place)
     check_classes(parts["train"][1], len(classes), str(place))
@@ -76,20 +76,20 @@ def read(path: str, seed: int) -> Data:
     return in_memory(f"arrays:{path}", train, calib, MemoryPart.of(*parts["test"]), classes)
 
 
-def _at(place: Path, name: str) -> str:
+def _member_name(place: Path, name: str) -> str:
     return f"{place}[{name}]"
 
 
-def _arrays(place: Path) -> Arrays:
+def _read_arrays(place: Path) -> Arrays:
     """The arrays of the file that mean something here; each header is checked against the member's size first."""
     try:
         with zipfile.ZipFile(place) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            wanted = _wanted(list(members), place)
-            for name in wanted:
+            names = _wanted_members(list(members), place)
+            for name in names:
                 _check_member(archive, members[name], name, place)
         with np.load(place, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in wanted}
+            return {name: arrays[name] for name in names}
     except DataError:
         raise
     except _DAMAGE as error:
@@ -98,7 +98,7 @@ def _arrays(place: Path) -> Arrays:
         ) from error
 
 
-def _wanted(present: list[str], place: Path) -> list[str]:
+def _wanted_members(present: list[str], place: Path) -> list[str]:
     for names in (_WHOLE, _PUBLISHED):
         if set(names) <= set(present):
             calib = _CALIB if names is _PUBLISHED and set(_CALIB) & set(present) else ()
@@ -112,7 +112,7 @@ def _wanted(present: list[str], place: Path) -> list[str]:
 
 
 def _check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, place: Path) -> None:
-    where = _at(place, name)
+    where = _member_name(place, name)
     check_inflation(info.file_size, min(info.compress_size, place.stat().st_size), where)
     with archive.open(info) as stream:
         version = npy.read_magic(stream)
@@ -125,28 +125,28 @@ def _check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, pl
                 f"{where}: an array of numbers or names is wanted, found Python objects, which are never unpickled; "
                 "save it with a dtype (uint8 images, int64 labels, str names)"
             )
-        wanted, found = math.prod(shape) * dtype.itemsize, info.file_size - stream.tell()
-        if wanted != found:
+        expected, actual = math.prod(shape) * dtype.itemsize, info.file_size - stream.tell()
+        if expected != actual:
             raise DataError(
-                f"{where}: {wanted} bytes are wanted for {shape} of {dtype}, found {found}; write the file again"
+                f"{where}: {expected} bytes are wanted for {shape} of {dtype}, found {actual}; write the file again"
             )
 
 
-def _pairs(arrays: Arrays) -> dict[str, tuple[str, str]]:
+def _pair_names(arrays: Arrays) -> dict[str, tuple[str, str]]:
     """Part -> the names of its images and labels."""
     if _WHOLE[0] in arrays:
         return {"whole": _WHOLE}
     return {part: (f"x_{part}", f"y_{part}") for part in ("train", "calib", "test") if f"x_{part}" in arrays}
 
 
-def _part(arrays: Arrays, images_name: str, labels_name: str, place: Path) -> Part:
-    images = _images(arrays[images_name], _at(place, images_name))
-    labels = _labels(arrays[labels_name], _at(place, labels_name))
-    check_counts(len(images), _at(place, images_name), len(labels), _at(place, labels_name))
+def _make_part(arrays: Arrays, images_name: str, labels_name: str, place: Path) -> Part:
+    images = _check_images(arrays[images_name], _member_name(place, images_name))
+    labels = _labels(arrays[labels_name], _member_name(place, labels_name))
+    check_counts(len(images), _member_name(place, images_name), len(labels), _member_name(place, labels_name))
     return images, labels
 
 
-def _images(array: NDArray[Any], where: str) -> Bytes:
+def _check_images(array: NDArray[Any], where: str) -> Bytes:
     """The images as uint8 [N, C, H, W]."""
     if 0 in array.shape:
         raise DataError(f"{where}: images are wanted, found an empty array {array.shape}; add some")
@@ -155,9 +155,9 @@ def _images(array: NDArray[Any], where: str) -> Bytes:
     first = array.ndim == 4 and array.shape[1] in _CHANNELS
     last = array.ndim == 4 and array.shape[3] in _CHANNELS
     if first == last:
-        found = f"{array.shape}, which can be read both ways" if first else f"{array.shape}"
+        shape = f"{array.shape}, which can be read both ways" if first else f"{array.shape}"
         raise DataError(
-            f"{where}: images [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1 or 3 are wanted, found {found}; "
+            f"{where}: images [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1 or 3 are wanted, found {shape}; "
             "transpose or reshape them"
         )
     return _to_bytes(array if first else array.transpose(0, 3, 1, 2), where)
@@ -193,8 +193,8 @@ def _labels(array: NDArray[Any], where: str) -> Int64s:
 def _check_shapes(images: Mapping[str, Bytes], place: Path) -> None:
     shapes = {name: array.shape[1:] for name, array in images.items()}
     if len(set(shapes.values())) > 1:
-        found = ", ".join(f"{shape} in {name}" for name, shape in shapes.items())
-        raise DataError(f"{place}: images of one shape (C, H, W) are wanted, found {found}; make them alike")
+        shapes_text = ", ".join(f"{shape} in {name}" for name, shape in shapes.items())
+        raise DataError(f"{place}: images of one shape (C, H, W) are wanted, found {shapes_text}; make them alike")
 
 
 def _class_names(arrays: Arrays, labels: Sequence[Int64s], place: Path) -> tuple[str, ...]:
@@ -206,12 +206,12 @@ def _class_names(arrays: Arrays, labels: Sequence[Int64s], place: Path) -> tuple
     names = arrays[_CLASSES]
     if names.ndim != 1 or names.dtype.kind != "U":
         raise DataError(
-            f"{_at(place, _CLASSES)}: a list of names is wanted, found {names.dtype} {names.shape}; "
+            f"{_member_name(place, _CLASSES)}: a list of names is wanted, found {names.dtype} {names.shape}; "
             "save numpy.array([...names...])"
         )
     return tuple(str(name) for name in names)
 
 
 def _test_apart(images: Bytes, labels: Int64s, seed: int, place: Path) -> dict[str, Part]:
-    held, kept = hold_out(labels, max(1, len(labels) // 5), seed, TEST, str(place))
-    return {"train": (images[kept], labels[kept]), "test": (images[held], labels[held])}
+    aside, remaining = hold_out(labels, max(1, len(labels) // 5), seed, TEST, str(place))
+    return {"train": (images[remaining], labels[remaining]), "test": (images[aside], labels[aside])}

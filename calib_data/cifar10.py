@@ -14,7 +14,7 @@ import numpy as np
 from edgewise.calib_data import Data, DataError
 from edgewise.calib_data._labels import check_classes, check_range
 from edgewise.calib_data._parts import Bytes, MemoryPart, in_memory, without_calib
-from edgewise.calib_data._places import folder
+from edgewise.calib_data._places import check_folder
 from edgewise.calib_data._split import Int64s
 
 _SHAPE = (3, 32, 32)
@@ -33,17 +33,17 @@ def read(path: str, seed: int) -> Data:
 
     Raises DataError for a missing, cut or overlong file, and for labels above 9.
     """
-    place = folder("cifar10", path)
+    place = check_folder("cifar10", path)
     if (place / _INSIDE).is_dir():
         place = place / _INSIDE
     for name in (*_TRAIN, _TEST):
         _check_size(place / name)
     classes = _class_names(place / _META)
-    records = np.concatenate([_records(place / name) for name in _TRAIN])
-    images, labels = _apart(records)
+    records = np.concatenate([_read_records(place / name) for name in _TRAIN])
+    images, labels = _split_records(records)
     check_classes(labels, len(classes), str(place))
     train, calib = without_calib(images, labels, seed, str(place))
-    test = MemoryPart.of(*_apart(_records(place / _TEST)))
+    test = MemoryPart.of(*_split_records(_read_records(place / _TEST)))
     return in_memory(f"cifar10:{path}", train, calib, test, classes, flip=True)
 
 
@@ -60,13 +60,13 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _records(path: Path) -> Bytes:
+def _read_records(path: Path) -> Bytes:
     records = np.fromfile(path, dtype=np.uint8).reshape(-1, _RECORD)
     check_range(records[:, 0].astype(np.int64), len(_CLASSES), str(path))
     return records
 
 
-def _apart(records: Bytes) -> tuple[Bytes, Int64s]:
+def _split_records(records: Bytes) -> tuple[Bytes, Int64s]:
     return records[:, 1:].reshape(-1, *_SHAPE), records[:, 0].astype(np.int64)
 
 

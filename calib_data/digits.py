@@ -30,6 +30,6 @@ def read(path: str, seed: int) -> Data:
     images = np.rint(raw.images * (255 / _LEVELS)).astype(np.uint8)[:, None]
     labels = raw.target.astype(np.int64)
     test, rest = hold_out(labels, _TEST, seed, TEST, "digits")
-    held, kept = hold_out(labels[rest], _CALIB, seed, CALIB, "digits")
-    train, calib, test_part = (MemoryPart.of(images[i], labels[i]) for i in (rest[kept], rest[held], test))
+    aside, remaining = hold_out(labels[rest], _CALIB, seed, CALIB, "digits")
+    train, calib, test_part = (MemoryPart.of(images[i], labels[i]) for i in (rest[remaining], rest[aside], test))
     return in_memory("digits", train, calib, test_part, tuple(str(name) for name in raw.target_names))

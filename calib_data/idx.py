@@ -20,7 +20,7 @@ from edgewise.calib_data import Data, DataError
 from edgewise.calib_data._inflation import check_inflation
 from edgewise.calib_data._labels import check_classes, check_counts
 from edgewise.calib_data._parts import Bytes, MemoryPart, in_memory, without_calib
-from edgewise.calib_data._places import folder
+from edgewise.calib_data._places import check_folder
 from edgewise.calib_data._split import Int64s
 
 _UBYTE = 0x08
@@ -31,9 +31,9 @@ def read(path: str, seed: int) -> Data:
 
     Raises DataError for a file that is missing, damaged or not idx, and for counts or sizes that do not agree.
     """
-    place = folder("idx", path)
-    train_images, train_labels = _pair(place, "train")
-    test_images, test_labels = _pair(place, "t10k")
+    place = check_folder("idx", path)
+    train_images, train_labels = _read_pair(place, "train")
+    test_images, test_labels = _read_pair(place, "t10k")
     if train_images.shape[1:] != test_images.shape[1:]:
         raise DataError(
             f"{place}: images of one size are wanted, found {train_images.shape[2:]} in train and "
@@ -46,14 +46,14 @@ def read(path: str, seed: int) -> Data:
     return in_memory(f"idx:{path}", train, calib, MemoryPart.of(test_images, test_labels), names)
 
 
-def _pair(place: Path, part: str) -> tuple[Bytes, Int64s]:
-    images_file, labels_file = _find(place, f"{part}-images", 3), _find(place, f"{part}-labels", 1)
-    images, labels = _elements(images_file, 3), _elements(labels_file, 1)
+def _read_pair(place: Path, part: str) -> tuple[Bytes, Int64s]:
+    images_file, labels_file = _find_file(place, f"{part}-images", 3), _find_file(place, f"{part}-labels", 1)
+    images, labels = _read_elements(images_file, 3), _read_elements(labels_file, 1)
     check_counts(len(images), str(images_file), len(labels), str(labels_file))
     return images[:, None], labels.astype(np.int64)
 
 
-def _find(place: Path, stem: str, dimensions: int) -> Path:
+def _find_file(place: Path, stem: str, dimensions: int) -> Path:
     names = [f"{stem}{dot}idx{dimensions}-ubyte{end}" for end in ("", ".gz") for dot in ("-", ".")]
     for name in names:
         if (place / name).is_file():
@@ -65,26 +65,26 @@ def _find(place: Path, stem: str, dimensions: int) -> Path:
     )
 
 
-def _elements(path: Path, dimensions: int) -> Bytes:
+def _read_elements(path: Path, dimensions: int) -> Bytes:
     """The elements of an idx file of unsigned bytes; nothing is allocated before the header is seen to be plausible."""
     try:
-        with _opened(path) as stream:
-            shape = _header(stream, path, dimensions)
-            return _body(stream, path, shape)
+        with _open_file(path) as stream:
+            shape = _read_header(stream, path, dimensions)
+            return _read_body(stream, path, shape)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: a readable file is wanted, found: {error}; get it again") from error
 
 
-def _opened(path: Path) -> io.BufferedIOBase:
+def _open_file(path: Path) -> io.BufferedIOBase:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
-def _header(stream: io.BufferedIOBase, path: Path, dimensions: int) -> tuple[int, ...]:
-    wanted = bytes([0, 0, _UBYTE, dimensions])
+def _read_header(stream: io.BufferedIOBase, path: Path, dimensions: int) -> tuple[int, ...]:
+    magic = bytes([0, 0, _UBYTE, dimensions])
     head = stream.read(4 + 4 * dimensions)
-    if head[:4] != wanted:
+    if head[:4] != magic:
         raise DataError(
-            f"{path}: magic number {int.from_bytes(wanted, 'big')} is wanted (bytes, {dimensions} dimensions), "
+            f"{path}: magic number {int.from_bytes(magic, 'big')} is wanted (bytes, {dimensions} dimensions), "
             f"found {int.from_bytes(head[:4], 'big')}; check that this is the file its name says"
         )
     if len(head) < 4 + 4 * dimensions:
@@ -92,25 +92,25 @@ def _header(stream: io.BufferedIOBase, path: Path, dimensions: int) -> tuple[int
     return tuple(int(size) for size in np.frombuffer(head, dtype=">u4", offset=4))
 
 
-def _body(stream: io.BufferedIOBase, path: Path, shape: tuple[int, ...]) -> Bytes:
-    wanted, on_disk = math.prod(shape), path.stat().st_size
+def _read_body(stream: io.BufferedIOBase, path: Path, shape: tuple[int, ...]) -> Bytes:
+    expected, on_disk = math.prod(shape), path.stat().st_size
     if not all(shape[1:]):
         raise DataError(f"{path}: images of at least 1×1 are wanted, the header says {shape}; get it again")
     if path.suffix == ".gz":
-        check_inflation(wanted, on_disk, str(path))
-    elif (body := on_disk - 4 - 4 * len(shape)) != wanted:
+        check_inflation(expected, on_disk, str(path))
+    elif (body := on_disk - 4 - 4 * len(shape)) != expected:
         raise _wrong_size(path, shape, f"{body} bytes")
-    elements = np.empty(wanted, dtype=np.uint8)
-    filled = 0
-    while filled < wanted and (count := stream.readinto(elements[filled:].data)):
-        filled += count
-    if filled < wanted or stream.read(1):
-        raise _wrong_size(path, shape, f"only {filled} bytes" if filled < wanted else "more bytes")
+    elements = np.empty(expected, dtype=np.uint8)
+    count_read = 0
+    while count_read < expected and (count := stream.readinto(elements[count_read:].data)):
+        count_read += count
+    if count_read < expected or stream.read(1):
+        raise _wrong_size(path, shape, f"only {count_read} bytes" if count_read < expected else "more bytes")
     return elements.reshape(shape)
 
 
-def _wrong_size(path: Path, shape: tuple[int, ...], found: str) -> DataError:
+def _wrong_size(path: Path, shape: tuple[int, ...], actual: str) -> DataError:
     sizes = " × ".join(str(size) for size in shape)
     return DataError(
-        f"{path}: {math.prod(shape)} bytes are wanted after the header ({sizes}), found {found}; get it again"
+        f"{path}: {math.prod(shape)} bytes are wanted after the header ({sizes}), found {actual}; get it again"
     )

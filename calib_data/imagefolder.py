@@ -29,12 +29,21 @@ import torch
 from torch import Tensor
 
 from edgewise.calib_data import Data, DataError
-from edgewise.calib_data._class_lists import beside, in_natural_order, match, order_note, read_list
-from edgewise.calib_data._folder_options import Request, complete, parse
+from edgewise.calib_data._class_lists import in_natural_order, list_beside, match_names, order_note, read_list
+from edgewise.calib_data._folder_options import Request, complete, parse_request
 from edgewise.calib_data._layouts import Images, find_parts
-from edgewise.calib_data._photographs import Options, checked_sha256, decode, mute_metadata
-from edgewise.calib_data._places import folder
-from edgewise.calib_data._split import CALIB, TEST, Int64s, calib_count, can_spare, draw, hold_out, judged_calib_count
+from edgewise.calib_data._photographs import Options, checked_sha256, decode_image, mute_metadata
+from edgewise.calib_data._places import check_folder
+from edgewise.calib_data._split import (
+    CALIB,
+    TEST,
+    Int64s,
+    calib_count,
+    can_spare,
+    draw_indices,
+    hold_out,
+    judged_calib_count,
+)
 
 _SHARED_CALIB = 512
 
@@ -58,21 +67,21 @@ class FolderPart:
 
     def batch(self, index: Tensor) -> Tensor:
         """The images at ``index`` (int64 [B]) as uint8 [B, 3, size, size]; DataError names one that does not decode."""
-        chosen = [self.files[position] for position in index.tolist()]
-        if not chosen:
+        paths = [self.files[position] for position in index.tolist()]
+        if not paths:
             return torch.empty((0, 3, self.options.size, self.options.size), dtype=torch.uint8)
-        with mute_metadata(), ThreadPoolExecutor(min(len(chosen), os.cpu_count() or 1)) as pool:
-            images = list(pool.map(lambda path: decode(path, self.options), chosen))
+        with mute_metadata(), ThreadPoolExecutor(min(len(paths), os.cpu_count() or 1)) as pool:
+            images = list(pool.map(lambda path: decode_image(path, self.options), paths))
         return torch.from_numpy(np.stack(images))
 
     def subset(self, index: Int64s) -> FolderPart:
         """The part of the images at ``index``, in that order."""
-        chosen = index.tolist()
+        positions = index.tolist()
         return FolderPart(
-            tuple(self.files[position] for position in chosen),
+            tuple(self.files[position] for position in positions),
             self.labels[torch.from_numpy(index)],
             self.options,
-            tuple(self.sha256[position] for position in chosen),
+            tuple(self.sha256[position] for position in positions),
         )
 
 
@@ -91,57 +100,59 @@ def read(path: str, seed: int) -> Data:
     class of the list, images without labels where they are wanted, and a file that is no image or was cut. Other damage
     is named when the image is read.
     """
-    request = parse(path)
-    place = folder("imagefolder", request.directory)
-    source = request.classes or beside(place)
-    listed = () if source is None else read_list(source)
-    images = find_parts(place, request.labels, listed)
-    classes, index, said = _number(images, listed, place)
-    parts = {name: _part(found, index, request.options) for name, found in images.items()}
-    made = (
-        _whole(parts["whole"], images["whole"], request, seed) if "whole" in parts else _published(place, parts, seed)
+    request = parse_request(path)
+    place = check_folder("imagefolder", request.directory)
+    source = request.classes or list_beside(place)
+    classes_listed = () if source is None else read_list(source)
+    images = find_parts(place, request.labels, classes_listed)
+    classes, index, order_note = _number_classes(images, classes_listed, place)
+    parts = {name: _make_part(images_found, index, request.options) for name, images_found in images.items()}
+    result = (
+        _split_whole(parts["whole"], images["whole"], request, seed)
+        if "whole" in parts
+        else _use_published(place, parts, seed)
     )
-    notes = [f"{name}: {note}" for name, found in images.items() for note in found.notes]
+    notes = [f"{name}: {note}" for name, images_found in images.items() for note in images_found.notes]
     return Data(
         name=f"imagefolder:{path}",
-        train=made.train,
-        calib=made.calib,
-        test=made.test,
+        train=result.train,
+        calib=result.calib,
+        test=result.test,
         classes=classes,
         shape=(3, request.options.size, request.options.size),
-        digest=_digest(made),
+        digest=_digest(result),
         flip=request.flip,
-        notes=(*notes, *said, *made.notes, *_lacking(made, classes)),
+        notes=(*notes, *order_note, *result.notes, *_lacking_classes(result, classes)),
         prepared=request.prepared,
         options=dataclasses.asdict(request.options) | {"resize": request.options.shorter_side},
         listed=source is not None,
     )
 
 
-def _number(
+def _number_classes(
     images: Mapping[str, Images], listed: Sequence[str], place: Path
 ) -> tuple[tuple[str, ...], Mapping[str, int], tuple[str, ...]]:
     """The classes in order, each name's number among them, and what to say about it."""
-    found = in_natural_order(name for part in images.values() for name in part.classes)
+    order = in_natural_order(name for part in images.values() for name in part.classes)
     if listed:
-        meant = match(found, listed, str(place))
-        return tuple(listed), meant.index, (meant.note,) if meant.note else ()
-    if len(found) < 2:
+        mapping = match_names(order, listed, str(place))
+        return tuple(listed), mapping.index, (mapping.note,) if mapping.note else ()
+    if len(order) < 2:
         raise DataError(
-            f"{place}: a folder for each of at least two classes is wanted, found {', '.join(found) or 'none'}; sort the "
+            f"{place}: a folder for each of at least two classes is wanted, found {', '.join(order) or 'none'}; sort the "
             "images into DIR/train/CLASS and DIR/test/CLASS, or DIR/CLASS; or put a table of labels (labels.csv: "
             "file,label) or a list of the classes (classes.txt) beside them"
         )
     _check_subset(images, place)
-    note = order_note(found)
-    return found, {name: number for number, name in enumerate(found)}, (note,) if note else ()
+    note = order_note(order)
+    return order, {name: number for number, name in enumerate(order)}, (note,) if note else ()
 
 
 def _check_subset(images: Mapping[str, Images], place: Path) -> None:
     """Where no list says otherwise, the training folders are the classes."""
-    known = set(images["train"].classes) if "train" in images else None
+    classes = set(images["train"].classes) if "train" in images else None
     for part in images.values():
-        strange = sorted(set(part.classes) - known) if known is not None else []
+        strange = sorted(set(part.classes) - classes) if classes is not None else []
         if strange:
             raise DataError(
                 f"{part.root / strange[0]}: a folder of one of the training classes is wanted; rename or remove it, or "
@@ -149,76 +160,76 @@ def _check_subset(images: Mapping[str, Images], place: Path) -> None:
             )
 
 
-def _whole(part: FolderPart, found: Images, request: Request, seed: int) -> _Parts:
-    _check_labelled(part, found)
+def _split_whole(part: FolderPart, images_found: Images, request: Request, seed: int) -> _Parts:
+    _check_labelled(part, images_found)
     labels, count = part.labels.numpy(), max(1, len(part) // 5)
-    by_folder = request.labels is None and any(path.parent != found.root for path in found.files)
+    by_folder = request.labels is None and any(path.parent != images_found.root for path in images_found.files)
     # As many as both splits take: a fifth, and a tenth of what is left.
-    spared = can_spare(labels, count + calib_count(len(labels) - count))
-    if not (by_folder and spared if request.train is None else request.train):
-        return _judged(part, seed, found.root)
-    test, rest = hold_out(labels, count, seed, TEST, str(found.root))
-    held, kept = hold_out(labels[rest], calib_count(len(rest)), seed, CALIB, str(found.root))
-    return _Parts(part.subset(rest[kept]), part.subset(rest[held]), part.subset(test))
+    is_spare = can_spare(labels, count + calib_count(len(labels) - count))
+    if not (by_folder and is_spare if request.train is None else request.train):
+        return _split_for_judging(part, seed, images_found.root)
+    test, rest = hold_out(labels, count, seed, TEST, str(images_found.root))
+    aside, remaining = hold_out(labels[rest], calib_count(len(rest)), seed, CALIB, str(images_found.root))
+    return _Parts(part.subset(rest[remaining]), part.subset(rest[aside]), part.subset(test))
 
 
-def _check_labelled(part: FolderPart, found: Images) -> None:
+def _check_labelled(part: FolderPart, images: Images) -> None:
     if bool((part.labels < 0).any()):
         raise DataError(
-            f"{found.root}: images with labels are wanted to judge on, found {len(part):,} without; put each class into "
+            f"{images.root}: images with labels are wanted to judge on, found {len(part):,} without; put each class into "
             "a folder of its own, or a table (labels.csv: file,label) beside them. Unlabelled images calibrate in "
             "DIR/calib, beside others"
         )
 
 
-def _judged(part: FolderPart, seed: int, root: Path) -> _Parts:
+def _split_for_judging(part: FolderPart, seed: int, root: Path) -> _Parts:
     """All images judge or calibrate, none is trained on."""
     if len(part) < 2:
         raise DataError(f"{root}: at least two images are wanted, one to judge and one to calibrate; found {len(part)}")
-    held, kept = draw(len(part), judged_calib_count(len(part)), seed, CALIB)
-    return _Parts(_none_of(part), part.subset(held), part.subset(kept), (_drawn_note(held, kept, root),))
+    aside, remaining = draw_indices(len(part), judged_calib_count(len(part)), seed, CALIB)
+    return _Parts(_none_of(part), part.subset(aside), part.subset(remaining), (_drawn_note(aside, remaining, root),))
 
 
-def _drawn_note(held: Int64s, kept: Int64s, root: Path) -> str:
-    return f"{root.name}: {len(held):,} images drawn for calibration, {len(kept):,} left to judge on, none to train on"
+def _drawn_note(aside: Int64s, remaining: Int64s, root: Path) -> str:
+    return f"{root.name}: {len(aside):,} images drawn for calibration, {len(remaining):,} left to judge on, none to train on"
 
 
 def _none_of(part: FolderPart) -> FolderPart:
     return part.subset(np.empty(0, dtype=np.int64))
 
 
-def _published(place: Path, parts: Mapping[str, FolderPart], seed: int) -> _Parts:
+def _use_published(place: Path, parts: Mapping[str, FolderPart], seed: int) -> _Parts:
     test = parts.get("test", parts.get("val"))
     if test is None or not len(test):
         raise DataError(
             f"{place / 'test'}: a folder of test images is wanted beside train (test or val), found none; add "
             "it, or move the folders of the classes one level up to have a fifth held out"
         )
-    train, given = parts.get("train"), parts.get("calib")
-    if given is not None and len(given):
-        return _Parts(_none_of(test) if train is None else train, given, test)
+    train, calib = parts.get("train"), parts.get("calib")
+    if calib is not None and len(calib):
+        return _Parts(_none_of(test) if train is None else train, calib, test)
     if "test" in parts and len(parts.get("val", ())):
         source = parts["val"]
         count = calib_count(len(source)) if train is not None else min(len(source), 1000)
-        held, _ = draw(len(source), count, seed, CALIB)
-        return _Parts(_none_of(test) if train is None else train, source.subset(held), test)
+        aside, _ = draw_indices(len(source), count, seed, CALIB)
+        return _Parts(_none_of(test) if train is None else train, source.subset(aside), test)
     if train is None or not len(train):
-        return _judged(test, seed, place)
+        return _split_for_judging(test, seed, place)
     return _calibrated_by(train, test, seed, place)
 
 
 def _calibrated_by(train: FolderPart, test: FolderPart, seed: int, place: Path) -> _Parts:
     labels, count = train.labels.numpy(), calib_count(len(train))
     if can_spare(labels, count):
-        held, kept = hold_out(labels, count, seed, CALIB, str(place))
-        return _Parts(train.subset(kept), train.subset(held), test)
+        aside, remaining = hold_out(labels, count, seed, CALIB, str(place))
+        return _Parts(train.subset(remaining), train.subset(aside), test)
     count = max(count, min(_SHARED_CALIB, len(train)))  # it takes nothing away from training
-    held, _ = draw(len(train), count, seed, CALIB)
+    aside, _ = draw_indices(len(train), count, seed, CALIB)
     note = f"the {count:,} calibration images are training images too: their classes have none to spare"
-    return _Parts(train, train.subset(held), test, (note,))
+    return _Parts(train, train.subset(aside), test, (note,))
 
 
-def _lacking(parts: _Parts, classes: Sequence[str]) -> list[str]:
+def _lacking_classes(parts: _Parts, classes: Sequence[str]) -> list[str]:
     """Which parts have no image of some classes."""
     notes = []
     for name, part in (("train", parts.train), ("test", parts.test)):
@@ -230,29 +241,29 @@ def _lacking(parts: _Parts, classes: Sequence[str]) -> list[str]:
     return notes
 
 
-def _part(found: Images, index: Mapping[str, int], options: Options) -> FolderPart:
-    if not found.files and found.notes:
-        raise DataError(f"{found.root}: images are wanted, found none ({'; '.join(found.notes)}); add some")
-    labels = [-1 if name is None else index[name] for name in found.names]
+def _make_part(images: Images, index: Mapping[str, int], options: Options) -> FolderPart:
+    if not images.files and images.notes:
+        raise DataError(f"{images.root}: images are wanted, found none ({'; '.join(images.notes)}); add some")
+    labels = [-1 if name is None else index[name] for name in images.names]
     order = sorted(range(len(labels)), key=labels.__getitem__)  # by class, then by path, as the files come
-    files = tuple(found.files[place] for place in order)
+    files = tuple(images.files[place] for place in order)
     sums = _checked_sums(files)
     return FolderPart(files, torch.tensor([labels[place] for place in order], dtype=torch.int64), options, sums)
 
 
 def _checked_sums(files: Sequence[Path]) -> tuple[str, ...]:
     """Each file's SHA-256; DataError tells of the first that is no image, and names the others."""
-    sums, refused = [], list[DataError]()
+    sums, errors = [], list[DataError]()
     names = list[str]()
     for path in files:
         try:
             sums.append(checked_sha256(path))
         except DataError as error:
-            refused.append(error)
+            errors.append(error)
             names.append(path.name)
-    if refused:
+    if errors:
         others = f"; and {len(names) - 1:,} more: {', '.join(names[1:5])}" if len(names) > 1 else ""
-        raise DataError(f"{refused[0]}{others}{', …' if len(names) > 5 else ''}") from refused[0]
+        raise DataError(f"{errors[0]}{others}{', …' if len(names) > 5 else ''}") from errors[0]
     return tuple(sums)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from edgewise.catalogue import describe_public, listing
+from edgewise.catalogue import describe_public, list_entries
 
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
 
@@ -20,7 +20,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _entries(kind: str) -> str:
     return "\n\n".join(
-        f"## {entry['name']}\n\n{entry['summary']}\n\n{_fields(entry)}".rstrip() for entry in listing(kind)
+        f"## {entry['name']}\n\n{entry['summary']}\n\n{_fields(entry)}".rstrip() for entry in list_entries(kind)
     )
 
 
@@ -41,7 +41,7 @@ def _cell(text: str) -> str:
 
 
 def _names(kind: str) -> str:
-    rows = [f"| `{entry['name']}` | {_cell(entry['summary'])} |" for entry in listing(kind)]
+    rows = [f"| `{entry['name']}` | {_cell(entry['summary'])} |" for entry in list_entries(kind)]
     return "\n".join(["| name | what it is |", "|---|---|", *rows])
 
 

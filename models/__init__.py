@@ -111,26 +111,26 @@ class _Listed:
 
 
 @cache
-def _index() -> dict[str, _Listed]:
-    found = {}
+def _read_index() -> dict[str, _Listed]:
+    entries = {}
     for path in sorted(_FOLDER.glob("[!_]*.py")):
         body = ast.parse(path.read_text(encoding="utf-8")).body
         for node in body:
-            call = _registration(node)
+            call = _find_registration(node)
             if isinstance(node, ast.FunctionDef) and call is not None:
                 summary = (ast.get_docstring(node) or "").split("\n")[0]
-                found[node.name] = _Listed(path.stem, summary, _cannot(call, body))
-    return found
+                entries[node.name] = _Listed(path.stem, summary, _read_cannot(call, body))
+    return entries
 
 
-def _registration(node: ast.stmt) -> ast.Call | None:
+def _find_registration(node: ast.stmt) -> ast.Call | None:
     for decorator in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
         if isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id == "register":
             return decorator
     return None
 
 
-def _cannot(call: ast.Call, body: list[ast.stmt]) -> dict[str, str]:
+def _read_cannot(call: ast.Call, body: list[ast.stmt]) -> dict[str, str]:
     """The literal given as ``cannot``, or the one that the file's constant of that name holds."""
     value = next((keyword.value for keyword in call.keywords if keyword.arg == "cannot"), None)
     if isinstance(value, ast.Name):
@@ -142,19 +142,21 @@ def _cannot(call: ast.Call, body: list[ast.stmt]) -> dict[str, str]:
 
 def names() -> dict[str, str]:
     """Every registered name with its one-line summary, in the files' order; imports no family and no torch."""
-    return {name: listed.summary for name, listed in _index().items()}
+    return {name: entry.summary for name, entry in _read_index().items()}
 
 
 def limits() -> dict[str, Mapping[str, str]]:
     """Every registered name with the stages and targets it cannot go through, and why; imports no family, no torch."""
-    return {name: listed.cannot for name, listed in _index().items()}
+    return {name: entry.cannot for name, entry in _read_index().items()}
 
 
 def get(name: str) -> Spec:
     """The spec registered under ``name``; raises ModelError with the choices and the nearest spelling."""
-    if name not in _index():
-        near = difflib.get_close_matches(name, _index(), n=1)
+    if name not in _read_index():
+        near = difflib.get_close_matches(name, _read_index(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ModelError(f"unknown model {name!r}.{hint} Choices: {', '.join(_index())}; or path/to/net.py:function")
-    importlib.import_module(f"{__name__}.{_index()[name].family}")
+        raise ModelError(
+            f"unknown model {name!r}.{hint} Choices: {', '.join(_read_index())}; or path/to/net.py:function"
+        )
+    importlib.import_module(f"{__name__}.{_read_index()[name].family}")
     return _REGISTRY[name]

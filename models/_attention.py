@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-def attend(qkv: Tensor, heads: int) -> Tensor:
+def attend_heads(qkv: Tensor, heads: int) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V for each head (Vaswani et al. 2017, arXiv 1706.03762, equation 1).
 
     ``qkv`` [N, T, 3 C] holds queries, keys and values side by side; the result is [N, T, C] with C = heads x d.
@@ -39,7 +39,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        projected: Tensor = self.proj(attend(self.qkv(x), self.num_heads))
+        projected: Tensor = self.proj(attend_heads(self.qkv(x), self.num_heads))
         return projected
 
 

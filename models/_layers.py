@@ -102,10 +102,10 @@ class PadShortcut(nn.Module):
 
         A kept output whose input is gone becomes zeros.
         """
-        kept = range(self.in_channels) if inputs is None else inputs
-        place = {channel: position for position, channel in enumerate(kept)}
+        channels = range(self.in_channels) if inputs is None else inputs
+        place = {channel: position for position, channel in enumerate(channels)}
         source = self.source if outputs is None else [self.source[channel] for channel in outputs]
-        self.remap(len(kept), [place.get(channel, -1) for channel in source])
+        self.remap(len(channels), [place.get(channel, -1) for channel in source])
 
     def forward(self, x: Tensor) -> Tensor:
         padding = self._padding()
@@ -124,12 +124,12 @@ class PadShortcut(nn.Module):
 
     def _padding(self) -> tuple[int, int] | None:
         """Zero channels before and after the inputs, or None where the map is no padding."""
-        copied = [channel for channel in self.source if channel >= 0]
-        if not copied or copied != list(range(self.in_channels)):
+        channels = [channel for channel in self.source if channel >= 0]
+        if not channels or channels != list(range(self.in_channels)):
             return None
         before = self.source.index(0)
         after = len(self.source) - before - self.in_channels
-        return (before, after) if self.source[before : before + self.in_channels] == tuple(copied) else None
+        return (before, after) if self.source[before : before + self.in_channels] == tuple(channels) else None
 
     def _selection(self) -> Tensor:
         """The map as a 1x1 kernel, [len(source), in_channels, 1, 1]."""

@@ -55,14 +55,16 @@ class ConvNeXt(nn.Module):
         layers: list[nn.Module] = [
             nn.Sequential(nn.Conv2d(in_channels, channels, 4, 4), LayerNorm2d(channels, eps=_EPS))
         ]
-        done, last = 0, max(1, sum(blocks) - 1)
+        blocks_before, last = 0, max(1, sum(blocks) - 1)
         for stage, count in enumerate(blocks):
             if stage:
                 halve = nn.Conv2d(channels, 2 * channels, 2, 2)
                 layers.append(nn.Sequential(LayerNorm2d(channels, eps=_EPS), halve))
                 channels *= 2
-            layers.append(nn.Sequential(*(Block(channels, _DROP_PATH * (done + i) / last) for i in range(count))))
-            done += count
+            layers.append(
+                nn.Sequential(*(Block(channels, _DROP_PATH * (blocks_before + i) / last) for i in range(count)))
+            )
+            blocks_before += count
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
             LayerNorm2d(channels, eps=_EPS), nn.Flatten(1), nn.Linear(channels, num_classes)

@@ -81,12 +81,12 @@ class EfficientNet(nn.Module):
         channels = round_channels(_STEM * width)
         layers: list[nn.Module] = [ConvBN(in_channels, channels, 3, 2, 1, nn.SiLU, *norm)]
         repeats = [ceil(stage.blocks * depth) for stage in _B0]
-        done = 0
+        blocks_before = 0
         for stage, blocks in zip(_B0, repeats, strict=True):
-            drops = [_DROP_PATH * (done + i) / sum(repeats) for i in range(blocks)]
-            layers.append(_stage(channels, round_channels(stage.channels * width), stage, drops, norm))
+            drops = [_DROP_PATH * (blocks_before + i) / sum(repeats) for i in range(blocks)]
+            layers.append(_make_stage(channels, round_channels(stage.channels * width), stage, drops, norm))
             channels = round_channels(stage.channels * width)
-            done += blocks
+            blocks_before += blocks
         layers.append(ConvBN(channels, _HEAD * channels, 1, 1, 1, nn.SiLU, *norm))
         self.features = nn.Sequential(*layers)
         self.avgpool = GlobalMean()
@@ -98,7 +98,7 @@ class EfficientNet(nn.Module):
         return logits
 
 
-def _stage(in_channels: int, out_channels: int, stage: Stage, drops: list[float], norm: Norm) -> nn.Sequential:
+def _make_stage(in_channels: int, out_channels: int, stage: Stage, drops: list[float], norm: Norm) -> nn.Sequential:
     first = MBConv(in_channels, out_channels, stage, stage.stride, drops[0], norm)
     return nn.Sequential(first, *(MBConv(out_channels, out_channels, stage, 1, drop, norm) for drop in drops[1:]))
 

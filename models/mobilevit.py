@@ -61,7 +61,7 @@ class InvertedResidual(nn.Module):
         return x + out if self.shortcut else out
 
 
-def unfold(x: Tensor) -> Tensor:
+def unfold_patches(x: Tensor) -> Tensor:
     """Sort pixels by their place in a 2x2 patch: [N, C, H, W] -> [4 N, H W / 4, C], H and W even.
 
     The tensors between have at most five dimensions, which is as many as Core ML takes.
@@ -72,8 +72,8 @@ def unfold(x: Tensor) -> Tensor:
     return x.reshape(batch * _PATCH * _PATCH, channels, rows * columns).transpose(1, 2)
 
 
-def fold(x: Tensor, height: int, width: int) -> Tensor:
-    """What ``unfold`` made of an image of this size, put back: [4 N, H W / 4, C] -> [N, C, H, W]."""
+def fold_patches(x: Tensor, height: int, width: int) -> Tensor:
+    """What ``unfold_patches`` made of an image of this size, put back: [4 N, H W / 4, C] -> [N, C, H, W]."""
     batch, channels = x.shape[0] // (_PATCH * _PATCH), x.shape[2]
     rows, columns = height // _PATCH, width // _PATCH
     x = x.transpose(1, 2).reshape(batch, _PATCH, _PATCH, channels * rows, columns)
@@ -104,7 +104,7 @@ class MobileViTBlock(nn.Module):
         even = (height + height % _PATCH, width + width % _PATCH)
         if odd:
             local = F.interpolate(local, size=even, mode="bilinear", align_corners=False)
-        mixed = fold(self.norm(self.transformer(unfold(local))), *even)
+        mixed = fold_patches(self.norm(self.transformer(unfold_patches(local))), *even)
         if odd:
             mixed = F.interpolate(mixed, size=(height, width), mode="bilinear", align_corners=False)
         fused: Tensor = self.conv_fusion(torch.cat((x, self.conv_proj(mixed)), 1))
@@ -130,7 +130,7 @@ _XS = Size(16, (32, 48, 64, 80, 96), (96, 120, 144), 4, 384)
 _S = Size(16, (32, 64, 96, 128, 160), (144, 192, 240), 4, 640)
 
 
-def _scaled(size: Size, width: float) -> Size:
+def _scale_size(size: Size, width: float) -> Size:
     first, second, third, fourth, fifth = (round_channels(channels * width) for channels in size.channels)
     third_tokens, fourth_tokens, fifth_tokens = (round_channels(tokens * width) for tokens in size.tokens)
     return Size(
@@ -184,7 +184,7 @@ class MobileViT(nn.Module):
 )
 def mobilevit_xxs(num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> nn.Module:
     """MobileViT-XXS (Mehta and Rastegari 2021)."""
-    return MobileViT(_scaled(_XXS, width), num_classes, in_channels)
+    return MobileViT(_scale_size(_XXS, width), num_classes, in_channels)
 
 
 @register(
@@ -197,7 +197,7 @@ def mobilevit_xxs(num_classes: int = 1000, in_channels: int = 3, width: float = 
 )
 def mobilevit_xs(num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> nn.Module:
     """MobileViT-XS (Mehta and Rastegari 2021)."""
-    return MobileViT(_scaled(_XS, width), num_classes, in_channels)
+    return MobileViT(_scale_size(_XS, width), num_classes, in_channels)
 
 
 @register(
@@ -210,4 +210,4 @@ def mobilevit_xs(num_classes: int = 1000, in_channels: int = 3, width: float = 1
 )
 def mobilevit_s(num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> nn.Module:
     """MobileViT-S (Mehta and Rastegari 2021)."""
-    return MobileViT(_scaled(_S, width), num_classes, in_channels)
+    return MobileViT(_scale_size(_S, width), num_classes, in_channels)

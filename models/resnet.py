@@ -29,8 +29,8 @@ class CifarBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out)) + self.shortcut(x)
-        activated: Tensor = self.relu2(out)
-        return activated
+        output: Tensor = self.relu2(out)
+        return output
 
 
 class CifarResNet(nn.Module):
@@ -80,8 +80,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        activated: Tensor = self.relu2(out + (x if self.downsample is None else self.downsample(x)))
-        return activated
+        output: Tensor = self.relu2(out + (x if self.downsample is None else self.downsample(x)))
+        return output
 
 
 class Bottleneck(nn.Module):
@@ -105,8 +105,8 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.bn3(self.conv3(self.relu2(self.bn2(self.conv2(out)))))
-        activated: Tensor = self.relu3(out + (x if self.downsample is None else self.downsample(x)))
-        return activated
+        output: Tensor = self.relu3(out + (x if self.downsample is None else self.downsample(x)))
+        return output
 
 
 class ResNet(nn.Module):
@@ -125,10 +125,10 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = _stage(block, width, width, blocks[0], 1)
-        self.layer2 = _stage(block, block.expansion * width, 2 * width, blocks[1], 2)
-        self.layer3 = _stage(block, block.expansion * 2 * width, 4 * width, blocks[2], 2)
-        self.layer4 = _stage(block, block.expansion * 4 * width, 8 * width, blocks[3], 2)
+        self.layer1 = _make_stage(block, width, width, blocks[0], 1)
+        self.layer2 = _make_stage(block, block.expansion * width, 2 * width, blocks[1], 2)
+        self.layer3 = _make_stage(block, block.expansion * 2 * width, 4 * width, blocks[2], 2)
+        self.layer4 = _make_stage(block, block.expansion * 4 * width, 8 * width, blocks[3], 2)
         self.avgpool = GlobalMean()
         self.fc = nn.Linear(block.expansion * 8 * width, num_classes)
         init_residual(self)
@@ -140,7 +140,7 @@ class ResNet(nn.Module):
         return logits
 
 
-def _stage(
+def _make_stage(
     block: type[BasicBlock] | type[Bottleneck], in_channels: int, width: int, blocks: int, stride: int
 ) -> nn.Sequential:
     out_channels = width * block.expansion

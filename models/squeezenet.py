@@ -51,14 +51,14 @@ class SqueezeNet(nn.Module):
             channels = 8 * squeezed
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(), nn.Conv2d(channels, num_classes, 1), nn.ReLU(), GlobalMean())
-        _init(self)
+        _init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.features(x))
         return logits
 
 
-def _init(model: SqueezeNet) -> None:
+def _init_weights(model: SqueezeNet) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")

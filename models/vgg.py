@@ -13,7 +13,7 @@ from edgewise.models._layers import GridMean
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
-def _features(depth: int, in_channels: int, width: int, norm: bool) -> nn.Sequential:
+def _make_features(depth: int, in_channels: int, width: int, norm: bool) -> nn.Sequential:
     """The convolutional body: [N, in_channels, H, W] -> [N, 8 width, H // 32, W // 32]."""
     layers: list[nn.Module] = []
     for stage, convolutions in enumerate(_STAGES[depth]):
@@ -26,7 +26,7 @@ def _features(depth: int, in_channels: int, width: int, norm: bool) -> nn.Sequen
     return nn.Sequential(*layers)
 
 
-def _init(model: nn.Module) -> None:
+def _init_weights(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -43,12 +43,12 @@ class VGG(nn.Module):
         self, depth: int, norm: bool, num_classes: int, in_channels: int, width: int, hidden: int, grid: int
     ) -> None:
         super().__init__()
-        self.features = _features(depth, in_channels, width, norm)
+        self.features = _make_features(depth, in_channels, width, norm)
         self.avgpool = GridMean(grid)
         sizes = ((8 * width * grid * grid, hidden), (hidden, hidden))
         hidden_layers = chain.from_iterable((nn.Linear(i, o), nn.ReLU(), nn.Dropout()) for i, o in sizes)
         self.classifier = nn.Sequential(*hidden_layers, nn.Linear(hidden, num_classes))
-        _init(self)
+        _init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.avgpool(self.features(x)).flatten(1))
@@ -60,10 +60,10 @@ class CifarVGG(nn.Module):
 
     def __init__(self, depth: int, num_classes: int, in_channels: int, width: int) -> None:
         super().__init__()
-        self.features = _features(depth, in_channels, width, norm=True)
+        self.features = _make_features(depth, in_channels, width, norm=True)
         self.avgpool = GridMean(1)
         self.classifier = nn.Linear(8 * width, num_classes)
-        _init(self)
+        _init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.avgpool(self.features(x)).flatten(1))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgewise.models import register
-from edgewise.models._attention import TransformerBlock, attend, init_transformer
+from edgewise.models._attention import TransformerBlock, attend_heads, init_transformer
 
 _EPS = 1e-6
 _PATCH = 16
@@ -27,7 +27,7 @@ def _tokens(image_size: int) -> int:
     return (image_size // _PATCH) ** 2 + 1
 
 
-def _embed(patches: Tensor, token: Tensor, position: Tensor) -> Tensor:
+def _embed_patches(patches: Tensor, token: Tensor, position: Tensor) -> Tensor:
     """[N, C, H / 16, W / 16] -> [N, T, C] with the class token in front and the positions added.
 
     Raises ValueError for an image of another size than the positions were made for.
@@ -60,7 +60,7 @@ class PackedAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = attend(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.num_heads)
+        mixed = attend_heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.num_heads)
         projected: Tensor = self.out_proj(mixed)
         return projected
 
@@ -112,7 +112,7 @@ class TorchvisionViT(nn.Module):
         init_transformer(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _embed(self.conv_proj(x), self.class_token, self.encoder.pos_embedding)
+        x = _embed_patches(self.conv_proj(x), self.class_token, self.encoder.pos_embedding)
         logits: Tensor = self.heads(_class_token(self.encoder(x)))
         return logits
 
@@ -147,7 +147,7 @@ class TimmViT(nn.Module):
         init_transformer(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _embed(self.patch_embed(x), self.cls_token, self.pos_embed)
+        x = _embed_patches(self.patch_embed(x), self.cls_token, self.pos_embed)
         logits: Tensor = self.head(_class_token(self.norm(self.blocks(x))))
         return logits
 

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     options, unknown = _parser().parse_known_args(arguments)
     if unknown:
-        _refuse(options.parser, unknown[0])
+        _refuse_option(options.parser, unknown[0])
     if options.debug:
         return int(options.run(options))
     stop_when_terminated()
@@ -56,10 +56,10 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _refuse(parser: argparse.ArgumentParser, unknown: str) -> NoReturn:
+def _refuse_option(parser: argparse.ArgumentParser, unknown: str) -> NoReturn:
     """Leave with the usage of the command itself, and the option that was perhaps meant."""
-    known = [text for action in parser._actions for text in action.option_strings if text.startswith("--")]
-    near = name_nearest(unknown.partition("=")[0], known) if unknown.startswith("-") else ""
+    options = [text for action in parser._actions for text in action.option_strings if text.startswith("--")]
+    near = name_nearest(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
     parser.error(f"unrecognized argument: {unknown}.{near}")
 
 

@@ -22,7 +22,7 @@ _FOLDER = Path(__file__).parent
 _RECIPES = _FOLDER / "recipes.py"
 
 
-def listing(kind: str) -> list[dict[str, Any]]:
+def list_entries(kind: str) -> list[dict[str, Any]]:
     """Entries of one kind (models, data, targets, stages, recipes, fields), each with name and summary.
 
     A model that cannot go through every stage and to every target says so under ``cannot``; a stage tells its ``fields``,
@@ -31,23 +31,23 @@ def listing(kind: str) -> list[dict[str, Any]]:
     """
     if kind in ("stages", "fields"):
         return [
-            {"name": name, "summary": told, "fields": fields_of(node)}
-            for name, node, told in (_stages() if kind == "stages" else _settings())
+            {"name": name, "summary": description, "fields": fields_of(node)}
+            for name, node, description in (_stages() if kind == "stages" else _settings())
         ]
-    found = {"models": models.names, "data": calib_data.names, "targets": targets.names, "recipes": recipe_names}[
+    registries = {"models": models.names, "data": calib_data.names, "targets": targets.names, "recipes": recipe_names}[
         kind
     ]()
     extra: Mapping[str, Mapping[str, Any]] = {}
     if kind == "models":
         extra = {name: {"cannot": dict(cannot)} for name, cannot in models.limits().items() if cannot}
     if kind == "recipes":
-        extra = {name: _recipe_told(node) for name, node in _recipes().items()}
-    return [{"name": name, "summary": summary} | dict(extra.get(name, {})) for name, summary in found.items()]
+        extra = {name: _recipe_told(node) for name, node in _recipe_functions().items()}
+    return [{"name": name, "summary": summary} | dict(extra.get(name, {})) for name, summary in registries.items()]
 
 
 def find_entry(kind: str, name: str) -> dict[str, Any]:
     """One entry of a kind, upper and lower case alike. Raises RequestError with the nearest spelling."""
-    entries = {entry["name"].lower(): entry for entry in listing(kind)}
+    entries = {entry["name"].lower(): entry for entry in list_entries(kind)}
     if name.lower() not in entries:
         near = name_nearest(name.lower(), entries)
         raise RequestError(f"{kind} has no {name!r}.{near} Choices: {', '.join(entries)}")
@@ -68,18 +68,18 @@ def home_of(name: str) -> tuple[str, str]:
 
 def stage_names() -> dict[str, str]:
     """Every dataclass under ``stages`` that is called with (model, ctx): lower-case name -> first line of its docstring."""
-    return {name: told for name, _, told in _stages()}
+    return {name: description for name, _, description in _stages()}
 
 
 def _stages() -> list[tuple[str, ast.ClassDef, str]]:
     files = sorted((_FOLDER / "stages").rglob("*.py"))
-    found = [node for path in files for node in _classes(path) if _is_stage(node)]
-    return [(node.name.lower(), node, _first_line(node)) for node in found]
+    nodes = [node for path in files for node in _classes(path) if _is_stage(node)]
+    return [(node.name.lower(), node, _first_line(node)) for node in nodes]
 
 
 def _settings() -> list[tuple[str, ast.ClassDef, str]]:
     """The classes beside the stages that a recipe is written with."""
-    nodes = {name: _definition(HOMES[name], name) for name in _SETTINGS}
+    nodes = {name: _find_definition(HOMES[name], name) for name in _SETTINGS}
     return [(name, node, _first_line(node)) for name, node in nodes.items() if isinstance(node, ast.ClassDef)]
 
 
@@ -96,7 +96,7 @@ def _first_line(node: ast.ClassDef | ast.FunctionDef) -> str:
 
 def fields_of(node: ast.ClassDef) -> list[dict[str, Any]]:
     """A dataclass's fields as its source tells them: name, type, default (None: it must be given) and meaning."""
-    found = []
+    settings = []
     for item, following in zip(node.body, [*node.body[1:], None], strict=True):
         if (
             not isinstance(item, ast.AnnAssign)
@@ -105,15 +105,15 @@ def fields_of(node: ast.ClassDef) -> list[dict[str, Any]]:
             or ast.unparse(item.annotation).startswith("InitVar")  # taken by __init__ and no field
         ):
             continue
-        found.append(
+        settings.append(
             {
                 "name": item.target.id,
                 "type": ast.unparse(_Plain().visit(copy.deepcopy(item.annotation))),
-                "default": _default(item.value),
+                "default": _default_text(item.value),
                 "meaning": _string_of(following),
             }
         )
-    return found
+    return settings
 
 
 class _Plain(ast.NodeTransformer):
@@ -127,14 +127,14 @@ class _Plain(ast.NodeTransformer):
         return node
 
 
-def _default(value: ast.expr | None) -> str | None:
+def _default_text(value: ast.expr | None) -> str | None:
     """A default as it is written; of ``field(default_factory=Limits)`` what makes it, ``Limits()``."""
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "field":
-        given = {word.arg: word.value for word in value.keywords}
-        factory = given.get("default_factory")
+        defaults = {word.arg: word.value for word in value.keywords}
+        factory = defaults.get("default_factory")
         if isinstance(factory, ast.Lambda):
             return ast.unparse(factory.body)
-        return f"{ast.unparse(factory)}()" if factory is not None else _default(given.get("default"))
+        return f"{ast.unparse(factory)}()" if factory is not None else _default_text(defaults.get("default"))
     return None if value is None else ast.unparse(value)
 
 
@@ -144,22 +144,24 @@ def _string_of(node: ast.stmt | None) -> str:
     return ""
 
 
-def _recipes() -> dict[str, ast.FunctionDef]:
+def _recipe_functions() -> dict[str, ast.FunctionDef]:
     tree = ast.parse(_RECIPES.read_text(encoding="utf-8"))
     return {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")}
 
 
 def _recipe_told(node: ast.FunctionDef) -> dict[str, Any]:
     """What a recipe's function sets, as it is written, and the recipe that it replaces fields of."""
-    returned = next(item.value for item in node.body if isinstance(item, ast.Return))
-    assert isinstance(returned, ast.Call)
+    return_statement = next(item.value for item in node.body if isinstance(item, ast.Return))
+    assert isinstance(return_statement, ast.Call)
     names = {item.targets[0].id: item.value for item in node.body if _is_name(item)}  # type: ignore[attr-defined]
-    told: dict[str, Any] = {"sets": {word.arg: ast.unparse(word.value) for word in returned.keywords if word.arg}}
-    if returned.args:
-        source = returned.args[0]
+    description: dict[str, Any] = {
+        "sets": {word.arg: ast.unparse(word.value) for word in return_statement.keywords if word.arg}
+    }
+    if return_statement.args:
+        source = return_statement.args[0]
         source = names.get(source.id, source) if isinstance(source, ast.Name) else source
-        told["from"] = ast.unparse(source).removesuffix("()")
-    return told
+        description["from"] = ast.unparse(source).removesuffix("()")
+    return description
 
 
 def _is_name(item: ast.stmt) -> bool:
@@ -175,7 +177,7 @@ def _is_stage(node: ast.ClassDef) -> bool:
 
 def recipe_names() -> dict[str, str]:
     """Ready recipes: name -> first line of the function's docstring; read from the text, nothing is imported."""
-    return {name: _first_line(node) for name, node in _recipes().items()}
+    return {name: _first_line(node) for name, node in _recipe_functions().items()}
 
 
 def find_recipe(reference: str) -> Recipe:
@@ -193,7 +195,7 @@ def find_recipe(reference: str) -> Recipe:
     from edgewise.network import architecture
     from edgewise.recipe import Recipe
 
-    recipe = _made(architecture.load_function(reference) if own else getattr(recipes, reference), reference)
+    recipe = _call_recipe(architecture.load_function(reference) if own else getattr(recipes, reference), reference)
     if not isinstance(recipe, Recipe):
         raise RequestError(f"{reference} returned {type(recipe).__name__}; wanted an edgewise.Recipe")
     return recipe
@@ -201,20 +203,20 @@ def find_recipe(reference: str) -> Recipe:
 
 def describe_public() -> list[tuple[str, str, str]]:
     """Every public name of the package: itself, how it is called, and its docstring; read from the text."""
-    found = []
+    entries = []
     for name, home in HOMES.items():
-        node = _definition(home, name)
+        node = _find_definition(home, name)
         if isinstance(node, ast.ClassDef):
-            given = ", ".join(
+            arguments = ", ".join(
                 f"{f['name']}{'' if f['default'] is None else '=' + f['default']}" for f in fields_of(node)
             )
         else:
-            given = ast.unparse(node.args)
-        found.append((name, f"{name}({given})", inspect.cleandoc(ast.get_docstring(node) or "")))
-    return found
+            arguments = ast.unparse(node.args)
+        entries.append((name, f"{name}({arguments})", inspect.cleandoc(ast.get_docstring(node) or "")))
+    return entries
 
 
-def _definition(home: str, name: str) -> ast.ClassDef | ast.FunctionDef:
+def _find_definition(home: str, name: str) -> ast.ClassDef | ast.FunctionDef:
     """The class or function ``name`` in the module ``home`` of this package, or of a leaf beside it."""
     for top in (_FOLDER, _FOLDER.parent):
         stem = top.joinpath(*home.split("."))
@@ -225,7 +227,7 @@ def _definition(home: str, name: str) -> ast.ClassDef | ast.FunctionDef:
     raise KeyError(f"{home}.{name}")
 
 
-def _made(function: Callable[[], object], reference: str) -> object:
+def _call_recipe(function: Callable[[], object], reference: str) -> object:
     """What a recipe's function returns. Raises RequestError for whatever goes wrong in it, with the line."""
     try:
         return function()

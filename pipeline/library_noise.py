@@ -6,7 +6,7 @@ import logging
 import warnings
 
 
-def quieten() -> None:
+def quieten_libraries() -> None:
     """Call once, before the libraries are imported."""
     for name in (
         "torchao",  # CUDA kernels that a CPU build does not have

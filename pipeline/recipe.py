@@ -19,8 +19,8 @@ from annotated_types import Interval, Len
 from edgewise import settings
 from edgewise.errors import RequestError
 from edgewise.images.preprocess import OUTSIDE, Preprocess
-from edgewise.settings import CheckedElsewhere, checked
-from edgewise.stage import Stage, describe, traits_of
+from edgewise.settings import CheckedElsewhere, check_fields
+from edgewise.stage import Stage, describe_stage, traits_of
 from edgewise.targets import USUAL, Packaging
 from edgewise.targets import names as target_names
 from edgewise.verify.gates import Limits
@@ -37,7 +37,7 @@ LONGEST_NAME = 64
 """Characters of a recipe's name, which its folder and its files carry."""
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything a run is determined by."""
@@ -88,7 +88,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _check_name(self.name)
         for stage in self.stages:
-            describe(stage)
+            describe_stage(stage)
             traits_of(stage)
         settings.check(self.packaging)
         if self.packaging.sizes is not None:
@@ -107,9 +107,9 @@ class Recipe:
     def describe(self) -> dict[str, Any]:
         """Every field as JSON-serialisable values; each stage carries its name."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        fields["stages"] = [describe(stage) for stage in self.stages]
-        fields["baseline"] = describe(self.baseline)
-        fields["quantize"] = None if self.quantize is None else describe(self.quantize)
+        fields["stages"] = [describe_stage(stage) for stage in self.stages]
+        fields["baseline"] = describe_stage(self.baseline)
+        fields["quantize"] = None if self.quantize is None else describe_stage(self.quantize)
         fields["limits"] = dataclasses.asdict(self.limits)
         fields["target_limits"] = {name: dataclasses.asdict(limits) for name, limits in self.target_limits.items()}
         fields["packaging"] = dataclasses.asdict(self.packaging)

@@ -29,12 +29,14 @@ class Track(Protocol):
     ) -> Iterator[Any]: ...
 
 
-def silent(items: Iterable[Any], description: str, total: int | None = None, count: int | None = None) -> Iterator[Any]:
+def track_silently(
+    items: Iterable[Any], description: str, total: int | None = None, count: int | None = None
+) -> Iterator[Any]:
     """A Track that shows nothing."""
     yield from items
 
 
-def unheard(text: str) -> None:
+def ignore_note(text: str) -> None:
     """A note that nobody is told."""
 
 
@@ -43,7 +45,7 @@ def nothing_kept(stage: Any) -> nn.Module | None:
     return None
 
 
-def unkept(name: str, value: Any) -> None:
+def ignore_fact(name: str, value: Any) -> None:
     """A fact that nobody keeps."""
 
 
@@ -80,10 +82,10 @@ class Context:
     """The unmodified trained network: the teacher of distillation. None while it is being trained itself."""
     grid: Grid | None = None
     """The quantization grid that the recipe's targets share."""
-    track: Track = silent
-    note: Callable[[str], None] = unheard
+    track: Track = track_silently
+    note: Callable[[str], None] = ignore_note
     """Tells the person watching one line."""
-    fact: Callable[[str, Any], None] = unkept
+    fact: Callable[[str, Any], None] = ignore_fact
     """Keeps ``value`` (JSON types) under ``name`` among the facts of the step's row, with the step's result."""
     store: Keeper | None = None
     """Where measurements are kept for later steps and runs; None: nowhere."""
@@ -131,7 +133,7 @@ def stage_name(stage: Stage) -> str:
     return type(stage).__name__.lower()
 
 
-def describe(stage: Stage) -> dict[str, Any]:
+def describe_stage(stage: Stage) -> dict[str, Any]:
     """A stage as JSON-serialisable values: its name and every field."""
     value: Any = stage
     if not dataclasses.is_dataclass(value) or isinstance(value, type):

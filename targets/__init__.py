@@ -93,9 +93,9 @@ def common_grid(targets: Iterable[Target]) -> Grid | None:
     """
     best: Grid | None = None
     for choice in itertools.product(*(target.grids for target in targets)):
-        met = functools.reduce(Grid.meet, choice)
-        if met.operators and (best is None or met.weight_bits > best.weight_bits):
-            best = met
+        common = functools.reduce(Grid.meet, choice)
+        if common.operators and (best is None or common.weight_bits > best.weight_bits):
+            best = common
     return best
 
 
@@ -321,11 +321,11 @@ def names() -> dict[str, str]:
 
 def get(name: str) -> Target:
     """The target called ``name``. Raises TargetError for an unknown name, MissingBackend where a package is missing."""
-    known = names()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+    choices = names()
+    if name not in choices:
+        near = difflib.get_close_matches(name, choices, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise TargetError(f"unknown target {name!r}.{hint} Choices: {', '.join(known)}")
+        raise TargetError(f"unknown target {name!r}.{hint} Choices: {', '.join(choices)}")
     target: Target = importlib.import_module(f"{__name__}.{name}").TARGET
     missing = [module for module in target.needs if importlib.util.find_spec(module) is None]
     if missing:
@@ -338,22 +338,24 @@ def get(name: str) -> Target:
 
 def packages(target: Target) -> tuple[str, ...]:
     """The distributions that the target's modules come from, as their versions are looked up."""
-    installed = _distributions()
-    return tuple(sorted({name for module in target.needs for name in installed.get(module.split(".")[0], [module])}))
+    distributions = _installed_distributions()
+    return tuple(
+        sorted({name for module in target.needs for name in distributions.get(module.split(".")[0], [module])})
+    )
 
 
 @functools.cache
-def _distributions() -> Mapping[str, list[str]]:
+def _installed_distributions() -> Mapping[str, list[str]]:
     """Importable module -> the distributions it comes from: a look at every installed file, which takes its time."""
     return importlib.metadata.packages_distributions()
 
 
 def versions(distributions: Iterable[str]) -> dict[str, str | None]:
     """Installed version of each distribution, None where it is not installed; imports none of them."""
-    found: dict[str, str | None] = {}
+    versions_by_package: dict[str, str | None] = {}
     for name in distributions:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions_by_package[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            versions_by_package[name] = None
+    return versions_by_package

@@ -20,7 +20,7 @@ class Work:
     """By the target's backend or, in an int8 file, by an int8 kernel."""
 
 
-def shares(work: Iterable[Work]) -> dict[str, Any]:
+def coverage_shares(work: Iterable[Work]) -> dict[str, Any]:
     """The entry ``coverage`` of an artifact's facts; JSON types. A network without MACs leaves none outside."""
     work = list(work)
     total, outside = sum(item.macs for item in work), sum(item.macs for item in work if not item.taken)
@@ -28,7 +28,7 @@ def shares(work: Iterable[Work]) -> dict[str, Any]:
         "macs": total,
         "undelegated_macs": outside,
         "undelegated_share": outside / total if total else 0.0,
-        "by_operator": {name: _sums(item for item in work if item.operator == name) for name in _names(work)},
+        "by_operator": {name: _sum_macs(item for item in work if item.operator == name) for name in _names(work)},
     }
 
 
@@ -36,14 +36,14 @@ def _names(work: Iterable[Work]) -> list[str]:
     return sorted({item.operator for item in work})
 
 
-def _sums(work: Iterable[Work]) -> dict[str, int]:
+def _sum_macs(work: Iterable[Work]) -> dict[str, int]:
     work = list(work)
-    left = [item for item in work if not item.taken]
+    remaining = [item for item in work if not item.taken]
     return {
-        "delegated": len(work) - len(left),
-        "undelegated": len(left),
+        "delegated": len(work) - len(remaining),
+        "undelegated": len(remaining),
         "macs": sum(item.macs for item in work),
-        "undelegated_macs": sum(item.macs for item in left),
+        "undelegated_macs": sum(item.macs for item in remaining),
     }
 
 
@@ -66,5 +66,5 @@ def convolution_macs(positions: tuple[int, ...], weight: tuple[int, ...]) -> int
 
 
 def _shape(value: object) -> tuple[int, ...]:
-    held = value.meta.get("val") if isinstance(value, Node) else None
-    return tuple(int(size) for size in held.shape) if held is not None and hasattr(held, "shape") else (0,)
+    example = value.meta.get("val") if isinstance(value, Node) else None
+    return tuple(int(size) for size in example.shape) if example is not None and hasattr(example, "shape") else (0,)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.targets import Artifact, Precision
-from edgewise.targets._coverage import Work, node_macs, shares
+from edgewise.targets._coverage import Work, coverage_shares, node_macs
 from edgewise.targets._program import is_quantized
-from edgewise.targets._quiet import LEAF_SPEC, quiet
-from edgewise.targets._whole import whole
+from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers
+from edgewise.targets._whole import write_whole
 
 if TYPE_CHECKING:
     from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
@@ -32,40 +32,43 @@ _WARNINGS = (
 )
 
 
-def quieted(*loggers: str, messages: tuple[str, ...] = ()) -> AbstractContextManager[None]:
+def quiet_executorch(*loggers: str, messages: tuple[str, ...] = ()) -> AbstractContextManager[None]:
     """Within the block ExecuTorch's harmless chatter is dropped, and that of further ``loggers`` and ``messages``."""
-    return quiet(*_LOGGERS, *loggers, messages=(*_WARNINGS, *messages))
+    return quiet_loggers(*_LOGGERS, *loggers, messages=(*_WARNINGS, *messages))
 
 
-def lowered(program: ExportedProgram, partitioner: Any) -> EdgeProgramManager:
+def lower_to_edge(program: ExportedProgram, partitioner: Any) -> EdgeProgramManager:
     """``program`` with what ``partitioner`` claims handed to its backend."""
     from executorch.exir import to_edge_transform_and_lower
 
     return to_edge_transform_and_lower(program, partitioner=[partitioner])
 
 
-def coverage(edge: EdgeProgramManager) -> dict[str, Any]:
+def edge_coverage(edge: EdgeProgramManager) -> dict[str, Any]:
     """What the backend took and what it left outside, operator -> count, and how many pieces it got.
 
     More than one piece means that data crosses over in between.
     """
     module = edge.exported_program().graph_module
-    inside = (_calls(piece.original_module.graph_module) for piece in _pieces(module))
-    outside = {name: count for name, count in _calls(module).items() if name not in _IDLE}
+    inside = (_count_calls(piece.original_module.graph_module) for piece in _pieces(module))
+    outside = {name: count for name, count in _count_calls(module).items() if name not in _IDLE}
     return {
-        "delegates": _calls(module)["executorch_call_delegate"],
+        "delegates": _count_calls(module)["executorch_call_delegate"],
         "delegated": dict(sorted(sum(inside, Counter[str]()).items())),
         "undelegated": dict(sorted(outside.items())),
-        "coverage": shares(_work(module)),
+        "coverage": coverage_shares(_list_work(module)),
     }
 
 
-def _work(module: GraphModule) -> Iterator[Work]:
-    for piece, taken in [(module, False), *((piece.original_module.graph_module, True) for piece in _pieces(module))]:
+def _list_work(module: GraphModule) -> Iterator[Work]:
+    for piece, is_taken in [
+        (module, False),
+        *((piece.original_module.graph_module, True) for piece in _pieces(module)),
+    ]:
         for node in piece.graph.nodes:
             name = _name(node.target)
             if node.op == "call_function" and name not in _IDLE:
-                yield Work(name, node_macs(node, name), taken)
+                yield Work(name, node_macs(node, name), is_taken)
 
 
 def planned_bytes(finished: ExecutorchProgramManager) -> dict[str, int]:
@@ -77,22 +80,22 @@ def planned_bytes(finished: ExecutorchProgramManager) -> dict[str, int]:
     return {str(number): int(size) for number, size in enumerate(sizes) if number and size}
 
 
-def artifact(target: str, path: Path, precision: Precision, facts: Mapping[str, Any]) -> Artifact:
-    """A written file; ``facts`` hold ``coverage``'s and whatever else the target tells."""
-    left = Counter(facts["undelegated"])
+def make_artifact(target: str, path: Path, precision: Precision, facts: Mapping[str, Any]) -> Artifact:
+    """A written file; ``facts`` hold ``edge_coverage``'s and whatever else the target tells."""
+    counts = Counter(facts["undelegated"])
     return Artifact(
-        target=target, path=path, precision=precision, undelegated=tuple(sorted(left.elements())), facts=facts
+        target=target, path=path, precision=precision, undelegated=tuple(sorted(counts.elements())), facts=facts
     )
 
 
-def precision(program: ExportedProgram) -> Precision:
+def program_precision(program: ExportedProgram) -> Precision:
     """int8 where the program holds quantize nodes."""
     return "int8" if is_quantized(program) else "float32"
 
 
-def write(buffer: bytes, path: Path) -> None:
+def write_program(buffer: bytes, path: Path) -> None:
     """Write the file, whole or not at all."""
-    with whole(path) as aside:
+    with write_whole(path) as aside:
         aside.write_bytes(buffer)
 
 
@@ -102,7 +105,7 @@ def _name(target: object) -> str:
     return parts[-2] if len(parts) > 1 else parts[0]
 
 
-def _calls(module: GraphModule) -> Counter[str]:
+def _count_calls(module: GraphModule) -> Counter[str]:
     return Counter(_name(node.target) for node in module.graph.nodes if node.op == "call_function")
 
 

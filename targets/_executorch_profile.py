@@ -10,7 +10,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from edgewise.targets import TargetError
-from edgewise.targets._executorch import quieted
+from edgewise.targets._executorch import quiet_executorch
 from edgewise.targets._executorch_runtime import load, runtime_log
 
 
@@ -22,9 +22,9 @@ def profile(path: Path, image: Tensor, threads: int) -> NoReturn:
     """
     load(path, threads)  # refuses what is no program, in the words of every other command
     size = len(trace(path.read_bytes(), image))
-    found = f"a trace of {size} bytes, which is not read yet" if size else "none: it is built without event tracing"
+    condition = f"a trace of {size} bytes, which is not read yet" if size else "none: it is built without event tracing"
     raise TargetError(
-        f"{path}: wanted the time of each operator from the event trace of ExecuTorch's runtime, found {found} "
+        f"{path}: wanted the time of each operator from the event trace of ExecuTorch's runtime, found {condition} "
         f"(executorch {version('executorch')}). Leave --profile out to time whole calls, or write the network for onnx, "
         "whose runtime times its operators"
     )
@@ -32,12 +32,12 @@ def profile(path: Path, image: Tensor, threads: int) -> NoReturn:
 
 def trace(program: bytes, image: Tensor) -> bytes:
     """The event trace (ETDump) of one call of ``forward``; empty where the runtime is built without event tracing."""
-    with runtime_log(), quieted(), tempfile.TemporaryDirectory() as folder:
+    with runtime_log(), quiet_executorch(), tempfile.TemporaryDirectory() as folder:
         from executorch.extension.pybindings import portable_lib
 
-        traced = portable_lib._load_program_from_buffer(program, enable_etdump=True)
-        method = traced.load_method("forward")
+        module = portable_lib._load_program_from_buffer(program, enable_etdump=True)
+        method = module.load_method("forward")
         method.call([image])
-        written = Path(folder) / "trace.etdp"
-        traced.write_etdump_result_to_file(str(written), str(Path(folder) / "values.bin"))
-        return written.read_bytes() if written.exists() else b""
+        path = Path(folder) / "trace.etdp"
+        module.write_etdump_result_to_file(str(path), str(Path(folder) / "values.bin"))
+        return path.read_bytes() if path.exists() else b""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from edgewise.targets import TargetError
-from edgewise.targets._executorch import quieted
+from edgewise.targets._executorch import quiet_executorch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,15 +48,15 @@ _RUNTIME_LOG = re.compile(r"\[\w+\.(?:cpp|h|cc):\d+\] ")
 @contextmanager
 def runtime_log() -> Iterator[list[str]]:
     """Collects what the C++ runtime logs, by way of ``sys.stderr``, within the block; other lines still appear there."""
-    found: list[str] = []
-    written = io.StringIO()
+    lines: list[str] = []
+    stream = io.StringIO()
     try:
-        with redirect_stderr(written):
-            yield found
+        with redirect_stderr(stream):
+            yield lines
     finally:
-        for line in written.getvalue().splitlines():
+        for line in stream.getvalue().splitlines():
             if _RUNTIME_LOG.match(line):
-                found.append(_RUNTIME_LOG.sub("", line))
+                lines.append(_RUNTIME_LOG.sub("", line))
             else:
                 print(line, file=sys.stderr)
 
@@ -66,30 +66,30 @@ def load(path: Path, threads: int) -> _Runner:
 
     The runtime has one thread pool for the whole process: loading with another count resets it for every loaded file.
     """
-    with runtime_log(), quieted():
+    with runtime_log(), quiet_executorch():
         from executorch.extension.pybindings import portable_lib
 
         if portable_lib._threadpool_get_thread_count() != threads:
             portable_lib._unsafe_reset_threadpool(threads)
-    return _read(path, _Runner)
+    return _read_program(path, _Runner)
 
 
-def constants(path: Path, names: Sequence[str]) -> list[float]:
+def read_constants(path: Path, names: Sequence[str]) -> list[float]:
     """What the file's constant methods called ``names`` answer. Raises TargetError as ``load``, and where one is missing."""
 
     def read(program: Any, buffer: bytes) -> list[float]:
         return [float(program.load_method(name).call([])[0]) for name in names]
 
-    return _read(path, read)
+    return _read_program(path, read)
 
 
-def _read(path: Path, make: Callable[[Any, bytes], T]) -> T:
+def _read_program(path: Path, make: Callable[[Any, bytes], T]) -> T:
     try:
         buffer = path.read_bytes()
     except OSError as error:
         raise TargetError(f"wanted an ExecuTorch program at {path}, found: {error.strerror}; export it") from error
     refusal: RuntimeError | None = None
-    with runtime_log() as log, quieted():
+    with runtime_log() as log, quiet_executorch():
         from executorch.extension.pybindings import portable_lib
 
         try:

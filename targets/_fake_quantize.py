@@ -85,15 +85,15 @@ class ActivationFakeQuantize(_Switches):
             low, high = self._ends()
             rounded: Tensor = _LearnedStep.apply(X, self.step, low, high)  # type: ignore[no-untyped-call]
             return rounded
-        return _rounded(X, self.scale, self.zero_point, self.quant_min, self.quant_max)
+        return _round_straight_through(X, self.scale, self.zero_point, self.quant_min, self.quant_max)
 
     @torch.no_grad()
     def observe(self, low: Tensor, high: Tensor) -> None:
         """Move the range, scalars, towards ``low`` … ``high`` by the observer's averaging constant; at first all the way."""
         observer = self.activation_post_process
-        for bound, seen in ((observer.min_val, low), (observer.max_val, high)):
-            near = torch.lerp(bound, seen.to(bound.dtype), observer.averaging_constant)
-            bound.copy_(torch.where(bound.isfinite(), near, seen))
+        for limit, value in ((observer.min_val, low), (observer.max_val, high)):
+            near = torch.lerp(limit, value.to(limit.dtype), observer.averaging_constant)
+            limit.copy_(torch.where(limit.isfinite(), near, value))
         self.use_range(observer.min_val, observer.max_val)
 
     @torch.no_grad()
@@ -131,10 +131,10 @@ class FixedFakeQuantize(FixedQParamsFakeQuantize):
 
     def forward(self, X: Tensor) -> Tensor:  # noqa: N803 - the name torchao's callers may pass
         """Activations of any shape -> the same shape, rounded; the gradient passes within the range."""
-        return _rounded(X, self.scale, self.zero_point, self.quant_min, self.quant_max)
+        return _round_straight_through(X, self.scale, self.zero_point, self.quant_min, self.quant_max)
 
 
-def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int) -> Tensor:
+def _round_straight_through(x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int) -> Tensor:
     if x.device.type != "cpu":
         return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, lowest, highest)
     offset = int(zero_point)
@@ -142,15 +142,15 @@ def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest:
     return rounded
 
 
-def _round(x: Tensor, step: float, low: int, high: int) -> Tensor:
+def _round_to_grid(x: Tensor, step: float, low: int, high: int) -> Tensor:
     """clip(round(x / step), low, high) * step, in float32, returned in the type of ``x``."""
     return (x.float() * (1 / step)).round_().clamp_(low, high).mul_(step).to(x.dtype)
 
 
-def _within(gradient: Tensor, x: Tensor, step: float, low: int, high: int) -> Tensor:
+def _clip_gradient(gradient: Tensor, x: Tensor, step: float, low: int, high: int) -> Tensor:
     """The gradient where rounding ``x`` did not clip."""
-    passed: Tensor = _aten.hardtanh_backward(gradient, x, (low - 0.5) * step, (high + 0.5) * step)
-    return passed
+    inner_gradient: Tensor = _aten.hardtanh_backward(gradient, x, (low - 0.5) * step, (high + 0.5) * step)
+    return inner_gradient
 
 
 class _Rounded(torch.autograd.Function):
@@ -158,11 +158,11 @@ class _Rounded(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, step: float, low: int, high: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.grid = step, low, high
-        return _round(x, step, low, high)
+        return _round_to_grid(x, step, low, high)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _within(gradients[0], *ctx.saved_tensors, *ctx.grid), None, None, None
+        return _clip_gradient(gradients[0], *ctx.saved_tensors, *ctx.grid), None, None, None
 
 
 class _LearnedStep(torch.autograd.Function):
@@ -171,7 +171,7 @@ class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
         size = float(step.abs())
-        y = _round(x, size, low, high)
+        y = _round_to_grid(x, size, low, high)
         ctx.save_for_backward(x, y)
         ctx.grid = size, low, high
         return y
@@ -179,9 +179,9 @@ class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,), (x, y), (step, low, high) = gradients, ctx.saved_tensors, ctx.grid
-        passed = _within(gradient, x, step, low, high)
-        moved = ((gradient * y).sum() - (passed * x).sum()) / step
-        return passed, (moved * (x.numel() * max(high, 1)) ** -0.5).reshape(1), None, None
+        inner_gradient = _clip_gradient(gradient, x, step, low, high)
+        step_gradient = ((gradient * y).sum() - (inner_gradient * x).sum()) / step
+        return inner_gradient, (step_gradient * (x.numel() * max(high, 1)) ** -0.5).reshape(1), None, None
 
 
 class _RoundedWeights(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgewise.targets import Packaging, TargetError
-from edgewise.targets._quiet import LEAF_SPEC, quiet
+from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers
 
 
 def with_float16(program: ExportedProgram, packaging: Packaging) -> ExportedProgram:
@@ -20,7 +20,7 @@ def with_float16(program: ExportedProgram, packaging: Packaging) -> ExportedProg
     """
     if packaging.sizes is not None and packaging.sizes.kind != "fixed":
         raise TargetError("wanted a program of one image size to compute in float16; leave the other sizes out")
-    with quiet(messages=(LEAF_SPEC,)):
+    with quiet_loggers(messages=(LEAF_SPEC,)):
         graph = copy.deepcopy(program.module(check_guards=False))  # its tensors are the caller's
         assert isinstance(graph, GraphModule)
         for name, tensor in (*graph.named_parameters(), *graph.named_buffers()):
@@ -30,31 +30,31 @@ def with_float16(program: ExportedProgram, packaging: Packaging) -> ExportedProg
                 )
         graph.half()
         for node in list(graph.graph.nodes):
-            _narrow(graph, node)
+            _narrow_node(graph, node)
         graph.recompile()
         return torch.export.export(graph, program.example_inputs[0])
 
 
-def _narrow(graph: GraphModule, node: Node) -> None:
+def _narrow_node(graph: GraphModule, node: Node) -> None:
     if node.op == "placeholder":
         with graph.graph.inserting_after(node):
             narrow = graph.graph.call_function(torch.ops.aten.to.dtype, (node, torch.float16))
         node.replace_all_uses_with(narrow, delete_user_cb=lambda user: user is not narrow)
     elif node.op == "output":
         with graph.graph.inserting_before(node):
-            node.args = torch.fx.map_arg(node.args, lambda value: _wide(graph, value))
+            node.args = torch.fx.map_arg(node.args, lambda value: _widen_value(graph, value))
     elif node.op == "call_function":
-        node.args, node.kwargs = _half(node.args), _half(node.kwargs)
+        node.args, node.kwargs = _half_type(node.args), _half_type(node.kwargs)
 
 
-def _wide(graph: GraphModule, value: Node) -> Node:
+def _widen_value(graph: GraphModule, value: Node) -> Node:
     return graph.graph.call_function(torch.ops.aten.to.dtype, (value, torch.float32))
 
 
-def _half(value: Any) -> Any:
+def _half_type(value: Any) -> Any:
     """float32 written as a type in an operator's arguments becomes float16."""
     if isinstance(value, (tuple, list)):
-        return type(value)(_half(item) for item in value)
+        return type(value)(_half_type(item) for item in value)
     if isinstance(value, dict):
-        return {key: _half(item) for key, item in value.items()}
+        return {key: _half_type(item) for key, item in value.items()}
     return torch.float16 if value is torch.float32 else value

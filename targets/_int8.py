@@ -37,7 +37,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from edgewise.targets import Grid, TargetError
 from edgewise.targets._fake_quantize import ActivationFakeQuantize, FixedFakeQuantize, PerChannelWeightFakeQuantize
-from edgewise.targets._rewrite import Rule, attention_as_products, rewrite, silu_as_product
+from edgewise.targets._rewrite import Rule, attention_as_products, rewrite_graph, silu_as_product
 
 WEIGHT_SCALE_FLOOR = 2.0**-14
 """Smallest weight scale: float16's smallest normal number, as some runtimes keep scales; biases then fit int32."""
@@ -99,9 +99,9 @@ class Int8Quantizer(Quantizer):
     """Names of graph nodes to leave in floating point."""
 
     def __post_init__(self) -> None:
-        known = {pattern.operator for pattern in PATTERNS}
-        if unknown := self.switched_on - known:
-            raise TargetError(f"no int8 pattern called {sorted(unknown)}; choices: {', '.join(sorted(known))}")
+        operators = {pattern.operator for pattern in PATTERNS}
+        if unknown := self.switched_on - operators:
+            raise TargetError(f"no int8 pattern called {sorted(unknown)}; choices: {', '.join(sorted(operators))}")
         if self.grid.weight_bits not in range(2, 9):
             raise TargetError(f"weight_bits must be 2 to 8, found {self.grid.weight_bits}")
 
@@ -142,10 +142,10 @@ class Int8Quantizer(Quantizer):
         """Take apart, in place, what has no pattern of its own in use but consists of operators that have one."""
         rules: dict[object, Rule] = {}
         if "silu" not in self.switched_on and {"sigmoid", "mul"} <= self.switched_on:
-            rules |= dict.fromkeys(_overloads(["silu"]), silu_as_product)
+            rules |= dict.fromkeys(_all_overloads(["silu"]), silu_as_product)
         if "attention" not in self.switched_on and "matmul" in self.switched_on:
             rules[_aten.scaled_dot_product_attention.default] = attention_as_products
-        if rewrite(model.graph, rules):
+        if rewrite_graph(model.graph, rules):
             model.recompile()
         return model
 
@@ -222,10 +222,10 @@ class Int8Quantizer(Quantizer):
 
 
 def _refuse_batch_norm(model: GraphModule) -> None:
-    found = [node.name for node in model.graph.nodes if "batch_norm" in str(node.target)]
-    if found:
+    norms = [node.name for node in model.graph.nodes if "batch_norm" in str(node.target)]
+    if norms:
         raise TargetError(
-            f"batch norms must be folded into their convolutions before quantization; found {', '.join(found)}. "
+            f"batch norms must be folded into their convolutions before quantization; found {', '.join(norms)}. "
             "Fold the model first"
         )
 
@@ -235,11 +235,11 @@ def _is_float(value: object) -> bool:
     return isinstance(tensor, Tensor) and tensor.dtype.is_floating_point
 
 
-def _quantized(plan: _Plan, source: object) -> bool:
+def _is_quantized(plan: _Plan, source: object) -> bool:
     return source in plan.places or source in plan.transparent
 
 
-def _weighted(input_index: int, weight_index: int, channel_axis: int) -> Annotator:
+def _weighted_pattern(input_index: int, weight_index: int, channel_axis: int) -> Annotator:
     """Convolution or linear: activation at one argument, weight at another, activation out."""
 
     def annotate(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
@@ -252,14 +252,14 @@ def _weighted(input_index: int, weight_index: int, channel_axis: int) -> Annotat
     return annotate
 
 
-def _transposed(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+def _annotate_transposed(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
     """Transposed convolution: output channels lie on axis 1; with groups they are not an axis, so it stays float."""
     groups = node.args[6] if len(node.args) > 6 else 1
     if groups == 1:
-        _weighted(0, 1, 1)(quantizer, plan, node)
+        _weighted_pattern(0, 1, 1)(quantizer, plan, node)
 
 
-def _elementwise(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+def _annotate_elementwise(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
     """Every tensor argument and the output have scales of their own; with a number as an argument it stays float."""
     if all(_is_float(argument) for argument in node.args[:2]):
         for source in dict.fromkeys(node.args[:2]):
@@ -268,24 +268,24 @@ def _elementwise(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
         quantizer._produce(plan, node)
 
 
-def _sum(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
-    """As ``_elementwise``, but the sums that a layer norm reads stay float: a transformer's shortcut path.
+def _annotate_sum(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """As ``_annotate_elementwise``, but the sums that a layer norm reads stay float: a transformer's shortcut path.
 
     Along it a few channels grow far beyond the others, so that one scale cannot hold both (Bondarenko et al. 2021,
     arXiv 2109.12948, section 3), and the layer norm computes in float anyway.
     """
     if not any(user.target is _aten.layer_norm.default for user in node.users):
-        _elementwise(quantizer, plan, node)
+        _annotate_elementwise(quantizer, plan, node)
 
 
-def _product(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
-    """As ``_elementwise``, but a product that only float operators read is not rounded."""
-    _elementwise(quantizer, plan, node)
+def _annotate_product(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """As ``_annotate_elementwise``, but a product that only float operators read is not rounded."""
+    _annotate_elementwise(quantizer, plan, node)
     if node in plan.places:
         plan.lazy.add(node)
 
 
-def _unary(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+def _annotate_unary(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
     """First argument and output, each with its own scale."""
     if _is_float(source := node.args[0]):
         assert isinstance(source, Node)
@@ -293,7 +293,7 @@ def _unary(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
         quantizer._produce(plan, node)
 
 
-def _attention(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+def _annotate_attention(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
     """Query, key and value, and the output; the scores inside stay float."""
     for source in dict.fromkeys(node.args[:3]):
         assert isinstance(source, Node)
@@ -324,7 +324,7 @@ def _unit_interval(scale: float) -> Annotator:
 def _same_scale(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
     """Moves, selects or averages numbers: the output has its input's scale; a float input stays float."""
     source = node.args[0]
-    if isinstance(source, Node) and _quantized(plan, source) and _is_float(node):
+    if isinstance(source, Node) and _is_quantized(plan, source) and _is_float(node):
         place = quantizer._read(plan, source, node)
         plan.places[node] = quantizer.activation
         plan.tie(place, node)
@@ -346,16 +346,16 @@ def _zero_padding(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
         _same_scale(quantizer, plan, node)
 
 
-def _joined(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+def _annotate_concatenation(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
     """Concatenation: all inputs and the output share a scale; an input with a fixed scale is quantized again for it."""
     sources = [source for source in node.all_input_nodes if _is_float(source)]
-    if not any(_quantized(plan, source) for source in sources):
+    if not any(_is_quantized(plan, source) for source in sources):
         return
     plan.places[node] = quantizer.activation
     for source in sources:
         edge: EdgeOrNode = (source, node)
-        produced = plan.places.get(source)
-        if produced is not None and plan.root(source) in _fixed_roots(plan):
+        place = plan.places.get(source)
+        if place is not None and plan.root(source) in _fixed_roots(plan):
             plan.places[edge] = quantizer.activation
         else:
             edge = quantizer._read(plan, source, node)
@@ -366,10 +366,10 @@ def _fixed_roots(plan: _Plan) -> set[EdgeOrNode]:
     return {plan.root(place) for place, spec in plan.places.items() if isinstance(spec, FixedQParamsQuantizationSpec)}
 
 
-def _split(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+def _annotate_split(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
     """Chunk or split: each part has the scale of the whole."""
     source = node.args[0]
-    if isinstance(source, Node) and _quantized(plan, source):
+    if isinstance(source, Node) and _is_quantized(plan, source):
         place = quantizer._read(plan, source, node)
         for part in node.users:
             if part.target is operator.getitem:
@@ -380,7 +380,7 @@ def _split(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
 def _see_through(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
     """Dropout: its input is quantized, its readers take it as it comes, since it is gone at inference."""
     source = node.args[0]
-    if isinstance(source, Node) and _quantized(plan, source):
+    if isinstance(source, Node) and _is_quantized(plan, source):
         plan.transparent[node] = quantizer._read(plan, source, node)
 
 
@@ -399,7 +399,7 @@ _CLIPS: frozenset[object] = frozenset(
 """Activation functions that are a clipping of the range, and cost nothing behind an int8 operator."""
 
 
-def _overloads(names: Iterable[str]) -> tuple[object, ...]:
+def _all_overloads(names: Iterable[str]) -> tuple[object, ...]:
     """Every overload of the named ATen operators, those in place too."""
     packets = [getattr(_aten, form) for name in names for form in (name, f"{name}_") if hasattr(_aten, form)]
     return tuple(getattr(packet, overload) for packet in packets for overload in packet.overloads())
@@ -409,30 +409,32 @@ _NEAR_255TH = torch.tensor(1 / 255).half().item()
 """Reaches 1, which a hard sigmoid does and a sigmoid does not, and is a number that float16 holds."""
 
 PATTERNS = (
-    Pattern("conv", _overloads(["conv1d", "conv2d"]), _weighted(0, 1, 0)),
-    Pattern("conv_transpose", _overloads(["conv_transpose1d", "conv_transpose2d"]), _transposed),
-    Pattern("linear", (_aten.linear.default,), _weighted(0, 1, 0)),
-    Pattern("linear", (_aten.addmm.default,), _weighted(1, 2, 1)),
-    Pattern("add", (_aten.add.Tensor, _aten.add_.Tensor), _sum),
-    Pattern("mul", (_aten.mul.Tensor, _aten.mul_.Tensor), _elementwise),
-    Pattern("cat", (_aten.cat.default, _aten.concat.default), _joined),
+    Pattern("conv", _all_overloads(["conv1d", "conv2d"]), _weighted_pattern(0, 1, 0)),
+    Pattern("conv_transpose", _all_overloads(["conv_transpose1d", "conv_transpose2d"]), _annotate_transposed),
+    Pattern("linear", (_aten.linear.default,), _weighted_pattern(0, 1, 0)),
+    Pattern("linear", (_aten.addmm.default,), _weighted_pattern(1, 2, 1)),
+    Pattern("add", (_aten.add.Tensor, _aten.add_.Tensor), _annotate_sum),
+    Pattern("mul", (_aten.mul.Tensor, _aten.mul_.Tensor), _annotate_elementwise),
+    Pattern("cat", (_aten.cat.default, _aten.concat.default), _annotate_concatenation),
     Pattern("relu", tuple(_CLIPS), _same_scale),
-    Pattern("pool", _overloads(["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"]), _same_scale),
+    Pattern("pool", _all_overloads(["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"]), _same_scale),
     Pattern("mean", (_aten.mean.dim,), _spatial_mean),
-    Pattern("reshape", _overloads(["flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous"]), _same_scale),
-    Pattern("reshape", _overloads(["permute", "transpose", "slice", "clone"]), _same_scale),
-    Pattern("reshape", _overloads(["channel_shuffle", "pixel_shuffle", "pixel_unshuffle"]), _same_scale),
-    Pattern("reshape", _overloads(["pad", "constant_pad_nd"]), _zero_padding),
-    Pattern("reshape", _overloads(["chunk", "split", "split_with_sizes"]), _split),
-    Pattern("reshape", _overloads(["dropout", "dropout2d", "feature_dropout"]), _see_through),
-    Pattern("silu", _overloads(["silu"]), _unary),
-    Pattern("hardswish", _overloads(["hardswish"]), _unary),
-    Pattern("hardsigmoid", _overloads(["hardsigmoid"]), _unit_interval(_NEAR_255TH)),
-    Pattern("gelu", _overloads(["gelu"]), _unary),
-    Pattern("layer_norm", (_aten.layer_norm.default,), _unary),
-    Pattern("sigmoid", _overloads(["sigmoid"]), _unit_interval(1 / 256)),
-    Pattern("softmax", _overloads(["softmax"]), _unit_interval(1 / 256)),
-    Pattern("matmul", _overloads(["matmul", "bmm"]), _product),
-    Pattern("attention", (_aten.scaled_dot_product_attention.default,), _attention),
+    Pattern(
+        "reshape", _all_overloads(["flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous"]), _same_scale
+    ),
+    Pattern("reshape", _all_overloads(["permute", "transpose", "slice", "clone"]), _same_scale),
+    Pattern("reshape", _all_overloads(["channel_shuffle", "pixel_shuffle", "pixel_unshuffle"]), _same_scale),
+    Pattern("reshape", _all_overloads(["pad", "constant_pad_nd"]), _zero_padding),
+    Pattern("reshape", _all_overloads(["chunk", "split", "split_with_sizes"]), _annotate_split),
+    Pattern("reshape", _all_overloads(["dropout", "dropout2d", "feature_dropout"]), _see_through),
+    Pattern("silu", _all_overloads(["silu"]), _annotate_unary),
+    Pattern("hardswish", _all_overloads(["hardswish"]), _annotate_unary),
+    Pattern("hardsigmoid", _all_overloads(["hardsigmoid"]), _unit_interval(_NEAR_255TH)),
+    Pattern("gelu", _all_overloads(["gelu"]), _annotate_unary),
+    Pattern("layer_norm", (_aten.layer_norm.default,), _annotate_unary),
+    Pattern("sigmoid", _all_overloads(["sigmoid"]), _unit_interval(1 / 256)),
+    Pattern("softmax", _all_overloads(["softmax"]), _unit_interval(1 / 256)),
+    Pattern("matmul", _all_overloads(["matmul", "bmm"]), _annotate_product),
+    Pattern("attention", (_aten.scaled_dot_product_attention.default,), _annotate_attention),
 )
 """The table. Order does not matter: no operator stands in two rows."""

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgewise.targets import Packaging, TargetError
-from edgewise.targets._quiet import LEAF_SPEC, quiet
+from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers
 
 SMALLEST = 256
 """Elements of the smallest weight that is stored so; below it, scales take what the integers save."""
@@ -35,18 +35,18 @@ def with_int8_weights(program: ExportedProgram, packaging: Packaging) -> Exporte
     """
     if packaging.sizes is not None and packaging.sizes.kind != "fixed":
         raise TargetError("wanted a program of one image size to store its weights as int8; leave the other sizes out")
-    with quiet("torchao", "torch.utils._pytree", messages=(LEAF_SPEC,)):
+    with quiet_loggers("torchao", "torch.utils._pytree", messages=(LEAF_SPEC,)):
         import torchao.quantization.pt2e  # noqa: F401  registers quantized_decomposed
 
         graph = copy.deepcopy(program.module(check_guards=False))  # its tensors are the caller's
         assert isinstance(graph, GraphModule)
-        found = [node for node in graph.graph.nodes if _is_weight(graph, node)]
-        if not found:
+        weights = [node for node in graph.graph.nodes if _is_weight(graph, node)]
+        if not weights:
             raise TargetError(
                 f"found no weight of at least {SMALLEST} values to store as int8; choose another precision"
             )
-        for node in found:
-            _quantize(graph, node)
+        for node in weights:
+            _quantize_weight(graph, node)
         graph.recompile()
         return torch.export.export(graph, program.example_inputs[0])
 
@@ -56,11 +56,11 @@ def _is_weight(graph: GraphModule, node: Node) -> bool:
     if node.op != "get_attr" or not node.users:
         return False
     weighs = all(user.target in _WEIGHTED and user.args[1] is node and user.args[0] is not node for user in node.users)
-    transposed = any(user.target is _aten.convolution.default and user.args[6] for user in node.users)
-    return weighs and not transposed and _tensor(graph, node).numel() >= SMALLEST
+    is_transposed = any(user.target is _aten.convolution.default and user.args[6] for user in node.users)
+    return weighs and not is_transposed and _read_tensor(graph, node).numel() >= SMALLEST
 
 
-def _tensor(graph: GraphModule, node: Node) -> Tensor:
+def _read_tensor(graph: GraphModule, node: Node) -> Tensor:
     owner, _, last = str(node.target).rpartition(".")
     value = getattr(graph.get_submodule(owner), last)
     assert isinstance(value, Tensor)
@@ -68,8 +68,8 @@ def _tensor(graph: GraphModule, node: Node) -> Tensor:
 
 
 @torch.no_grad()
-def _quantize(graph: GraphModule, node: Node) -> None:
-    weight = _tensor(graph, node)
+def _quantize_weight(graph: GraphModule, node: Node) -> None:
+    weight = _read_tensor(graph, node)
     scale = (weight.abs().amax(tuple(range(1, weight.dim()))) / 127).clamp_min(SCALE_FLOOR).half().float()
     steps = torch.round(weight / scale.reshape(-1, *[1] * (weight.dim() - 1))).clamp(-127, 127).to(torch.int8)
     parts = {"int8": steps, "scale": scale, "zero_point": torch.zeros(len(scale), dtype=torch.int8)}

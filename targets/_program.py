@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgewise.targets import Packaging, Precision, SizeKind, TargetError
-from edgewise.targets._quiet import LEAF_SPEC, quiet
+from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers
 
 _aten = torch.ops.aten
 _DROPOUTS = frozenset(
@@ -47,36 +47,36 @@ def chosen_precision(
 
     Raises TargetError for a precision that the target does not write, or that the program was not captured for.
     """
-    quantized, wanted = is_quantized(program), packaging.precision
-    if wanted is None:
+    quantized, precision = is_quantized(program), packaging.precision
+    if precision is None:
         return "int8" if quantized else offered[0]
-    if wanted not in offered and wanted != "int8":
-        raise TargetError(f"target {target!r} writes no {wanted} file; choices: int8, {', '.join(offered)}")
-    if quantized != (wanted == "int8"):
-        found = "a quantized" if quantized else "a float"
+    if precision not in offered and precision != "int8":
+        raise TargetError(f"target {target!r} writes no {precision} file; choices: int8, {', '.join(offered)}")
+    if quantized != (precision == "int8"):
+        kind = "a quantized" if quantized else "a float"
         step = "leave the recipe's quantize out" if quantized else "give the recipe a quantize step"
-        raise TargetError(f"target {target!r}: wanted a {wanted} file, found {found} network; {step}")
-    return wanted
+        raise TargetError(f"target {target!r}: wanted a {precision} file, found {kind} network; {step}")
+    return precision
 
 
 def minimum_version(packaging: Packaging, target: str, choices: Sequence[str], usual: str) -> str:
     """The oldest version that must read the file. Raises TargetError for one that the target does not know."""
-    wanted = packaging.minimum.get(target, usual)
-    if wanted not in choices:
-        raise TargetError(f"target {target!r} writes no file for {wanted!r}; choices: {', '.join(choices)}")
-    return wanted
+    version = packaging.minimum.get(target, usual)
+    if version not in choices:
+        raise TargetError(f"target {target!r} writes no file for {version!r}; choices: {', '.join(choices)}")
+    return version
 
 
 def open_sides(program: ExportedProgram) -> dict[int, Any] | None:
     """The input's dimensions that ``program`` leaves open, as ``torch.export`` takes them; None: it leaves none."""
     name = program.graph_signature.user_inputs[0]
     (image,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == name)
-    found = {}
+    sides = {}
     for axis, side in enumerate(image.meta["val"].shape):
         if not isinstance(side, int):
             bounds = program.range_constraints[side.node.expr]
-            found[axis] = torch.export.Dim(f"side{axis}", min=int(bounds.lower), max=int(bounds.upper))
-    return found or None
+            sides[axis] = torch.export.Dim(f"side{axis}", min=int(bounds.lower), max=int(bounds.upper))
+    return sides or None
 
 
 def for_inference(program: ExportedProgram) -> ExportedProgram:
@@ -86,7 +86,7 @@ def for_inference(program: ExportedProgram) -> ExportedProgram:
     """
     if not any(node.target in _DROPOUTS for node in program.graph.nodes):
         return program
-    with quiet(messages=(LEAF_SPEC,)):
+    with quiet_loggers(messages=(LEAF_SPEC,)):
         program = copy.deepcopy(program)
     graph = program.graph_module.graph
     for node in list(graph.nodes):

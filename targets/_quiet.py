@@ -12,7 +12,7 @@ LEAF_SPEC = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
 
 
 @contextmanager
-def quiet(*loggers: str, messages: tuple[str, ...] = ()) -> Iterator[None]:
+def quiet_loggers(*loggers: str, messages: tuple[str, ...] = ()) -> Iterator[None]:
     """Within the block the named loggers pass errors only; warnings whose text starts as ``messages`` are dropped."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     with warnings.catch_warnings():

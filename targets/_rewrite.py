@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from edgewise.targets._quiet import LEAF_SPEC, quiet
+from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers
 
 _aten = torch.ops.aten
 
@@ -19,9 +19,9 @@ Rule = Callable[[Graph, Node], Node | None]
 """Builds what replaces a node, before it, and returns the last of it; None: it stays."""
 
 
-def rewrite(graph: Graph, rules: Mapping[object, Rule]) -> int:
+def rewrite_graph(graph: Graph, rules: Mapping[object, Rule]) -> int:
     """Replace in place each operator that ``rules`` name; returns how many were replaced."""
-    done = 0
+    count = 0
     for node in list(graph.nodes):
         rule = rules.get(node.target)
         if rule is None:
@@ -33,22 +33,22 @@ def rewrite(graph: Graph, rules: Mapping[object, Rule]) -> int:
             node.replace_all_uses_with(replacement)
             graph.erase_node(node)
             replacement._rename(name)  # a program's signature knows its outputs by name
-            done += 1
-    return done
+            count += 1
+    return count
 
 
-def rewritten(program: ExportedProgram, rules: Mapping[object, Rule]) -> ExportedProgram:
+def rewrite_program(program: ExportedProgram, rules: Mapping[object, Rule]) -> ExportedProgram:
     """A copy of ``program`` with ``rules`` applied; the program itself where they find nothing."""
     if not any(node.target in rules for node in program.graph.nodes):
         return program
-    with quiet(messages=(LEAF_SPEC,)):
+    with quiet_loggers(messages=(LEAF_SPEC,)):
         program = copy.deepcopy(program)
-    rewrite(program.graph_module.graph, rules)
+    rewrite_graph(program.graph_module.graph, rules)
     program.graph_module.recompile()
     return program
 
 
-def call(graph: Graph, target: Callable[..., Any], *args: Any) -> Node:
+def insert_call(graph: Graph, target: Callable[..., Any], *args: Any) -> Node:
     """A new call of ``target`` at the graph's insertion point, with the shape and type of its result noted."""
     node = graph.call_function(target, args)
     node.meta["val"] = target(*map_arg(args, lambda argument: argument.meta["val"]))
@@ -58,13 +58,15 @@ def call(graph: Graph, target: Callable[..., Any], *args: Any) -> Node:
 def silu_as_product(graph: Graph, node: Node) -> Node:
     """x·sigmoid(x): two operators that integer kernels have, where SiLU has none."""
     x = node.args[0]
-    return call(graph, _aten.mul.Tensor, x, call(graph, _aten.sigmoid.default, x))
+    return insert_call(graph, _aten.mul.Tensor, x, insert_call(graph, _aten.sigmoid.default, x))
 
 
 def hardsigmoid_as_clip(graph: Graph, node: Node) -> Node:
     """clip(x + 3, 0, 6) / 6 with float constants: integer ones would have to be cast while the file runs."""
-    moved = call(graph, _aten.add.Tensor, node.args[0], 3.0)
-    return call(graph, _aten.mul.Tensor, call(graph, _aten.hardtanh.default, moved, 0.0, 6.0), 1 / 6)
+    shifted_input = insert_call(graph, _aten.add.Tensor, node.args[0], 3.0)
+    return insert_call(
+        graph, _aten.mul.Tensor, insert_call(graph, _aten.hardtanh.default, shifted_input, 0.0, 6.0), 1 / 6
+    )
 
 
 HARD_SIGMOID: Mapping[object, Rule] = dict.fromkeys(
@@ -79,6 +81,8 @@ def attention_as_products(graph: Graph, node: Node) -> Node | None:
         return None
     assert isinstance(query, Node)
     scale = node.kwargs.get("scale") or query.meta["val"].shape[-1] ** -0.5
-    scaled = call(graph, _aten.mul.Tensor, query, scale)
-    scores = call(graph, _aten.matmul.default, scaled, call(graph, _aten.transpose.int, key, -2, -1))
-    return call(graph, _aten.matmul.default, call(graph, _aten.softmax.int, scores, -1), value)
+    scaled_query = insert_call(graph, _aten.mul.Tensor, query, scale)
+    scores = insert_call(
+        graph, _aten.matmul.default, scaled_query, insert_call(graph, _aten.transpose.int, key, -2, -1)
+    )
+    return insert_call(graph, _aten.matmul.default, insert_call(graph, _aten.softmax.int, scores, -1), value)

@@ -46,14 +46,14 @@ def subsampling_as_convolution(program: ExportedProgram) -> ExportedProgram:
     """``program`` with its spatial subsamplings as convolutions; the program itself where it has none."""
     module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
-    found = 0
-    for match in (_padded, _bare):
+    count = 0
+    for match in (_padded_subsampling, _bare_subsampling):
         for node in list(module.graph.nodes):
             if node.users and (subsampling := match(node)) is not None:
-                _replace(module, subsampling, f"_subsampling_{found}")
-                found += 1
+                _replace_subsampling(module, subsampling, f"_subsampling_{count}")
+                count += 1
         module.graph.eliminate_dead_code()
-    if not found:
+    if not count:
         return program
     module.recompile()
     open_ = open_sides(program)
@@ -66,65 +66,65 @@ def _name(value: object) -> str:
     return str(value.target).removeprefix("quantized_decomposed.") if isinstance(value, Node) else ""
 
 
-def _unrounded(value: object) -> Node | None:
+def _before_rounding(value: object) -> Node | None:
     """``value`` before a rounding to the grid on which it already lies."""
     if not isinstance(value, Node):
         return None
     quantize = value.args[0] if _name(value) == _DEQUANTIZE else None
-    moved = quantize.args[0] if isinstance(quantize, Node) and _name(quantize) == _QUANTIZE else None
-    return moved if isinstance(moved, Node) and moved.target in (_aten.slice.Tensor, *_PADS) else value
+    source = quantize.args[0] if isinstance(quantize, Node) and _name(quantize) == _QUANTIZE else None
+    return source if isinstance(source, Node) and source.target in (_aten.slice.Tensor, *_PADS) else value
 
 
 _PADS = (_aten.pad.default, _aten.constant_pad_nd.default)
 
 
-def _bare(node: Node) -> _Subsampling | None:
+def _bare_subsampling(node: Node) -> _Subsampling | None:
     """``x[:, :, ::s, ::s]``, as two slices one after the other."""
-    first = _unrounded(node.args[0]) if node.args else None
-    step = _step(node, 3)
-    if first is None or step is None or _step(first, 2) != step:
+    first = _before_rounding(node.args[0]) if node.args else None
+    step = _slice_step(node, 3)
+    if first is None or step is None or _slice_step(first, 2) != step:
         return None
-    source = _unrounded(first.args[0])
+    source = _before_rounding(first.args[0])
     return None if source is None else _Subsampling(source, node, step)
 
 
-def _step(node: Node, axis: int) -> int | None:
+def _slice_step(node: Node, axis: int) -> int | None:
     """The step of a slice over the whole of ``axis`` of an image, or None."""
     if node.target is not _aten.slice.Tensor or len(node.args) < 5 or node.meta["val"].dim() != 4:
         return None
-    _, found, start, end, step = node.args
+    _, slice_axis, start, end, step = node.args
     source = node.args[0]
-    assert isinstance(source, Node) and isinstance(found, int) and isinstance(step, int)
+    assert isinstance(source, Node) and isinstance(slice_axis, int) and isinstance(step, int)
     whole = not start and (end is None or cast(int, end) >= source.meta["val"].shape[axis])
-    return step if found % 4 == axis and whole and step > 1 else None
+    return step if slice_axis % 4 == axis and whole and step > 1 else None
 
 
-def _padded(node: Node) -> _Subsampling | None:
+def _padded_subsampling(node: Node) -> _Subsampling | None:
     """A subsampling followed by channels of zeros."""
-    inner = _unrounded(node.args[0]) if node.target in _PADS else None
-    sampled = _bare(inner) if inner is not None else None
-    if sampled is None or len(amounts := cast(list[int], node.args[1])) != 6:
+    inner = _before_rounding(node.args[0]) if node.target in _PADS else None
+    source = _bare_subsampling(inner) if inner is not None else None
+    if source is None or len(amounts := cast(list[int], node.args[1])) != 6:
         return None
     before, after = amounts[4:]
     filling = [argument for argument in node.args[2:] if argument not in ("constant", None)]
     if any(filling) or any(amounts[:4]) or min(before, after) < 0:
         return None
-    return _Subsampling(sampled.source, node, sampled.step, before, after)
+    return _Subsampling(source.source, node, source.step, before, after)
 
 
-def _replace(module: GraphModule, subsampling: _Subsampling, name: str) -> None:
+def _replace_subsampling(module: GraphModule, subsampling: _Subsampling, name: str) -> None:
     source, kernel = subsampling.source, subsampling.kernel()
     graph = module.graph
     groups = len(kernel) if kernel.shape[1] == 1 and not (subsampling.before or subsampling.after) else 1
     with graph.inserting_before(subsampling.last):
-        weight = _weight(module, name, kernel, quantized=_name(source) == _DEQUANTIZE)
+        weight = _add_weight(module, name, kernel, quantized=_name(source) == _DEQUANTIZE)
         stride = [subsampling.step, subsampling.step]
         convolution = graph.call_function(_aten.conv2d.default, (source, weight, None, stride, [0, 0], [1, 1], groups))
     convolution.meta = dict(subsampling.last.meta)
     subsampling.last.replace_all_uses_with(convolution)
 
 
-def _weight(module: GraphModule, name: str, kernel: Tensor, quantized: bool) -> Node:
+def _add_weight(module: GraphModule, name: str, kernel: Tensor, quantized: bool) -> Node:
     """The kernel as a buffer of the graph; in a quantized graph as int8 behind a dequantization with scale 1."""
     module.register_buffer(name, kernel.to(torch.int8) if quantized else kernel)
     weight = module.graph.get_attr(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.targets import USUAL, Artifact, Grid, Packaging, Runner, Target, TargetError
-from edgewise.targets._executorch import artifact, coverage, lowered, quieted, write
+from edgewise.targets._executorch import edge_coverage, lower_to_edge, make_artifact, quiet_executorch, write_program
 from edgewise.targets._executorch_runtime import load
 from edgewise.targets._program import as_captured, for_inference, is_quantized
 from edgewise.targets._quantizer import int8_quantizer
@@ -30,20 +30,20 @@ _LOGGERS = tuple(
 def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
     """Lower ``program``, captured at batch 1, to Core ML (iOS 17, float16) and write the .pte file, whole or not at all."""
     as_captured(packaging, "coreml_delegate")
-    from edgewise.targets.coreml._coremltools import converting
+    from edgewise.targets.coreml._coremltools import convert_silently
 
-    with quieted(), converting() as coremltools:
+    with quiet_executorch(), convert_silently() as coremltools:
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
     # They set their own levels as they are imported.
-    with quieted(*_LOGGERS), converting():
+    with quiet_executorch(*_LOGGERS), convert_silently():
         specs = CoreMLBackend.generate_compile_specs(minimum_deployment_target=coremltools.target.iOS17)
         ready = subsampling_as_convolution(for_inference(program))
-        edge = lowered(ready, CoreMLPartitioner(compile_specs=specs))
-        facts = coverage(edge)
-        write(edge.to_executorch().buffer, path)
-    return artifact("coreml_delegate", path, "int8" if is_quantized(program) else "float16", facts)
+        edge = lower_to_edge(ready, CoreMLPartitioner(compile_specs=specs))
+        facts = edge_coverage(edge)
+        write_program(edge.to_executorch().buffer, path)
+    return make_artifact("coreml_delegate", path, "int8" if is_quantized(program) else "float16", facts)
 
 
 def reference(path: Path) -> Runner:
@@ -51,25 +51,25 @@ def reference(path: Path) -> Runner:
     from edgewise.targets.coreml import _mil
 
     with tempfile.TemporaryDirectory() as folder:
-        read = _mil.read(_unfold(path, Path(folder)))
+        read = _mil.read_program(_unfold_package(path, Path(folder)))
         return _mil.Reference(dataclasses.replace(read, path=path))
 
 
-def _unfold(path: Path, folder: Path) -> Path:
+def _unfold_package(path: Path, folder: Path) -> Path:
     """The package that the file carries, written into ``folder``."""
     data = _delegate_data(path)
-    with quieted():
+    with quiet_executorch():
         from executorch.backends.apple.coreml import executorchcoreml
     if not executorchcoreml.unflatten_directory_contents(data, str(folder)):
         raise TargetError(f"{path}: wanted a Core ML package inside, found {len(data)} bytes of another kind")
-    if any(not found.resolve().is_relative_to(folder.resolve()) for found in folder.rglob("*")):
+    if any(not place.resolve().is_relative_to(folder.resolve()) for place in folder.rglob("*")):
         raise TargetError(f"{path}: its package names files outside itself")
     return folder / _PACKAGE
 
 
 def _delegate_data(path: Path) -> bytes:
     """What Core ML is given, where the file's only instruction is to hand everything to it."""
-    program = _deserialised(path)
+    program = _read_delegate(path)
     plan = program.execution_plan[0]
     steps = [type(step.instr_args).__name__ for chain in plan.chains for step in chain.instructions]
     if steps != ["DelegateCall"] or [delegate.id for delegate in plan.delegates] != ["CoreMLBackend"]:
@@ -79,8 +79,8 @@ def _delegate_data(path: Path) -> bytes:
     return bytes(program.backend_delegate_data[plan.delegates[0].processed.index].data)
 
 
-def _deserialised(path: Path) -> Any:
-    with quieted():
+def _read_delegate(path: Path) -> Any:
+    with quiet_executorch():
         from executorch.exir._serialize._program import deserialize_pte_binary
     try:
         return deserialize_pte_binary(path.read_bytes()).program

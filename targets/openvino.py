@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from edgewise.targets import USUAL, Artifact, Grid, Packaging, Runner, Target
-from edgewise.targets._executorch import artifact, coverage, lowered, precision, quieted, write
+from edgewise.targets._executorch import (
+    edge_coverage,
+    lower_to_edge,
+    make_artifact,
+    program_precision,
+    quiet_executorch,
+    write_program,
+)
 from edgewise.targets._program import as_captured, for_inference
 from edgewise.targets._quantizer import int8_quantizer
 from edgewise.targets._subsample import subsampling_as_convolution
@@ -25,16 +32,16 @@ if TYPE_CHECKING:
 def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -> Artifact:
     """Lower ``program``, captured at batch 1, to OpenVINO's CPU device and write the .pte file, whole or not at all."""
     as_captured(packaging, "openvino")
-    with quieted("nncf", "openvino"):
+    with quiet_executorch("nncf", "openvino"):
         with _without_standard_error():
             from executorch.backends.openvino.partitioner import OpenvinoPartitioner
         from executorch.exir.backend.backend_details import CompileSpec
 
         ready = _rounded_in_the_graph(subsampling_as_convolution(for_inference(program)))
-        edge = lowered(ready, OpenvinoPartitioner([CompileSpec("device", b"CPU")]))
-        facts = coverage(edge)
-        write(edge.to_executorch().buffer, path)
-    return artifact("openvino", path, precision(program), facts)
+        edge = lower_to_edge(ready, OpenvinoPartitioner([CompileSpec("device", b"CPU")]))
+        facts = edge_coverage(edge)
+        write_program(edge.to_executorch().buffer, path)
+    return make_artifact("openvino", path, program_precision(program), facts)
 
 
 def _rounded_in_the_graph(program: ExportedProgram) -> ExportedProgram:
@@ -43,10 +50,10 @@ def _rounded_in_the_graph(program: ExportedProgram) -> ExportedProgram:
     Its reader skips dequantizations, and would take the bare integers for the weights.
     """
     module = program.module(check_guards=False)
-    found = [node for node in module.graph.nodes if str(node.target).endswith("dequantize_per_channel.default")]
-    for node in found:
+    nodes = [node for node in module.graph.nodes if str(node.target).endswith("dequantize_per_channel.default")]
+    for node in nodes:
         _round_in_the_graph(module, node)
-    if not found:
+    if not nodes:
         return program
     module.recompile()
     return torch.export.export(module, cast(tuple[Any, ...], program.example_inputs[0]))
@@ -54,10 +61,10 @@ def _rounded_in_the_graph(program: ExportedProgram) -> ExportedProgram:
 
 def _round_in_the_graph(module: GraphModule, node: Node) -> None:
     quantized = torch.ops.quantized_decomposed
-    held, scale, zero_point, axis, _, _, dtype = node.args
+    weight, scale, zero_point, axis, _, _, dtype = node.args
     # The full range whatever the weights' width: it has the levels that OpenVINO computes in integers.
     grid = (scale, zero_point, axis, -127, 127, dtype)
-    values = [getattr(module, str(cast("Node", part).target)) for part in (held, scale, zero_point)]
+    values = [getattr(module, str(cast("Node", part).target)) for part in (weight, scale, zero_point)]
     name = f"_float_{node.name}"
     module.register_buffer(name, quantized.dequantize_per_channel(*values, axis, -127, 127, dtype))
     with module.graph.inserting_before(node):
@@ -92,13 +99,13 @@ def _allowed_cores(count: int) -> Iterator[None]:
 def _without_standard_error() -> Iterator[None]:
     """What an imported tokenizer prints from C++, which nothing else can silence."""
     sys.stderr.flush()
-    kept, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    descriptor, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
         os.close(silence)
 
 

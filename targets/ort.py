@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgewise.targets import USUAL, Artifact, Packaging, Target, TargetError
-from edgewise.targets._whole import whole
+from edgewise.targets._whole import write_whole
 from edgewise.targets.onnx import TARGET as ONNX
 from edgewise.targets.onnx import load
 from edgewise.targets.onnx._lowering import fused_copy
@@ -30,11 +30,11 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     """
     if packaging.precision == "float16":
         raise TargetError("target 'ort' writes no float16 file; choices: int8, float32, int8-weights; or target onnx")
-    with whole(path) as aside:
+    with write_whole(path) as aside:
         model = aside.with_name("model.onnx")
-        written = ONNX.export(program, model, packaging)
+        artifact = ONNX.export(program, model, packaging)
         fused_copy(model, aside)
-    return dataclasses.replace(written, target="ort", path=path, facts={**written.facts, "format": "ort"})
+    return dataclasses.replace(artifact, target="ort", path=path, facts={**artifact.facts, "format": "ort"})
 
 
 TARGET = Target(

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgewise.targets import USUAL, Artifact, Grid, Packaging, Target
-from edgewise.targets._executorch import artifact, coverage, lowered, precision, quieted, write
+from edgewise.targets._executorch import (
+    edge_coverage,
+    lower_to_edge,
+    make_artifact,
+    program_precision,
+    quiet_executorch,
+    write_program,
+)
 from edgewise.targets._program import as_captured, for_inference
 from edgewise.targets._quantizer import int8_quantizer
 from edgewise.targets._subsample import subsampling_as_convolution
@@ -19,14 +26,14 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     """Lower ``program``, captured at batch 1, to Vulkan and write the .pte file, whole or not at all."""
     as_captured(packaging, "vulkan")
     # It reports through the root logger, whose level it raises as it is imported.
-    with quieted(""):
+    with quiet_executorch(""):
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
-    with quieted(""):
-        edge = lowered(subsampling_as_convolution(for_inference(program)), VulkanPartitioner())
-        facts = coverage(edge)
-        write(edge.to_executorch().buffer, path)
-    return artifact("vulkan", path, precision(program), facts)
+    with quiet_executorch(""):
+        edge = lower_to_edge(subsampling_as_convolution(for_inference(program)), VulkanPartitioner())
+        facts = edge_coverage(edge)
+        write_program(edge.to_executorch().buffer, path)
+    return make_artifact("vulkan", path, program_precision(program), facts)
 
 
 TARGET = Target(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.commands.console import PASSED, add_command, print_json, size_of
-from edgewise.report.plain import printable
+from edgewise.report.plain import escape_text
 
 
 def add_parser(commands: Any) -> None:
@@ -28,15 +28,15 @@ def analyze(options: argparse.Namespace) -> int:
     spec = architecture.spec_of(options.model)
     shape = (spec.input_shape[0], *(size_of(options) or spec.input_shape[1:]))
     model = architecture.build(Base(options.model, spec.num_classes, spec.input_shape[0]))
-    found = layers.analyze(model, shape, name=options.model)
+    analysis = layers.analyze(model, shape, name=options.model)
     if options.picture is not None:
-        picture.write_picture(found, options.picture)
+        picture.write_picture(analysis, options.picture)
     if options.json:
-        print_json(show.to_json(found))
+        print_json(show.to_json(analysis))
         return PASSED
     from rich.console import Console
 
-    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(show.table(found))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(show.layer_table(analysis))
     if options.picture is not None:
-        print(printable(f"Picture: {options.picture}"))
+        print(escape_text(f"Picture: {options.picture}"))
     return PASSED

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgewise.commands import on_device
 from edgewise.commands.console import PASSED, add_command, print_json, size_of
 from edgewise.errors import RequestError
-from edgewise.report.plain import cell, printable
+from edgewise.report.plain import escape_cell, escape_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,32 +49,32 @@ def add_parser(commands: Any) -> None:
 
 def bench(options: argparse.Namespace) -> int:
     """Print the files' times, or with ``--profile`` the operators' of each."""
-    from edgewise.library_noise import quieten
+    from edgewise.library_noise import quieten_libraries
 
-    quieten()
+    quieten_libraries()
     if options.device is not None or options.profile:
-        options.threads = _only(options.threads, "--threads")
-        _only(options.batch, "--batch")
+        options.threads = _single_count(options.threads, "--threads")
+        _single_count(options.batch, "--batch")
     if options.device is not None:
         return on_device.bench_on_device(options)
-    from edgewise.commands.side_by_side import compare
+    from edgewise.commands.side_by_side import compare_speed
 
     if options.profile:
         return print_profile(options)
-    found = compare(options.artifacts, options.threads, options.seconds, size_of(options), options.batch)
+    timings = compare_speed(options.artifacts, options.threads, options.seconds, size_of(options), options.batch)
     if options.json:
-        print_json({"files": [entry.to_json() for entry in found]})
+        print_json({"files": [entry.to_json() for entry in timings]})
         return PASSED
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(table(found, console.width))
-    for line in verdicts(found):
-        console.print(cell(line))
+    console.print(timing_table(timings, console.width))
+    for line in speed_verdicts(timings):
+        console.print(escape_cell(line))
     return PASSED
 
 
-def _only(counts: Sequence[int], option: str) -> int:
+def _single_count(counts: Sequence[int], option: str) -> int:
     if len(counts) > 1:
         raise RequestError(f"{option} takes one count with --profile and --device, found {' '.join(map(str, counts))}")
     return counts[0]
@@ -84,18 +84,18 @@ def print_profile(options: argparse.Namespace) -> int:
     """Print where the time of each file goes, by operator."""
     from edgewise.commands.side_by_side import profile_files
 
-    found = profile_files(options.artifacts, options.threads)
+    profiles = profile_files(options.artifacts, options.threads)
     if options.json:
-        print_json({"profiles": found})
+        print_json({"profiles": profiles})
         return PASSED
-    for path, times in found.items():
-        print(f"{printable(path)}: {sum(times.values()):.3f} ms in its operators")
+    for path, times in profiles.items():
+        print(f"{escape_text(path)}: {sum(times.values()):.3f} ms in its operators")
         for operator, time in times.items():
             print(f"  {operator:24} {time:8.4f} ms  {time / sum(times.values()):6.1%}")
     return PASSED
 
 
-def table(timings: Sequence[Timing], width: int = 80) -> Table:
+def timing_table(timings: Sequence[Timing], width: int = 80) -> Table:
     """A Rich table of at most ``width`` columns, the first file as the measure of the others."""
     from rich import box
     from rich.table import Table
@@ -106,9 +106,9 @@ def table(timings: Sequence[Timing], width: int = 80) -> Table:
     names = distinct_names([entry.artifact for entry in timings], room)
     titles = ["file", "on", *(["threads", "batch", "img/s"] if several else []), "ms", *(["p90 ms"] if wide else [])]
     titles += ["ratio", "95 % interval", ""]
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for title in titles:
-        shown.add_column(title, justify="left" if title in ("file", "on", "") else "right", no_wrap=title != "file")
+        table.add_column(title, justify="left" if title in ("file", "on", "") else "right", no_wrap=title != "file")
     for entry in timings:
         low, high = entry.ci95
         first = entry.artifact == timings[0].artifact
@@ -117,8 +117,8 @@ def table(timings: Sequence[Timing], width: int = 80) -> Table:
             str(entry.batch),
             f"{entry.images_per_s:.3g}" if entry.images_per_s < 1000 else f"{entry.images_per_s:,.0f}",
         ]
-        shown.add_row(
-            cell(names[entry.artifact] + ("" if entry.trusted else " (untrusted: no card)")),
+        table.add_row(
+            escape_cell(names[entry.artifact] + ("" if entry.trusted else " (untrusted: no card)")),
             entry.target,
             *(load if several else []),
             f"{entry.p50_ms:.3g}",
@@ -127,9 +127,9 @@ def table(timings: Sequence[Timing], width: int = 80) -> Table:
             "" if first else f"{low:.2f} to {high:.2f}",
             "" if first else entry.speed,
             end_section=entry is not timings[-1]
-            and _conditions(entry) != _conditions(timings[timings.index(entry) + 1]),
+            and _conditions_of(entry) != _conditions_of(timings[timings.index(entry) + 1]),
         )
-    return shown
+    return table
 
 
 _WIDE = 98
@@ -138,25 +138,25 @@ _NARROWEST = 14
 """Columns that a file's name gets at least."""
 
 
-def _conditions(entry: Timing) -> tuple[int, int]:
+def _conditions_of(entry: Timing) -> tuple[int, int]:
     return entry.threads, entry.batch
 
 
-def verdicts(timings: Sequence[Timing]) -> list[str]:
+def speed_verdicts(timings: Sequence[Timing]) -> list[str]:
     """Which file is the fastest, or that it cannot be told, for each count of threads and images; then what disturbed."""
     names = distinct_names([entry.artifact for entry in timings], 60)
     lines = []
-    for conditions in dict.fromkeys(map(_conditions, timings)):
-        group = [entry for entry in timings if _conditions(entry) == conditions]
+    for conditions in dict.fromkeys(map(_conditions_of, timings)):
+        group = [entry for entry in timings if _conditions_of(entry) == conditions]
         best = [names[entry.artifact] for entry in group if entry.fastest]
         where = "" if conditions == (1, 1) else f" at threads {conditions[0]}, batch {conditions[1]}"
         if len(group) > 1:
-            told = (
+            sentence = (
                 f"Fastest{where}: {best[0]}."
                 if len(best) == 1
                 else f"Cannot tell which is fastest{where}: {', '.join(best)}."
             )
-            lines.append(told)
+            lines.append(sentence)
     remarks = dict.fromkeys(f"{names[entry.artifact]}: {remark}" for entry in timings for remark in entry.remarks)
     lines += remarks
     return [*lines, "ms: median of one call; ratio: to the first file in the same run, below 1 is faster."]
@@ -167,20 +167,20 @@ def distinct_names(paths: Sequence[str], width: int) -> dict[str, str]:
     columns cut where the names agree; numbered where no cut leaves a difference."""
     different = list(dict.fromkeys(paths))
     split = [Path(path).parts for path in different]
-    shared = 0
-    while all(len(parts) > shared + 1 and parts[shared] == split[0][shared] for parts in split):
-        shared += 1
-    names = ["/".join(parts[shared:]) for parts in split]
-    return dict(zip(different, _cut(names, width), strict=True))
+    prefix_length = 0
+    while all(len(parts) > prefix_length + 1 and parts[prefix_length] == split[0][prefix_length] for parts in split):
+        prefix_length += 1
+    names = ["/".join(parts[prefix_length:]) for parts in split]
+    return dict(zip(different, _shorten_names(names, width), strict=True))
 
 
-def _cut(names: Sequence[str], width: int) -> list[str]:
+def _shorten_names(names: Sequence[str], width: int) -> list[str]:
     """Names of at most ``width`` characters, as different as they were."""
     if max(map(len, names)) <= width:
         return list(names)
     for head in (0, *range(width // 2, width), *range(width // 2)):
         tail = width - 1 - head
-        found = [name if len(name) <= width else f"{name[:head]}…{name[len(name) - tail :]}" for name in names]
-        if len(set(found)) == len(names):
-            return found
+        shortened = [name if len(name) <= width else f"{name[:head]}…{name[len(name) - tail :]}" for name in names]
+        if len(set(shortened)) == len(names):
+            return shortened
     return [f"{number} …{name[-(width - 3 - len(str(number))) :]}" for number, name in enumerate(names, 1)]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from edgewise.commands.console import PASSED, add_command, print_json, say
+from edgewise.commands.console import PASSED, add_command, print_json, print_note
 
 
 def add_parser(commands: Any) -> None:
@@ -23,26 +23,26 @@ def add_parser(commands: Any) -> None:
 def write_bundle(options: argparse.Namespace) -> int:
     """Write the bundle, and print what it holds."""
     from edgewise.device import bundle
-    from edgewise.library_noise import quieten
+    from edgewise.library_noise import quieten_libraries
 
-    quieten()
-    found = bundle.write(
-        options.folder, options.target or (), options.images, options.out, say=say, data_name=options.data
+    quieten_libraries()
+    bundle_file = bundle.write(
+        options.folder, options.target or (), options.images, options.out, say=print_note, data_name=options.data
     )
-    files = [file.name for file in found.manifest.files]
-    count = found.manifest.slice.count
+    files = [file.name for file in bundle_file.manifest.files]
+    count = bundle_file.manifest.slice.count
     if options.json:
         document = {
-            "bundle": str(found.path),
-            "sha256": found.sha256,
-            "bytes": found.bytes,
+            "bundle": str(bundle_file.path),
+            "sha256": bundle_file.sha256,
+            "bytes": bundle_file.bytes,
             "files": files,
             "images": count,
         }
         print_json(document)
         return PASSED
-    print(f"{found.path}: {found.bytes:,} bytes, {', '.join(files)}, {count:,} labelled images")
+    print(f"{bundle_file.path}: {bundle_file.bytes:,} bytes, {', '.join(files)}, {count:,} labelled images")
     print(
-        f"On the device: python3 {found.path.name} --quick; from here: edgewise bench {found.path} --device ssh://HOST"
+        f"On the device: python3 {bundle_file.path.name} --quick; from here: edgewise bench {bundle_file.path} --device ssh://HOST"
     )
     return PASSED

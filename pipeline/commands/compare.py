@@ -30,45 +30,45 @@ def add_parser(commands: Any) -> None:
 def compare(options: argparse.Namespace) -> int:
     """Print B against A; 1 where B is certainly worse in anything."""
     from edgewise.errors import RequestError
-    from edgewise.library_noise import quieten
+    from edgewise.library_noise import quieten_libraries
 
-    quieten()
+    quieten_libraries()
     from edgewise.verify.comparison import Allowed, compare_paths, markdown_of
 
     if options.json and options.markdown:
         raise RequestError("--json and --markdown exclude each other; ask for one of the two")
-    allowed = Allowed(
+    tolerances = Allowed(
         max_drop=options.max_drop, max_growth=options.max_growth, seconds=options.seconds, threads=options.threads
     )
-    found = compare_paths(options.a, options.b, allowed, options.data)
+    comparison = compare_paths(options.a, options.b, tolerances, options.data)
     if options.json:
-        print_json(found.to_json())
+        print_json(comparison.to_json())
     elif options.markdown:
-        print("\n".join(markdown_of(found)))
+        print("\n".join(markdown_of(comparison)))
     else:
-        _print_table(found)
-    return FAILED if found.worse else PASSED
+        _print_table(comparison)
+    return FAILED if comparison.worse else PASSED
 
 
-def _print_table(found: Comparison) -> None:
+def _print_table(comparison: Comparison) -> None:
     import sys
 
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
-    console.print(_table(found))
-    console.print(f"{found.b} is {'worse' if found.worse else 'not worse'} than {found.a}.")
+    console.print(_comparison_table(comparison))
+    console.print(f"{comparison.b} is {'worse' if comparison.worse else 'not worse'} than {comparison.a}.")
 
 
-def _table(found: Comparison) -> Table:
+def _comparison_table(comparison: Comparison) -> Table:
     from rich import box
     from rich.table import Table
 
     from edgewise.measure.compared import WORSE
 
-    shown = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     for title in ("file", "", "", "why"):
-        shown.add_column(title, no_wrap=title != "why")
-    for row in found.rows():
-        shown.add_row(*row, style="red" if row[2] in WORSE else None)
-    return shown
+        table.add_column(title, no_wrap=title != "why")
+    for row in comparison.rows():
+        table.add_row(*row, style="red" if row[2] in WORSE else None)
+    return table

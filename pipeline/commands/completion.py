@@ -29,9 +29,9 @@ def print_script(options: argparse.Namespace) -> int:
 
     whole = argparse.ArgumentParser(prog="edgewise")
     whole.add_argument("--version", action="store_true", help="show the version and exit")
-    found = whole.add_subparsers(dest="command", metavar="COMMAND")
+    subcommands = whole.add_subparsers(dest="command", metavar="COMMAND")
     for name, parser in options.whole.choices.items():
-        found.add_parser(
+        subcommands.add_parser(
             name, parents=[parser], add_help=False, description=parser.description, help=parser.description
         )
     print(shtab.complete(whole, options.shell))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgewise.errors import RequestError
-from edgewise.report.plain import printable
+from edgewise.report.plain import escape_text
 
 PASSED, FAILED, WRONG_REQUEST, MISSING_BACKEND, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
@@ -46,29 +46,31 @@ def run_guarded(work: Callable[[], int]) -> int:
         return work()
     except (KeyboardInterrupt, Terminated) as stop:
         word, status = ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
-        say(f"{word}: finished steps are kept, and the same command goes on from there")
+        print_note(f"{word}: finished steps are kept, and the same command goes on from there")
         return status
     except BrokenPipeError:
         sys.stderr.close()
         return FAILED
     except MemoryError as error:
-        say(f"error: this machine's memory does not suffice ({error}); ask for smaller images, batches or networks")
+        print_note(
+            f"error: this machine's memory does not suffice ({error}); ask for smaller images, batches or networks"
+        )
         return FAILED
     except Exception as error:
-        found = _status(error)
-        if found is None:
+        exit_status = _exit_status(error)
+        if exit_status is None:
             raise
-        say(f"error: {_sentence(error)}".replace("\n", "\n  "))
-        return found
+        print_note(f"error: {_error_sentence(error)}".replace("\n", "\n  "))
+        return exit_status
 
 
-def _sentence(error: Exception) -> str:
+def _error_sentence(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"cannot use {error.filename}: {error.strerror}"
     return str(error)
 
 
-def _status(error: Exception) -> int | None:
+def _exit_status(error: Exception) -> int | None:
     """The exit status of an expected error; None for one that is ours to mend and deserves its traceback."""
     from edgewise.calib_data import DataError
     from edgewise.errors import EdgewiseError, RequestError
@@ -115,6 +117,6 @@ def print_json(document: Any) -> None:
     print(text.encode("utf-8", "backslashreplace").decode())  # a path need not be UTF-8
 
 
-def say(text: str) -> None:
+def print_note(text: str) -> None:
     """A line for the person, on standard error."""
-    print(printable(text), file=sys.stderr)
+    print(escape_text(text), file=sys.stderr)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from edgewise.commands.console import PASSED, add_command, print_json, say
+from edgewise.commands.console import PASSED, add_command, print_json, print_note
 from edgewise.errors import RequestError
 
 
@@ -31,28 +31,28 @@ def write(options: argparse.Namespace) -> int:
         raise RequestError(f"{options.out} is there already; give another name with --out")
     if options.out.suffix != ".py" or not options.out.parent.is_dir():
         raise RequestError(f"--out: wanted a .py file in a folder that is there, found {options.out}")
-    from edgewise.library_noise import quieten
+    from edgewise.library_noise import quieten_libraries
 
-    quieten()
-    say("Looking at the network and the images …")
-    from edgewise.run.job import resolve
+    quieten_libraries()
+    print_note("Looking at the network and the images …")
+    from edgewise.run.job import resolve_recipe
     from edgewise.run.request import override_fields
-    from edgewise.run.shortcuts import Shortcuts, name_of, own_recipe, shorten
+    from edgewise.run.shortcuts import Shortcuts, name_of, own_recipe, shorten_recipe
     from edgewise.run.starter import write_recipe
     from edgewise.store.whole import write_whole
 
     shortcuts = Shortcuts(max_drop=options.max_drop, epochs=None if options.weights else _EPOCHS)
     recipe = own_recipe(options.model, options.data, options.weights, shortcuts)
-    recipe = shorten(recipe, Shortcuts(max_drop=options.max_drop))
+    recipe = shorten_recipe(recipe, Shortcuts(max_drop=options.max_drop))
     recipe = override_fields(recipe, {"targets": tuple(options.target) if options.target else None})
     function = name_of(options.model).lower()
     function = function if function.isidentifier() else f"recipe_{function}"
-    write_whole(options.out, write_recipe(resolve(recipe), function, str(options.out)))
+    write_whole(options.out, write_recipe(resolve_recipe(recipe), function, str(options.out)))
     command = f"edgewise run {options.out}:{function}"
     if options.json:
         print_json({"recipe": str(options.out), "function": function, "command": command})
         return PASSED
-    say(f"Wrote {options.out}. Next, for the plan and an estimate of the time:")
+    print_note(f"Wrote {options.out}. Next, for the plan and an estimate of the time:")
     print(f"{command} --dry-run")
     return PASSED
 

@@ -25,20 +25,20 @@ def add_parser(commands: Any) -> None:
 
 def list_kind(options: argparse.Namespace) -> int:
     """Print every entry of one kind, or one with all that it tells."""
-    from edgewise.catalogue import find_entry, listing
+    from edgewise.catalogue import find_entry, list_entries
 
     if options.name is not None:
         entry = find_entry(options.kind, options.name)
         print_json(entry) if options.json else print(describe_entry(entry))
         return PASSED
-    found = listing(options.kind)
+    listing_text = list_entries(options.kind)
     if options.json:
-        print_json({options.kind: found})
+        print_json({options.kind: listing_text})
         return PASSED
-    width = max(len(entry["name"]) for entry in found)
+    width = max(len(entry["name"]) for entry in listing_text)
     # A terminal would break lines within words; what reads a pipe wants a line each.
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    for entry in found:
+    for entry in listing_text:
         print(textwrap.fill(f"{entry['name']:{width}}  {entry['summary']}", room, subsequent_indent=" " * (width + 2)))
         for what, why in entry.get("cannot", {}).items():
             print(f"{'':{width}}  cannot {what}: {why}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.commands.console import FAILED, MISSING_BACKEND, PASSED, print_json, say
+from edgewise.commands.console import FAILED, MISSING_BACKEND, PASSED, print_json, print_note
 from edgewise.errors import RequestError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def request_of(options: argparse.Namespace, threads: int) -> Request:
     if threads < 1:
         raise RequestError(f"--threads: wanted at least 1, found {threads}")
     return Request(
-        mode=_mode(options),
+        mode=_mode_arguments(options),
         threads=threads,
         pin=options.pin,
         only=tuple(options.only or ()),
@@ -63,7 +63,7 @@ def request_of(options: argparse.Namespace, threads: int) -> Request:
     )
 
 
-def _mode(options: argparse.Namespace) -> tuple[str, ...]:
+def _mode_arguments(options: argparse.Namespace) -> tuple[str, ...]:
     for name in ("sustained", "brief"):
         if getattr(options, name) is not None:
             return f"--{name}", f"{getattr(options, name):g}"
@@ -78,24 +78,24 @@ def bench_on_device(options: argparse.Namespace) -> int:
         raise RequestError(
             f"--device measures one bundle, found {len(options.artifacts)} files: write one of a whole run"
         )
-    held = bundle.read(options.artifacts[0])
+    bundle_file = bundle.read(options.artifacts[0])
     request = request_of(options, options.threads)
-    _check_names(request.only, [file.name for file in held.manifest.files])
-    found = _measure(options, held, request)
-    _print(options.json, found.rows, {"device": found.device, "result": str(found.path)})
-    _renew(found.path)
-    return FAILED if bench.failed(found.rows) else PASSED
+    _check_names(request.only, [file.name for file in bundle_file.manifest.files])
+    outcome = _measure_device(options, bundle_file, request)
+    _print_rows(options.json, outcome.rows, {"device": outcome.device, "result": str(outcome.path)})
+    _say_how_to_renew(outcome.path)
+    return FAILED if bench.has_failures(outcome.rows) else PASSED
 
 
-def _measure(options: argparse.Namespace, held: Bundle, request: Request) -> Measurement:
+def _measure_device(options: argparse.Namespace, bundle_file: Bundle, request: Request) -> Measurement:
     from edgewise.device import bench, web
 
     name = options.name or options.device
     if options.device.startswith("web://"):
-        return web.measure(held, options.device, request, say, name)
+        return web.measure(bundle_file, options.device, request, print_note, name)
     link = bench.connect(options.device, request)
     try:
-        return bench.measure(held, link, request, say, name)
+        return bench.measure(bundle_file, link, request, print_note, name)
     finally:
         link.close()
 
@@ -111,31 +111,31 @@ def bench_fleet(options: argparse.Namespace) -> int:
     from edgewise.device import bundle, fleet
 
     entries = fleet.read(options.devices)
-    held = bundle.read(options.bundle)
+    bundle_file = bundle.read(options.bundle)
     for name, entry in entries.items():
-        _check_names(entry.only, [file.name for file in held.manifest.files])
-        say(f"{name}: {entry.address}")
-    outcomes = fleet.measure(held, entries, request_of(options, options.threads), options.jobs, say)
+        _check_names(entry.only, [file.name for file in bundle_file.manifest.files])
+        print_note(f"{name}: {entry.address}")
+    outcomes = fleet.measure(bundle_file, entries, request_of(options, options.threads), options.jobs, print_note)
     rows = [row for outcome in outcomes if outcome.measurement for row in outcome.measurement.rows]
     failures = {outcome.device: outcome.error for outcome in outcomes if outcome.error}
-    _print(options.json, rows, {"failures": failures})
+    _print_rows(options.json, rows, {"failures": failures})
     if not options.json:
         for name, error in failures.items():
             print(f"{name}: {error}")
     for outcome in outcomes:
         if outcome.measurement:
-            _renew(outcome.measurement.path)
+            _say_how_to_renew(outcome.measurement.path)
             break
-    return _status(outcomes, rows)
+    return _exit_status(outcomes, rows)
 
 
-def _status(outcomes: Sequence[Outcome], rows: Sequence[DeviceRow]) -> int:
+def _exit_status(outcomes: Sequence[Outcome], rows: Sequence[DeviceRow]) -> int:
     if all(outcome.missing for outcome in outcomes):
         return MISSING_BACKEND
     return FAILED if any(o.error for o in outcomes) or any(row.verdict == "fail" for row in rows) else PASSED
 
 
-def _print(as_json: bool, rows: Sequence[DeviceRow], facts: dict[str, Any]) -> None:
+def _print_rows(as_json: bool, rows: Sequence[DeviceRow], facts: dict[str, Any]) -> None:
     if as_json:
         print_json({**facts, "rows": [row.to_json() for row in rows]})
         return
@@ -148,8 +148,8 @@ def _print(as_json: bool, rows: Sequence[DeviceRow], facts: dict[str, Any]) -> N
         print(f"{row.device}, {row.file}: {row.reason}{f'; {row.time.note}' if row.time else ''}")
 
 
-def _renew(result: Path) -> None:
+def _say_how_to_renew(result: Path) -> None:
     """Say how the report takes the result in, where it lies in a run's folder."""
     run = result.parents[2]
     if (run / "report.json").is_file():
-        say(f"kept: {result}; in the report of the run with: edgewise report {run}")
+        print_note(f"kept: {result}; in the report of the run with: edgewise report {run}")

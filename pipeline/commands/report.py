@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgewise.commands.console import FAILED, PASSED, add_command, print_json, say
+from edgewise.commands.console import FAILED, PASSED, add_command, print_json, print_note
 from edgewise.errors import RequestError
 
 
@@ -28,24 +28,24 @@ def add_parser(commands: Any) -> None:
 
 def outcome_of(report: Any) -> int:
     """The exit status of a report: passed where no gate failed and every target asked for has a file."""
-    delivered = {artifact.target for artifact in report.artifacts}
-    missing = [name for name in report.recipe.get("targets", ()) if name not in delivered]
+    targets_written = {artifact.target for artifact in report.artifacts}
+    missing = [name for name in report.recipe.get("targets", ()) if name not in targets_written]
     for name in missing:
-        say(f"no file for {name}: the run did not come to one, or has not yet")
-    failed = any(row.verdict == "fail" and row.kept for row in report.rows)
-    return FAILED if failed or missing or not delivered else PASSED
+        print_note(f"no file for {name}: the run did not come to one, or has not yet")
+    has_failed = any(row.verdict == "fail" and row.kept for row in report.rows)
+    return FAILED if has_failed or missing or not targets_written else PASSED
 
 
-def show(report: Any, as_json: bool, page: Path) -> None:
+def print_report(report: Any, as_json: bool, page: Path) -> None:
     """Print a report, as JSON or as a table."""
     if as_json:
         print_json(report.to_json())
         return
     from rich.console import Console
 
-    from edgewise.report.terminal import table
+    from edgewise.report.terminal import terminal_table
 
-    Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table(report, page))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(terminal_table(report, page))
 
 
 def show_again(options: argparse.Namespace) -> int:
@@ -63,17 +63,17 @@ def show_again(options: argparse.Namespace) -> int:
     report = Report.read(folder)
     from edgewise.device.intake import take_in
 
-    sent = take_in(folder)
-    if list(sent.rows) != report.devices:
-        report.devices = list(sent.rows)
+    intake = take_in(folder)
+    if list(intake.rows) != report.devices:
+        report.devices = list(intake.rows)
         report.write(folder)
     page = write_html(report, folder)
     if options.cyclonedx:
         write_model_cards(report, folder)
-    show(report, options.json, page)
-    for sentence in sent.refused:
-        say(f"not taken in: {sentence}")
-    return FAILED if sent.refused or any(row.verdict == "fail" for row in sent.rows) else outcome_of(report)
+    print_report(report, options.json, page)
+    for sentence in intake.refused:
+        print_note(f"not taken in: {sentence}")
+    return FAILED if intake.refused or any(row.verdict == "fail" for row in intake.rows) else outcome_of(report)
 
 
 def compare_runs(options: argparse.Namespace) -> int:
@@ -81,7 +81,7 @@ def compare_runs(options: argparse.Namespace) -> int:
     from edgewise.report import side_by_side
     from edgewise.report.summary import SYMBOLS, summarize
 
-    runs = side_by_side.named(options.folders)
+    runs = side_by_side.named_reports(options.folders)
     page = side_by_side.write_comparison(runs, options.out or options.folders[0] / side_by_side.FILE)
     if options.json:
         print_json({"runs": {name: report.to_json() for name, report in runs}})
@@ -104,4 +104,4 @@ def write_model_cards(report: Any, folder: Path) -> None:
             raise EvidenceError(f"the report in {folder} names a file outside of it: {artifact.path}")
         if wrong := manifest.problems(path, manifest.read(path)):
             raise EvidenceError(f"{path} is not the file that was verified: {'; '.join(map(str, wrong))}")
-        say(f"wrote {model_card.write(path, card.read(path))}")
+        print_note(f"wrote {model_card.write(path, card.read(path))}")

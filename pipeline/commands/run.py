@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.commands.console import PASSED, add_command, print_json
-from edgewise.commands.report import outcome_of, show
+from edgewise.commands.report import outcome_of, print_report
 
 
 def add_parser(commands: Any) -> None:
@@ -98,9 +98,9 @@ def add_parser(commands: Any) -> None:
 
 def run_recipe(options: argparse.Namespace) -> int:
     """Everything that the recipe asks for, then the report."""
-    from edgewise.library_noise import quieten
+    from edgewise.library_noise import quieten_libraries
 
-    quieten()
+    quieten_libraries()
     if options.sign is not None:
         from edgewise.verify import signature
 
@@ -128,7 +128,7 @@ def run_recipe(options: argparse.Namespace) -> int:
     for artifact in report.artifacts if options.sign is not None else ():
         signature.sign(job.out / artifact.path, options.sign)
     page = write_html(report, job.out)
-    show(report, options.json, page)
+    print_report(report, options.json, page)
     return outcome_of(report)
 
 
@@ -139,9 +139,9 @@ def resolve_request(options: argparse.Namespace) -> Any:
     if options.recipe is None and options.model is None:
         options.parser.error("wanted a RECIPE, or --model and --data (and --weights) for a network of your own")
     recipe = None if options.recipe is None else find_recipe(options.recipe)
-    from edgewise.run.job import resolve
+    from edgewise.run.job import resolve_recipe
     from edgewise.run.request import override_fields, sizes_from_arguments, with_packaging
-    from edgewise.run.shortcuts import Shortcuts, own_recipe, shorten
+    from edgewise.run.shortcuts import Shortcuts, own_recipe, shorten_recipe
 
     shortcuts = Shortcuts(prune=options.prune, epochs=options.epochs, lr=options.lr, max_drop=options.max_drop)
     if recipe is None:
@@ -151,13 +151,13 @@ def resolve_request(options: argparse.Namespace) -> Any:
     for name in ("mean", "std"):
         changes[name] = tuple(getattr(options, name)) if getattr(options, name) else None
     changes["targets"] = tuple(options.target) if options.target else None
-    recipe = shorten(override_fields(recipe, changes), shortcuts)
+    recipe = shorten_recipe(override_fields(recipe, changes), shortcuts)
     recipe = with_packaging(
         without_quantization(recipe) if options.float else recipe,
         sizes_from_arguments(options.input_size, options.input_size_range),
         {"fed": options.feed, "softmax": options.softmax},
     )
-    return resolve(recipe, options.out)
+    return resolve_recipe(recipe, options.out)
 
 
 def without_quantization(recipe: Any) -> Any:

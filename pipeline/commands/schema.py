@@ -25,10 +25,10 @@ def print_schema(options: argparse.Namespace) -> int:
 
 def make_schema(kind: str) -> dict[str, Any]:
     """The schema of ``report`` or ``card``, made from the dataclasses that are written and read."""
-    return {"$schema": _DIALECT} | (_card() if kind == "card" else _report())
+    return {"$schema": _DIALECT} | (_card_schema() if kind == "card" else _report_schema())
 
 
-def _card() -> dict[str, Any]:
+def _card_schema() -> dict[str, Any]:
     from pydantic import TypeAdapter
 
     from edgewise.verify.card import Card
@@ -36,14 +36,14 @@ def _card() -> dict[str, Any]:
     return TypeAdapter(Card).json_schema(mode="serialization")
 
 
-def _report() -> dict[str, Any]:
+def _report_schema() -> dict[str, Any]:
     """The document around the rows is ``Report.to_json``'s; what can be missing there is not required here."""
     from pydantic.json_schema import models_json_schema
 
     from edgewise.report.document import SCHEMA
 
-    parts = _parts()
-    references, shared = models_json_schema(
+    parts = _part_models()
+    references, definitions = models_json_schema(
         [(model, "serialization") for model in parts.values()], ref_template="#/$defs/{model}"
     )
     by_name = {name: references[model, "serialization"] for name, model in parts.items()}
@@ -61,11 +61,11 @@ def _report() -> dict[str, Any]:
         },
         "required": ["schema", "recipe", "environment", "rows", "artifacts"],
         "additionalProperties": False,
-        "$defs": shared["$defs"],
+        "$defs": definitions["$defs"],
     }
 
 
-def _parts() -> dict[str, Any]:
+def _part_models() -> dict[str, Any]:
     """Key of the report -> a model of what lies under it."""
     from pydantic import RootModel
 

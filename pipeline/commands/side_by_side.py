@@ -15,13 +15,13 @@ from torch import Tensor
 from edgewise import targets
 from edgewise.errors import EvidenceError, RequestError
 from edgewise.files import parts
-from edgewise.files.isolated import remote
+from edgewise.files.isolated import call_remotely
 from edgewise.files.open import open_runtime, refuse_without_runtime
 from edgewise.images.preprocess import Fed, blank_image
 from edgewise.images.sizes import Size, show_size
 from edgewise.measure import statistics
 from edgewise.measure.latency import Interleaved, measure
-from edgewise.measure.speed import speed
+from edgewise.measure.speed import speed_verdict
 from edgewise.targets import Runner, TellsInput
 from edgewise.verify import card, manifest
 
@@ -68,7 +68,7 @@ class Subject:
     """Whether it is what its card's run wrote; a file without a card is opened all the same, in a process of its own."""
 
 
-def compare(
+def compare_speed(
     paths: Sequence[Path],
     threads: Sequence[int],
     seconds: float,
@@ -83,20 +83,20 @@ def compare(
     EvidenceError for one that is not what its card's run wrote, CrashError where a runtime dies of one.
     """
     if min(threads, default=0) < 1 or not 0 < seconds < float("inf"):
-        found = " ".join(map(str, threads)) or "none"
-        raise RequestError(f"wanted at least 1 thread and a positive time, found {found} and {seconds:g} s")
+        requested_threads = " ".join(map(str, threads)) or "none"
+        raise RequestError(f"wanted at least 1 thread and a positive time, found {requested_threads} and {seconds:g} s")
     if min(batches, default=0) < 1 or max(batches) > _MOST_IMAGES:
         raise RequestError(
             f"--batch: wanted 1 to {_MOST_IMAGES:,} images, found {' '.join(map(str, batches)) or 'none'}"
         )
-    subjects = list({path: _subject(path, size) for path in paths}.values())
+    subjects = list({path: _open_subject(path, size) for path in paths}.values())
     rows = []
     for count in dict.fromkeys(threads):
-        with remote(_Timer, count, what="timing") as timer:
+        with call_remotely(_Timer, count, what="timing") as timer:
             for subject in subjects:
                 timer(subject)
             for batch in dict.fromkeys(batches):
-                rows += _timings(subjects, timer((seconds, batch)), count, batch)
+                rows += _timings_of(subjects, timer((seconds, batch)), count, batch)
     return rows
 
 
@@ -104,13 +104,13 @@ _MOST_IMAGES = 4096
 """Of one call."""
 
 
-def _timings(subjects: Sequence[Subject], found: Interleaved, threads: int, batch: int) -> list[Timing]:
+def _timings_of(subjects: Sequence[Subject], measurement: Interleaved, threads: int, batch: int) -> list[Timing]:
     """Each file's time of one run of all of them."""
-    samples = found.samples
-    first, best = (samples[str(subject.path)] for subject in (subjects[0], _quickest(subjects, found)))
+    samples = measurement.samples
+    first, best = (samples[str(subject.path)] for subject in (subjects[0], _quickest_subject(subjects, measurement)))
     rows = []
     for subject in subjects:
-        mine, conditions = samples[str(subject.path)], found.conditions(str(subject.path))
+        mine, conditions = samples[str(subject.path)], measurement.conditions(str(subject.path))
         ratio, interval = statistics.ratio_interval(mine.blocks, first.blocks)
         beyond = statistics.ratio_interval(mine.blocks, best.blocks)[1]
         rows.append(
@@ -124,8 +124,8 @@ def _timings(subjects: Sequence[Subject], found: Interleaved, threads: int, batc
                 images_per_s=1000 * batch / mine.percentile(50),
                 ratio_to_first=ratio,
                 ci95=interval,
-                speed=speed(interval, conditions),
-                fastest=speed(beyond, conditions) != "slower",
+                speed=speed_verdict(interval, conditions),
+                fastest=speed_verdict(beyond, conditions) != "slower",
                 remarks=conditions.remarks,
                 trusted=subject.trusted,
             )
@@ -133,8 +133,8 @@ def _timings(subjects: Sequence[Subject], found: Interleaved, threads: int, batc
     return rows
 
 
-def _quickest(subjects: Sequence[Subject], found: Interleaved) -> Subject:
-    return min(subjects, key=lambda subject: found.samples[str(subject.path)].percentile(50))
+def _quickest_subject(subjects: Sequence[Subject], measurement: Interleaved) -> Subject:
+    return min(subjects, key=lambda subject: measurement.samples[str(subject.path)].percentile(50))
 
 
 class _Timer:
@@ -153,13 +153,13 @@ class _Timer:
             }
             return measure(calls, seconds=seconds, threads=self.threads)
         runner = open_runtime(targets.get(given.target), given.path, self.threads)
-        self.opened[str(given.path)] = runner, _taken(given, runner)
+        self.opened[str(given.path)] = runner, _accepted_image(given, runner)
         return None
 
 
-def _taken(given: Subject, runner: Runner) -> Tensor:
+def _accepted_image(subject: Subject, runner: Runner) -> Tensor:
     """The first of the images that a file takes. Raises RequestError where it takes none."""
-    images = given.images or (_blank(given.path, runner),)
+    images = subject.images or (_blank_input(subject.path, runner),)
     refusals: list[str] = []
     for image in images:
         try:
@@ -169,10 +169,10 @@ def _taken(given: Subject, runner: Runner) -> Tensor:
         else:
             return image
     shapes = ", ".join("×".join(map(str, image.shape)) for image in images)
-    raise RequestError(f"{given.path} takes no image of {shapes}: {'; '.join(dict.fromkeys(refusals))[:300]}")
+    raise RequestError(f"{subject.path} takes no image of {shapes}: {'; '.join(dict.fromkeys(refusals))[:300]}")
 
 
-def _blank(path: Path, runner: Runner) -> Tensor:
+def _blank_input(path: Path, runner: Runner) -> Tensor:
     """A blank input [1, …] as the file itself says that it takes one."""
     sides, kind = runner.takes if isinstance(runner, TellsInput) else ((), "")
     types = {"float": torch.float32, "half": torch.float16, "uint8": torch.uint8}
@@ -185,31 +185,31 @@ def _blank(path: Path, runner: Runner) -> Tensor:
     return torch.zeros(1, *(side for side in sides[1:] if side is not None), dtype=types[kind])
 
 
-def _subject(path: Path, size: Size | None) -> Subject:
+def _open_subject(path: Path, size: Size | None) -> Subject:
     if not parts.is_artifact(path):
         raise RequestError(f"there is no file {path}" if not path.exists() else f"{path} is no regular file")
     if not card.path_of(path).exists():
-        return _untrusted(path, size)
+        return _open_without_card(path, size)
     wrong = manifest.problems(path, manifest.read(path))
     if wrong:
         raise EvidenceError(f"{path} is not the file that was verified: {'; '.join(map(str, wrong))}")
-    kept = card.read(path)
-    side = size or kept.input_shape[1:]
-    if not kept.takes(side):
+    read_card = card.read(path)
+    side = size or read_card.input_shape[1:]
+    if not read_card.takes(side):
         raise RequestError(f"{path} was written for other image sizes than {show_size(side)}; its card names them")
-    refuse_without_runtime(targets.get(kept.target), path)
-    image = blank_image((kept.input_shape[0], *side), kept.fed)
-    return Subject(path=path, target=kept.target, images=(image,), trusted=True)
+    refuse_without_runtime(targets.get(read_card.target), path)
+    image = blank_image((read_card.input_shape[0], *side), read_card.fed)
+    return Subject(path=path, target=read_card.target, images=(image,), trusted=True)
 
 
-def _untrusted(path: Path, size: Size | None) -> Subject:
+def _open_without_card(path: Path, size: Size | None) -> Subject:
     """A file that no card says anything of: its target by its suffix, its images by ``size`` or by what it says."""
     for name in ("onnx", "xnnpack", *targets.names()):
         target = targets.get(name) if name in _by_suffix(path.suffix) else None
         if target is not None and target.load is not None:
             kinds: tuple[Fed, ...] = ("normalised", "bytes")
-            pairs = [(channels, fed) for fed in kinds for channels in (3, 1)] if size else []
-            images = tuple(blank_image((channels, *size), fed) for channels, fed in pairs) if size else ()
+            pairs = [(channels, encoding) for encoding in kinds for channels in (3, 1)] if size else []
+            images = tuple(blank_image((channels, *size), encoding) for channels, encoding in pairs) if size else ()
             return Subject(path=path, target=name, images=images, trusted=False)
     raise RequestError(
         f"{path}: no runtime on this machine reads {path.suffix or 'such'} files, so it has no time here"
@@ -218,12 +218,12 @@ def _untrusted(path: Path, size: Size | None) -> Subject:
 
 def _by_suffix(suffix: str) -> list[str]:
     """Targets that write files of a suffix, as far as their backends are installed."""
-    found = []
+    files = []
     for name in targets.names():
         with contextlib.suppress(targets.MissingBackend):
             if targets.get(name).suffix == suffix:
-                found.append(name)
-    return found
+                files.append(name)
+    return files
 
 
 def profile_files(paths: Sequence[Path], threads: int) -> dict[str, dict[str, float]]:
@@ -232,16 +232,16 @@ def profile_files(paths: Sequence[Path], threads: int) -> dict[str, dict[str, fl
     Raises RequestError for files that cannot be run here, or whose runtime has no profiler, TargetError
     where the installed runtime's profiler records nothing, CrashError where it dies of a file.
     """
-    found = {}
+    profiles = {}
     for path in paths:
-        subject = _subject(path, None)
+        subject = _open_subject(path, None)
         if targets.get(subject.target).profile is None:
             raise RequestError(
                 f"{path}: the runtime of {subject.target} tells no time by operator; leave --profile out for it"
             )
-        with remote(_Profiler, threads, what=f"profiling {path}") as profiler:
-            found[str(path)] = profiler(subject)
-    return found
+        with call_remotely(_Profiler, threads, what=f"profiling {path}") as profiler:
+            profiles[str(path)] = profiler(subject)
+    return profiles
 
 
 class _Profiler:
@@ -256,4 +256,4 @@ class _Profiler:
 
 
 def _blank_of(subject: Subject) -> Tensor:
-    return _blank(subject.path, open_runtime(targets.get(subject.target), subject.path))
+    return _blank_input(subject.path, open_runtime(targets.get(subject.target), subject.path))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.commands.console import PASSED, add_command, print_json
 from edgewise.errors import RequestError
-from edgewise.report.plain import cell
+from edgewise.report.plain import escape_cell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,19 +31,19 @@ def add_parser(commands: Any) -> None:
 
 def show_store(options: argparse.Namespace) -> int:
     """Print the entries or their sizes, or what was removed."""
-    from edgewise.store.contents import bytes_of, contents, seconds_of, trim
+    from edgewise.store.contents import bytes_of, list_entries, seconds_of, trim_store
     from edgewise.store.entries import store_folder
 
     root = store_folder()
     if options.what != "trim":
         if options.keep or options.older:
             raise RequestError("--keep and --older belong to 'store trim'; leave them out")
-        entries = contents(root)
+        entries = list_entries(root)
     elif not options.keep and not options.older:
         raise RequestError("'store trim' wants --keep SIZE, --older AGE or both; nothing was removed")
     else:
         keep = bytes_of(options.keep) if options.keep else None
-        entries = trim(root, keep, seconds_of(options.older) if options.older else None)
+        entries = trim_store(root, keep, seconds_of(options.older) if options.older else None)
     if options.json:
         print_json(
             {"store": str(root), "bytes": sum(entry.bytes for entry in entries), "entries": list(map(asdict, entries))}
@@ -53,25 +53,29 @@ def show_store(options: argparse.Namespace) -> int:
 
     console = Console(highlight=False)
     if options.what == "list" and entries:
-        console.print(table(entries))
+        console.print(entry_table(entries))
     if options.what == "size" and entries:
         console.print(by_kind(entries))
     word = "removed from" if options.what == "trim" else "in"
     console.print(
-        f"{len(entries)} entries, {sum(entry.bytes for entry in entries) / 1e6:,.1f} MB {word} {cell(str(root))}"
+        f"{len(entries)} entries, {sum(entry.bytes for entry in entries) / 1e6:,.1f} MB {word} {escape_cell(str(root))}"
     )
     return PASSED
 
 
-def table(entries: Sequence[Kept]) -> Table:
+def entry_table(entries: Sequence[Kept]) -> Table:
     """One line an entry."""
-    shown = _table("what", "MB", "computed in", "last used", "key")
+    table = _empty_table("what", "MB", "computed in", "last used", "key")
     for entry in entries:
         age = (time.time() - entry.used) / 86_400
-        shown.add_row(
-            cell(entry.what), f"{entry.bytes / 1e6:.2f}", f"{entry.seconds:.0f} s", f"{age:.1f} d ago", entry.key[:12]
+        table.add_row(
+            escape_cell(entry.what),
+            f"{entry.bytes / 1e6:.2f}",
+            f"{entry.seconds:.0f} s",
+            f"{age:.1f} d ago",
+            entry.key[:12],
         )
-    return shown
+    return table
 
 
 def by_kind(entries: Sequence[Kept]) -> Table:
@@ -79,17 +83,17 @@ def by_kind(entries: Sequence[Kept]) -> Table:
     count, size = Counter(entry.what for entry in entries), Counter[str]()
     for entry in entries:
         size[entry.what] += entry.bytes
-    shown = _table("what", "entries", "MB")
+    table = _empty_table("what", "entries", "MB")
     for what, total in size.most_common():
-        shown.add_row(cell(what), str(count[what]), f"{total / 1e6:.2f}")
-    return shown
+        table.add_row(escape_cell(what), str(count[what]), f"{total / 1e6:.2f}")
+    return table
 
 
-def _table(*titles: str) -> Table:
+def _empty_table(*titles: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    shown = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     for index, title in enumerate(titles):
-        shown.add_column(title, justify="right" if index else "left", no_wrap=True)
-    return shown
+        table.add_column(title, justify="right" if index else "left", no_wrap=True)
+    return table

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgewise.commands.console import FAILED, PASSED, add_command, print_json, size_of
 from edgewise.errors import RequestError
-from edgewise.report.plain import printable
+from edgewise.report.plain import escape_text
 
 
 def add_parser(commands: Any) -> None:
@@ -32,9 +32,9 @@ def add_parser(commands: Any) -> None:
 
 def verify(options: argparse.Namespace) -> int:
     """Hold a file against its card, and with ``--layers`` against its network."""
-    from edgewise.library_noise import quieten
+    from edgewise.library_noise import quieten_libraries
 
-    quieten()
+    quieten_libraries()
     from edgewise.report.watch import Watch
     from edgewise.verify import signature
     from edgewise.verify.recheck import recheck_file
@@ -55,24 +55,24 @@ def verify(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint,
         key=options.key,
     )
-    inspected = inspect_layers(options) if options.layers and result.verdict != "fail" else None
+    parity = inspect_layers(options) if options.layers and result.verdict != "fail" else None
     if options.json:
-        print_json(result.to_json() | ({"layers": inspected.to_json()} if inspected else {}))
+        print_json(result.to_json() | ({"layers": parity.to_json()} if parity else {}))
     else:
-        print(printable(str(result)))
-    passed = result.verdict == "pass" and (inspected is None or inspected.first is None)
-    return PASSED if passed else FAILED
+        print(escape_text(str(result)))
+    passes = result.verdict == "pass" and (parity is None or parity.first is None)
+    return PASSED if passes else FAILED
 
 
 def inspect_layers(options: argparse.Namespace) -> Any:
-    from edgewise.files.isolated import remote
-    from edgewise.verify.parity import inspector, table
+    from edgewise.files.isolated import call_remotely
+    from edgewise.verify.parity import make_inspector, parity_table
 
-    with remote(inspector, what=f"comparing the layers of {options.artifact.name}") as inspect:
-        found = inspect(options.artifact, options.data, options.checkpoint, options.model)
+    with call_remotely(make_inspector, what=f"comparing the layers of {options.artifact.name}") as inspect:
+        parity = inspect(options.artifact, options.data, options.checkpoint, options.model)
     if not options.json:
         from rich.console import Console
 
-        Console(highlight=False, width=None if sys.stdout.isatty() else 130).print(table(found.layers))
-        print(printable(found.sentence))
-    return found
+        Console(highlight=False, width=None if sys.stdout.isatty() else 130).print(parity_table(parity.layers))
+        print(escape_text(parity.sentence))
+    return parity

@@ -27,7 +27,7 @@ class _Finding:
     reason: str
 
 
-def accept(result: Result, bundle: Manifest, digest: str, name: str) -> list[DeviceRow]:
+def accept_result(result: Result, bundle: Manifest, digest: str, name: str) -> list[DeviceRow]:
     """The report's rows of a result. ``name``: the device's, for people.
 
     Raises ResultError for a result of another bundle or of changed files, and for one whose numbers contradict what they
@@ -39,13 +39,13 @@ def accept(result: Result, bundle: Manifest, digest: str, name: str) -> list[Dev
         )
     if len({row.file for row in result.rows}) != len(result.rows):
         raise ResultError("the result names a file twice")
-    found = []
+    devices = []
     for row in result.rows:
         file = bundle.named(row.file)
         if file is None or file.target != row.target:
             raise ResultError(f"the result names {row.file!r} for {row.target!r}, which is not in the bundle")
-        found.append(_row(row, file, result, bundle, name))
-    return found
+        devices.append(_device_row(row, file, result, bundle, name))
+    return devices
 
 
 def kind_of(device: Device) -> Kind:
@@ -53,9 +53,9 @@ def kind_of(device: Device) -> Kind:
     return "real" if device.emulated is None else "wasm" if device.emulated == "wasm" else "emulated"
 
 
-def _row(row: Measured, file: BundledFile, result: Result, bundle: Manifest, name: str) -> DeviceRow:
+def _device_row(row: Measured, file: BundledFile, result: Result, bundle: Manifest, name: str) -> DeviceRow:
     kind = kind_of(result.device)
-    accuracy = said = time = None
+    accuracy = golden_words = time = None
     if row.error is not None:
         verdict: Verdict = "not-checked" if row.missing else "fail"
         findings = [_Finding(verdict, row.error[:500])]
@@ -63,10 +63,10 @@ def _row(row: Measured, file: BundledFile, result: Result, bundle: Manifest, nam
         _check_digest(row, file)
         accuracy, on_accuracy = _on_accuracy(row, file, bundle)
         on_golden = _on_golden(row, file, result.device)
-        said = None if on_golden is None else on_golden.reason
+        golden_words = None if on_golden is None else on_golden.reason
         time = timing.time_of(row, _baseline(row, result, bundle), result, kind)
         findings = [on_accuracy, *([] if on_golden is None else [on_golden])]
-    finding = _worst(findings)
+    finding = _worst_finding(findings)
     runtime = row.runtime
     return DeviceRow(
         device=name,
@@ -81,7 +81,7 @@ def _row(row: Measured, file: BundledFile, result: Result, bundle: Manifest, nam
         threads=result.threads,
         mode=result.mode.name,
         accuracy=accuracy,
-        golden=said or "",
+        golden=golden_words or "",
         time=time,
         load_ms=None if row.load_ms is None else row.load_ms.first,
         first_call_ms=row.first_call_ms,
@@ -91,7 +91,7 @@ def _row(row: Measured, file: BundledFile, result: Result, bundle: Manifest, nam
     )
 
 
-def _worst(findings: list[_Finding]) -> _Finding:
+def _worst_finding(findings: list[_Finding]) -> _Finding:
     verdicts: tuple[Verdict, ...] = ("fail", "not-checked", "pass")
     for verdict in verdicts:
         reasons = [finding.reason for finding in findings if finding.verdict == verdict]
@@ -101,8 +101,8 @@ def _worst(findings: list[_Finding]) -> _Finding:
 
 
 def _system(device: Device) -> str:
-    emulated = f"emulated by {device.emulated}" if device.emulated not in (None, "wasm") else ""
-    parts = (device.model, device.cpu, device.machine, device.os, emulated)
+    emulation = f"emulated by {device.emulated}" if device.emulated not in (None, "wasm") else ""
+    parts = (device.model, device.cpu, device.machine, device.os, emulation)
     return ", ".join(dict.fromkeys(part[:120] for part in parts if part))
 
 
@@ -129,7 +129,7 @@ def _on_accuracy(row: Measured, file: BundledFile, bundle: Manifest) -> tuple[Ac
         return accuracy, _Finding("not-checked", "nothing on the host could evaluate this file to compare with")
     host = decode_classes(file.host_answers) == labels
     accuracy = statistics.judge_top1(correct, host)
-    return accuracy, _judge(accuracy, file)
+    return accuracy, _judge_accuracy(accuracy, file)
 
 
 def _classes(row: Measured, count: int, classes: int) -> NDArray[np.int64]:
@@ -147,52 +147,54 @@ def _classes(row: Measured, count: int, classes: int) -> NDArray[np.int64]:
 def _check_claim(row: Measured, correct: NDArray[np.bool_]) -> None:
     claim = row.accuracy
     if claim is None or claim.n != len(correct) or abs(claim.top1 - float(correct.mean())) > 1e-9:
-        said = "none" if claim is None else f"{claim.top1:.6g} of {claim.n:,}"
+        claim_words = "none" if claim is None else f"{claim.top1:.6g} of {claim.n:,}"
         raise ResultError(
-            f"{row.file}: the result says top-1 {said}, its answers give {float(correct.mean()):.6g} of {len(correct):,}"
+            f"{row.file}: the result says top-1 {claim_words}, its answers give {float(correct.mean()):.6g} of {len(correct):,}"
         )
 
 
-def _judge(accuracy: Accuracy, file: BundledFile) -> _Finding:
-    versus, allowed = accuracy.vs_baseline, f"{100 * file.max_drop:.2f} points allowed"
+def _judge_accuracy(accuracy: Accuracy, file: BundledFile) -> _Finding:
+    versus, tolerance = accuracy.vs_baseline, f"{100 * file.max_drop:.2f} points allowed"
     n = f"n = {accuracy.n:,}"
     verdict = fall_verdict(versus.delta, versus.ci95, versus.p_value, file.max_drop)
     if verdict == "fail":
-        return _Finding("fail", f"top-1 is {-100 * versus.delta:.2f} points below the host's, {allowed} ({n})")
+        return _Finding("fail", f"top-1 is {-100 * versus.delta:.2f} points below the host's, {tolerance} ({n})")
     if verdict == "not-checked":
         worst = f"{-100 * versus.ci95[0]:.2f} points"
         return _Finding(
             "not-checked",
-            f"{accuracy.n:,} images cannot exclude a fall of {worst} from the host's, {allowed}: take more along with "
+            f"{accuracy.n:,} images cannot exclude a fall of {worst} from the host's, {tolerance}: take more along with "
             "edgewise bundle --images",
         )
-    return _Finding("pass", f"top-1 differs by {100 * versus.delta:+.2f} points from the host's, {allowed} ({n})")
+    return _Finding("pass", f"top-1 differs by {100 * versus.delta:+.2f} points from the host's, {tolerance} ({n})")
 
 
 def _on_golden(row: Measured, file: BundledFile, device: Device) -> _Finding | None:
     """How the answers to the golden images compare with those given when the file was made."""
     if file.golden is None:
         return None
-    wanted = np.frombuffer(base64.b64decode(file.golden.answers), "<f4").reshape(file.golden.count, -1)
-    found = _golden_answers(row, wanted)
-    if not np.isfinite(found).all():
+    expected = np.frombuffer(base64.b64decode(file.golden.answers), "<f4").reshape(file.golden.count, -1)
+    answers = _golden_answers(row, expected)
+    if not np.isfinite(answers).all():
         return _Finding("fail", "an answer to a golden image is not a finite number")
     same = same_place(file.golden, device, row)
-    moved = moved_answers(found, wanted, None if same else (file.golden.worst, file.golden.mean))
-    said = (
-        f"golden answers within {moved.worst:.3g}, {moved.mean:.3g} in the mean ({moved.allowed_worst:.3g} and "
-        f"{moved.allowed_mean:.3g} allowed {'in the same place' if same else 'elsewhere'}), {moved.changed} of {moved.n} in "
+    difference = moved_answers(answers, expected, None if same else (file.golden.worst, file.golden.mean))
+    sentence = (
+        f"golden answers within {difference.worst:.3g}, {difference.mean:.3g} in the mean ({difference.allowed_worst:.3g} and "
+        f"{difference.allowed_mean:.3g} allowed {'in the same place' if same else 'elsewhere'}), {difference.changed} of {difference.n} in "
         "another class"
     )
-    return _Finding("pass" if moved.within else "fail", said)
+    return _Finding("pass" if difference.within else "fail", sentence)
 
 
-def _golden_answers(row: Measured, wanted: NDArray[np.float32]) -> NDArray[np.float32]:
+def _golden_answers(row: Measured, expected: NDArray[np.float32]) -> NDArray[np.float32]:
     try:
         content = base64.b64decode(row.golden_answers or "", validate=True)
-        return np.frombuffer(content, "<f4").reshape(wanted.shape)
+        return np.frombuffer(content, "<f4").reshape(expected.shape)
     except (ValueError, binascii.Error) as error:
-        raise ResultError(f"{row.file}: wanted golden answers {list(wanted.shape)}, found others ({error})") from error
+        raise ResultError(
+            f"{row.file}: wanted golden answers {list(expected.shape)}, found others ({error})"
+        ) from error
 
 
 def same_place(golden: Golden, device: Device, row: Measured) -> bool:

@@ -37,12 +37,12 @@ class Adb:
 
     def send(self, line: str, given: bytes, seconds: float) -> Raw:
         """As ``Link``. Raises DeviceError for a device that is not there, offline or not authorized."""
-        found = self._shell(line, given, seconds)
-        if _AWAY.search(found.err) and self._return(found.err):
-            found = self._shell(line, given, seconds)
-        self._refuse(found.err)
+        reply = self._shell(line, given, seconds)
+        if _AWAY.search(reply.err) and self._return(reply.err):
+            reply = self._shell(line, given, seconds)
+        self._refuse(reply.err)
         self._reached = True
-        return found
+        return reply
 
     def _return(self, said: str) -> bool:
         """Whether a device that is away may be back: connected anew, or waited for."""
@@ -52,10 +52,10 @@ class Adb:
         until, pause = time.monotonic() + PATIENCE, 0.05
         while True:
             # After a cut the server keeps the old connection for a while, offline, and connects no other beside it.
-            refused = network and not self._connect()
+            disconnected = network and not self._connect()
             if self._ready(min(until, time.monotonic() + 20 * pause)):
                 return True
-            if time.monotonic() > until or (refused and not self._reached):
+            if time.monotonic() > until or (disconnected and not self._reached):
                 return False
             time.sleep(pause)
             pause *= 2
@@ -68,16 +68,16 @@ class Adb:
     def _ready(self, until: float) -> bool:
         """Whether the device takes commands, or says by then that it will not."""
         while True:
-            said = self._ask("-s", self.serial, "get-state")
-            if said.strip() == "device" or "unauthorized" in said:
+            state = self._ask("-s", self.serial, "get-state")
+            if state.strip() == "device" or "unauthorized" in state:
                 return True
             if time.monotonic() > until:
                 return False
             time.sleep(0.05)
 
     def _ask(self, *words: str) -> str:
-        found = call(["adb", *words], b"", 20, self.name)
-        return found.out.decode(errors="replace") + found.err
+        reply = call(["adb", *words], b"", 20, self.name)
+        return reply.out.decode(errors="replace") + reply.err
 
     def _shell(self, line: str, given: bytes, seconds: float) -> Raw:
         return call(["adb", "-s", self.serial, "shell", line], given, seconds, self.name)
@@ -93,7 +93,7 @@ class Adb:
             raise LinkLost(f"{self.name}: the link was lost: {said.strip().splitlines()[-1]}")
         if "offline" in said:
             raise DeviceError(f"{self.name}: it is offline: plug it in again, or adb reconnect")
-        raise DeviceError(f"{self.name}: there is no such device; {_connected()}")
+        raise DeviceError(f"{self.name}: there is no such device; {_only_device()}")
 
     def close(self) -> None:
         """As ``Link``."""
@@ -109,7 +109,7 @@ def parse(address: str, folder: str | None = None) -> Adb:
     return Adb(address, serial, folder or "/data/local/tmp")
 
 
-def _connected() -> str:
-    listed = call(["adb", "devices"], b"", 20, "adb").out.decode(errors="replace").splitlines()[1:]
-    serials = [line.split()[0] for line in listed if line.strip()]
+def _only_device() -> str:
+    lines = call(["adb", "devices"], b"", 20, "adb").out.decode(errors="replace").splitlines()[1:]
+    serials = [line.split()[0] for line in lines if line.strip()]
     return f"connected: {', '.join(serials)}" if serials else "none is connected (adb devices lists none)"

@@ -22,16 +22,16 @@ def pack(entries: Mapping[str, bytes]) -> bytes:
 
     The first line lets a shell start it. Python finds a zip behind whatever stands before it.
     """
-    whole = {**_program(), **entries}
-    held = io.BytesIO()
-    held.write(b"#!/usr/bin/env python3\n")
-    with zipfile.ZipFile(held, "a", zipfile.ZIP_STORED) as archive:
+    whole = {**_runner_files(), **entries}
+    buffer = io.BytesIO()
+    buffer.write(b"#!/usr/bin/env python3\n")
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_STORED) as archive:
         for name in sorted(whole):
             entry = zipfile.ZipInfo(name, _WHEN)
             entry.external_attr = 0o644 << 16
             entry.create_system = 3
             archive.writestr(entry, whole[name])
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 def write(path: Path, content: bytes) -> str:
@@ -47,9 +47,11 @@ def write(path: Path, content: bytes) -> str:
 
 def digests(entries: Mapping[str, bytes]) -> dict[str, str]:
     """SHA-256 of every entry, the runner's own among them."""
-    return {name: hashlib.sha256(content).hexdigest() for name, content in sorted({**_program(), **entries}.items())}
+    return {
+        name: hashlib.sha256(content).hexdigest() for name, content in sorted({**_runner_files(), **entries}.items())
+    }
 
 
-def _program() -> dict[str, bytes]:
+def _runner_files() -> dict[str, bytes]:
     sources = {f"{_PACKAGE}/{path.name}": path.read_bytes() for path in sorted(_RUNNER.glob("*.py"))}
     return {"__main__.py": _MAIN.encode(), **sources}

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgewise.device import accept, adb, job, local, result, ssh
 from edgewise.device.bundle import Bundle
 from edgewise.device.link import Link
-from edgewise.device.probe import check, probe
+from edgewise.device.probe import check_device, probe_device
 from edgewise.errors import RequestError
 from edgewise.report.devices import DeviceRow
 from edgewise.store.whole import write_whole
@@ -45,10 +45,10 @@ class Request:
 
     def arguments(self) -> tuple[str, ...]:
         """As the bundle takes them."""
-        found = [*self.mode, "--threads", str(self.threads)]
-        found += ["--pin", self.pin] if self.pin else []
-        found += ["--any-version"] if self.any_version else []
-        return (*found, *(part for name in self.only for part in ("--only", name)))
+        words = [*self.mode, "--threads", str(self.threads)]
+        words += ["--pin", self.pin] if self.pin else []
+        words += ["--any-version"] if self.any_version else []
+        return (*words, *(part for name in self.only for part in ("--only", name)))
 
     def seconds(self, files: int) -> float:
         """That the measurement may take."""
@@ -71,18 +71,18 @@ class Measurement:
 
 def connect(address: str, request: Request) -> Link:
     """The link of an address. Raises RequestError for one that is none."""
-    found: Link
+    connection: Link
     if address == "local":
         return local.Local() if request.folder is None else local.Local(folder=request.folder)
     if address.startswith("ssh://"):
-        found = ssh.parse(address, request.ssh_options, request.folder)
+        connection = ssh.parse(address, request.ssh_options, request.folder)
     elif address.startswith("adb://"):
-        found = adb.parse(address, request.folder)
+        connection = adb.parse(address, request.folder)
     else:
         raise RequestError(
             f"device {address!r}: wanted local, ssh://[user@]host[:port], adb://SERIAL, or web://, web://chromium, web://node"
         )
-    return found
+    return connection
 
 
 def measure(bundle: Bundle, link: Link, request: Request, say: Say, name: str, every: float = 1.0) -> Measurement:
@@ -91,25 +91,25 @@ def measure(bundle: Bundle, link: Link, request: Request, say: Say, name: str, e
     Raises DeviceError, MissingBackend or ResultError; what is finished on the device stays there for the same command.
     """
     python = request.python or (sys.executable if link.host == "local" else "python3")
-    found = job.persist(lambda: probe(link, python), say, request.pauses)
-    check(found, link, python, bundle.manifest.wanted, bundle.bytes)
+    probe_facts = job.persist(lambda: probe_device(link, python), say, request.pauses)
+    check_device(probe_facts, link, python, bundle.manifest.wanted, bundle.bytes)
     command = (python, "bundle.pyz", *request.arguments(), "--progress", "progress.jsonl", "--out", "result.json")
-    work = job.Job(link=link, digest=bundle.sha256, digest_command=found.digest, command=command)
+    work = job.Job(link=link, digest=bundle.sha256, digest_command=probe_facts.digest, command=command)
     content = bundle.path.read_bytes()
-    say(f"{link.name}: {found.system} {found.machine}, sending {len(content):,} bytes")
+    say(f"{link.name}: {probe_facts.system} {probe_facts.machine}, sending {len(content):,} bytes")
     job.persist(lambda: job.put(work, content), say, request.pauses)
     job.persist(lambda: job.start(work), say, request.pauses)
     job.wait(work, request.seconds(len(bundle.manifest.files)), say, every, request.pauses)
-    sent = job.persist(lambda: job.fetch(work), say, request.pauses)
-    taken = take_in(bundle, sent, name, request.mode[0].lstrip("-"))
+    result_bytes = job.persist(lambda: job.fetch(work), say, request.pauses)
+    intake = take_in(bundle, result_bytes, name, request.mode[0].lstrip("-"))
     if not request.keep:
         job.persist(lambda: job.clean(work), say, request.pauses)
-    return taken
+    return intake
 
 
 def take_in(bundle: Bundle, content: bytes, name: str, mode: str) -> Measurement:
     """Keep a result that is what it should be. Raises ResultError, and keeps nothing, for one that is not."""
-    rows = accept.accept(result.parse(content, name), bundle.manifest, bundle.sha256, name)
+    rows = accept.accept_result(result.parse(content, name), bundle.manifest, bundle.sha256, name)
     place = bundle.path.parent / "devices" / slug(name) / f"{bundle.sha256[:16]}-{mode}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     write_whole(place, content)
@@ -121,6 +121,6 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:80] or "device"
 
 
-def failed(rows: Sequence[DeviceRow]) -> bool:
+def has_failures(rows: Sequence[DeviceRow]) -> bool:
     """Whether a file failed."""
     return any(row.verdict == "fail" for row in rows)

@@ -71,20 +71,20 @@ def write(
     if images is not None and images < 1:
         raise RequestError(f"--images: wanted at least 1, found {images}")
     report = Report.read(run)
-    sources = _sources(run, report, wanted)
-    data = _data(data_name or str(report.recipe.get("data", "")), sources)
-    chosen = host_answers.choose(data, images or IMAGES)
-    entries: dict[str, bytes] = {"slice/images.u8": chosen.images.tobytes(), "slice/labels.u16": chosen.label_bytes}
+    sources = _delivered_files(run, report, wanted)
+    data = _load_data(data_name or str(report.recipe.get("data", "")), sources)
+    index = host_answers.choose(data, images or IMAGES)
+    entries: dict[str, bytes] = {"slice/images.u8": index.images.tobytes(), "slice/labels.u16": index.label_bytes}
     files = []
     for source in sources:
-        say(f"running {source.name} on {len(chosen.labels)} images")
-        files.append(_bundled(source, chosen, data, entries, _is_baseline(source, sources)))
+        say(f"running {source.name} on {len(index.labels)} images")
+        files.append(_bundle_file(source, index, data, entries, _is_baseline(source, sources)))
     contents = Manifest(
         schema=device_manifest.SCHEMA,
         run=str(report.recipe.get("name", "")),
         files=tuple(files),
-        slice=_slice(chosen, data, str(report.recipe.get("data", ""))),
-        wanted=_wanted({source.card.target for source in sources}),
+        slice=_describe_slice(index, data, str(report.recipe.get("data", ""))),
+        wanted=_runtime_versions({source.card.target for source in sources}),
         entries=archive.digests(entries),
     )
     content = archive.pack({**entries, "manifest.json": contents.to_bytes()})
@@ -94,7 +94,7 @@ def write(
     return Bundle(path=place, sha256=digest, bytes=len(content), manifest=contents)
 
 
-def _sources(run: Path, report: Report, wanted: Sequence[str]) -> list[_Source]:
+def _delivered_files(run: Path, report: Report, wanted: Sequence[str]) -> list[_Source]:
     """The delivered files, each the one that its card describes."""
     there = [entry for entry in report.artifacts if entry.target in RUNS_ON_DEVICES]
     if not there:
@@ -107,14 +107,14 @@ def _sources(run: Path, report: Report, wanted: Sequence[str]) -> list[_Source]:
     if unknown:
         choices = ", ".join(sorted({entry.target for entry in there}))
         raise RequestError(f"{run} has no file for {unknown[0]} that runs on a device; choices: {choices}")
-    paths = [_inside(run, entry.path) for entry in there if not wanted or entry.target in wanted]
+    paths = [_path_inside(run, entry.path) for entry in there if not wanted or entry.target in wanted]
     sources = [_Source(path, card_facts.read(path)) for path in paths]
     for source in sources:
-        _check(source)
+        _check_source(source)
     return sources
 
 
-def _inside(run: Path, path: str) -> Path:
+def _path_inside(run: Path, path: str) -> Path:
     place = run / path
     if not place.resolve().is_relative_to(run.resolve()):
         raise RequestError(f"{run / 'report.json'} names a file outside the run's folder: {path!r}")
@@ -123,18 +123,18 @@ def _inside(run: Path, path: str) -> Path:
     return place
 
 
-def _check(source: _Source) -> None:
-    found = parts.digest(source.path)
-    if found != source.card.sha256:
+def _check_source(source: _Source) -> None:
+    digest = parts.digest(source.path)
+    if digest != source.card.sha256:
         raise RequestError(
             f"{source.path} is not the file that was verified: its card says sha256 {source.card.sha256[:16]}…, found "
-            f"{found[:16]}…. Run the recipe again into the same folder"
+            f"{digest[:16]}…. Run the recipe again into the same folder"
         )
     if len(source.card.classes) > MOST_CLASSES:
         raise RequestError(f"{source.path} has {len(source.card.classes):,} classes; a bundle holds {MOST_CLASSES:,}")
 
 
-def _data(name: str, sources: Sequence[_Source]) -> Data:
+def _load_data(name: str, sources: Sequence[_Source]) -> Data:
     """The data the files were verified on, at the size they were judged at."""
     from edgewise.images import resized
 
@@ -156,7 +156,7 @@ def _is_baseline(source: _Source, sources: Sequence[_Source]) -> bool:
     return source is next((other for other in own if other.card.precision == "float32"), own[0])
 
 
-def _bundled(
+def _bundle_file(
     source: _Source, chosen: host_answers.Chosen, data: Data, entries: dict[str, bytes], baseline: bool
 ) -> BundledFile:
     card = source.card
@@ -172,35 +172,35 @@ def _bundled(
         bytes=parts.size(source.path),
         precision=card.precision,
         fed=card.fed,
-        mean=_each(card.mean, channels),
-        std=_each(card.std, channels),
+        mean=_per_channel(card.mean, channels),
+        std=_per_channel(card.std, channels),
         input_size=(card.input_shape[1], card.input_shape[2]),
         classes=len(card.classes),
         max_drop=card.max_drop,
         baseline=baseline,
-        golden=_golden(source, entries),
+        golden=_add_golden(source, entries),
         host_answers=host_answers.encode_classes(classes) if classes is not None else "",
         host_grade=grade,
     )
 
 
-def _each(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     from edgewise.images.normalise import per_channel
 
     return per_channel(values, channels)
 
 
 def _add_files(artifact: Path, folder: str, entries: dict[str, bytes]) -> tuple[str, ...]:
-    found = []
+    bundled_files = []
     for root in parts.roots(artifact):
         for path in [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file()):
             name = f"{folder}/{path.relative_to(artifact.parent).as_posix()}"
             entries[name] = path.read_bytes()
-            found.append(name)
-    return tuple(found)
+            bundled_files.append(name)
+    return tuple(bundled_files)
 
 
-def _golden(source: _Source, entries: dict[str, bytes]) -> Golden | None:
+def _add_golden(source: _Source, entries: dict[str, bytes]) -> Golden | None:
     record = source.card.golden
     if record is None:
         return None
@@ -220,7 +220,7 @@ def _golden(source: _Source, entries: dict[str, bytes]) -> Golden | None:
     )
 
 
-def _slice(chosen: host_answers.Chosen, data: Data, name: str) -> Slice:
+def _describe_slice(chosen: host_answers.Chosen, data: Data, name: str) -> Slice:
     return Slice(
         count=len(chosen.labels),
         shape=data.shape,
@@ -234,10 +234,10 @@ def _slice(chosen: host_answers.Chosen, data: Data, name: str) -> Slice:
 _PACKAGES = {"onnx": "onnxruntime", "ort": "onnxruntime", "xnnpack": "executorch", "coreml": "coremltools"}
 
 
-def _wanted(names: set[str]) -> dict[str, Any]:
+def _runtime_versions(names: set[str]) -> dict[str, Any]:
     """The runtimes' versions on this host."""
-    found = targets.versions(sorted({_PACKAGES[name] for name in names}))
-    return {name: version for name, version in found.items() if version is not None}
+    versions = targets.versions(sorted({_PACKAGES[name] for name in names}))
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 def read(path: Path) -> Bundle:
@@ -245,17 +245,17 @@ def read(path: Path) -> Bundle:
     try:
         content = path.read_bytes()
         with zipfile.ZipFile(path) as archive_file:
-            held = device_manifest.parse(archive_file.read("manifest.json"), str(path))
-            wrong = [n for n, d in held.entries.items() if hashlib.sha256(archive_file.read(n)).hexdigest() != d]
+            manifest = device_manifest.parse(archive_file.read("manifest.json"), str(path))
+            wrong = [n for n, d in manifest.entries.items() if hashlib.sha256(archive_file.read(n)).hexdigest() != d]
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}; write it with: edgewise bundle RUN") from error
     except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, EOFError) as error:
         raise RequestError(f"{path} is no whole bundle ({error}); write it again with: edgewise bundle RUN") from error
     if wrong:
         raise RequestError(f"{path} is damaged: {wrong[0]} differs from what was written; write it again")
-    return Bundle(path=path, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content), manifest=held)
+    return Bundle(path=path, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content), manifest=manifest)
 
 
-def without(bundle: Manifest, names: Sequence[str]) -> Manifest:
+def without_files(bundle: Manifest, names: Sequence[str]) -> Manifest:
     """The manifest without the files that are not in ``names``."""
     return replace(bundle, files=tuple(file for file in bundle.files if file.name in names))

@@ -72,10 +72,10 @@ def read(artifact: Path) -> CardFacts:
         document: Any = json.loads(place.read_text(encoding="utf-8"))
         if not isinstance(document, Mapping):
             raise ValueError("wanted an object")
-        fields = _known(CardFacts, document)
+        fields = _known_fields(CardFacts, document)
         fields["precision"] = (document.get("row") or {}).get("precision") or ""
         if fields.get("golden") is not None:
-            fields["golden"] = _known(Record, fields["golden"])
+            fields["golden"] = _known_fields(Record, fields["golden"])
         return decode(CardFacts, fields, place.name)
     except (OSError, ValueError, AttributeError) as error:
         raise RequestError(
@@ -83,7 +83,7 @@ def read(artifact: Path) -> CardFacts:
         ) from error
 
 
-def _known(kind: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
+def _known_fields(kind: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key in kind.__dataclass_fields__}
 
 

@@ -29,7 +29,7 @@ class Conditions:
     note: str
 
 
-def judge(blocks: Sequence[Block], threads: int) -> Conditions:
+def judge_conditions(blocks: Sequence[Block], threads: int) -> Conditions:
     """Starved: something else had the processor. Throttled: its clock fell. Unknown: neither can be told."""
     share = cpu_share(blocks, threads)
     if share is not None and share < LEAST_SHARE:
@@ -42,8 +42,8 @@ def judge(blocks: Sequence[Block], threads: int) -> Conditions:
         note = f"fixed work took {slower:.2f} times as long at the end as at its fastest{_cause(blocks)}"
         return Conditions(state="throttled", cpu_share=share, note=note)
     if share is None or spread > _NOISY:
-        told = "the processor's time is not told here" if share is None else f"fixed work varied by {spread:.0%}"
-        return Conditions(state="unknown", cpu_share=share, note=f"whether the clock held cannot be told: {told}")
+        reason = "the processor's time is not told here" if share is None else f"fixed work varied by {spread:.0%}"
+        return Conditions(state="unknown", cpu_share=share, note=f"whether the clock held cannot be told: {reason}")
     return Conditions(
         state="steady", cpu_share=share, note=f"processor share {share:.0%}, fixed work within {slower - 1:.1%}"
     )
@@ -57,8 +57,8 @@ def cpu_share(blocks: Sequence[Block], threads: int) -> float | None:
     else:
         pairs = [(block.reference_cpu_ms, block.reference_wall_ms) for block in blocks]
     wall = sum(pair[1] for pair in pairs)
-    told = [pair[0] for pair in pairs if pair[0] is not None]
-    return None if not wall or len(told) < len(pairs) else min(1.0, sum(told) / wall)
+    times = [pair[0] for pair in pairs if pair[0] is not None]
+    return None if not wall or len(times) < len(pairs) else min(1.0, sum(times) / wall)
 
 
 def _drift(times: NDArray[np.float64]) -> tuple[float, float]:

@@ -39,9 +39,9 @@ class Entry:
 
     def request(self, usual: Request) -> Request:
         """How to measure there: as ``usual``, but for what the entry says."""
-        shared = {item.name for item in fields(Request)} & {item.name for item in fields(self)}
-        said = {name: getattr(self, name) for name in shared if getattr(self, name) not in (None, ())}
-        return replace(usual, **said)
+        names = {item.name for item in fields(Request)} & {item.name for item in fields(self)}
+        overrides = {name: getattr(self, name) for name in names if getattr(self, name) not in (None, ())}
+        return replace(usual, **overrides)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +64,19 @@ def read(path: Path) -> dict[str, Entry]:
         raise RequestError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} is no TOML: {error}") from error
-    listed = document.get("devices")
-    if set(document) - {"devices"} or not isinstance(listed, Mapping) or not listed:
+    entries = document.get("devices")
+    if set(document) - {"devices"} or not isinstance(entries, Mapping) or not entries:
         raise RequestError(
             f'{path}: wanted tables [devices.NAME] with address = "ssh://…", found {", ".join(document) or "nothing"}'
         )
-    found = {}
-    for name, value in listed.items():
+    entries_by_name = {}
+    for name, value in entries.items():
         try:
-            found[name] = decode(Entry, value, f"devices.{name}")
+            entries_by_name[name] = decode(Entry, value, f"devices.{name}")
         except ValueError as error:
             raise RequestError(f"{path}: {error}") from error
-    _check_names(path, found)
-    return found
+    _check_names(path, entries_by_name)
+    return entries_by_name
 
 
 def _check_names(path: Path, entries: Mapping[str, Entry]) -> None:
@@ -114,13 +114,13 @@ def measure(bundle: Bundle, entries: Mapping[str, Entry], usual: Request, jobs: 
         raise RequestError(f"--jobs: wanted at least 1, found {jobs}")
     ways = {name: _Way(entry, entry.request(usual)) for name, entry in entries.items()}
     turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-    held = {name: turns[way.host] for name, way in ways.items()}
+    locks = {name: turns[way.host] for name, way in ways.items()}
 
     def one(name: str) -> Outcome:
-        with held[name]:
+        with locks[name]:
             try:
-                found = ways[name].measure(bundle, lambda text: say(f"{name}: {text}"), name)
-                return Outcome(device=name, measurement=found, error="")
+                result_path = ways[name].measure(bundle, lambda text: say(f"{name}: {text}"), name)
+                return Outcome(device=name, measurement=result_path, error="")
             except (EdgewiseError, MissingBackend, OSError) as error:
                 say(f"{name}: {error}")
                 return Outcome(

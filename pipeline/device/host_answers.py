@@ -46,19 +46,19 @@ def classes(artifact: Path, card: CardFacts, chosen: Chosen) -> tuple[NDArray[np
     """The class that the best evaluator on this host gives each image, and its grade; None and "" where there is none."""
     import torch
 
-    from edgewise.images.normalise import feed
+    from edgewise.images.normalise import feed_images
 
-    runner, grade = _open(artifact, card.target)
+    runner, grade = _open_evaluator(artifact, card.target)
     if runner is None:
         return None, ""
-    given: list[NDArray[np.int64]] = []
+    answers: list[NDArray[np.int64]] = []
     for start in range(0, len(chosen.labels), 64):
-        images = feed(torch.from_numpy(chosen.images[start : start + 64].copy()), card, card.fed)
-        given.append(runner(images).argmax(1).numpy())
-    return np.concatenate(given), grade
+        images = feed_images(torch.from_numpy(chosen.images[start : start + 64].copy()), card, card.fed)
+        answers.append(runner(images).argmax(1).numpy())
+    return np.concatenate(answers), grade
 
 
-def _open(artifact: Path, name: str) -> tuple[Runner | None, str]:
+def _open_evaluator(artifact: Path, name: str) -> tuple[Runner | None, str]:
     try:
         target = targets.get(name)
     except targets.MissingBackend:

@@ -25,30 +25,30 @@ class Intake:
 
 def take_in(run: Path) -> Intake:
     """The results under ``run/devices/NAME/``; of several of one device and mode, each file's last written."""
-    found: dict[tuple[str, str, str], DeviceRow] = {}
-    refused = []
+    rows_by_key: dict[tuple[str, str, str], DeviceRow] = {}
+    refusals = []
     for path in _by_age(run / FOLDER):
         try:
-            for row in _rows(run, path):
-                found[row.device, row.file, row.mode] = row
+            for row in _accepted_rows(run, path):
+                rows_by_key[row.device, row.file, row.mode] = row
         except (ResultError, RequestError) as error:
-            refused.append(str(error) if str(path) in str(error) else f"{path}: {error}")
-    return Intake(rows=tuple(sorted(found.values(), key=_order)), refused=tuple(refused))
+            refusals.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+    return Intake(rows=tuple(sorted(rows_by_key.values(), key=_row_order)), refused=tuple(refusals))
 
 
 def _by_age(folder: Path) -> Sequence[Path]:
     return sorted(folder.glob("*/*.json"), key=lambda path: (path.stat().st_mtime_ns, path))
 
 
-def _order(row: DeviceRow) -> tuple[bool, str, str]:
+def _row_order(row: DeviceRow) -> tuple[bool, str, str]:
     return row.kind != "real", row.device, row.target
 
 
-def _rows(run: Path, path: Path) -> list[DeviceRow]:
-    sent = result.read(path)
-    bundle = manifest.kept(run, sent.bundle_sha256)
+def _accepted_rows(run: Path, path: Path) -> list[DeviceRow]:
+    document = result.read(path)
+    bundle = manifest.find_kept(run, document.bundle_sha256)
     if bundle is None:
         raise ResultError(
-            f"{path} is of bundle {sent.bundle_sha256[:16]}…, which was not written from {run}: measure a bundle of this run"
+            f"{path} is of bundle {document.bundle_sha256[:16]}…, which was not written from {run}: measure a bundle of this run"
         )
-    return accept.accept(sent, bundle, sent.bundle_sha256, path.parent.name)
+    return accept.accept_result(document, bundle, document.bundle_sha256, path.parent.name)

@@ -57,69 +57,71 @@ def put(job: Job, content: bytes, name: str = "bundle.pyz") -> int:
 
     Raises DeviceError where it has no room, where the folder is somebody else's, or where its copy differs twice.
     """
-    wanted, sent = hashlib.sha256(content).hexdigest(), 0
+    digest, count = hashlib.sha256(content).hexdigest(), 0
     _make_folder(job)
-    if _digest(job, name) == wanted:
+    if _digest(job, name) == digest:
         return 0
     for _ in range(2):
-        there = _size(job, f"{name}.part")
+        there = _remote_size(job, f"{name}.part")
         rest = content[there:] if there <= len(content) else b""
-        sent += len(rest)
-        _append(job, f"{name}.part", rest, len(content))
-        if _digest(job, f"{name}.part") == wanted:
-            _must(job, f"mv {_at(job, name)}.part {_at(job, name)}", "keep the bundle")
-            return sent
-        _must(job, f"rm -f {_at(job, name)}.part", "remove a damaged copy")
+        count += len(rest)
+        _append_bytes(job, f"{name}.part", rest, len(content))
+        if _digest(job, f"{name}.part") == digest:
+            _run_or_raise(job, f"mv {_remote_path(job, name)}.part {_remote_path(job, name)}", "keep the bundle")
+            return count
+        _run_or_raise(job, f"rm -f {_remote_path(job, name)}.part", "remove a damaged copy")
     raise DeviceError(
         f"{job.link.name}: its copy of the bundle differs from what was sent, twice: its storage or the link is faulty"
     )
 
 
 def _make_folder(job: Job) -> None:
-    done = run(
+    reply = run(
         job.link,
         f"umask 077; mkdir -p {quote(job.folder)} && [ -O {quote(job.folder)} ] && [ ! -L {quote(job.folder)} ]",
     )
-    if done.status:
+    if reply.status:
         raise DeviceError(
-            f"{job.link.name}: {job.folder} cannot be made or belongs to somebody else ({done.complaint}); "
+            f"{job.link.name}: {job.folder} cannot be made or belongs to somebody else ({reply.complaint}); "
             "name another folder with --device-folder"
         )
 
 
-def _append(job: Job, name: str, rest: bytes, whole: int) -> None:
-    done = run(job.link, f"cat >> {_at(job, name)}", rest, 60 + len(rest) / _SLOWEST)
-    if done.status and _NO_ROOM.search(done.err):
+def _append_bytes(job: Job, name: str, rest: bytes, whole: int) -> None:
+    reply = run(job.link, f"cat >> {_remote_path(job, name)}", rest, 60 + len(rest) / _SLOWEST)
+    if reply.status and _NO_ROOM.search(reply.err):
         # What arrived is of no use without the rest, and holds the room that is missing.
         run(job.link, f"rm -rf {quote(job.folder)}")
         raise DeviceError(
             f"{job.link.name}: no room left in {job.link.folder}: the bundle has {whole:,} bytes. Make room, or name another "
             "folder with --device-folder"
         )
-    if done.status:
-        raise DeviceError(f"{job.link.name}: cannot write {job.folder}: {done.complaint}")
+    if reply.status:
+        raise DeviceError(f"{job.link.name}: cannot write {job.folder}: {reply.complaint}")
 
 
 def _digest(job: Job, name: str) -> str:
     """SHA-256 of a file there; empty where it is not."""
-    done = run(job.link, f"[ -f {_at(job, name)} ] && {job.digest_command} {_at(job, name)}", seconds=300)
-    return done.text.split()[0] if done.status == 0 and done.text else ""
+    reply = run(
+        job.link, f"[ -f {_remote_path(job, name)} ] && {job.digest_command} {_remote_path(job, name)}", seconds=300
+    )
+    return reply.text.split()[0] if reply.status == 0 and reply.text else ""
 
 
-def _size(job: Job, name: str) -> int:
-    text = run(job.link, f"[ -f {_at(job, name)} ] && wc -c < {_at(job, name)}").text.strip()
+def _remote_size(job: Job, name: str) -> int:
+    text = run(job.link, f"[ -f {_remote_path(job, name)} ] && wc -c < {_remote_path(job, name)}").text.strip()
     return int(text) if text.isdigit() else 0
 
 
-def _at(job: Job, name: str) -> str:
+def _remote_path(job: Job, name: str) -> str:
     return quote(f"{job.folder}/{name}")
 
 
-def _must(job: Job, line: str, what: str) -> Done:
-    done = run(job.link, line)
-    if done.status:
-        raise DeviceError(f"{job.link.name}: cannot {what}: {done.complaint}")
-    return done
+def _run_or_raise(job: Job, line: str, what: str) -> Done:
+    reply = run(job.link, line)
+    if reply.status:
+        raise DeviceError(f"{job.link.name}: cannot {what}: {reply.complaint}")
+    return reply
 
 
 _ALIVE = """
@@ -173,16 +175,16 @@ def start(job: Job) -> Literal["started", "running", "finished"]:
     lock, folder = quote(job.lock), quote(job.folder)
     program = _PROGRAM.format(lock=lock, folder=folder, command=quote(*job.command))
     script = _START.format(lock=lock, folder=folder, identity=job.identity, program=quote(program))
-    done = _must(job, script, "start the measurement")
-    said = (done.text.split() or [""])[0]
-    if said == "busy":
+    reply = _run_or_raise(job, script, "start the measurement")
+    pid = (reply.text.split() or [""])[0]
+    if pid == "busy":
         raise DeviceError(
-            f"{job.link.name}: another measurement runs there (process {done.text.split()[-1]}); wait for it, or end it"
+            f"{job.link.name}: another measurement runs there (process {reply.text.split()[-1]}); wait for it, or end it"
         )
     for state in ("started", "running", "finished"):
-        if said == state:
+        if pid == state:
             return state
-    raise DeviceError(f"{job.link.name}: cannot start the measurement: {done.complaint}")
+    raise DeviceError(f"{job.link.name}: cannot start the measurement: {reply.complaint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +208,9 @@ def poll(job: Job) -> State:
     )
     lines = run(job.link, ask).text.splitlines() or [""]
     word, _, status = lines[0].partition(" ")
-    said = lines[1].strip().removeprefix("edgewise: ") if len(lines) > 1 else ""
+    message = lines[1].strip().removeprefix("edgewise: ") if len(lines) > 1 else ""
     return State(
-        status=int(status) if word == "ended" and status.isdigit() else None, running=word == "running", said=said
+        status=int(status) if word == "ended" and status.isdigit() else None, running=word == "running", said=message
     )
 
 
@@ -231,7 +233,7 @@ def wait(
             say(f"{job.link.name}: {state.said}")
             before = state.said
         if not state.running:
-            return _ended(job, state)
+            return _raise_for_end(job, state)
         if time.monotonic() > until:
             end(job)
             raise DeviceError(
@@ -240,7 +242,7 @@ def wait(
         time.sleep(every)
 
 
-def _ended(job: Job, state: State) -> None:
+def _raise_for_end(job: Job, state: State) -> None:
     again = "the same command goes on from the files that are finished"
     if state.status in (0, 1):
         return
@@ -266,12 +268,12 @@ def end(job: Job) -> None:
 def fetch(job: Job, name: str = "result.json") -> bytes:
     """A file of the job. Raises DeviceError where it is not there, or arrives damaged twice."""
     for _ in range(2):
-        wanted = _digest(job, name)
-        if not wanted:
-            log = run(job.link, f"tail -n 3 {_at(job, 'log')} 2>/dev/null").text
+        digest = _digest(job, name)
+        if not digest:
+            log = run(job.link, f"tail -n 3 {_remote_path(job, 'log')} 2>/dev/null").text
             raise DeviceError(f"{job.link.name}: the measurement left no {name}: {log or 'it said nothing'}")
-        content = run(job.link, f"cat {_at(job, name)}", seconds=300).out
-        if hashlib.sha256(content).hexdigest() == wanted:
+        content = run(job.link, f"cat {_remote_path(job, name)}", seconds=300).out
+        if hashlib.sha256(content).hexdigest() == digest:
             return content
     raise DeviceError(f"{job.link.name}: {name} arrives damaged: the link is faulty")
 

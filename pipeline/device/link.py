@@ -85,20 +85,20 @@ class Link(Protocol):
 def run(link: Link, line: str, given: bytes = b"", seconds: float = SECONDS) -> Done:
     """Run a line of shell on the device. Raises LinkLost where its exit status did not come back."""
     mark = secrets.token_hex(8)
-    found = link.send(f"( {line}\n); printf '\\n%s %s\\n' {mark} $?", given, seconds)
-    out, _, told = found.out.rpartition(f"\n{mark} ".encode())
-    if not told.strip().isdigit():
-        raise LinkLost(f"{link.name}: the link was lost: {_last(found.err) or 'the device said nothing'}")
-    return Done(out=out, err=found.err, status=int(told))
+    reply = link.send(f"( {line}\n); printf '\\n%s %s\\n' {mark} $?", given, seconds)
+    out, _, status = reply.out.rpartition(f"\n{mark} ".encode())
+    if not status.strip().isdigit():
+        raise LinkLost(f"{link.name}: the link was lost: {_last_line(reply.err) or 'the device said nothing'}")
+    return Done(out=out, err=reply.err, status=int(status))
 
 
 def call(command: Sequence[str], given: bytes, seconds: float, name: str) -> Raw:
     """Run a program here that reaches a device. Raises LinkLost where it takes longer than ``seconds``."""
     try:
-        done = subprocess.run(command, input=given, capture_output=True, timeout=seconds, check=False)
+        process = subprocess.run(command, input=given, capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:
         raise LinkLost(f"{name}: no answer within {seconds:.0f} s") from error
-    return Raw(out=done.stdout, err=done.stderr.decode(errors="replace"), status=done.returncode)
+    return Raw(out=process.stdout, err=process.stderr.decode(errors="replace"), status=process.returncode)
 
 
 def quote(*words: str) -> str:
@@ -106,6 +106,6 @@ def quote(*words: str) -> str:
     return shlex.join(words)
 
 
-def _last(text: str) -> str:
+def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1][:300] if lines else ""

@@ -100,15 +100,15 @@ class Manifest:
 
 def keep(manifest: Manifest, digest: str, run: Path) -> Path:
     """Note in the run's folder what the bundle of this digest holds, so that results of it can be taken in."""
-    place = _place(run, digest)
+    place = _kept_path(run, digest)
     place.parent.mkdir(parents=True, exist_ok=True)
     write_whole(place, manifest.to_bytes())
     return place
 
 
-def kept(run: Path, digest: str) -> Manifest | None:
+def find_kept(run: Path, digest: str) -> Manifest | None:
     """The contents of a bundle that was written from this run; None where there was none of this digest."""
-    place = _place(run, digest)
+    place = _kept_path(run, digest)
     if not place.is_file():
         return None
     return parse(place.read_bytes(), str(place))
@@ -125,5 +125,5 @@ def parse(content: bytes, where: str) -> Manifest:
         raise RequestError(f"{where} is no bundle's manifest: {error}. Write the bundle again") from error
 
 
-def _place(run: Path, digest: str) -> Path:
+def _kept_path(run: Path, digest: str) -> Path:
     return run / "bundles" / f"{digest}.json"

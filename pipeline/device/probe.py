@@ -56,55 +56,55 @@ class Probe:
     """Package -> version, None where it is not installed."""
 
 
-def probe(link: Link, python: str) -> Probe:
+def probe_device(link: Link, python: str) -> Probe:
     """Ask a device. ``python``: the interpreter to look for. Raises DeviceError where its folder cannot be written."""
     script = _SCRIPT.format(folder=quote(link.folder), python=quote(python), program=quote(_PYTHON))
-    done = run(link, script)
-    told = dict(line.partition("=")[::2] for line in done.text.splitlines() if "=" in line)
-    if told.get("folder") == "no":
+    reply = run(link, script)
+    facts = dict(line.partition("=")[::2] for line in reply.text.splitlines() if "=" in line)
+    if facts.get("folder") == "no":
         raise DeviceError(f"{link.name}: {link.folder} on it cannot be written; name another with --device-folder")
-    found: Any = {}
-    if told.get("python"):
+    python_facts: Any = {}
+    if facts.get("python"):
         try:
-            found = json.loads(told["python"])
+            python_facts = json.loads(facts["python"])
         except ValueError as error:
-            raise DeviceError(f"{link.name}: {python} on it does not run: {done.complaint}") from error
-    room = told.get("room", "")
+            raise DeviceError(f"{link.name}: {python} on it does not run: {reply.complaint}") from error
+    room = facts.get("room", "")
     return Probe(
-        system=told.get("system", ""),
-        machine=told.get("machine", ""),
+        system=facts.get("system", ""),
+        machine=facts.get("machine", ""),
         room=int(room) * 1024 if room.isdigit() else None,
-        digest=told.get("digest", ""),
-        python=tuple(found.get("python", ())),
-        packages=found.get("packages", {}),
+        digest=facts.get("digest", ""),
+        python=tuple(python_facts.get("python", ())),
+        packages=python_facts.get("packages", {}),
     )
 
 
-def check(found: Probe, link: Link, python: str, runtimes: Mapping[str, Any], size: int) -> None:
+def check_device(answer: Probe, link: Link, python: str, runtimes: Mapping[str, Any], size: int) -> None:
     """Raise where the device lacks what a bundle needs. ``runtimes``: package -> version of those that would do.
 
     MissingBackend for a program to install, DeviceError for room to make.
     """
     where = f"on {link.name}"
-    if not found.digest:
+    if not answer.digest:
         raise DeviceError(f"wanted sha256sum or shasum {where}, found neither: install coreutils or busybox there")
-    if not found.python:
+    if not answer.python:
         raise MissingBackend(
             f"wanted {python} {where}, found none: sudo apt-get install python3 python3-pip (Termux: pkg install python), "
             "or name another with --device-python; a phone without Python is measured in its browser with web://"
         )
-    if found.python < OLDEST:
-        have, least = (".".join(map(str, version)) for version in (found.python, OLDEST))
+    if answer.python < OLDEST:
+        have, least = (".".join(map(str, version)) for version in (answer.python, OLDEST))
         raise MissingBackend(f"wanted Python {least} or newer {where}, found {have}: name another with --device-python")
-    missing = [name for name in ("numpy",) if found.packages.get(name) is None]
-    if not any(found.packages.get(name) for name in runtimes):
+    missing = [name for name in ("numpy",) if answer.packages.get(name) is None]
+    if not any(answer.packages.get(name) for name in runtimes):
         missing += [f"'{name}=={version}'" for name, version in runtimes.items()][:1]
     if missing:
         raise MissingBackend(
             f"wanted {' and '.join(missing)} for {python} {where}, found none: {python} -m pip install {' '.join(missing)}"
         )
-    if found.room is not None and found.room < 2 * size:
+    if answer.room is not None and answer.room < 2 * size:
         raise DeviceError(
-            f"wanted {2 * size:,} free bytes in {link.folder} {where}, found {found.room:,}: make room, or name another "
+            f"wanted {2 * size:,} free bytes in {link.folder} {where}, found {answer.room:,}: make room, or name another "
             "with --device-folder"
         )

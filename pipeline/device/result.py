@@ -179,11 +179,11 @@ def parse(content: bytes, where: str) -> Result:
         document: Any = json.loads(content)
         if isinstance(document, Mapping) and document.get("schema") != SCHEMA:
             raise ValueError(f"wanted schema {SCHEMA}, found {document.get('schema')!r}")
-        found = decode(Result, document, "result")
+        decoded = decode(Result, document, "result")
     except RecursionError as error:
         raise ResultError(f"{where} is no result of a device: nested too deeply") from error
     except ValueError as error:
         raise ResultError(f"{where} is no whole result of a device: {error}. Measure again") from error
-    if not found.finished:
+    if not decoded.finished:
         raise ResultError(f"{where} is not finished: run the same command again, it goes on from there")
-    return found
+    return decoded

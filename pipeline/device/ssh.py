@@ -45,20 +45,20 @@ class Ssh:
 
     def send(self, line: str, given: bytes, seconds: float) -> Raw:
         """As ``Link``. Raises DeviceError where the host is unknown, its key changed, or nobody is let in."""
-        found = call([*self._command(), "--", self.address, _in_sh(line)], given, seconds, self.name)
-        if found.status == 255:
-            _refuse(self.name, found.err, self._reached)
+        reply = call([*self._command(), "--", self.address, _in_sh(line)], given, seconds, self.name)
+        if reply.status == 255:
+            _raise_client_error(self.name, reply.err, self._reached)
         else:
             self._reached = True
-        return found
+        return reply
 
     def _command(self) -> list[str]:
-        told = [f"-p{self.port}"] if self.port else []
-        told += ["-l", self.user] if self.user else []
+        options = [f"-p{self.port}"] if self.port else []
+        options += ["-l", self.user] if self.user else []
         alive = ["ServerAliveInterval=5", "ServerAliveCountMax=3", f"ConnectTimeout={CONNECT}"]
-        shared = ["ControlMaster=auto", f"ControlPath={self._sockets.name}/%C", "ControlPersist=20"]
-        plain = ["BatchMode=yes", "LogLevel=ERROR", "ClearAllForwardings=yes", "RequestTTY=no", *alive, *shared]
-        return ["ssh", *self.options, *(part for option in plain for part in ("-o", option)), *told]
+        sharing = ["ControlMaster=auto", f"ControlPath={self._sockets.name}/%C", "ControlPersist=20"]
+        plain = ["BatchMode=yes", "LogLevel=ERROR", "ClearAllForwardings=yes", "RequestTTY=no", *alive, *sharing]
+        return ["ssh", *self.options, *(part for option in plain for part in ("-o", option)), *options]
 
     def close(self) -> None:
         """End the shared connection."""
@@ -69,13 +69,13 @@ class Ssh:
 
 def parse(address: str, options: Sequence[str] = (), folder: str | None = None) -> Ssh:
     """The link of an address. Raises RequestError for one that is none, MissingBackend without the client."""
-    found = _ADDRESS.fullmatch(address.removeprefix("ssh://").rstrip("/"))
+    match = _ADDRESS.fullmatch(address.removeprefix("ssh://").rstrip("/"))
     # A name that begins with a dash would be read as an option.
-    if found is None or found["host"].startswith("-") or (found["user"] or "").startswith("-"):
+    if match is None or match["host"].startswith("-") or (match["user"] or "").startswith("-"):
         raise RequestError(f"device {address!r}: wanted ssh://[user@]host[:port]")
     if shutil.which("ssh") is None:
         raise MissingBackend("ssh:// needs the OpenSSH client: sudo apt-get install openssh-client")
-    return Ssh(address, found["user"] or "", found["host"].strip("[]"), found["port"] or "", options, folder or "/tmp")
+    return Ssh(address, match["user"] or "", match["host"].strip("[]"), match["port"] or "", options, folder or "/tmp")
 
 
 def _in_sh(line: str) -> str:
@@ -105,7 +105,7 @@ _AWAY = (
 """What passes by itself where the device has been reached before: it starts again, or its network comes back."""
 
 
-def _refuse(name: str, said: str, reached: bool) -> None:
+def _raise_client_error(name: str, said: str, reached: bool) -> None:
     """Raise for what the client said of itself; nothing for a line that broke within a command, which shows by itself."""
     for words, meaning in _KNOWN:
         if words in said:

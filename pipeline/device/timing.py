@@ -27,21 +27,23 @@ def time_of(row: Measured, baseline: Measured | None, result: Result, kind: Kind
     if row.latency is None:
         return None
     blocks = _blocks(row, result)
-    kept = _kept(row, blocks)
-    found = conditions.judge(blocks, result.threads)
+    blocks_kept = _kept_times(row, blocks)
+    conditions_seen = conditions.judge_conditions(blocks, result.threads)
     ratio = _ratio(row, baseline) if kind == "real" and baseline is not None and baseline is not row else None
     minutes = _minutes(row.latency, result.mode)
     return DeviceTime(
-        p50_ms=float(np.percentile(kept, 50)),
-        p90_ms=float(np.percentile(kept, 90)),
-        p99_ms=float(np.percentile(kept, 99)) if len(kept) >= P99_CALLS and row.latency.per_timing == 1 else None,
+        p50_ms=float(np.percentile(blocks_kept, 50)),
+        p90_ms=float(np.percentile(blocks_kept, 90)),
+        p99_ms=float(np.percentile(blocks_kept, 99))
+        if len(blocks_kept) >= P99_CALLS and row.latency.per_timing == 1
+        else None,
         calls=row.latency.calls,
         per_second=1e9 * row.latency.calls / row.latency.busy_ns,
         ratio_to_baseline=None if ratio is None else ratio[0],
         ci95=None if ratio is None else ratio[1],
-        cpu_share=found.cpu_share,
-        state=found.state,
-        note=_note(found, row.target, row.latency, blocks, result),
+        cpu_share=conditions_seen.cpu_share,
+        state=conditions_seen.state,
+        note=_timing_note(conditions_seen, row.target, row.latency, blocks, result),
         last_over_first=minutes[-1] / minutes[0] if len(minutes) > 1 else None,
         minutes=minutes,
     )
@@ -54,7 +56,7 @@ def _blocks(row: Measured, result: Result) -> Sequence[Block]:
     return group.blocks
 
 
-def _kept(row: Measured, blocks: Sequence[Block]) -> NDArray[np.float64]:
+def _kept_times(row: Measured, blocks: Sequence[Block]) -> NDArray[np.float64]:
     """All kept times in milliseconds. Raises ResultError for blocks that cannot be."""
     times = row.latency
     assert times is not None
@@ -94,10 +96,12 @@ def _minutes(times: Times, mode: Mode) -> tuple[float, ...]:
     return tuple(float(np.median(part)) / 1e6 for part in flat)
 
 
-def _note(found: Conditions, target: str, times: Times, blocks: Sequence[Block], result: Result) -> str:
+def _timing_note(
+    conditions_seen: Conditions, target: str, times: Times, blocks: Sequence[Block], result: Result
+) -> str:
     share = max(1, sum(row.target == target and row.latency is not None for row in result.rows))
     seconds = sum(block.wall_ms for block in blocks) / 1000 / share
     calls, least = VALID
     if times.calls >= calls and seconds >= least * 0.99:
-        return found.note
-    return f"{found.note}; {times.calls:,} calls in {seconds:.3g} s, MLPerf Mobile asks for {calls:,} and {least:.0f} s"
+        return conditions_seen.note
+    return f"{conditions_seen.note}; {times.calls:,} calls in {seconds:.3g} s, MLPerf Mobile asks for {calls:,} and {least:.0f} s"

@@ -62,30 +62,30 @@ def measure(bundle: Bundle, address: str, request: Request, say: Say, name: str)
     Raises RequestError for an address that is none, MissingBackend without onnxruntime-web or the browser, DeviceError for
     a page that fails or does not answer.
     """
-    found = _parse(address)
+    match = _parse(address)
     if request.pin:
         raise RequestError(f"{address}: a browser cannot be pinned to processors; leave out --pin")
     desk = _Desk(
         token=secrets.token_urlsafe(16),
         bundle=bundle.path,
-        runtime=_runtime(request.web_runtime),
-        request=_request(bundle, request),
+        runtime=_runtime_folder(request.web_runtime),
+        request=_request_json(bundle, request),
     )
-    with _served(desk, int(found["port"] or 0)) as port, _started(found["who"], port, desk) as process:
-        if found["who"] is None:
+    with _serve_page(desk, int(match["port"] or 0)) as port, _start_client(match["who"], port, desk) as process:
+        if match["who"] is None:
             say(f"open http://localhost:{port}/{desk.token}/ in the browser to be measured")
             say(f"on a phone with USB debugging: adb reverse tcp:{port} tcp:{port}, then the same address there")
-        _wait(desk, process, request.seconds(len(bundle.manifest.files)), address)
+        _wait_for_result(desk, process, request.seconds(len(bundle.manifest.files)), address)
     if desk.error:
         raise DeviceError(f"{address}: the page failed: {desk.error}")
     return take_in(bundle, desk.result, name, request.mode[0].lstrip("-"))
 
 
 def _parse(address: str) -> re.Match[str]:
-    found = _ADDRESS.fullmatch(address.rstrip("/") if address != "web://" else address)
-    if found is None or int(found["port"] or 0) > 65535:
+    match = _ADDRESS.fullmatch(address.rstrip("/") if address != "web://" else address)
+    if match is None or int(match["port"] or 0) > 65535:
         raise RequestError(f"device {address!r}: wanted web://, web://:PORT, web://chromium or web://node")
-    return found
+    return match
 
 
 def host_of(address: str) -> str:
@@ -96,7 +96,7 @@ def host_of(address: str) -> str:
     return "local" if _parse(address)["who"] else address
 
 
-def _runtime(folder: Path | None) -> Path:
+def _runtime_folder(folder: Path | None) -> Path:
     place = (folder or Path("node_modules")) / "onnxruntime-web" / "dist"
     if not (place / "ort.wasm.min.mjs").is_file():
         raise MissingBackend(
@@ -106,7 +106,7 @@ def _runtime(folder: Path | None) -> Path:
     return place
 
 
-def _request(bundle: Bundle, request: Request) -> bytes:
+def _request_json(bundle: Bundle, request: Request) -> bytes:
     word, *rest = request.mode
     name = word.lstrip("-")
     mode = {"name": name, **MODES[name]} if name in MODES else _own_mode(name, float(rest[0]))
@@ -120,7 +120,7 @@ def _own_mode(name: str, value: float) -> dict[str, Any]:
     return {"name": name, "calls": 1, "seconds": value, "blocks": 10}
 
 
-def _wait(desk: _Desk, process: subprocess.Popen[bytes] | None, seconds: float, address: str) -> None:
+def _wait_for_result(desk: _Desk, process: subprocess.Popen[bytes] | None, seconds: float, address: str) -> None:
     for _ in range(int(seconds * 4)):
         if desk.done.wait(0.25):
             return
@@ -130,7 +130,7 @@ def _wait(desk: _Desk, process: subprocess.Popen[bytes] | None, seconds: float, 
 
 
 @contextlib.contextmanager
-def _served(desk: _Desk, port: int) -> Iterator[int]:
+def _serve_page(desk: _Desk, port: int) -> Iterator[int]:
     """On this machine's own address alone; gives the port."""
     handler = type("Handler", (_Handler,), {"desk": desk})
     try:
@@ -149,13 +149,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     desk: _Desk
 
     def do_GET(self) -> None:
-        found = self._path()
-        content = None if found is None else self._content(found)
+        path = self._path()
+        content = None if path is None else self._content(path)
         if content is None:
             self.send_error(404)
             return
         self.send_response(200)
-        self.send_header("Content-Type", _KINDS.get(Path(found or "index.html").suffix, "application/octet-stream"))
+        self.send_header("Content-Type", _KINDS.get(Path(path or "index.html").suffix, "application/octet-stream"))
         self.send_header("Content-Length", str(len(content)))
         # A page may use threads only where nothing of others' runs beside it.
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
@@ -165,12 +165,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def do_POST(self) -> None:
-        found, size = self._path(), self.headers.get("Content-Length", "")
-        if found not in ("result", "error") or not size.isdigit() or int(size) > MOST_BYTES or self.desk.done.is_set():
+        path, size = self._path(), self.headers.get("Content-Length", "")
+        if path not in ("result", "error") or not size.isdigit() or int(size) > MOST_BYTES or self.desk.done.is_set():
             self.send_error(404)
             return
         content = self.rfile.read(int(size))
-        if found == "error":
+        if path == "error":
             self.desk.error = content.decode(errors="replace")[:500]
         self.desk.result = content
         self.send_response(204)
@@ -186,7 +186,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if name == "request.json":
             return self.desk.request
         if name.startswith("entry/"):
-            return _entry(self.desk.bundle, name.removeprefix("entry/"))
+            return _bundle_entry(self.desk.bundle, name.removeprefix("entry/"))
         folder, name = (
             (self.desk.runtime, name.removeprefix("runtime/")) if name.startswith("runtime/") else (_PAGES, name)
         )
@@ -197,20 +197,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Nothing: the address holds the token."""
 
 
-def _entry(bundle: Path, name: str) -> bytes | None:
-    with zipfile.ZipFile(bundle) as held:
-        return held.read(name) if name in held.namelist() else None
+def _bundle_entry(bundle: Path, name: str) -> bytes | None:
+    with zipfile.ZipFile(bundle) as archive:
+        return archive.read(name) if name in archive.namelist() else None
 
 
 @contextlib.contextmanager
-def _started(who: str | None, port: int, desk: _Desk) -> Iterator[subprocess.Popen[bytes] | None]:
+def _start_client(who: str | None, port: int, desk: _Desk) -> Iterator[subprocess.Popen[bytes] | None]:
     """The browser or node that was asked for, ended afterwards with what it started."""
     if who is None:
         yield None
         return
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         url = f"http://127.0.0.1:{port}/{desk.token}/"
-        command = _node(url, desk, Path(folder)) if who == "node" else _chromium(url, folder)
+        command = _node_command(url, desk, Path(folder)) if who == "node" else _browser_command(url, folder)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             yield process
@@ -223,21 +223,21 @@ def _started(who: str | None, port: int, desk: _Desk) -> Iterator[subprocess.Pop
                 process.wait()
 
 
-def _node(url: str, desk: _Desk, folder: Path) -> list[str]:
+def _node_command(url: str, desk: _Desk, folder: Path) -> list[str]:
     node = shutil.which("node")
     if node is None:
         raise MissingBackend("web://node needs node: sudo apt-get install nodejs")
-    for name, kept in (("bench.js", "bench.mjs"), ("node.mjs", "node.mjs")):
-        shutil.copy2(_PAGES / name, folder / kept)
+    for name, source in (("bench.js", "bench.mjs"), ("node.mjs", "node.mjs")):
+        shutil.copy2(_PAGES / name, folder / source)
     return [node, str(folder / "node.mjs"), url, str(desk.runtime.resolve())]
 
 
-def _chromium(url: str, folder: str) -> list[str]:
-    found = next((place for name in _BROWSERS if (place := shutil.which(name))), None)
-    if found is None:
+def _browser_command(url: str, folder: str) -> list[str]:
+    browser = next((place for name in _BROWSERS if (place := shutil.which(name))), None)
+    if browser is None:
         raise MissingBackend("web://chromium needs Chromium: sudo apt-get install chromium")
     plain = ["--headless=new", "--disable-gpu", "--no-first-run", f"--user-data-dir={folder}"]
     # Nothing beside the page is to be fetched, nor to take the processor while it measures.
     plain += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"]
     # In a container it runs as root, where its own sandbox cannot; the page is ours and loads nothing of others'.
-    return [found, *plain, *(["--no-sandbox"] if os.geteuid() == 0 else []), url]
+    return [browser, *plain, *(["--no-sandbox"] if os.geteuid() == 0 else []), url]

@@ -32,7 +32,7 @@ _LAST_WORDS = 300
 
 
 @contextlib.contextmanager
-def remote(make: Callable[..., Work], *arguments: Any, what: str) -> Iterator[Work]:
+def call_remotely(make: Callable[..., Work], *arguments: Any, what: str) -> Iterator[Work]:
     """What ``make(*arguments)`` returns, as a function here that works in a fresh process there, until the block ends.
 
     ``make``, its arguments, and what is given to and returned by its result are pickled; ``what`` says in words what goes
@@ -43,7 +43,7 @@ def remote(make: Callable[..., Work], *arguments: Any, what: str) -> Iterator[Wo
     ours, theirs = context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         words = Path(folder) / "stderr"
-        process = context.Process(target=_serve, args=(theirs, str(words), make, arguments), daemon=True)
+        process = context.Process(target=_serve_calls, args=(theirs, str(words), make, arguments), daemon=True)
         process.start()
         theirs.close()
         far = _Far(process, ours, words, what)
@@ -58,12 +58,12 @@ def remote(make: Callable[..., Work], *arguments: Any, what: str) -> Iterator[Wo
 
 
 @contextlib.contextmanager
-def opened(target: str, path: Path, threads: int = 1) -> Iterator[Runner]:
+def open_isolated(target: str, path: Path, threads: int = 1) -> Iterator[Runner]:
     """A file's evaluator, its runtime or else its reference, in a process of its own.
 
     Raises TargetError for a file that it refuses, and CrashError where it dies of it, on loading or in a call.
     """
-    with remote(_evaluator, target, path, threads, what=f"running {path.name} in {target}") as answer:
+    with call_remotely(_make_evaluator, target, path, threads, what=f"running {path.name} in {target}") as answer:
 
         def run(images: Tensor) -> Tensor:
             import torch
@@ -73,15 +73,15 @@ def opened(target: str, path: Path, threads: int = 1) -> Iterator[Runner]:
         yield run
 
 
-def _evaluator(target: str, path: Path, threads: int) -> Work:
-    found = open_file(targets.get(target), path, threads)
-    if found.runner is None:
-        raise targets.TargetError(found.reason)
+def _make_evaluator(target: str, path: Path, threads: int) -> Work:
+    evaluator = open_file(targets.get(target), path, threads)
+    if evaluator.runner is None:
+        raise targets.TargetError(evaluator.reason)
 
     def answer(images: Any) -> Any:
         import torch
 
-        return found.answer(torch.from_numpy(images)).contiguous().numpy()
+        return evaluator.answer(torch.from_numpy(images)).contiguous().numpy()
 
     return answer
 
@@ -113,38 +113,38 @@ class _Far:
         code = self.process.exitcode or 0
         name = signal.Signals(-code).name if code < 0 else f"status {code}"
         with contextlib.suppress(OSError):
-            said = self.words.read_bytes()[-_LAST_WORDS:].decode(errors="replace")
-            last = " ".join("".join(c if c.isprintable() else " " for c in said).split())
+            last_words = self.words.read_bytes()[-_LAST_WORDS:].decode(errors="replace")
+            last = " ".join("".join(c if c.isprintable() else " " for c in last_words).split())
             return f"the process died ({name})" + (f": {last}" if last else "")
         return f"the process died ({name})"
 
 
-def _serve(connection: Connection, words: str, make: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
+def _serve_calls(connection: Connection, words: str, make: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
     """What the process does: makes its work, then does it for whatever it is sent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
     die_with_parent()
     aside = os.open(words, os.O_CREAT | os.O_WRONLY, 0o600)
     os.dup2(aside, 2)  # native code writes to the descriptor, whatever sys.stderr is
-    from edgewise.library_noise import quieten
+    from edgewise.library_noise import quieten_libraries
 
-    quieten()
-    work = _said(connection, lambda: make(*arguments), made=True)
+    quieten_libraries()
+    work = _send_outcome(connection, lambda: make(*arguments), made=True)
     while work is not None:
         try:
-            given = connection.recv()
+            message = connection.recv()
         except EOFError:
             return
-        _said(connection, lambda given=given: work(*given))  # type: ignore[misc]
+        _send_outcome(connection, lambda given=message: work(*given))  # type: ignore[misc]
 
 
-def _said(connection: Connection, do: Callable[[], Any], made: bool = False) -> Any:
+def _send_outcome(connection: Connection, do: Callable[[], Any], made: bool = False) -> Any:
     """Do something and send what came of it; returns it where it is the work that was ``made``."""
     try:
         result = do()
     except (EdgewiseError, ValueError, ImportError) as error:
-        connection.send((None, error if _is_expected(error) else _told(error)))
+        connection.send((None, error if _is_expected(error) else _error_line(error)))
     except BaseException as error:
-        connection.send((None, _told(error)))
+        connection.send((None, _error_line(error)))
     else:
         connection.send((None if made else result, None))
         return result
@@ -158,7 +158,7 @@ def _is_expected(error: Exception) -> bool:
     return isinstance(error, (EdgewiseError, DataError, ModelError, targets.TargetError, targets.MissingBackend))
 
 
-def _told(error: BaseException) -> str:
+def _error_line(error: BaseException) -> str:
     """An error in one line; a message that is no text, as native code's can be, is told by its kind alone."""
     try:
         text = str(error).splitlines()[:1]

@@ -48,18 +48,18 @@ def lower_checkpoint(order: Order) -> None:
     """Rebuild the checkpoint's network, capture it at batch 1, write the target's file and describe it."""
     phase = "rebuilding the network"
     try:
-        captured = capture_program(order.checkpoint, order.packaging.sizes, order.baking)
+        program = capture_program(order.checkpoint, order.packaging.sizes, order.baking)
         phase = f"writing the {order.target} file"
         from edgewise import targets
 
         target = targets.get(order.target)
-        artifact = target.export(captured, order.folder / f"{order.stem}{target.suffix}", order.packaging)
+        artifact = target.export(program, order.folder / f"{order.stem}{target.suffix}", order.packaging)
     except EdgewiseError as error:
         raise LoweringError(f"{order.target}: {phase} failed: {error}") from error
     except Exception as error:
         message = f"{order.target}: {phase} failed: {type(error).__name__}: {str(error)[:2000]}"
         raise LoweringError(message) from error
-    _describe(artifact, order.folder)
+    _write_description(artifact, order.folder)
 
 
 def capture_program(folder: Path, sizes: Sizes | None = None, baking: Wrapper | None = None) -> Any:
@@ -87,7 +87,7 @@ def capture_program(folder: Path, sizes: Sizes | None = None, baking: Wrapper | 
         )
 
 
-def _describe(artifact: Artifact, folder: Path) -> None:
+def _write_description(artifact: Artifact, folder: Path) -> None:
     fields = dataclasses.asdict(artifact) | {"path": artifact.path.relative_to(folder).as_posix()}
     fields["facts"] = dict(artifact.facts)
     (folder / RECORD).write_text(json.dumps(fields, indent=1), encoding="utf-8")

@@ -43,15 +43,15 @@ def open_file(target: Target, path: Path, threads: int = 1) -> Opened:
         reason = f"{target.name} has no runtime on {platform.system()} and no reference evaluator"
         return Opened(grade="written", reason=reason)
     grade: Grade = "reference" if target.load is None else "runtime"
-    started = time.perf_counter()
+    start = time.perf_counter()
     try:
-        runner = _evaluator(target, path, threads)
+        runner = _load_evaluator(target, path, threads)
     except TargetError as error:
         return Opened(grade="written", reason=str(error), refused=True)
-    return Opened(grade=grade, runner=runner, load_ms=1000 * (time.perf_counter() - started))
+    return Opened(grade=grade, runner=runner, load_ms=1000 * (time.perf_counter() - start))
 
 
-def _evaluator(target: Target, path: Path, threads: int) -> Runner:
+def _load_evaluator(target: Target, path: Path, threads: int) -> Runner:
     if target.load is not None:
         return target.load(path, threads)
     assert target.reference is not None

@@ -18,8 +18,8 @@ def roots(artifact: Path) -> tuple[Path, ...]:
 
 def digest(artifact: Path) -> str:
     """SHA-256 over everything the artifact consists of; a single file's own where it is one."""
-    found = roots(artifact)
-    return file_digest(artifact) if len(found) == 1 else key_of(**{path.name: file_digest(path) for path in found})
+    files = roots(artifact)
+    return file_digest(artifact) if len(files) == 1 else key_of(**{path.name: file_digest(path) for path in files})
 
 
 def size(artifact: Path) -> int:

@@ -37,9 +37,9 @@ def _quiet_worker() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run that started us decides
     die_with_parent()
-    from edgewise.library_noise import quieten
+    from edgewise.library_noise import quieten_libraries
 
-    quieten()
+    quieten_libraries()
     import torch
 
     torch.set_num_threads(1)

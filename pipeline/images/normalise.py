@@ -38,7 +38,7 @@ def _row_by_row(images: Tensor) -> Tensor:
     return images if images.stride() == usual else images.clone(memory_format=torch.contiguous_format)
 
 
-def feed(images: Tensor, spec: Normalisation, fed: Fed) -> Tensor:
+def feed_images(images: Tensor, spec: Normalisation, fed: Fed) -> Tensor:
     """uint8 [B, C, H, W] -> what a network or a file is fed: bytes [B, H, W, C], or normalised as ``normalise`` does."""
     return images.permute(0, 2, 3, 1).contiguous() if fed == "bytes" else normalise(images, spec)
 

@@ -35,16 +35,16 @@ def find_overlap(data: Data) -> Overlap | None:
     channels, height, width = data.shape
     if images * channels * height * width > MOST_BYTES:
         return None
-    known = {*_digests(data.train), *_digests(data.calib)}
-    seen: set[bytes] = set()
-    repeated, leaked = [], []
+    known_digests = {*_digests(data.train), *_digests(data.calib)}
+    digests: set[bytes] = set()
+    repeats, leaks = [], []
     for index, digest in enumerate(_digests(data.test)):
-        if digest in known:
-            leaked.append(index)
-        if digest in seen:
-            repeated.append(index)
-        seen.add(digest)
-    return Overlap(n=len(data.test), repeated=tuple(repeated), leaked=tuple(leaked))
+        if digest in known_digests:
+            leaks.append(index)
+        if digest in digests:
+            repeats.append(index)
+        digests.add(digest)
+    return Overlap(n=len(data.test), repeated=tuple(repeats), leaked=tuple(leaks))
 
 
 def _digests(part: Part) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +15,7 @@ Fed = Literal["normalised", "bytes"]
 """What a file takes: float32 [N, C, H, W], normalised by the caller, or a camera's bytes, uint8 [N, H, W, C]."""
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """What a file does itself, beside the network."""

@@ -40,8 +40,8 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 [B, C, H, W] -> uint8 at ``size`` (height, width): bilinear, antialiased where it shrinks, corners apart."""
     if tuple(images.shape[2:]) == size:
         return images
-    scaled = F.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
-    return scaled.round_().clamp_(0, 255).to(torch.uint8)
+    resized = F.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def resize_data(data: Data, size: tuple[int, int]) -> Data:
@@ -50,9 +50,9 @@ def resize_data(data: Data, size: tuple[int, int]) -> Data:
         return data
     return dataclasses.replace(
         data,
-        train=Resized(_own(data.train), size),
-        calib=Resized(_own(data.calib), size),
-        test=Resized(_own(data.test), size),
+        train=Resized(_own_part(data.train), size),
+        calib=Resized(_own_part(data.calib), size),
+        test=Resized(_own_part(data.test), size),
         shape=(data.shape[0], *size),
         digest=hashlib.sha256(f"{data.digest} at {size} bilinear, antialiased".encode()).hexdigest(),
     )
@@ -60,13 +60,13 @@ def resize_data(data: Data, size: tuple[int, int]) -> Data:
 
 def sample_resized(part: Part, size: tuple[int, int], most: int) -> Resized:
     """At most ``most`` images of ``part``, evenly spaced over it, at ``size`` (height, width)."""
-    return Resized(_own(part), size, sampled(len(part), most))
+    return Resized(_own_part(part), size, sample_evenly(len(part), most))
 
 
-def sampled(count: int, most: int) -> Tensor:
+def sample_evenly(count: int, most: int) -> Tensor:
     """At most ``most`` of ``count`` numbers from 0, evenly spaced: int64 [min(count, most)]."""
     return torch.linspace(0, count - 1, min(most, count)).long()
 
 
-def _own(part: Part) -> Part:
+def _own_part(part: Part) -> Part:
     return part.source if isinstance(part, Resized) else part

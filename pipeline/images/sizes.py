@@ -24,11 +24,11 @@ def with_main_size_first(sizes: Sizes, own: Size) -> Sizes:
         raise RequestError(
             f"wanted image sizes of at least 1×1, found {', '.join(map(show_size, sizes.choices)) or 'none'}"
         )
-    main = own if sizes.ranged and len(sizes.choices) == 2 and inside(sizes, own) else sizes.choices[0]
+    main = own if sizes.ranged and len(sizes.choices) == 2 and accepts_size(sizes, own) else sizes.choices[0]
     return dataclasses.replace(sizes, choices=tuple(dict.fromkeys((main, *sizes.choices))))
 
 
-def inside(sizes: Sizes, size: Size) -> bool:
+def accepts_size(sizes: Sizes, size: Size) -> bool:
     """Whether a file for ``sizes`` takes images of ``size``."""
     if not sizes.ranged:
         return size in sizes.choices

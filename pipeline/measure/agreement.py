@@ -56,7 +56,7 @@ class Rounding:
     """Root mean square that is explained, in units."""
 
 
-def rounding(reference: NDArray[np.floating], precision: Precision) -> Rounding:
+def rounding_of(reference: NDArray[np.floating], precision: Precision) -> Rounding:
     """What rounding explains in a file of ``precision``, for PyTorch's own logits ``reference`` [n, classes]."""
     step = grid_step(reference) if precision == "int8" else None
     if step is not None:
@@ -97,25 +97,25 @@ def compare_answers(
     ``softmax``: the file answers with probabilities; they are then compared as probabilities, and ties are told by the
     network's logits all the same.
     """
-    found, wanted = np.asarray(answers, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-    if found.shape != wanted.shape:
-        raise ValueError(f"wanted answers of the shape {wanted.shape}, found {found.shape}")
-    finite = np.isfinite(found).all(axis=1) & np.isfinite(wanted).all(axis=1)
-    allowed = rounding(wanted[np.isfinite(wanted).all(axis=1)], precision)
-    ties, differing = _changed(found, wanted, allowed.margin)
-    like = _softmax(wanted) if softmax else wanted
-    off = (found - like)[finite]
+    own, expected = np.asarray(answers, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    if own.shape != expected.shape:
+        raise ValueError(f"wanted answers of the shape {expected.shape}, found {own.shape}")
+    finite = np.isfinite(own).all(axis=1) & np.isfinite(expected).all(axis=1)
+    tolerance = rounding_of(expected[np.isfinite(expected).all(axis=1)], precision)
+    ties, differing = _changed_classes(own, expected, tolerance.margin)
+    like = _softmax(expected) if softmax else expected
+    off = (own - like)[finite]
     square = float(np.mean(off**2)) if off.size else 0.0
     return Agreement(
-        top1=1.0 - (int(ties.sum()) + int(differing.sum())) / len(wanted),
+        top1=1.0 - (int(ties.sum()) + int(differing.sum())) / len(expected),
         max_abs=float(np.abs(off).max(initial=0.0)),
-        n=len(wanted),
+        n=len(expected),
         ties=int(ties.sum()),
         differ=int(differing.sum()),
-        margin=allowed.margin,
-        noise=None if softmax else math.sqrt(square) / allowed.unit,
-        noise_unit="" if softmax else allowed.unit_name,
-        noise_allowed=None if softmax else allowed.noise,
+        margin=tolerance.margin,
+        noise=None if softmax else math.sqrt(square) / tolerance.unit,
+        noise_unit="" if softmax else tolerance.unit_name,
+        noise_allowed=None if softmax else tolerance.noise,
         sqnr_db=_decibels(float(np.mean(like[finite] ** 2)) if off.size else 0.0, square),
         not_finite=int((~finite).sum()),
     )
@@ -125,7 +125,7 @@ def differing_images(
     answers: NDArray[np.floating], reference: NDArray[np.floating], margin: float
 ) -> NDArray[np.int64]:
     """Numbers of the images that are in another class by more than a tie, both [n, classes]."""
-    return np.flatnonzero(_changed(np.asarray(answers), np.asarray(reference), margin)[1])
+    return np.flatnonzero(_changed_classes(np.asarray(answers), np.asarray(reference), margin)[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,29 +155,29 @@ def moved_answers(
     ``elsewhere``: what one answer, and their mean, may have moved by on another processor or in another build; None: they
     come from the same build on the same processor, all but exactly.
     """
-    found, wanted = np.asarray(answers, dtype=np.float64), np.asarray(before, dtype=np.float64)
-    if found.shape != wanted.shape:
-        raise ValueError(f"wanted answers of the shape {wanted.shape}, found {found.shape}")
-    off = np.abs(found - wanted)
-    worst, mean = elsewhere or (EXACT * float(np.ptp(wanted)),) * 2
+    own, expected = np.asarray(answers, dtype=np.float64), np.asarray(before, dtype=np.float64)
+    if own.shape != expected.shape:
+        raise ValueError(f"wanted answers of the shape {expected.shape}, found {own.shape}")
+    off = np.abs(own - expected)
+    worst, mean = elsewhere or (EXACT * float(np.ptp(expected)),) * 2
     return Moved(
         worst=float(off.max()),
         mean=float(off.mean()),
         allowed_worst=worst,
         allowed_mean=mean,
-        changed=int((found.argmax(axis=1) != wanted.argmax(axis=1)).sum()),
-        n=len(wanted),
+        changed=int((own.argmax(axis=1) != expected.argmax(axis=1)).sum()),
+        n=len(expected),
     )
 
 
-def _changed(
-    found: NDArray[np.floating], wanted: NDArray[np.floating], margin: float
+def _changed_classes(
+    answers: NDArray[np.floating], expected: NDArray[np.floating], margin: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which images [n] are in another class by a tie, and which otherwise. What is no number is never a tie."""
-    rows = np.arange(len(wanted))
-    theirs, ours = wanted.argmax(axis=1), found.argmax(axis=1)
-    finite = np.isfinite(found).all(axis=1) & np.isfinite(wanted).all(axis=1)
-    close = finite & (wanted[rows, theirs] - wanted[rows, ours] <= margin)
+    rows = np.arange(len(expected))
+    theirs, ours = expected.argmax(axis=1), answers.argmax(axis=1)
+    finite = np.isfinite(answers).all(axis=1) & np.isfinite(expected).all(axis=1)
+    close = finite & (expected[rows, theirs] - expected[rows, ours] <= margin)
     other = (theirs != ours) | ~finite
     return other & close, other & ~close
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from edgewise.calib_data import Part
-from edgewise.images.normalise import Normalisation, feed
+from edgewise.images.normalise import Normalisation, feed_images
 from edgewise.images.preprocess import Fed
 from edgewise.measure.batches import images_at_once, in_fastest_order
-from edgewise.stage import Track, silent
+from edgewise.stage import Track, track_silently
 
 Network = Callable[[Tensor], Tensor]
 
@@ -26,7 +26,7 @@ def compute_logits(
     spec: Normalisation,
     *,
     batch: int | None = None,
-    track: Track = silent,
+    track: Track = track_silently,
     label: str = "evaluating",
     fed: Fed = "normalised",
 ) -> Tensor:
@@ -35,9 +35,11 @@ def compute_logits(
     ``batch``: images at once; None: as many as their activations allow. A module runs in the faster order in memory.
     """
     chunks = torch.split(torch.arange(len(part)), batch or _at_once(network, part))
-    ready = network if len(part) < _WORTH_TRYING else in_fastest_order(network, _few(part, chunks[0], spec, fed))
-    seen = track(chunks, label, len(chunks), count=len(part))
-    return torch.cat([ready(feed(part.batch(chunk), spec, fed)).float().cpu() for chunk in seen])
+    ready = (
+        network if len(part) < _WORTH_TRYING else in_fastest_order(network, _answer_chunk(part, chunks[0], spec, fed))
+    )
+    progress = track(chunks, label, len(chunks), count=len(part))
+    return torch.cat([ready(feed_images(part.batch(chunk), spec, fed)).float().cpu() for chunk in progress])
 
 
 def _at_once(network: Network, part: Part) -> int:
@@ -45,5 +47,5 @@ def _at_once(network: Network, part: Part) -> int:
     return images_at_once(network, (channels, height, width))
 
 
-def _few(part: Part, chunk: Tensor, spec: Normalisation, fed: Fed) -> Tensor:
-    return feed(part.batch(chunk[:8]), spec, fed)
+def _answer_chunk(part: Part, chunk: Tensor, spec: Normalisation, fed: Fed) -> Tensor:
+    return feed_images(part.batch(chunk[:8]), spec, fed)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.errors import RequestError
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.totals import count_costs
 
 BYTES_AT_ONCE = 64 * 2**20
 """Of activations that are alive at once, in one batch."""
@@ -49,7 +49,7 @@ def _activation_bytes(network: object, shape: Shape) -> int:
     if not isinstance(network, nn.Module):
         return 0
     try:
-        return count(network, shape).peak_activation_bytes
+        return count_costs(network, shape).peak_activation_bytes
     except RequestError:
         return 0  # whoever runs the network next says what is wrong with it
 
@@ -80,20 +80,20 @@ def in_fastest_order(network: Callable[[Tensor], Tensor], images: Tensor) -> Rea
     if not isinstance(network, nn.Module) or 4 * images[0].numel() <= SMALL_IMAGE or images.dim() != 4:
         return usual
     try:
-        copied: Any = copy.deepcopy(network)
-        other = Ready(copied.to(memory_format=torch.channels_last), torch.channels_last)
+        trial: Any = copy.deepcopy(network)
+        other = Ready(trial.to(memory_format=torch.channels_last), torch.channels_last)
         if not torch.allclose(other(images), usual(images), rtol=1e-2, atol=1e-3):
             return usual
-        return other if _seconds(other, images) < _SLOWER * _seconds(usual, images) else usual
+        return other if _time_batch(other, images) < _SLOWER * _time_batch(usual, images) else usual
     except (RuntimeError, TypeError, AttributeError):
         return usual
 
 
-def _seconds(network: Ready, images: Tensor) -> float:
+def _time_batch(network: Ready, images: Tensor) -> float:
     """The shortest of two calls, of the processor's time: others may be at work beside."""
     times = []
     for _ in range(2):
-        started = time.process_time()
+        start = time.process_time()
         network(images)
-        times.append(time.process_time() - started)
+        times.append(time.process_time() - start)
     return min(times)

@@ -45,8 +45,8 @@ def calibration_of(
     rng, n = np.random.default_rng(0), len(labels)
     rises = np.empty(_RESAMPLES)
     for trial in range(_RESAMPLES):
-        drawn = rng.integers(0, n, n)
-        rises[trial] = _error(ours[0][drawn], ours[1][drawn]) - _error(theirs[0][drawn], theirs[1][drawn])
+        sample = rng.integers(0, n, n)
+        rises[trial] = _error(ours[0][sample], ours[1][sample]) - _error(theirs[0][sample], theirs[1][sample])
     low, high = (float(end) for end in np.quantile(rises, (0.025, 0.975)))
     return Calibration(error=error, rise=error - _error(*theirs), ci95=(low, high))
 

@@ -48,22 +48,22 @@ def class_falls(
     classes = np.unique(labels)
     if not len(classes):
         return ()
-    gained, lost = (
+    gains, losses = (
         np.array([int(np.sum(which & (labels == label))) for label in classes])
         for which in (correct & ~baseline, baseline & ~correct)
     )
-    adjusted = multipletests(_chances(gained, lost), alpha=LEVEL, method="holm")[1]
-    found = [
+    p_values = multipletests(_fall_chances(gains, losses), alpha=LEVEL, method="holm")[1]
+    falls = [
         ClassFall(
             label=int(label), n=int(np.sum(labels == label)), gained=int(up), lost=int(down), p_value=float(p_value)
         )
-        for label, up, down, p_value in zip(classes, gained, lost, adjusted, strict=True)
+        for label, up, down, p_value in zip(classes, gains, losses, p_values, strict=True)
         if p_value < LEVEL
     ]
-    return tuple(sorted(found, key=lambda entry: -entry.fall))
+    return tuple(sorted(falls, key=lambda entry: -entry.fall))
 
 
-def _chances(gained: NDArray[np.int64], lost: NDArray[np.int64]) -> NDArray[np.float64]:
+def _fall_chances(gained: NDArray[np.int64], lost: NDArray[np.int64]) -> NDArray[np.float64]:
     """Chance of so few gains or fewer among the changed images, were gain and loss equally likely."""
     from scipy.stats import binom
 

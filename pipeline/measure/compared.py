@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgewise.measure.paired import Z, images_to_decide, score_interval
-from edgewise.measure.speed import speed
+from edgewise.measure.speed import speed_verdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,9 +41,9 @@ def compare_outcomes(ours: NDArray[np.bool_], theirs: NDArray[np.bool_], max_dro
     ``same`` where a larger fall is excluded; ``better`` where a rise is certain.
     """
     n = len(ours)
-    gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    low, high = score_interval(gained, lost, n)
-    delta = (gained - lost) / n
+    gains, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    low, high = score_interval(gains, losses, n)
+    delta = (gains - losses) / n
     text = f"{100 * delta:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}) on the same {n:,} images"
     if high < 0 and -delta > max_drop:
         return Compared(quantity="top-1", word="worse", reason=f"{text}, {100 * max_drop:.2f} allowed")
@@ -51,7 +51,7 @@ def compare_outcomes(ours: NDArray[np.bool_], theirs: NDArray[np.bool_], max_dro
         return Compared(quantity="top-1", word="better", reason=text)
     if low >= -max_drop:
         return Compared(quantity="top-1", word="same", reason=text)
-    number = images_to_decide(gained, lost, n, max_drop)
+    number = images_to_decide(gains, losses, n, max_drop)
     decide = "no number of images decides" if number is None else f"{number:,} images would decide"
     return Compared(quantity="top-1", word="cannot tell", reason=f"{text}; {decide}")
 
@@ -90,7 +90,7 @@ def compare_times(ratio: float, interval: tuple[float, float], conditions: Condi
     """B's time over A's, of calls taken in turn."""
     text = f"{ratio:.3f} of the time ({interval[0]:.3f} to {interval[1]:.3f})"
     remarks = conditions.disturbances if conditions else ()
-    return Compared(quantity="time", word=speed(interval, conditions), reason="; ".join((text, *remarks)))
+    return Compared(quantity="time", word=speed_verdict(interval, conditions), reason="; ".join((text, *remarks)))
 
 
 def compare_sizes(ours: int, theirs: int, max_growth: float) -> Compared:

@@ -40,14 +40,14 @@ class Conditions:
     @property
     def disturbances(self) -> tuple[str, ...]:
         """What makes the times less than certain, in words; empty where nothing does."""
-        found = []
+        reasons = []
         if self.cpu_share < STARVED:
-            found.append(f"others used the processor: the calls had {self.cpu_share:.0%} of it")
+            reasons.append(f"others used the processor: the calls had {self.cpu_share:.0%} of it")
         if self.clock_change > MOVED:
-            found.append(f"the clock fell: a fixed loop took {self.clock_change:.0%} longer than at first")
+            reasons.append(f"the clock fell: a fixed loop took {self.clock_change:.0%} longer than at first")
         if abs(self.drift) > MOVED:
-            found.append(f"its time drifted by {self.drift:+.0%} while it was measured")
-        return tuple(found)
+            reasons.append(f"its time drifted by {self.drift:+.0%} while it was measured")
+        return tuple(reasons)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -61,7 +61,9 @@ class Conditions:
         return DISTURBED if self.disturbances else 1.0
 
 
-def observe(times: NDArray[np.float64], reference: NDArray[np.float64], cpu_share: NDArray[np.float64]) -> Conditions:
+def observe_conditions(
+    times: NDArray[np.float64], reference: NDArray[np.float64], cpu_share: NDArray[np.float64]
+) -> Conditions:
     """The conditions under which ``times`` [blocks, calls] were taken.
 
     ``reference``: a fixed loop's time in each block, [blocks]; ``cpu_share``: processor time over wall time, [blocks].

@@ -24,25 +24,25 @@ def pin_threads(threads: int | None) -> Iterator[frozenset[int]]:
     if threads is None or sys.platform != "linux":
         yield frozenset()
         return
-    allowed = os.sched_getaffinity(0)
-    before = {task: found for task in _tasks() if (found := _affinity(task)) is not None}
-    chosen = frozenset(_apart(allowed)[:threads])
+    permitted = os.sched_getaffinity(0)
+    before = {task: affinity for task in _own_threads() if (affinity := _affinity(task)) is not None}
+    cpus = frozenset(_cores_first(permitted)[:threads])
     try:
         for task in before:
-            _move(task, chosen)
-        yield chosen
+            _move_task(task, cpus)
+        yield cpus
     finally:
-        for task in _tasks():
-            _move(task, before.get(task, frozenset(allowed)))
+        for task in _own_threads():
+            _move_task(task, before.get(task, frozenset(permitted)))
 
 
-def _tasks() -> list[int]:
+def _own_threads() -> list[int]:
     """This process's threads, without Python's own others."""
     others = {thread.native_id for thread in threading.enumerate()} - {threading.get_native_id()}
     return [task for entry in Path("/proc/self/task").iterdir() if (task := int(entry.name)) not in others]
 
 
-def _apart(allowed: set[int]) -> list[int]:
+def _cores_first(allowed: set[int]) -> list[int]:
     """Processors in order, those that share a core with an earlier one last."""
     siblings = {cpu: _siblings(cpu) for cpu in allowed}
     return sorted(allowed, key=lambda cpu: (min(siblings[cpu] & allowed, default=cpu) != cpu, cpu))
@@ -66,7 +66,7 @@ def _affinity(task: int) -> frozenset[int] | None:
     return None
 
 
-def _move(task: int, cpus: frozenset[int]) -> None:
+def _move_task(task: int, cpus: frozenset[int]) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.sched_setaffinity(task, cpus)

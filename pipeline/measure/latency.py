@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.measure.conditions import Conditions, observe
+from edgewise.measure.conditions import Conditions, observe_conditions
 from edgewise.measure.cpus import pin_threads
 
 Call = Callable[[], object]
@@ -45,7 +45,7 @@ class Interleaved:
 
     def conditions(self, name: str) -> Conditions:
         """How steady one contender's times were."""
-        return observe(self.samples[name].times, self.reference_ms, self.cpu_share)
+        return observe_conditions(self.samples[name].times, self.reference_ms, self.cpu_share)
 
 
 def interleave_calls(
@@ -74,26 +74,26 @@ def measure(
     ``threads``: pinned to so many processors meanwhile, where the system can; None: left to the scheduler.
     """
     with pin_threads(threads):
-        return _measured(contenders, seconds, blocks, most)
+        return _measure_blocks(contenders, seconds, blocks, most)
 
 
-def _measured(contenders: Mapping[str, Call], seconds: float, blocks: int, most: int) -> Interleaved:
+def _measure_blocks(contenders: Mapping[str, Call], seconds: float, blocks: int, most: int) -> Interleaved:
     for call in contenders.values():
-        _once(call)
-    spent = sum(min(_once(call) for _ in range(5)) for call in contenders.values())
-    per_block = max(1, min(most, int(seconds * 1000 / (blocks * max(spent, 1e-6)))))
+        _time_once(call)
+    trial_seconds = sum(min(_time_once(call) for _ in range(5)) for call in contenders.values())
+    per_block = max(1, min(most, int(seconds * 1000 / (blocks * max(trial_seconds, 1e-6)))))
     times = {name: np.empty((blocks, per_block)) for name in contenders}
     reference, share = np.empty(blocks), np.empty(blocks)
     order = list(contenders)
     for block in range(blocks):
-        used, began = time.process_time_ns(), time.perf_counter_ns()
+        cpu_time, began = time.process_time_ns(), time.perf_counter_ns()
         for turn in range(per_block):
             for name in order:
-                times[name][block, turn] = _once(contenders[name])
+                times[name][block, turn] = _time_once(contenders[name])
             order.append(order.pop(0))
-        used, took = time.process_time_ns() - used, time.perf_counter_ns() - began
-        share[block] = used / took if took else 1.0
-        reference[block] = max(min(_once(_fixed_loop) for _ in range(_LOOPS)), 1e-9)
+        cpu_time, took = time.process_time_ns() - cpu_time, time.perf_counter_ns() - began
+        share[block] = cpu_time / took if took else 1.0
+        reference[block] = max(min(_time_once(_fixed_loop) for _ in range(_LOOPS)), 1e-9)
     return Interleaved(
         samples={name: Samples(values) for name, values in times.items()}, reference_ms=reference, cpu_share=share
     )
@@ -111,7 +111,7 @@ def _fixed_loop() -> int:
     return total
 
 
-def _once(call: Call) -> float:
-    started = time.perf_counter_ns()
+def _time_once(call: Call) -> float:
+    start = time.perf_counter_ns()
     call()
-    return (time.perf_counter_ns() - started) / 1e6
+    return (time.perf_counter_ns() - start) / 1e6

@@ -47,14 +47,14 @@ def cold_start(target: str, path: Path, threads: int, shape: tuple[int, int, int
     """
     with workers.start_workers(1) as pool:
         try:
-            return pool.submit(_growth, target, path, threads, shape, fed).result()
+            return pool.submit(_measure_growth, target, path, threads, shape, fed).result()
         except BrokenProcessPool as error:
             raise LoweringError(
                 f"{target}: the process that measured the memory of {path.name} died (out of memory, or a runtime's crash)"
             ) from error
 
 
-def _growth(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed: Fed) -> ColdStart:
+def _measure_growth(target: str, path: Path, threads: int, shape: tuple[int, int, int], fed: Fed) -> ColdStart:
     """To be called in a fresh process."""
     from edgewise import targets
     from edgewise.images.preprocess import blank_image
@@ -66,15 +66,15 @@ def _growth(target: str, path: Path, threads: int, shape: tuple[int, int, int], 
     with contextlib.suppress(Exception):
         load(path.with_name(f"no {path.name}"), threads)
     _set_back()
-    before, started = high_water(), time.perf_counter()
+    before, start = high_water(), time.perf_counter()
     runner = load(path, threads)
-    loaded = time.perf_counter()
+    load_end = time.perf_counter()
     runner(image)
-    answered, after = time.perf_counter(), high_water()
+    answer_end, after = time.perf_counter(), high_water()
     return ColdStart(
         peak_bytes=None if before is None or after is None else after - before,
-        load_ms=1000 * (loaded - started),
-        first_call_ms=1000 * (answered - loaded),
+        load_ms=1000 * (load_end - start),
+        first_call_ms=1000 * (answer_end - load_end),
     )
 
 

@@ -22,13 +22,13 @@ def score_interval(gained: float, lost: float, n: float, z: float = Z) -> tuple[
     proportions (Statistics in Medicine 33, 2014): all differences that the score test does not reject. Counts may be
     fractions, of an experiment that is only thought of.
     """
-    observed = (gained - lost) / n
-    low = _crossing(lambda delta: _score(delta, gained, lost, n) - z, -1.0, observed)
-    high = _crossing(lambda delta: _score(delta, gained, lost, n) + z, observed, 1.0)
+    share = (gained - lost) / n
+    low = _find_crossing(lambda delta: _tango_score(delta, gained, lost, n) - z, -1.0, share)
+    high = _find_crossing(lambda delta: _tango_score(delta, gained, lost, n) + z, share, 1.0)
     return low, high
 
 
-def _score(delta: float, gained: float, lost: float, n: float) -> float:
+def _tango_score(delta: float, gained: float, lost: float, n: float) -> float:
     """Tango's statistic for the hypothesis that the difference is ``delta``; it falls as ``delta`` grows."""
     b = -gained - lost + (2 * n - gained + lost) * delta
     c = -lost * delta * (1 - delta)
@@ -40,7 +40,7 @@ def _score(delta: float, gained: float, lost: float, n: float) -> float:
     return off / math.sqrt(variance)
 
 
-def _crossing(function: Callable[[float], float], low: float, high: float) -> float:
+def _find_crossing(function: Callable[[float], float], low: float, high: float) -> float:
     """Where a falling function crosses zero within [low, high]; an end where it does not."""
     if function(low) <= 0:
         return low
@@ -78,7 +78,7 @@ def images_to_decide(gained: int, lost: int, n: int, max_drop: float) -> int | N
         low, high = score_interval(up * images, down * images, images)
         return low >= -max_drop or high < -max_drop
 
-    return smallest(decided)
+    return smallest_number(decided)
 
 
 def proportion_bounds(count: int, n: int, chance: float = 0.05) -> tuple[float, float]:
@@ -98,10 +98,10 @@ def images_to_bound(count: int, n: int, allowed: float) -> int | None:
         low, high = proportion_bounds(round(images * count / n), round(images))
         return high <= allowed or low > allowed
 
-    return smallest(decided)
+    return smallest_number(decided)
 
 
-def smallest(holds: Callable[[float], bool]) -> int | None:
+def smallest_number(holds: Callable[[float], bool]) -> int | None:
     """The smallest number of images, to about one in a thousand, from which ``holds`` is true; None beyond MOST_IMAGES."""
     high = 1
     while not holds(high):

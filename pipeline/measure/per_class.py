@@ -61,9 +61,9 @@ class PerClass:
     @property
     def only_answer(self) -> int | None:
         """The one class that all images were answered with, where the set has images of others too; else None."""
-        answered = [index for index, count in enumerate(self.answered) if count]
-        constant = len(answered) == 1 and sum(count > 0 for count in self.images) > 1
-        return answered[0] if constant else None
+        classes = [index for index, count in enumerate(self.answered) if count]
+        constant = len(classes) == 1 and sum(count > 0 for count in self.images) > 1
+        return classes[0] if constant else None
 
     def never_right(self) -> tuple[int, ...]:
         """The classes that have images and of which none was recognised."""
@@ -76,13 +76,13 @@ def per_class(answers: Tensor, labels: Tensor) -> PerClass:
     An image with an answer that is not a finite number has no answer: it is wrong, whatever its largest number is.
     """
     classes, finite = answers.shape[1], answers.isfinite().all(1)
-    predicted = answers.argmax(1)
-    correct = (predicted == labels) & finite
+    answered_classes = answers.argmax(1)
+    correct = (answered_classes == labels) & finite
     top5 = in_five(answers, labels)
     return PerClass(
-        images=_counts(labels, classes),
-        right=_counts(labels[correct], classes),
-        answered=_counts(predicted[finite], classes),
+        images=_class_counts(labels, classes),
+        right=_class_counts(labels[correct], classes),
+        answered=_class_counts(answered_classes[finite], classes),
         in_top5=None if top5 is None else int(top5.sum()),
         not_finite=int((~finite).sum()),
     )
@@ -92,28 +92,28 @@ def in_five(answers: Tensor, labels: Tensor) -> NDArray[np.bool_] | None:
     """Which images [N] have their class among the five highest answers, in numbers; None below ``TOP5_FROM`` classes."""
     if answers.shape[1] < TOP5_FROM:
         return None
-    told = answers.nan_to_num().topk(5).indices.eq(labels[:, None]).any(1) & answers.isfinite().all(1)
-    found: NDArray[np.bool_] = told.numpy()
-    return found
+    is_among_five = answers.nan_to_num().topk(5).indices.eq(labels[:, None]).any(1) & answers.isfinite().all(1)
+    is_right: NDArray[np.bool_] = is_among_five.numpy()
+    return is_right
 
 
 def with_classes(accuracy: Accuracy, answers: Tensor, labels: Tensor, classes: Sequence[str]) -> Accuracy:
     """``accuracy`` with the figures by class of the answers [N, classes] that it was measured on."""
-    found = per_class(answers, labels)
-    return replace(accuracy, balanced=found.balanced, top5=found.top5, recall=recall_by_name(found, classes))
+    figures = per_class(answers, labels)
+    return replace(accuracy, balanced=figures.balanced, top5=figures.top5, recall=recall_by_name(figures, classes))
 
 
-def _counts(labels: Tensor, classes: int) -> tuple[int, ...]:
+def _class_counts(labels: Tensor, classes: int) -> tuple[int, ...]:
     return tuple(labels.bincount(minlength=classes).tolist())
 
 
-def recall_by_name(found: PerClass, classes: Sequence[str]) -> dict[str, float]:
+def recall_by_name(figures: PerClass, classes: Sequence[str]) -> dict[str, float]:
     """Class name -> recall, in the order of the classes; a name that stands for two classes gets its number appended."""
-    names = distinct(classes)
-    return {names[index]: recall for index, recall in found.recall.items()}
+    names = distinct_names(classes)
+    return {names[index]: recall for index, recall in figures.recall.items()}
 
 
-def distinct(classes: Sequence[str]) -> list[str]:
+def distinct_names(classes: Sequence[str]) -> list[str]:
     """The class names, those that come twice told apart by the class's number."""
     several = {name for name in classes if list(classes).count(name) > 1} if len(set(classes)) < len(classes) else set()
     return [f"{name} [{index}]" if name in several else name for index, name in enumerate(classes)]
@@ -121,7 +121,5 @@ def distinct(classes: Sequence[str]) -> list[str]:
 
 def largest_falls(before: Mapping[str, float], after: Mapping[str, float], most: int) -> list[tuple[str, float, float]]:
     """The classes whose recall fell most, the worst first, at most ``most``: name, recall before, recall after."""
-    fallen = [
-        (name, before[name], recall) for name, recall in after.items() if name in before and recall < before[name]
-    ]
-    return sorted(fallen, key=lambda entry: (entry[2] - entry[1], entry[0]))[:most]
+    falls = [(name, before[name], recall) for name, recall in after.items() if name in before and recall < before[name]]
+    return sorted(falls, key=lambda entry: (entry[2] - entry[1], entry[0]))[:most]

@@ -23,7 +23,7 @@ class Soundness:
     """Different classes among the images."""
 
 
-def soundness(answers: NDArray[np.float32], labels: NDArray[np.int64]) -> Soundness:
+def soundness_of(answers: NDArray[np.float32], labels: NDArray[np.int64]) -> Soundness:
     """Of answers [n, classes] to images of the classes ``labels`` [n]."""
     import numpy as np
 
@@ -36,9 +36,9 @@ def soundness(answers: NDArray[np.float32], labels: NDArray[np.int64]) -> Soundn
     )
 
 
-def right(answers: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+def correct_images(answers: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which images [n] are put into their own class; one whose answers are not all numbers is not."""
     import numpy as np
 
-    told: NDArray[np.bool_] = (answers.argmax(axis=1) == labels) & np.isfinite(answers).all(axis=1)
-    return told
+    is_right: NDArray[np.bool_] = (answers.argmax(axis=1) == labels) & np.isfinite(answers).all(axis=1)
+    return is_right

@@ -15,7 +15,7 @@ SMALLEST = 1.02
 numbers happen to lie in memory (Mytkowicz et al. 2009), and many rounds make that a certain difference."""
 
 
-def speed(interval: tuple[float, float], conditions: Conditions | None = None) -> Speed:
+def speed_verdict(interval: tuple[float, float], conditions: Conditions | None = None) -> Speed:
     """``faster`` or ``slower`` where all of the ratio's 95 % interval lies beyond SMALLEST, else ``cannot tell``.
 
     ``conditions``: a disturbance moves the line to where it could not have moved an equal time.

@@ -14,7 +14,7 @@ from edgewise.measure.calibration import calibration_of
 from edgewise.measure.class_falls import class_falls
 from edgewise.measure.paired import score_interval
 from edgewise.measure.per_class import in_five
-from edgewise.measure.soundness import right, soundness
+from edgewise.measure.soundness import correct_images, soundness_of
 from edgewise.measure.values import Accuracy, Difference, Interval
 
 LEVEL = 0.95
@@ -43,12 +43,12 @@ def accuracy_of(answers: Tensor, baseline: Tensor, labels: Tensor) -> Accuracy:
     classes fell, and how top-5 and calibration changed.
     """
     ours, truth = answers.numpy(), labels.numpy()
-    correct = right(ours, truth)
-    reference = correct if answers is baseline else right(baseline.numpy(), truth)
-    found = judge_top1(correct, reference)
+    correct = correct_images(ours, truth)
+    reference = correct if answers is baseline else correct_images(baseline.numpy(), truth)
+    accuracy = judge_top1(correct, reference)
     return replace(
-        found,
-        soundness=soundness(ours, truth),
+        accuracy,
+        soundness=soundness_of(ours, truth),
         falls=class_falls(correct, reference, truth),
         top5_vs_baseline=_top5_difference(answers, baseline, labels),
         calibration=calibration_of(ours, ours if answers is baseline else baseline.numpy(), truth),
@@ -63,8 +63,8 @@ def _top5_difference(answers: Tensor, baseline: Tensor, labels: Tensor) -> Diffe
 
 def divergence(answers: Tensor, reference: Tensor) -> float:
     """Mean Kullback-Leibler divergence in nats of softmax(answers) from softmax(reference), both logits [N, classes]."""
-    own, wanted = F.log_softmax(answers.double(), 1), F.log_softmax(reference.double(), 1)
-    return max(0.0, float(F.kl_div(own, wanted, reduction="batchmean", log_target=True)))
+    own, target = F.log_softmax(answers.double(), 1), F.log_softmax(reference.double(), 1)
+    return max(0.0, float(F.kl_div(own, target, reduction="batchmean", log_target=True)))
 
 
 def paired_difference(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Difference:
@@ -78,15 +78,15 @@ def paired_difference(correct: NDArray[np.bool_], baseline: NDArray[np.bool_]) -
     if correct is baseline:
         return Difference(delta=0.0, ci95=(0.0, 0.0), p_value=1.0)
     n = len(correct)
-    gained, lost = int((correct & ~baseline).sum()), int((~correct & baseline).sum())
+    gains, losses = int((correct & ~baseline).sum()), int((~correct & baseline).sum())
     both, neither = int((correct & baseline).sum()), int((~correct & ~baseline).sum())
-    p_value = float(mcnemar([[both, lost], [gained, neither]], exact=True).pvalue) if gained + lost else 1.0
+    p_value = float(mcnemar([[both, losses], [gains, neither]], exact=True).pvalue) if gains + losses else 1.0
     return Difference(
-        delta=(gained - lost) / n,
-        ci95=score_interval(gained, lost, n),
+        delta=(gains - losses) / n,
+        ci95=score_interval(gains, losses, n),
         p_value=min(1.0, p_value),
-        gained=gained,
-        lost=lost,
+        gained=gains,
+        lost=losses,
     )
 
 
@@ -123,7 +123,7 @@ def ratio_interval(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tu
     ratios = ours / theirs
     if np.ptp(ratios) == 0:
         return float(ratios[0]), (float(ratios[0]), float(ratios[0]))
-    found = bootstrap(
+    result = bootstrap(
         (ratios,),
         np.median,
         confidence_level=LEVEL,
@@ -131,5 +131,5 @@ def ratio_interval(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> tu
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    interval = found.confidence_interval
+    interval = result.confidence_interval
     return float(np.median(ratios)), (float(interval.low), float(interval.high))

@@ -49,18 +49,18 @@ def logits_within(answer: Any, classes: int, name: str) -> TakeAnswer | None:
     """
     if isinstance(answer, Tensor) and tuple(answer.shape) == (1, classes):
         return None
-    found = [(path, tensor) for path, tensor in _tensors(answer, ()) if _is_logits(tensor, classes)]
-    for name_of_logits in _USUAL if len(found) > 1 else ():
-        if called := [(path, tensor) for path, tensor in found if path[-1] == name_of_logits]:
-            found = called
+    candidates = [(path, tensor) for path, tensor in _tensors(answer, ()) if _is_logits(tensor, classes)]
+    for name_of_logits in _USUAL if len(candidates) > 1 else ():
+        if called := [(path, tensor) for path, tensor in candidates if path[-1] == name_of_logits]:
+            candidates = called
             break
-    if len(found) > 1:
-        places = ", ".join(spelled(path) for path, _ in found)
+    if len(candidates) > 1:
+        places = ", ".join(spelled(path) for path, _ in candidates)
         raise RequestError(
-            f"{name} answers with {len(found)} tensors of {classes} values for an image ({places}); return the logits "
+            f"{name} answers with {len(candidates)} tensors of {classes} values for an image ({places}); return the logits "
             "alone in evaluation, or call them 'logits'"
         )
-    return TakeAnswer(found[0][0], flat=found[0][1].dim() > 2) if found else None
+    return TakeAnswer(candidates[0][0], flat=candidates[0][1].dim() > 2) if candidates else None
 
 
 def spelled(path: Path | list[str | int]) -> str:

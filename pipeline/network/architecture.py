@@ -16,9 +16,9 @@ from edgewise.errors import RequestError
 from edgewise.models import Spec
 from edgewise.network import zoo
 from edgewise.network.stated import read_stated
-from edgewise.network.unwrapped import Unwrapped, unwrapped
+from edgewise.network.unwrapped import Unwrapped, unwrap_network
 from edgewise.network.user_files import name_functions
-from edgewise.network.where import at, line_of
+from edgewise.network.where import line_clause, line_of
 from edgewise.store import user_code
 from edgewise.store.sources import code_of, source_digest
 
@@ -51,14 +51,14 @@ def spec_of(reference: str) -> Spec:
     spec = models._REGISTRY.get(getattr(build, "__name__", ""))
     if spec is not None and spec.build is build:
         return spec
-    stated, origins = read_stated(module, Path(reference.rpartition(":")[0]))
+    statement, origins = read_stated(module, Path(reference.rpartition(":")[0]))
     return Spec(
         name=reference,
         build=build,
         classifier=getattr(module, "classifier", ""),
         summary=(build.__doc__ or "").strip().split("\n")[0],
         origins=origins,
-        **stated,
+        **statement,
     )
 
 
@@ -87,30 +87,30 @@ def _file_of(reference: str) -> Path:
 
 
 def build(base: Base) -> nn.Module:
-    """A freshly initialised network, out of its wrappers and in float32 (``unwrapped``)."""
+    """A freshly initialised network, out of its wrappers and in float32 (``unwrap_network``)."""
     return build_told(base).model
 
 
 def build_told(base: Base) -> Unwrapped:
     """As ``build``, with what was taken off. Arguments that the build function does not take are left out."""
     function = spec_of(base.model).build
-    wanted = {"num_classes": base.num_classes, "in_channels": base.in_channels}
-    parameters = _parameters(function, base.model)
+    shape_options = {"num_classes": base.num_classes, "in_channels": base.in_channels}
+    parameters = _function_parameters(function, base.model)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     try:
-        with _beside(base.model):
-            network = function(**{k: v for k, v in wanted.items() if takes_all or k in parameters})
+        with _importable_beside(base.model):
+            network = function(**{k: v for k, v in shape_options.items() if takes_all or k in parameters})
     except Exception as error:
         if not is_foreign(base.model) or isinstance(error, RequestError):
             raise
         cause = f"{type(error).__name__}: {error}"
-        raise RequestError(f"{base.model} could not be built: {cause}{at(line_of(error))}") from error
+        raise RequestError(f"{base.model} could not be built: {cause}{line_clause(line_of(error))}") from error
     if not isinstance(network, nn.Module):
         raise RequestError(f"{base.model} returned {type(network).__name__}; wanted a torch.nn.Module")
-    return unwrapped(network, base.model)
+    return unwrap_network(network, base.model)
 
 
-def _parameters(function: Callable[..., Any], name: str) -> Mapping[str, inspect.Parameter]:
+def _function_parameters(function: Callable[..., Any], name: str) -> Mapping[str, inspect.Parameter]:
     if (
         isinstance(function, type) and getattr(function, "__init__", None) is nn.Module.__init__
     ):  # takes anything, to refuse it
@@ -121,7 +121,7 @@ def _parameters(function: Callable[..., Any], name: str) -> Mapping[str, inspect
         raise RequestError(f"{name} is no function that builds a network: {error}") from error
 
 
-def _beside(reference: str) -> AbstractContextManager[None]:
+def _importable_beside(reference: str) -> AbstractContextManager[None]:
     """While open, the files beside a user's network can be imported: a function may do so only when it is called."""
     return user_code.importable(_file_of(reference).parent) if ".py:" in reference else nullcontext()
 

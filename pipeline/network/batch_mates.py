@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edgewise.errors import RequestError
-from edgewise.network.where import at, current_line
+from edgewise.network.where import current_line, line_clause
 
 _TOLERANCE = 1e-3
 _BATCH = 3
@@ -26,8 +26,8 @@ def takes_batches(model: nn.Module, images: Tensor) -> bool:
     depend on the other images of the batch, or on chance.
     """
     first = images[:1]
-    alone = _run(model, first)
-    again = _run(model, first)
+    alone = _watch_pass(model, first)
+    again = _watch_pass(model, first)
     if (place := _difference(alone, again)) is not None:
         raise RequestError(
             f"{place} draws random numbers in evaluation, so that the same image is answered differently each time; "
@@ -35,7 +35,7 @@ def takes_batches(model: nn.Module, images: Tensor) -> bool:
         )
     batch, other = _mates(images)
     try:
-        one, two = _run(model, batch), _run(model, other)
+        one, two = _watch_pass(model, batch), _watch_pass(model, other)
     except Exception:
         return False
     if one.rows != _BATCH:
@@ -75,7 +75,7 @@ def _mates(images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([first, mates]), torch.cat([first, 0.5 - 2 * mates.flip(-1)])
 
 
-def _run(model: nn.Module, images: Tensor) -> _Pass:
+def _watch_pass(model: nn.Module, images: Tensor) -> _Pass:
     watcher = _Watcher(len(images))
     with torch.inference_mode(), _names_kept(model, watcher.enter, watcher.leave), watcher:
         result = model(images.clone())
@@ -87,12 +87,12 @@ def _difference(one: _Pass, two: _Pass) -> str | None:
     if len(one.steps) != len(two.steps):
         return None
     for a, b in zip(one.steps, two.steps, strict=True):
-        if not _close(a.gave, b.gave) and (a.took is None or b.took is None or _close(a.took, b.took)):
+        if not _is_close(a.gave, b.gave) and (a.took is None or b.took is None or _is_close(a.took, b.took)):
             return a.place
     return None
 
 
-def _close(one: Tensor, two: Tensor) -> bool:
+def _is_close(one: Tensor, two: Tensor) -> bool:
     return bool(((one - two).abs() <= _TOLERANCE * (1e-3 + one[1].abs())).all())
 
 
@@ -116,21 +116,21 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = _first(tree_leaves((args, kwargs)), self._batch)
-        took = None if given is None else _summed(given)  # before: it may write into what it is given
+        first_input = _first_image_part(tree_leaves((args, kwargs)), self._batch)
+        took = None if first_input is None else _channel_sums(first_input)  # before: it may write into what it is given
         result = func(*args, **(kwargs or {}))
-        gave = _first(tree_leaves(result), self._batch)
+        gave = _first_image_part(tree_leaves(result), self._batch)
         if gave is not None:
-            self.steps.append(_Step(place=self._place(func), gave=_summed(gave), took=took))
+            self.steps.append(_Step(place=self._place(func), gave=_channel_sums(gave), took=took))
         return result
 
     def _place(self, func: Any) -> str:
         layer = self._inside[-1] if self._inside else ""
         operator = func._schema.name.split("::")[-1].rstrip("_")
-        return f"{layer or 'the network itself'} ({operator}{at(current_line())})"
+        return f"{layer or 'the network itself'} ({operator}{line_clause(current_line())})"
 
 
-def _first(values: Sequence[Any], batch: int) -> Tensor | None:
+def _first_image_part(values: Sequence[Any], batch: int) -> Tensor | None:
     """The first image's part of the first floating tensor that holds a batch."""
     for value in values:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() and len(value) == batch:
@@ -138,7 +138,7 @@ def _first(values: Sequence[Any], batch: int) -> Tensor | None:
     return None
 
 
-def _summed(values: Tensor) -> Tensor:
+def _channel_sums(values: Tensor) -> Tensor:
     flat = values.double().reshape(-1)
     ramp = torch.linspace(0.5, 1.5, flat.numel(), dtype=torch.float64) if flat.numel() > 1 else torch.ones(1)
     return torch.stack([flat.sum(), flat.abs().sum(), (flat * ramp).sum()])
@@ -148,10 +148,10 @@ def _summed(values: Tensor) -> Tensor:
 def _names_kept(model: nn.Module, enter: Callable[[str], None], leave: Callable[[], None]) -> Iterator[None]:
     hooks = []
     for name, module in model.named_modules():
-        told = (
+        sentence = (
             f"layer {name!r}, a {type(module).__name__}" if name else f"the network itself, a {type(module).__name__}"
         )
-        hooks.append(module.register_forward_pre_hook(lambda *_, told=told: enter(told)))
+        hooks.append(module.register_forward_pre_hook(lambda *_, told=sentence: enter(told)))
         hooks.append(module.register_forward_hook(lambda *_: leave(), always_call=True))
     try:
         yield

@@ -26,32 +26,32 @@ def carry_over(trained: GraphModule, opened: GraphModule) -> GraphModule:
     place of a padding before it), so that quantizers are told by what they observe and not by their number. Raises
     RuntimeError where ``opened`` observes something that ``trained`` does not.
     """
-    known, wanted = _observed(trained), _observed(opened)
-    if missing := wanted.keys() - known.keys():
+    trained_names, opened_names = _observed_places(trained), _observed_places(opened)
+    if missing := opened_names.keys() - trained_names.keys():
         raise RuntimeError(f"with open image sizes it quantizes {sorted(missing)}, whose ranges were never trained")
-    for place, name in wanted.items():
-        setattr(opened, name, getattr(trained, known[place]))
-    quantizers = set(known.values())
+    for place, name in opened_names.items():
+        setattr(opened, name, getattr(trained, trained_names[place]))
+    quantizers = set(trained_names.values())
     theirs = {key: value for key, value in trained.state_dict().items() if key.split(".")[0] not in quantizers}
     opened.load_state_dict(opened.state_dict() | theirs)
     return opened
 
 
-def _observed(prepared: GraphModule) -> dict[tuple[str, int, int], str]:
+def _observed_places(prepared: GraphModule) -> dict[tuple[str, int, int], str]:
     """What is observed (operator, the how-manieth of its kind, the how-manieth observer of it) -> the quantizer's name."""
-    found: dict[tuple[str, int, int], str] = {}
+    observer_names: dict[tuple[str, int, int], str] = {}
     places: dict[Node, tuple[str, int]] = {}
     kinds: Counter[str] = Counter()
     observers: Counter[tuple[str, int]] = Counter()
     for node in prepared.graph.nodes:
         if is_fake_quantizer(prepared, node):
             place = places[node] = places[node.args[0]]
-            found[*place, observers[place]] = str(node.target)
+            observer_names[*place, observers[place]] = str(node.target)
             observers[place] += 1
         else:
             places[node] = (str(node.target), kinds[str(node.target)])
             kinds[str(node.target)] += 1
-    return found
+    return observer_names
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Checkpoint:
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Write ``model.json`` and ``model.safetensors`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    description = {"base": dataclasses.asdict(checkpoint.base), "surgery": _history(checkpoint.model)}
+    description = {"base": dataclasses.asdict(checkpoint.base), "surgery": _history_json(checkpoint.model)}
     save_file(tensors(checkpoint.model), folder / "model.safetensors")
     (folder / "model.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
 
@@ -69,14 +69,14 @@ def load(folder: Path, batch: int | None = None, sizes: Sizes | None = None) -> 
     ``batch`` captures a quantized graph anew at that fixed batch size, ``sizes`` for those image sizes. Raises StoreError
     when the files do not belong together.
     """
-    base, operations, state = _read(folder)
+    base, operations, state = _read_files(folder)
     try:
-        model = _rebuilt(base, operations, batch, None)
+        model = _rebuild_network(base, operations, batch, None)
         fill_tensors(model, state)
         if sizes is not None and sizes.kind != "fixed" and isinstance(model, GraphModule):
-            opened = _rebuilt(base, operations, batch, sizes)
-            assert isinstance(opened, GraphModule)
-            model = captured.carry_over(model, opened)
+            network = _rebuild_network(base, operations, batch, sizes)
+            assert isinstance(network, GraphModule)
+            model = captured.carry_over(model, network)
     except (EdgewiseError, ModelError):
         raise
     except RuntimeError as error:
@@ -86,11 +86,11 @@ def load(folder: Path, batch: int | None = None, sizes: Sizes | None = None) -> 
     return Checkpoint(base, model)
 
 
-def _read(folder: Path) -> tuple[Base, list[Any], dict[str, torch.Tensor]]:
+def _read_files(folder: Path) -> tuple[Base, list[Any], dict[str, torch.Tensor]]:
     """What the two files hold. Raises StoreError for files that are missing, damaged or of another kind."""
     try:
         description = decode(_Description, read_json(folder / "model.json"), "model.json")
-        operations = [_operation(dict(fields)) for fields in description.surgery]
+        operations = [_decode_operation(dict(fields)) for fields in description.surgery]
         tensors_file = folder / "model.safetensors"
         if not tensors_file.is_file():
             raise ValueError("there is no regular file model.safetensors")
@@ -101,7 +101,7 @@ def _read(folder: Path) -> tuple[Base, list[Any], dict[str, torch.Tensor]]:
         ) from error
 
 
-def _rebuilt(base: Base, operations: Sequence[Any], batch: int | None, sizes: Sizes | None) -> nn.Module:
+def _rebuild_network(base: Base, operations: Sequence[Any], batch: int | None, sizes: Sizes | None) -> nn.Module:
     """The network after its surgery, with tensors of its own."""
     model = architecture.build(base).eval()
     for operation in operations:
@@ -118,13 +118,13 @@ def allow_model(folder: Path, model: str | None) -> None:
     Raises RequestError; also for a folder that holds no checkpoint.
     """
     try:
-        named = str(read_json(folder / "model.json")["base"]["model"])
+        model_name = str(read_json(folder / "model.json")["base"]["model"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{folder} holds no checkpoint that can be read: {error}") from error
-    if ".py:" in named and named != model:
+    if ".py:" in model_name and model_name != model:
         raise RequestError(
-            f"the checkpoint {folder} was made with the network {named}, whose code would be run; if you trust it, say so "
-            f"with --model {named}"
+            f"the checkpoint {folder} was made with the network {model_name}, whose code would be run; if you trust it, say so "
+            f"with --model {model_name}"
         )
 
 
@@ -133,7 +133,7 @@ def digest(checkpoint: Checkpoint) -> str:
     description = {
         "base": dataclasses.asdict(checkpoint.base),
         "code": architecture.code_digest(checkpoint.base.model),
-        "surgery": _history(checkpoint.model),
+        "surgery": _history_json(checkpoint.model),
     }
     total = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, tensor in sorted(tensors(checkpoint.model).items()):
@@ -147,12 +147,12 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
 
 
-def _history(model: nn.Module) -> list[dict[str, Any]]:
+def _history_json(model: nn.Module) -> list[dict[str, Any]]:
     names = {kind: name for name, kind in _OPERATIONS.items()}
     return [{"op": names[type(op)]} | dataclasses.asdict(op) for op in surgery.history(model)]
 
 
-def _operation(fields: dict[str, Any]) -> Any:
+def _decode_operation(fields: dict[str, Any]) -> Any:
     arguments = {key: value for key, value in fields.items() if key != "op"}
     if fields.get("op") not in _OPERATIONS:
         raise StoreError(f"unknown surgery {fields.get('op')!r}; known: {', '.join(_OPERATIONS)}")

@@ -33,10 +33,10 @@ class CopyInput:
     """Hands a network that writes into its input a copy of the images, so that nobody else's are changed."""
 
     def __call__(self, model: nn.Module) -> None:
-        model.register_forward_pre_hook(_copied)
+        model.register_forward_pre_hook(_copy_inputs)
 
 
-def _copied(module: nn.Module, images: tuple[Any, ...]) -> tuple[Any, ...]:
+def _copy_inputs(module: nn.Module, images: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in images)
 
 
@@ -51,9 +51,9 @@ def lazy_layers(model: nn.Module) -> list[str]:
 
 def still_lazy(model: nn.Module) -> None:
     """Raise RequestError for a layer that one image did not reach."""
-    if left := lazy_layers(model):
+    if lazy := lazy_layers(model):
         raise RequestError(
-            f"layer {left[0]!r} ({type(model.get_submodule(left[0])).__name__}) takes its shape from its first input, and "
+            f"layer {lazy[0]!r} ({type(model.get_submodule(lazy[0])).__name__}) takes its shape from its first input, and "
             "no image reaches it in evaluation; give it its shape where the network is built"
         )
 
@@ -61,6 +61,6 @@ def still_lazy(model: nn.Module) -> None:
 @torch.no_grad()
 def changes_its_input(model: nn.Module, images: Tensor) -> bool:
     """Whether ``model``, in the mode that it is in, writes into the images [N, C, H, W] that it is fed."""
-    given = images.clone()
-    model(given)
-    return not torch.equal(given, images)
+    clone = images.clone()
+    model(clone)
+    return not torch.equal(clone, images)

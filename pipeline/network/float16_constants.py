@@ -20,7 +20,7 @@ def round_prepared(prepared: GraphModule) -> None:
     round_scales(prepared)
     for node in prepared.graph.nodes:
         if node.op == "get_attr" and not any(is_fake_quantizer(prepared, user) for user in node.users):
-            _round(_attribute(prepared, str(node.target)))
+            _round_in_place(_read_attribute(prepared, str(node.target)))
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def round_scales(prepared: nn.Module) -> None:
     for module in prepared.modules():
         scale = getattr(module, "scale", None)
         if isinstance(module, FakeQuantizeBase) and isinstance(scale, Tensor):
-            _round(scale)
+            _round_in_place(scale)
 
 
 @torch.no_grad()
@@ -42,19 +42,19 @@ def round_converted(converted: GraphModule) -> None:
         if "quantize_per_tensor" in name and isinstance(node.args[1], float):
             node.update_arg(1, float(torch.tensor(node.args[1]).half()))
         elif "quantize_per_channel" in name and node.args[1].op == "get_attr":
-            _round(_attribute(converted, str(node.args[1].target)))
+            _round_in_place(_read_attribute(converted, str(node.args[1].target)))
     converted.recompile()
 
 
-def _attribute(graph: GraphModule, name: str) -> Tensor:
+def _read_attribute(graph: GraphModule, name: str) -> Tensor:
     owner, _, last = name.rpartition(".")
     value = getattr(graph.get_submodule(owner), last)
     assert isinstance(value, Tensor)
     return value
 
 
-def _round(tensor: Tensor) -> None:
+def _round_in_place(tensor: Tensor) -> None:
     """Values that float16 cannot hold, beyond its range or below its precise one, stay as they are."""
-    rounded = tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor
-    fits = (tensor.abs() >= 2.0**-14) & rounded.isfinite()
-    tensor.copy_(torch.where(fits, rounded, tensor))
+    nearest = tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor
+    fits = (tensor.abs() >= 2.0**-14) & nearest.isfinite()
+    tensor.copy_(torch.where(fits, nearest, tensor))

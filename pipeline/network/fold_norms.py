@@ -35,34 +35,36 @@ def fold_pairs(model: nn.Module, images: Tensor) -> tuple[nn.Module, Norms]:
 def fold_layers(model: nn.Module, pairs: Mapping[str, str], alone: Iterable[str]) -> nn.Module:
     """A copy with each layer's norm (``pairs``: layer -> norm) taken into it, and those ``alone`` as 1x1 layers."""
     old = dict(model.named_modules())
-    layers = {layer: _described(old[layer]) for layer in pairs}
+    layers = {layer: _describe_layer(old[layer]) for layer in pairs}
     identities: dict[str, dict[str, Any]] = {norm: {"type": "Identity"} for norm in pairs.values()}
     pointwise = {norm: _described_affine(old[norm]) for norm in alone}
     replaced = layers | identities | pointwise
     with torch.random.fork_rng(devices=[]):  # the fresh layers' own values are never used
-        folded = surgery.apply(model, surgery.Replace(replaced))
+        new_model = surgery.apply(model, surgery.Replace(replaced))
     with torch.no_grad():
         for layer, norm in pairs.items():
-            scale, shift = affine_of(old[norm]) if isinstance(old[norm], _NORMS) else _measured(old[norm], old[layer])
-            _fill(folded.get_submodule(layer), old[layer], *_combined(old[layer], scale, shift))
+            scale, shift = (
+                affine_of(old[norm]) if isinstance(old[norm], _NORMS) else _measure_affine(old[norm], old[layer])
+            )
+            _fill_layer(new_model.get_submodule(layer), old[layer], *_combine_affine(old[layer], scale, shift))
         for norm in pointwise:
             scale, shift = affine_of(old[norm])
-            _fill(folded.get_submodule(norm), old[norm], scale[:, None, None, None], shift)
+            _fill_layer(new_model.get_submodule(norm), old[norm], scale[:, None, None, None], shift)
     for name in replaced:
-        folded.get_submodule(name).train(old[name].training)
-    return folded
+        new_model.get_submodule(name).train(old[name].training)
+    return new_model
 
 
-def _measured(module: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor]:
+def _measure_affine(module: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift, float64 [C] each, of what maps the output of ``layer`` channel by channel."""
     assert isinstance(layer, _LAYERS)
     stored = next(layer.parameters())
     if isinstance(layer, nn.Linear):
-        given = stored.new_zeros(1, layer.out_features)
+        example = stored.new_zeros(1, layer.out_features)
     else:
-        given = stored.new_zeros(1, layer.out_channels, 1, 1)
-    found = channel_map_of(module, given)
-    return found.scale, found.shift
+        example = stored.new_zeros(1, layer.out_channels, 1, 1)
+    channel_map = channel_map_of(module, example)
+    return channel_map.scale, channel_map.shift
 
 
 def is_affine(module: nn.Module) -> bool:
@@ -76,7 +78,7 @@ def is_affine(module: nn.Module) -> bool:
     return True
 
 
-def _combined(layer: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def _combine_affine(layer: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias, float64, of the layer with the affine map behind it."""
     assert isinstance(layer, _LAYERS)
     weight = layer.weight.double()
@@ -88,7 +90,7 @@ def _combined(layer: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, T
     return weight, shift if layer.bias is None else layer.bias.double() * scale + shift
 
 
-def _fill(fresh: nn.Module, like: nn.Module, weight: Tensor, bias: Tensor) -> None:
+def _fill_layer(fresh: nn.Module, like: nn.Module, weight: Tensor, bias: Tensor) -> None:
     assert isinstance(fresh, _LAYERS) and fresh.bias is not None
     stored = next(like.parameters(), weight.float())
     fresh.to(stored.device, stored.dtype)
@@ -96,7 +98,7 @@ def _fill(fresh: nn.Module, like: nn.Module, weight: Tensor, bias: Tensor) -> No
     fresh.bias.copy_(bias)
 
 
-def _described(layer: nn.Module) -> dict[str, Any]:
+def _describe_layer(layer: nn.Module) -> dict[str, Any]:
     """A layer of the same kind with a bias, for surgery.Replace."""
     if isinstance(layer, nn.Linear):
         return {"type": "Linear", "args": {"in_features": layer.in_features, "out_features": layer.out_features}}

@@ -27,7 +27,7 @@ def modules_with_functions(model: nn.Module, images: Tensor) -> list[str]:
     return [name for name, module in own.items() if not type(module).__module__.startswith("torch.nn")]
 
 
-def recorded(model: nn.Module, name: str, images: Tensor) -> recording.Recorded | str:
+def record_layer(model: nn.Module, name: str, images: Tensor) -> recording.Recorded | str:
     """The tape of one module, found by running the network on images [N, C, H, W]; or why there is none."""
     module = model.get_submodule(name)
     calls: list[Any] = []
@@ -45,41 +45,41 @@ def recorded(model: nn.Module, name: str, images: Tensor) -> recording.Recorded 
         hook.remove()
     if len(calls) != 1:
         return f"it runs {len(calls)} times in one pass"
-    ((given, named),) = calls
-    if named or len(given) != 1 or not isinstance(given[0], Tensor):
+    ((arguments, keywords),) = calls
+    if keywords or len(arguments) != 1 or not isinstance(arguments[0], Tensor):
         return "it is not called with one tensor"
     try:
-        found = recording.record(module, given[0].clone())
-        return found if _answers_alike(module, found, given[0]) else "its recorded operators answer otherwise"
+        record = recording.record(module, arguments[0].clone())
+        return record if _answers_alike(module, record, arguments[0]) else "its recorded operators answer otherwise"
     except Unlike as unlike:
         return f"it computes {unlike}"
 
 
-def replace(model: nn.Module, found: Mapping[str, recording.Recorded]) -> nn.Module:
+def replace(model: nn.Module, recordings: Mapping[str, recording.Recorded]) -> nn.Module:
     """A copy of ``model`` with a tape in each named module's place."""
-    changed = surgery.apply(model, surgery.Replace({name: one.description for name, one in found.items()}))
-    for name, one in found.items():
-        place = changed.get_submodule(name)
-        _fill(place, one)
+    new_model = surgery.apply(model, surgery.Replace({name: one.description for name, one in recordings.items()}))
+    for name, one in recordings.items():
+        place = new_model.get_submodule(name)
+        _fill_tape(place, one)
         place.train(model.get_submodule(name).training)
-    return changed
+    return new_model
 
 
 @torch.no_grad()
-def _fill(built: nn.Module, found: recording.Recorded) -> None:
+def _fill_tape(built: nn.Module, recording_of_layer: recording.Recorded) -> None:
     state = built.state_dict()
-    for key, tensor in found.tensors.items():
+    for key, tensor in recording_of_layer.tensors.items():
         state[key].copy_(tensor)
 
 
-def _answers_alike(module: nn.Module, found: recording.Recorded, given: Tensor) -> bool:
+def _answers_alike(module: nn.Module, record: recording.Recorded, example: Tensor) -> bool:
     """For as many rows as it was recorded with, and for fewer."""
     with torch.random.fork_rng(devices=[]):
-        built = surgery.construct(found.description).eval()
-    _fill(built, found)
+        layer = surgery.construct(record.description).eval()
+    _fill_tape(layer, record)
     with torch.inference_mode():
         return all(
-            torch.allclose(built(given[:rows].clone()), module(given[:rows].clone()), rtol=1e-4, atol=1e-5)
+            torch.allclose(layer(example[:rows].clone()), module(example[:rows].clone()), rtol=1e-4, atol=1e-5)
             for rows in (_ROWS, 2)
         )
 

@@ -21,17 +21,17 @@ def layers_of(prepared: GraphModule) -> dict[str, tuple[str, frozenset[str]]]:
 
     Operations that only move, select or average numbers are no layers: they are quantized where their input is.
     """
-    passive = _passive()
-    found: dict[str, tuple[str, set[str]]] = {}
+    passive = _passive_operators()
+    layers: dict[str, tuple[str, set[str]]] = {}
     for node in prepared.graph.nodes:
         if node.op != "call_function" or node.target in passive:
             continue
         inputs = {str(source.target) for source in node.all_input_nodes if is_fake_quantizer(prepared, source)}
-        outputs = {str(user.target) for user in _behind(node) if is_fake_quantizer(prepared, user)}
+        outputs = {str(user.target) for user in _readers_behind(node) if is_fake_quantizer(prepared, user)}
         if inputs:
-            _, places = found.setdefault(layer_name(node), (_operation(node), set()))
+            _, places = layers.setdefault(layer_name(node), (_operation_name(node), set()))
             places |= inputs | outputs
-    return {name: (operation, frozenset(places)) for name, (operation, places) in found.items()}
+    return {name: (operation, frozenset(places)) for name, (operation, places) in layers.items()}
 
 
 def module_name(node: Node) -> str:
@@ -50,21 +50,21 @@ def nodes_of(graph: GraphModule, layers: Collection[str]) -> frozenset[str]:
 
     A concatenation, say, of a float layer's values and others' would round them after all, on a grid they share.
     """
-    passive, found = _passive(), set[str]()
+    passive, nodes = _passive_operators(), set[str]()
     for node in graph.graph.nodes:
-        moved = node.target in passive and any(source.name in found for source in node.all_input_nodes)
-        if node.op == "call_function" and (moved or layer_name(node) in layers):
-            found.add(node.name)
-    return frozenset(found)
+        passes_on = node.target in passive and any(source.name in nodes for source in node.all_input_nodes)
+        if node.op == "call_function" and (passes_on or layer_name(node) in layers):
+            nodes.add(node.name)
+    return frozenset(nodes)
 
 
-def _passive() -> frozenset[object]:
+def _passive_operators() -> frozenset[object]:
     from edgewise.targets._int8 import PATTERNS
 
     return frozenset(target for pattern in PATTERNS if pattern.operator in _PASSIVE for target in pattern.overloads)
 
 
-def _operation(node: Node) -> str:
+def _operation_name(node: Node) -> str:
     return str(getattr(node.target, "__name__", node.target)).split(".")[0]
 
 
@@ -72,7 +72,7 @@ def _is_clip(node: Node) -> bool:
     return any(name in str(node.target) for name in _CLIPS)
 
 
-def _behind(node: Node) -> list[Node]:
+def _readers_behind(node: Node) -> list[Node]:
     """What reads a node, through a clipping that it alone feeds."""
     users = list(node.users)
     return list(users[0].users) if len(users) == 1 and _is_clip(users[0]) else users

@@ -84,21 +84,21 @@ Value = LinearMap | ChannelMap | _Input
 
 def linear_map_of(module: nn.Module, given: Tensor) -> LinearMap:
     """What ``module`` computes of ``given`` [N, C, H, W] or [N, …, C] in evaluation. Raises Unlike."""
-    found = _followed(module, given, norms=False)
-    if not isinstance(found, LinearMap):
+    linear_map = _follow_module(module, given, norms=False)
+    if not isinstance(linear_map, LinearMap):
         raise Unlike("no convolution and no matrix product")
-    return found
+    return linear_map
 
 
 def channel_map_of(module: nn.Module, given: Tensor) -> ChannelMap:
     """The factors and terms by which ``module`` maps ``given`` [N, C, …] in evaluation. Raises Unlike."""
-    found = _followed(module, given, norms=True)
-    if not isinstance(found, ChannelMap):
+    channel_map = _follow_module(module, given, norms=True)
+    if not isinstance(channel_map, ChannelMap):
         raise Unlike("no map channel by channel")
-    return found
+    return channel_map
 
 
-def _followed(module: nn.Module, given: Tensor, *, norms: bool) -> Value:
+def _follow_module(module: nn.Module, given: Tensor, *, norms: bool) -> Value:
     modes = [(part, part.training) for part in module.modules()]
     for part, _ in modes:
         part.training = False
@@ -111,10 +111,10 @@ def _followed(module: nn.Module, given: Tensor, *, norms: bool) -> Value:
             part.training = training
     if not isinstance(result, Tensor):
         raise Unlike(f"a {type(result).__name__} instead of one tensor")
-    found = follower.value_of(result)
-    if found is None:
+    value = follower.value_of(result)
+    if value is None:
         raise Unlike("a value that does not depend on its input")
-    return found
+    return value
 
 
 class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its subclass hook unannotated
@@ -135,8 +135,8 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if any(id(t) in self._values for t in given) and any(isinstance(t, Tensor) for t in tree_leaves(result)):
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if any(id(t) in self._values for t in tensors) and any(isinstance(t, Tensor) for t in tree_leaves(result)):
             self._follow(func, args, kwargs, result)
         return result
 
@@ -148,27 +148,29 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         if rule is None or not isinstance(result, Tensor) or (name == "batch_norm" and not self._norms):
             raise Unlike(f"{'an' if name[0] in 'aeiou' else 'a'} {name}")
         value = rule(self, arguments_by_name(func, args, kwargs), result)
-        if in_place and any(id(t) != id(result) and _shares(t, result) for t in self._alive if isinstance(t, Tensor)):
+        if in_place and any(
+            id(t) != id(result) and _shares_memory(t, result) for t in self._alive if isinstance(t, Tensor)
+        ):
             raise Unlike(f"a {name} written into a tensor that is read elsewhere")
         self._alive.append(result)
         self._values[id(result)] = value
 
 
-def _shares(one: Tensor, other: Tensor) -> bool:
+def _shares_memory(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def arguments_by_name(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """An operator's arguments under the names of its schema, with what the caller left out at its default."""
     schema = func._schema.arguments
-    given = dict(zip((a.name for a in schema), args, strict=False))
-    return {a.name: a.default_value for a in schema if a.has_default_value()} | given | dict(kwargs)
+    arguments = dict(zip((a.name for a in schema), args, strict=False))
+    return {a.name: a.default_value for a in schema if a.has_default_value()} | arguments | dict(kwargs)
 
 
 Rule = Callable[[_Follower, dict[str, Any], Tensor], Value]
 
 
-def _same(at: _Follower, a: dict[str, Any], result: Tensor) -> Value:
+def _pass_unchanged(at: _Follower, a: dict[str, Any], result: Tensor) -> Value:
     source = a.get("self", a.get("input"))
     if a.get("train") and a.get("p"):
         raise Unlike("a dropout that is active in evaluation")
@@ -181,15 +183,9 @@ def _same(at: _Follower, a: dict[str, Any], result: Tensor) -> Value:
 def _pad(at: _Follower, a: dict[str, Any], result: Tensor) -> Value:
     value = at.value_of(a["self"])
     mode = _PADS.get(a.get("mode", "constant"), "")
-    filled = a.get("value")
+    fill = a.get("value")
     sides = list(a["pad"]) + [0] * (4 - len(a["pad"]))
-    if (
-        not isinstance(value, _Input)
-        or not mode
-        or len(sides) != 4
-        or result.dim() != 4
-        or filled not in (None, 0, 0.0)
-    ):
+    if not isinstance(value, _Input) or not mode or len(sides) != 4 or result.dim() != 4 or fill not in (None, 0, 0.0):
         raise Unlike("a padding that no convolution has")
     if mode != value.mode and any(value.padding):
         raise Unlike("two kinds of padding")
@@ -206,48 +202,48 @@ def _convolve(at: _Follower, a: dict[str, Any], result: Tensor) -> Value:
         )
     if isinstance(bias, Tensor) and at.value_of(bias) is not None:
         raise Unlike("a convolution with a bias made of its input")
-    made = LinearMap(
+    linear_map = LinearMap(
         kernel=weight.detach().double(),
-        bias=_bias(bias, len(weight)),
-        stride=_pair(a["stride"]),
+        bias=_bias_or_zero(bias, len(weight)),
+        stride=_as_pair(a["stride"]),
         padding=_own_padding(a, weight),
-        dilation=_pair(a["dilation"]),
+        dilation=_as_pair(a["dilation"]),
         groups=int(a["groups"]),
         positions=math.prod(result.shape[2:]),
         macs=math.prod(result.shape[1:]) * math.prod(weight.shape[1:]),
     )
-    return _after(value, made)
+    return _compose_after(value, linear_map)
 
 
 def _own_padding(a: Mapping[str, Any], weight: Tensor) -> Padding:
     if a["padding"] == "valid":
         return 0, 0, 0, 0
     if a["padding"] == "same":
-        (tall, wide), (high, across) = weight.shape[2:], _pair(a["dilation"])
+        (tall, wide), (high, across) = weight.shape[2:], _as_pair(a["dilation"])
         down, along = high * (tall - 1), across * (wide - 1)
         return along // 2, along - along // 2, down // 2, down - down // 2
-    rows, columns = _pair(a["padding"])
+    rows, columns = _as_pair(a["padding"])
     return columns, columns, rows, rows
 
 
-def _after(value: Value, made: LinearMap) -> LinearMap:
-    """``made`` applied to what ``value`` is."""
+def _compose_after(value: Value, second: LinearMap) -> LinearMap:
+    """``second`` applied to what ``value`` is."""
     if isinstance(value, _Input):
-        if any(value.padding) and any(made.padding) and value.mode != "zeros":
+        if any(value.padding) and any(second.padding) and value.mode != "zeros":
             raise Unlike("two kinds of padding")
-        left, right, top, bottom = (x + y for x, y in zip(value.padding, made.padding, strict=True))
+        left, right, top, bottom = (x + y for x, y in zip(value.padding, second.padding, strict=True))
         mode = value.mode if any(value.padding) else "zeros"
-        return replace(made, padding=(left, right, top, bottom), padding_mode=mode)
+        return replace(second, padding=(left, right, top, bottom), padding_mode=mode)
     if isinstance(value, ChannelMap):
-        if any(made.padding) or made.groups != 1:
+        if any(second.padding) or second.groups != 1:
             raise Unlike("a convolution of a scaled input")
-        kernel = made.kernel * value.scale.view(1, -1, *[1] * (made.kernel.dim() - 2))
-        moved = (made.kernel.flatten(2).sum(2) if made.kernel.dim() == 4 else made.kernel) @ value.shift
-        return replace(made, kernel=kernel, bias=made.bias + moved, alone=False)
-    return _composed(value, made)
+        kernel = second.kernel * value.scale.view(1, -1, *[1] * (second.kernel.dim() - 2))
+        shift = (second.kernel.flatten(2).sum(2) if second.kernel.dim() == 4 else second.kernel) @ value.shift
+        return replace(second, kernel=kernel, bias=second.bias + shift, alone=False)
+    return _compose_maps(value, second)
 
 
-def _composed(first: LinearMap, then: LinearMap) -> LinearMap:
+def _compose_maps(first: LinearMap, then: LinearMap) -> LinearMap:
     if first.kernel.dim() == then.kernel.dim() == 2:
         return replace(
             then, kernel=then.kernel @ first.kernel, bias=then.kernel @ first.bias + then.bias, alone=False,
@@ -268,21 +264,21 @@ def _multiply_matrix(at: _Follower, a: dict[str, Any], result: Tensor) -> Value:
     weight = a["weight"] if "weight" in a else next(a[name] for name in ("mat2", "other") if name in a).t()
     bias = a.get("bias") if "mat1" not in a else a["self"]
     value = at.value_of(source)
-    fixed = at.value_of(weight) is None and not (isinstance(bias, Tensor) and at.value_of(bias) is not None)
-    if value is None or not fixed or weight.dim() != 2 or a.get("beta", 1) != 1 or a.get("alpha", 1) != 1:
+    is_fixed = at.value_of(weight) is None and not (isinstance(bias, Tensor) and at.value_of(bias) is not None)
+    if value is None or not is_fixed or weight.dim() != 2 or a.get("beta", 1) != 1 or a.get("alpha", 1) != 1:
         raise Unlike("a matrix product of other shape")
     if isinstance(value, _Input) and any(value.padding):
         raise Unlike("a matrix product of a padded input")
-    made = LinearMap(
+    linear_map = LinearMap(
         kernel=weight.detach().double(),
-        bias=_bias(bias, len(weight)),
+        bias=_bias_or_zero(bias, len(weight)),
         positions=math.prod(result.shape[1:-1]),
         macs=math.prod(result.shape[1:]) * weight.shape[1],
     )
-    return _after(value, made)
+    return _compose_after(value, linear_map)
 
 
-def _bias(bias: Tensor | None, channels: int) -> Tensor:
+def _bias_or_zero(bias: Tensor | None, channels: int) -> Tensor:
     if bias is None:
         return torch.zeros(channels, dtype=torch.float64)
     return bias.detach().double().expand(channels).clone()
@@ -293,7 +289,7 @@ def _scale(at: _Follower, a: dict[str, Any], result: Tensor) -> Value:
     value = at.value_of(left) if isinstance(left, Tensor) else None
     if value is not None and isinstance(right, Tensor) and at.value_of(right) is not None:
         raise Unlike("a product of two values")
-    return _mapped(value or at.value_of(right), result, right if value is not None else left, None)
+    return _map_value(value or at.value_of(right), result, right if value is not None else left, None)
 
 
 def _divide(at: _Follower, a: dict[str, Any], result: Tensor) -> Value:
@@ -303,7 +299,7 @@ def _divide(at: _Follower, a: dict[str, Any], result: Tensor) -> Value:
     if a.get("rounding_mode"):
         raise Unlike("a rounded quotient")
     other = a["other"]
-    return _mapped(value, result, 1 / (other.double() if isinstance(other, Tensor) else other), None)
+    return _map_value(value, result, 1 / (other.double() if isinstance(other, Tensor) else other), None)
 
 
 def _add(at: _Follower, a: dict[str, Any], result: Tensor, sign: int = 1) -> Value:
@@ -311,17 +307,17 @@ def _add(at: _Follower, a: dict[str, Any], result: Tensor, sign: int = 1) -> Val
     first = at.value_of(left) if isinstance(left, Tensor) else None
     second = at.value_of(right) if isinstance(right, Tensor) else None
     if first is not None and second is not None:
-        return _sum(first, _mapped(second, result, factor, None), result)
+        return _sum_values(first, _map_value(second, result, factor, None), result)
     if first is not None:
-        return _mapped(first, result, None, (right.double() if isinstance(right, Tensor) else right) * factor)
-    return _mapped(_mapped(second, result, factor, None), result, None, left)
+        return _map_value(first, result, None, (right.double() if isinstance(right, Tensor) else right) * factor)
+    return _map_value(_map_value(second, result, factor, None), result, None, left)
 
 
 def _subtract(at: _Follower, a: dict[str, Any], result: Tensor) -> Value:
     return _add(at, a, result, -1)
 
 
-def _sum(first: Value, second: Value, result: Tensor) -> Value:
+def _sum_values(first: Value, second: Value, result: Tensor) -> Value:
     if not (isinstance(first, LinearMap) and isinstance(second, LinearMap)):
         raise Unlike("a sum with its own input")
     if first.kernel.dim() != second.kernel.dim() or (first.stride, first.dilation) != (second.stride, second.dilation):
@@ -361,19 +357,19 @@ def _normalise(at: _Follower, a: dict[str, Any], result: Tensor) -> Value:
     shift = -a["running_mean"].double() * scale
     if a["bias"] is not None:
         shift = shift + a["bias"].double()
-    return _affine(at.value_of(a["input"]), scale.detach(), shift.detach(), result)
+    return _apply_affine(at.value_of(a["input"]), scale.detach(), shift.detach(), result)
 
 
-def _mapped(value: Value | None, result: Tensor, factor: Any, term: Any) -> Value:
+def _map_value(value: Value | None, result: Tensor, factor: Any, term: Any) -> Value:
     """``value`` times ``factor`` plus ``term``, each a number, a tensor with at most a value a channel, or None."""
     matrix = isinstance(value, LinearMap) and value.kernel.dim() == 2
     channels = result.shape[-1 if matrix else 1]
     scale = _per_channel(1.0 if factor is None else factor, result, channels, last=matrix)
     shift = _per_channel(0.0 if term is None else term, result, channels, last=matrix)
-    return _affine(value, scale, shift, result)
+    return _apply_affine(value, scale, shift, result)
 
 
-def _affine(value: Value | None, scale: Tensor, shift: Tensor, result: Tensor) -> Value:
+def _apply_affine(value: Value | None, scale: Tensor, shift: Tensor, result: Tensor) -> Value:
     if isinstance(value, LinearMap):
         kernel = value.kernel * scale.view(-1, *[1] * (value.kernel.dim() - 1))
         same = bool((scale == 1).all()) and not bool(shift.any())
@@ -398,12 +394,12 @@ def _per_channel(value: Any, result: Tensor, channels: int, *, last: bool) -> Te
     return per_channel
 
 
-def _pair(value: Sequence[int]) -> tuple[int, int]:
+def _as_pair(value: Sequence[int]) -> tuple[int, int]:
     return (int(value[0]), int(value[0])) if len(value) == 1 else (int(value[0]), int(value[1]))
 
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(_SAME, _same),
+    **dict.fromkeys(_SAME, _pass_unchanged),
     "pad": _pad,
     "constant_pad_nd": _pad,
     "conv2d": _convolve,

@@ -36,7 +36,7 @@ def find_norms(model: nn.Module, images: Tensor) -> Norms:
     """Every batch norm of ``model``, found by running it on normalised ``images`` [N, C, H, W] in evaluation."""
     modules = dict(model.named_modules())
     norms = {name: module for name, module in modules.items() if _may_map(module)}
-    trace = _trace(model, modules, norms, images)
+    trace = _trace_norms(model, modules, norms, images)
     pairs: dict[str, str] = {}
     maps: dict[str, str] = {}
     rest: dict[str, str] = {}
@@ -73,12 +73,12 @@ class _Reads(Watched):
         """How many calls deep inside a norm, which counts as one operation."""
 
     def after(self, given: Any, result: Any) -> None:
-        if not self.within and any(True for _ in _tensors(result)):  # asking for a shape or a device reads no values
+        if not self.within and any(True for _ in _tensors_in(result)):  # asking for a shape or a device reads no values
             self.add(given)
 
     def add(self, value: Any) -> None:
         """Count every tensor in ``value`` as read once."""
-        for tensor in _tensors(value):
+        for tensor in _tensors_in(value):
             self.alive.append(tensor)
             self.count[id(tensor)] += 1
 
@@ -93,7 +93,7 @@ class _Trace:
     reads: Mapping[int, int]
 
 
-def _trace(
+def _trace_norms(
     model: nn.Module, modules: Mapping[str, nn.Module], norms: Mapping[str, nn.Module], images: Tensor
 ) -> _Trace:
     outputs: dict[str, Tensor] = {}
@@ -172,12 +172,12 @@ def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, shift if norm.bias is None else shift + norm.bias.double()
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from _tensors_in(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _tensors(item)
+            yield from _tensors_in(item)

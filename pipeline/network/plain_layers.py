@@ -39,8 +39,8 @@ class Plain:
     def sentences(self) -> list[str]:
         """Both, for people: layers of one class and fate in one line."""
         return [
-            *(f"{names}: {text}" for names, text in _grouped(self.taken)),
-            *(f"{names}: {text}" for names, text in _grouped(self.left)),
+            *(f"{names}: {text}" for names, text in _group_notes(self.taken)),
+            *(f"{names}: {text}" for names, text in _group_notes(self.left)),
         ]
 
 
@@ -61,59 +61,64 @@ def with_plain_layers(model: nn.Module, images: Tensor, *others: Tensor) -> Plai
     ``others``: images of other sizes at which it must answer the same. The same answers come out up to float32 rounding;
     the model itself where there is nothing to replace.
     """
-    found: dict[str, _Outcome] = {}
+    outcomes: dict[str, _Outcome] = {}
     for batch in (images, *others):
-        _survey(model, batch, found)
+        _survey_modules(model, batch, outcomes)
     twice = _under_two_names(model)
-    taken: dict[str, LinearMap] = {}
-    left: dict[str, str] = {}
-    for name, outcome in found.items():
+    maps: dict[str, LinearMap] = {}
+    remaining: dict[str, str] = {}
+    for name, outcome in outcomes.items():
         module = model.get_submodule(name)
         if isinstance(outcome.computed, str):
-            left |= {name: outcome.computed} if _looks_like_a_layer(module) else {}
+            remaining |= {name: outcome.computed} if _looks_like_a_layer(module) else {}
         elif outcome.to_replace and name in twice:
-            left[name] = "the network holds it under two names"
+            remaining[name] = "the network holds it under two names"
         elif outcome.to_replace:
-            taken[name] = outcome.computed
-    taken = {name: found for name, found in taken.items() if not _inside(name, taken)}
-    changed = replace_layers(model, taken) if taken else model
-    if taken and not all(_same_answers(model, changed, batch) for batch in (images, *others)):
-        left |= dict.fromkeys(taken, "the plain layer in its place answers otherwise")
-        taken, changed = {}, model
-    kinds = {name: _kind(model.get_submodule(name)) for name in (*taken, *left)}
-    told = {name: f"{kinds[name]}, taken as {_words(found)}" for name, found in taken.items()}
-    alone = {name: f"{kinds[name]}, left as it is: {why}" for name, why in left.items() if not _inside(name, taken)}
-    return _with_functions_as_layers(Plain(model=changed, taken=told, left=alone), (images, *others))
+            maps[name] = outcome.computed
+    maps = {name: linear_map for name, linear_map in maps.items() if not _is_inside(name, maps)}
+    new_model = replace_layers(model, maps) if maps else model
+    if maps and not all(_same_answers(model, new_model, batch) for batch in (images, *others)):
+        remaining |= dict.fromkeys(maps, "the plain layer in its place answers otherwise")
+        maps, new_model = {}, model
+    kinds = {name: _module_kind(model.get_submodule(name)) for name in (*maps, *remaining)}
+    notes = {name: f"{kinds[name]}, taken as {_map_words(linear_map)}" for name, linear_map in maps.items()}
+    alone = {
+        name: f"{kinds[name]}, left as it is: {why}" for name, why in remaining.items() if not _is_inside(name, maps)
+    }
+    return _with_functions_as_layers(Plain(model=new_model, taken=notes, left=alone), (images, *others))
 
 
 def _with_functions_as_layers(plain: Plain, batches: Sequence[Tensor]) -> Plain:
     """The same for modules that call convolutions and batch norms as functions."""
-    model, taken, left = plain.model, dict(plain.taken), dict(plain.left)
-    found: dict[str, Recorded] = {}
+    model, notes, remaining = plain.model, dict(plain.taken), dict(plain.left)
+    recordings: dict[str, Recorded] = {}
     with _in_evaluation(model):
         for name in functional_layers.modules_with_functions(model, batches[0]):
-            if _inside(name, found):
+            if _is_inside(name, recordings):
                 continue
-            one = functional_layers.recorded(model, name, batches[0])
+            one = functional_layers.record_layer(model, name, batches[0])
             if isinstance(one, str):
-                left.setdefault(name, f"{_kind(model.get_submodule(name))}, left as it is: {one}")
+                remaining.setdefault(name, f"{_module_kind(model.get_submodule(name))}, left as it is: {one}")
             else:
-                found[name] = one
-    changed = functional_layers.replace(model, found) if found else model
-    if found and not all(_same_answers(model, changed, batch) for batch in batches):
-        left |= {
-            name: f"{_kind(model.get_submodule(name))}, left as it is: its layers answer otherwise" for name in found
+                recordings[name] = one
+    new_model = functional_layers.replace(model, recordings) if recordings else model
+    if recordings and not all(_same_answers(model, new_model, batch) for batch in batches):
+        remaining |= {
+            name: f"{_module_kind(model.get_submodule(name))}, left as it is: its layers answer otherwise"
+            for name in recordings
         }
-        found, changed = {}, model
-    for name, one in found.items():
+        recordings, new_model = {}, model
+    for name, one in recordings.items():
         layers = Counter(layer["type"] for layer in one.description["layers"].values())
         inside = ", ".join(f"{count} {kind}" for kind, count in layers.items())
-        taken[name] = f"{_kind(model.get_submodule(name))}, whose functions are taken as layers ({inside})"
-    left = {name: why for name, why in left.items() if name not in found and not _inside(name, found)}
-    return Plain(model=changed, taken=taken, left=left)
+        notes[name] = f"{_module_kind(model.get_submodule(name))}, whose functions are taken as layers ({inside})"
+    remaining = {
+        name: why for name, why in remaining.items() if name not in recordings and not _is_inside(name, recordings)
+    }
+    return Plain(model=new_model, taken=notes, left=remaining)
 
 
-def _kind(module: nn.Module) -> str:
+def _module_kind(module: nn.Module) -> str:
     return type(module).__name__ + (
         " with a hook" if module._forward_pre_hooks and type(module) in _WITH_WEIGHTS else ""
     )
@@ -122,17 +127,17 @@ def _kind(module: nn.Module) -> str:
 def replace_layers(model: nn.Module, maps: Mapping[str, LinearMap]) -> nn.Module:
     """A copy of ``model`` with a plain layer in each named one's place."""
     with torch.random.fork_rng(devices=[]):
-        changed = surgery.apply(model, surgery.Replace({name: _described(m) for name, m in maps.items()}))
+        new_model = surgery.apply(model, surgery.Replace({name: _describe_map(m) for name, m in maps.items()}))
     with torch.no_grad():
-        for name, found in maps.items():
-            place = changed.get_submodule(name)
+        for name, linear_map in maps.items():
+            place = new_model.get_submodule(name)
             layer = place[1] if isinstance(place, nn.Sequential) else place
             assert isinstance(layer, (nn.Conv2d, nn.Linear))
-            layer.weight.copy_(found.kernel)
+            layer.weight.copy_(linear_map.kernel)
             if layer.bias is not None:
-                layer.bias.copy_(found.bias)
+                layer.bias.copy_(linear_map.bias)
             place.train(model.get_submodule(name).training)
-    return changed
+    return new_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +150,15 @@ class _Outcome:
     @property
     def to_replace(self) -> bool:
         """Whether a plain layer in its place is worth it: what is plain stays, and nothing may become dearer."""
-        found = self.computed
-        return isinstance(found, LinearMap) and not self.by_one_plain_layer and found.merged_macs <= found.macs
+        linear_map = self.computed
+        return (
+            isinstance(linear_map, LinearMap)
+            and not self.by_one_plain_layer
+            and linear_map.merged_macs <= linear_map.macs
+        )
 
 
-def _survey(model: nn.Module, images: Tensor, found: dict[str, _Outcome]) -> None:
+def _survey_modules(model: nn.Module, images: Tensor, outcomes: dict[str, _Outcome]) -> None:
     """Enter what every module that is not plain and ran computes, held against what it was found to compute before."""
     examining = False
 
@@ -159,7 +168,7 @@ def _survey(model: nn.Module, images: Tensor, found: dict[str, _Outcome]) -> Non
             if not examining:
                 examining = True
                 try:
-                    found[name] = _agreed(found.get(name), _examined(module, given))
+                    outcomes[name] = _agree_outcomes(outcomes.get(name), _examine_module(module, given))
                 finally:
                     examining = False
 
@@ -175,29 +184,29 @@ def _survey(model: nn.Module, images: Tensor, found: dict[str, _Outcome]) -> Non
             hook.remove()
 
 
-def _examined(module: nn.Module, given: tuple[Any, ...]) -> _Outcome:
-    if len(given) != 1 or not isinstance(given[0], Tensor) or given[0].dim() < 2:
+def _examine_module(module: nn.Module, inputs: tuple[Any, ...]) -> _Outcome:
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].dim() < 2:
         return _Outcome(computed="it is not called with one tensor")
     ran: list[nn.Module] = []
     plain = [part for part in module.modules() if is_plain(part)]
     hooks = [part.register_forward_hook(lambda part, *_: ran.append(part)) for part in plain]
     try:
-        found = linear_map_of(module, given[0].clone())
+        linear_map = linear_map_of(module, inputs[0].clone())
     except Unlike as unlike:
         return _Outcome(computed=f"it computes {unlike}")
     finally:
         for hook in hooks:
             hook.remove()
-    return _Outcome(computed=found, by_one_plain_layer=found.alone and len(ran) == 1)
+    return _Outcome(computed=linear_map, by_one_plain_layer=linear_map.alone and len(ran) == 1)
 
 
-def _agreed(before: _Outcome | None, now: _Outcome) -> _Outcome:
+def _agree_outcomes(before: _Outcome | None, now: _Outcome) -> _Outcome:
     """The outcome of a module that runs several times in one pass."""
     if before is None or isinstance(before.computed, str):
         return before or now
     if isinstance(now.computed, str):
         return now
-    same = _described(before.computed) == _described(now.computed)
+    same = _describe_map(before.computed) == _describe_map(now.computed)
     return now if same else _Outcome(computed="it pads otherwise each time that it runs")
 
 
@@ -216,33 +225,33 @@ def _under_two_names(model: nn.Module) -> set[str]:
     return {name for several in names.values() if len(several) > 1 for name in several}
 
 
-def _inside(name: str, outer: Iterable[str]) -> bool:
+def _is_inside(name: str, outer: Iterable[str]) -> bool:
     return any(not other or name.startswith(f"{other}.") for other in outer if other != name)
 
 
-def _described(found: LinearMap) -> dict[str, Any]:
+def _describe_map(linear_map: LinearMap) -> dict[str, Any]:
     """The plain layer for surgery.Replace, behind a padding where it needs one."""
-    biased = bool(found.bias.any())
-    if found.kernel.dim() == 2:
-        features, outputs = found.kernel.shape[1], found.kernel.shape[0]
-        return {"type": "Linear", "args": {"in_features": features, "out_features": outputs, "bias": biased}}
-    left, right, top, bottom = found.padding
+    has_bias = bool(linear_map.bias.any())
+    if linear_map.kernel.dim() == 2:
+        features, outputs = linear_map.kernel.shape[1], linear_map.kernel.shape[0]
+        return {"type": "Linear", "args": {"in_features": features, "out_features": outputs, "bias": has_bias}}
+    left, right, top, bottom = linear_map.padding
     even = left == right and top == bottom
     args = {
-        "in_channels": found.kernel.shape[1] * found.groups,
-        "out_channels": found.kernel.shape[0],
-        "kernel_size": list(found.kernel.shape[2:]),
-        "stride": list(found.stride),
+        "in_channels": linear_map.kernel.shape[1] * linear_map.groups,
+        "out_channels": linear_map.kernel.shape[0],
+        "kernel_size": list(linear_map.kernel.shape[2:]),
+        "stride": list(linear_map.stride),
         "padding": [top, left] if even else [0, 0],
-        "dilation": list(found.dilation),
-        "groups": found.groups,
-        "padding_mode": found.padding_mode if even else "zeros",
-        "bias": biased,
+        "dilation": list(linear_map.dilation),
+        "groups": linear_map.groups,
+        "padding_mode": linear_map.padding_mode if even else "zeros",
+        "bias": has_bias,
     }
     layer = {"type": "Conv2d", "args": args}
     if even:
         return layer
-    pad = {"type": _PADDINGS[found.padding_mode], "args": {"padding": list(found.padding)}}
+    pad = {"type": _PADDINGS[linear_map.padding_mode], "args": {"padding": list(linear_map.padding)}}
     return {"type": "Sequential", "children": [pad, layer]}
 
 
@@ -251,18 +260,18 @@ _PADDINGS = {
 }  # fmt: skip
 
 
-def _words(found: LinearMap) -> str:
-    if found.kernel.dim() == 2:
+def _map_words(linear_map: LinearMap) -> str:
+    if linear_map.kernel.dim() == 2:
         return "a linear layer"
-    left, right, top, bottom = found.padding
+    left, right, top, bottom = linear_map.padding
     if left == right and top == bottom:
         return "a convolution"
     return f"a convolution behind a padding of {left} left, {right} right, {top} above and {bottom} below"
 
 
-def _grouped(told: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _group_notes(notes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     groups: dict[str, list[str]] = {}
-    for name, text in told.items():
+    for name, text in notes.items():
         groups.setdefault(text, []).append(name)
     for text, names in groups.items():
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
@@ -274,13 +283,13 @@ _NAMED = 4
 
 def _same_answers(one: nn.Module, other: nn.Module, images: Tensor) -> bool:
     with _in_evaluation(one), _in_evaluation(other), torch.no_grad():
-        wanted = one(images.clone())
+        expected = one(images.clone())
         try:
-            found = other(images.clone())
+            answers = other(images.clone())
         except RuntimeError:  # a size of one image is written into what was recorded
             return False
-    difference = float((wanted - found).abs().max())
-    return difference <= _TOLERANCE * max(1.0, float(wanted.abs().max()))
+    difference = float((expected - answers).abs().max())
+    return difference <= _TOLERANCE * max(1.0, float(expected.abs().max()))
 
 
 @contextmanager

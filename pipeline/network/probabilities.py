@@ -12,14 +12,14 @@ _SUM = 1e-3
 
 
 @torch.inference_mode()
-def ending(model: nn.Module, images: Tensor) -> Ending:
+def judge_ending(model: nn.Module, images: Tensor) -> Ending:
     """What ``model`` answers, in evaluation, judged by its answers to images [N, C, H, W] and to noise like them."""
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    fed = torch.cat([images, 3 * noise])
-    found = [model(image.clone()) for image in torch.split(fed, 1)]  # some take one at a time alone
-    if not all(isinstance(answer, Tensor) for answer in found):
+    inputs = torch.cat([images, 3 * noise])
+    logits = [model(image.clone()) for image in torch.split(inputs, 1)]  # some take one at a time alone
+    if not all(isinstance(answer, Tensor) for answer in logits):
         return "logits"
-    answers = torch.cat(found).double()
+    answers = torch.cat(logits).double()
     if answers.dim() != 2 or answers.shape[1] < 2:
         return "logits"
     if bool((answers >= 0).all()) and _adds_to_one(answers):

@@ -58,7 +58,7 @@ class Reading:
         return place + (f", without the prefix {self.prefix!r}" if self.prefix else "")
 
 
-def fitting(model: nn.Module, content: Any, path: Path, key: str = "") -> Reading:
+def find_reading(model: nn.Module, content: Any, path: Path, key: str = "") -> Reading:
     """The reading of a file's ``content`` that fits ``model``; ``key`` names the place in the file, where there are several.
 
     Raises RequestError: none fits (with the nearest one's misfits), several do, or a value is not finite.
@@ -71,25 +71,25 @@ def fitting(model: nn.Module, content: Any, path: Path, key: str = "") -> Readin
         )
     if not readings:
         raise RequestError(
-            f"{path}: wanted a state dict (name -> tensor), plain or under a key; found {_contents(content)}"
+            f"{path}: wanted a state dict (name -> tensor), plain or under a key; found {_describe_content(content)}"
         )
-    fit = _distinct([reading for reading in readings if not reading.misfits])
+    fit = _drop_duplicates([reading for reading in readings if not reading.misfits])
     if not fit:
-        raise RequestError(_misfit(path, min(readings, key=lambda r: (r.misfits, len(r.prefix))), own))
+        raise RequestError(_misfit_message(path, min(readings, key=lambda r: (r.misfits, len(r.prefix))), own))
     if len(fit) > 1:
-        raise RequestError(_ambiguous(path, fit))
+        raise RequestError(_ambiguity_message(path, fit))
     _refuse_not_finite(path, fit[0].state)
     return fit[0]
 
 
 def _readings(content: Any, own: State) -> Iterator[Reading]:
-    for key, tensors in _dicts(content, "", _DEPTH):
+    for key, tensors in _tensor_dicts(content, "", _DEPTH):
         if lead := _lead(own, tensors):
-            yield Reading(key=key, prefix="", lead=lead, state=_renamed(_under(lead, tensors), own), beside=())
+            yield Reading(key=key, prefix="", lead=lead, state=_rename_tensors(_under(lead, tensors), own), beside=())
         for prefix in _prefixes(tensors, own):
             inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             beside = tuple(name for name in tensors if not name.startswith(prefix))
-            yield Reading(key=key, prefix=prefix, state=_renamed(inside, own), beside=beside)
+            yield Reading(key=key, prefix=prefix, state=_rename_tensors(inside, own), beside=beside)
 
 
 def _lead(own: State, tensors: State) -> str:
@@ -103,7 +103,7 @@ def _under(lead: str, tensors: State) -> State:
     return {lead + name: tensor for name, tensor in tensors.items()}
 
 
-def _dicts(content: Any, key: str, depth: int) -> Iterator[tuple[str, State]]:
+def _tensor_dicts(content: Any, key: str, depth: int) -> Iterator[tuple[str, State]]:
     """Every dict in ``content`` that holds tensors, or arrays, under names, the outermost first."""
     entries = dict(enumerate(content)) if isinstance(content, (tuple, list)) else content
     if not isinstance(entries, Mapping):
@@ -115,7 +115,7 @@ def _dicts(content: Any, key: str, depth: int) -> Iterator[tuple[str, State]]:
         yield key, {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTED)}
     for name, value in entries.items():
         if depth and isinstance(name, (str, int)):
-            yield from _dicts(value, f"{key}.{name}" if key else str(name), depth - 1)
+            yield from _tensor_dicts(value, f"{key}.{name}" if key else str(name), depth - 1)
 
 
 _COUNTED = ("total_ops", "total_params")
@@ -130,16 +130,16 @@ def _tensor(value: Any) -> Tensor | None:
 
 def _prefixes(tensors: State, own: State) -> list[str]:
     """What may stand before the network's names in these, the empty one always among them."""
-    found = {""}
+    prefixes = {""}
     bare = {name: _without_wrappers(name) for name in tensors}
-    for wanted in list(own)[:2] + list(own)[-2:]:
+    for key in list(own)[:2] + list(own)[-2:]:
         for name in tensors:
-            if name.endswith(f".{wanted}"):
-                found.add(name.removesuffix(wanted))
+            if name.endswith(f".{key}"):
+                prefixes.add(name.removesuffix(key))
         for name, short in bare.items():
-            if short.endswith(f".{wanted}"):
-                found.add(_prefix_of(name, short.removesuffix(wanted)))
-    return sorted(found, key=len)
+            if short.endswith(f".{key}"):
+                prefixes.add(_prefix_of(name, short.removesuffix(key)))
+    return sorted(prefixes, key=len)
 
 
 def _without_wrappers(name: str) -> str:
@@ -156,7 +156,7 @@ def _prefix_of(name: str, short: str) -> str:
     return short
 
 
-def _renamed(state: State, own: State) -> State:
+def _rename_tensors(state: State, own: State) -> State:
     """The tensors under the network's names where only a wrapper's name inside, or torch's spelling, is between them."""
     return {_own_name(name, own): tensor for name, tensor in state.items()}
 
@@ -200,13 +200,13 @@ def _held_against(own: State, reading: Reading) -> Reading:
     )
 
 
-def _distinct(readings: list[Reading]) -> list[Reading]:
+def _drop_duplicates(readings: list[Reading]) -> list[Reading]:
     """Without those that give the same values as an earlier one."""
-    kept: list[Reading] = []
+    distinct: list[Reading] = []
     for reading in readings:
-        if not any(_same_values(reading.state, other.state) for other in kept):
-            kept.append(reading)
-    return kept
+        if not any(_same_values(reading.state, other.state) for other in distinct):
+            distinct.append(reading)
+    return distinct
 
 
 def _same_values(one: State, other: State) -> bool:
@@ -222,36 +222,36 @@ def _refuse_not_finite(path: Path, state: State) -> None:
             )
 
 
-def _misfit(path: Path, near: Reading, own: State) -> str:
+def _misfit_message(path: Path, near: Reading, own: State) -> str:
     lines = [f"the weights in {path} do not fit the model; read {near}, the nearest:"]
     shapes = [
         f"{name}: wanted {list(own[name].shape)}, found {list(near.state[name].shape)}" for name in near.misshapen
     ]
     for title, keys in (("missing", near.missing), ("unexpected", near.unexpected), ("wrongly shaped", shapes)):
         if keys:
-            shown = "\n    ".join(keys[:_SHOWN]) + (
+            listing = "\n    ".join(keys[:_SHOWN]) + (
                 f"\n    … and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
             )
-            lines.append(f"  {title} ({len(keys)}):\n    {shown}")
+            lines.append(f"  {title} ({len(keys)}):\n    {listing}")
     return "\n".join([*lines, f"  {_advice(near, own)}"])
 
 
 def _advice(near: Reading, own: State) -> str:
-    found = {(own[name].shape[:1], near.state[name].shape[:1]) for name in near.misshapen}
+    sizes = {(own[name].shape[:1], near.state[name].shape[:1]) for name in near.misshapen}
     last = list(own)[-1].rpartition(".")[0]
     only_last = all(name.rpartition(".")[0] == last for name in near.misshapen)
-    if not near.missing and not near.unexpected and len(found) == 1 and only_last:
-        ((wanted, given),) = found
+    if not near.missing and not near.unexpected and len(sizes) == 1 and only_last:
+        ((expected, actual),) = sizes
         return (
-            f"Only the last layer differs: the file was trained for {given[0]} classes, the network was built for the "
-            f"{wanted[0]} classes of the data. Give data with {given[0]} classes, or weights for {wanted[0]}."
+            f"Only the last layer differs: the file was trained for {actual[0]} classes, the network was built for the "
+            f"{expected[0]} classes of the data. Give data with {actual[0]} classes, or weights for {expected[0]}."
         )
     if near.misshapen and not near.missing and not near.unexpected:
         return "All names fit: the file was saved from the same architecture with other widths, kernels or classes."
     return "Build the network with the arguments (depth, width, classes) that it had when these weights were saved."
 
 
-def _ambiguous(path: Path, fit: list[Reading]) -> str:
+def _ambiguity_message(path: Path, fit: list[Reading]) -> str:
     ways = "; ".join(str(reading) for reading in fit)
     return (
         f"{path} holds {len(fit)} sets of weights that fit the network, with other values ({ways}). "
@@ -260,11 +260,11 @@ def _ambiguous(path: Path, fit: list[Reading]) -> str:
 
 
 def _no_such_key(content: Any, path: Path, key: str) -> list[Reading]:
-    found = ", ".join(repr(place) for place, _ in _dicts(content, "", _DEPTH) if place) or "none"
-    raise RequestError(f"{path} holds no tensors under {key!r}; there are: {found}")
+    places = ", ".join(repr(place) for place, _ in _tensor_dicts(content, "", _DEPTH) if place) or "none"
+    raise RequestError(f"{path} holds no tensors under {key!r}; there are: {places}")
 
 
-def _contents(content: Any) -> str:
+def _describe_content(content: Any) -> str:
     if isinstance(content, Mapping):
         return f"{type(content).__name__} with {', '.join(list(map(str, content))[:5]) or 'nothing'}"
     return type(content).__name__

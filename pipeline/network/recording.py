@@ -44,22 +44,22 @@ def record(module: nn.Module, given: Tensor) -> Recorded:
     returns = recorder.name_of(result) if isinstance(result, Tensor) else None
     if returns is None:
         raise Unlike("other than one tensor")
-    unused = [name for name, p in module.named_parameters() if id(p) not in recorder.used]
-    if unused:
-        raise Unlike(f"something else in training: {unused[0]} has no part in its answers")
+    idle = [name for name, p in module.named_parameters() if id(p) not in recorder.used]
+    if idle:
+        raise Unlike(f"something else in training: {idle[0]} has no part in its answers")
     layers, tensors = recorder.layers, recorder.tensors
     description: dict[str, Any] = {
         "type": "Tape",
         "steps": recorder.steps,
         "returns": returns,
         "layers": {name: layer.description for name, layer in layers.items()},
-        "tensors": {name: _described(tensor, recorder.is_trained(tensor)) for name, tensor in tensors.items()},
+        "tensors": {name: _describe_tensor(tensor, recorder.is_trained(tensor)) for name, tensor in tensors.items()},
     }
     values = {f"{name}.{key}": t for name, layer in layers.items() for key, t in layer.tensors.items()}
     return Recorded(description=description, tensors={**values, **tensors})
 
 
-def _described(tensor: Tensor, trained: bool) -> dict[str, Any]:
+def _describe_tensor(tensor: Tensor, trained: bool) -> dict[str, Any]:
     kind = str(tensor.dtype).removeprefix("torch.")
     return {"shape": list(tensor.shape), "dtype": kind, "trained": trained and tensor.is_floating_point()}
 
@@ -115,15 +115,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         result = func(*args, **kwargs)
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        self._alive += [given, results]
-        if any(id(t) in self._values for t in given):
+        self._alive += [tensors, results]
+        if any(id(t) in self._values for t in tensors):
             if results:
                 self._write(func, args, kwargs, result)
         else:
-            sources = set().union(*(self._sources(t) for t in given)) if given else set()
+            sources = set().union(*(self._sources(t) for t in tensors)) if tensors else set()
             self._made_of.update({id(t): sources for t in results if id(t) not in self._owners})
         return result
 
@@ -132,15 +132,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         return {id(tensor)} if id(tensor) in self._parameters else self._made_of.get(id(tensor), set())
 
     def _write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        named = arguments_by_name(func, args, kwargs)
+        arguments = arguments_by_name(func, args, kwargs)
         name = func._schema.name.split("::")[-1]
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor) and id(value) not in self._values:
                 self.used |= self._sources(value)
-        layer = _LAYERS[name](named, result) if name in _LAYERS else None
+        layer = _LAYERS[name](arguments, result) if name in _LAYERS else None
         step: dict[str, Any]
         if layer is not None and all(id(t) not in self._values for t in layer.tensors.values()):
-            source = named.get("input", named.get("self"))
+            source = arguments.get("input", arguments.get("self"))
             step = {"layer": self._layer(layer), "args": [self._encoded(source, name)]}
         else:
             step = {
@@ -158,14 +158,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             return self._values.setdefault(id(result), f"v{self._count}")
         names = []
         for item in result:
-            kept = self._kept(item) if isinstance(item, Tensor) else "unused"
-            names.append(kept if isinstance(kept, str) else "unused")
+            text = self._kept(item) if isinstance(item, Tensor) else "unused"
+            names.append(text if isinstance(text, str) else "unused")
         return names
 
     def _layer(self, layer: _Layer) -> str:
-        for name, known in self.layers.items():
-            same = known.description == layer.description and known.tensors.keys() == layer.tensors.keys()
-            if same and all(known.tensors[key] is tensor for key, tensor in layer.tensors.items()):
+        for name, other in self.layers.items():
+            same = other.description == layer.description and other.tensors.keys() == layer.tensors.keys()
+            if same and all(other.tensors[key] is tensor for key, tensor in layer.tensors.items()):
                 return name
         owner = self._owners.get(id(next(iter(layer.tensors.values()), None)), "")
         name = self._names.fresh(owner.rpartition(".")[0] or layer.description["type"].lower())
@@ -192,15 +192,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
     def _encoded_tensor(self, value: Tensor) -> dict[str, str]:
         if id(value) in self._values:
             return {"value": self._values[id(value)]}
-        for name, known in self.tensors.items():
-            if known is value:
+        for name, entry in self.tensors.items():
+            if entry is value:
                 return {"tensor": name}
         name = self._names.fresh(self._owners.get(id(value), "constant"))
         self.tensors[name] = value
         return {"tensor": name}
 
 
-def _convolution(a: Mapping[str, Any], result: Tensor) -> _Layer | None:
+def _convolution_layer(a: Mapping[str, Any], result: Tensor) -> _Layer | None:
     weight, padding = a["weight"], a["padding"]
     if result.dim() != 4:
         return None
@@ -208,36 +208,36 @@ def _convolution(a: Mapping[str, Any], result: Tensor) -> _Layer | None:
         "in_channels": weight.shape[1] * a["groups"],
         "out_channels": len(weight),
         "kernel_size": list(weight.shape[2:]),
-        "stride": _both(a["stride"]),
-        "padding": padding if isinstance(padding, str) else _both(padding),
-        "dilation": _both(a["dilation"]),
+        "stride": _both_sides(a["stride"]),
+        "padding": padding if isinstance(padding, str) else _both_sides(padding),
+        "dilation": _both_sides(a["dilation"]),
         "groups": a["groups"],
         "bias": a["bias"] is not None,
     }
-    return _Layer(description={"type": "Conv2d", "args": args}, tensors=_present(weight=weight, bias=a["bias"]))
+    return _Layer(description={"type": "Conv2d", "args": args}, tensors=_present_tensors(weight=weight, bias=a["bias"]))
 
 
-def _transposed(a: Mapping[str, Any], result: Tensor) -> _Layer | None:
+def _transposed_layer(a: Mapping[str, Any], result: Tensor) -> _Layer | None:
     weight = a["weight"]
     args = {
         "in_channels": len(weight),
         "out_channels": weight.shape[1] * a["groups"],
         "kernel_size": list(weight.shape[2:]),
-        "stride": _both(a["stride"]),
-        "padding": _both(a["padding"]),
-        "output_padding": _both(a["output_padding"]),
-        "dilation": _both(a["dilation"]),
+        "stride": _both_sides(a["stride"]),
+        "padding": _both_sides(a["padding"]),
+        "output_padding": _both_sides(a["output_padding"]),
+        "dilation": _both_sides(a["dilation"]),
         "groups": a["groups"],
         "bias": a["bias"] is not None,
     }
     description = {"type": "ConvTranspose2d", "args": args}
-    return _Layer(description=description, tensors=_present(weight=weight, bias=a["bias"]))
+    return _Layer(description=description, tensors=_present_tensors(weight=weight, bias=a["bias"]))
 
 
-def _linear(a: Mapping[str, Any], result: Tensor) -> _Layer | None:
+def _linear_layer(a: Mapping[str, Any], result: Tensor) -> _Layer | None:
     weight = a["weight"]
     args = {"in_features": weight.shape[1], "out_features": len(weight), "bias": a["bias"] is not None}
-    return _Layer(description={"type": "Linear", "args": args}, tensors=_present(weight=weight, bias=a["bias"]))
+    return _Layer(description={"type": "Linear", "args": args}, tensors=_present_tensors(weight=weight, bias=a["bias"]))
 
 
 def _batch_norm(a: Mapping[str, Any], result: Tensor) -> _Layer | None:
@@ -251,28 +251,30 @@ def _batch_norm(a: Mapping[str, Any], result: Tensor) -> _Layer | None:
     }
     if (a["weight"] is None) != (a["bias"] is None):
         return None
-    tensors = _present(weight=a["weight"], bias=a["bias"], running_mean=a["running_mean"], running_var=a["running_var"])
+    tensors = _present_tensors(
+        weight=a["weight"], bias=a["bias"], running_mean=a["running_mean"], running_var=a["running_var"]
+    )
     return _Layer(
         description={"type": "BatchNorm2d" if result.dim() == 4 else "BatchNorm1d", "args": args}, tensors=tensors
     )
 
 
-def _dropout(a: Mapping[str, Any], result: Tensor) -> _Layer | None:
+def _dropout_layer(a: Mapping[str, Any], result: Tensor) -> _Layer | None:
     return None if a["train"] else _Layer(description={"type": "Dropout", "args": {"p": a["p"]}}, tensors={})
 
 
-def _both(value: Sequence[int]) -> list[int]:
+def _both_sides(value: Sequence[int]) -> list[int]:
     return list(value) * 2 if len(value) == 1 else list(value)
 
 
-def _present(**tensors: Tensor | None) -> dict[str, Tensor]:
+def _present_tensors(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 _LAYERS: Mapping[str, Callable[[Mapping[str, Any], Tensor], _Layer | None]] = {
-    "conv2d": _convolution,
-    "conv_transpose2d": _transposed,
-    "linear": _linear,
+    "conv2d": _convolution_layer,
+    "conv_transpose2d": _transposed_layer,
+    "linear": _linear_layer,
     "batch_norm": _batch_norm,
-    "dropout": _dropout,
+    "dropout": _dropout_layer,
 }

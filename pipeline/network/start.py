@@ -15,10 +15,10 @@ from edgewise.network import answers_within, architecture, first_call, surgery, 
 from edgewise.network.answers_within import TakeAnswer
 from edgewise.network.architecture import Base
 from edgewise.network.plain_layers import with_plain_layers
-from edgewise.network.probabilities import Ending, ending, last_softmax
-from edgewise.network.unwrapped import unwrapped
+from edgewise.network.probabilities import Ending, judge_ending, last_softmax
+from edgewise.network.unwrapped import unwrap_network
 from edgewise.network.weights import load_weights
-from edgewise.network.where import at, line_of
+from edgewise.network.where import line_clause, line_of
 from edgewise.network.whole import check_whole
 
 
@@ -39,29 +39,31 @@ class Start:
     """Its own softmax was taken out, and belongs behind it in every file."""
 
 
-def begin(base: Base, images: Tensor, weights: Path | None = None) -> Start:
+def begin_network(base: Base, images: Tensor, weights: Path | None = None) -> Start:
     """The network of ``base`` for normalised ``images`` [N, C, H, W]: its tensors are fresh, or those of ``weights``.
 
     Raises RequestError where it cannot be built, cannot take an image, or the weights do not fit.
     """
     if weights is not None and str(weights) == zoo.PRETRAINED and zoo.is_of_a_package(base.model):
-        network = zoo.pretrained(base.model, base.num_classes, base.in_channels)
-        built, weights = unwrapped(network, base.model), None
+        network = zoo.load_pretrained(base.model, base.num_classes, base.in_channels)
+        model, weights = unwrap_network(network, base.model), None
     else:
-        built = architecture.build_told(base)
-    start = Start(model=built.model.eval(), told=built.told)
-    if lazy := first_call.lazy_layers(built.model):
-        start = _done(start, first_call.Materialise(list(images.shape[1:])), base.model)
+        model = architecture.build_told(base)
+    start = Start(model=model.model.eval(), told=model.told)
+    if lazy := first_call.lazy_layers(model.model):
+        start = _apply_start(start, first_call.Materialise(list(images.shape[1:])), base.model)
         first_call.still_lazy(start.model)
-        start = _with(start, f"{len(lazy)} lazy layers were given their shapes by an image {tuple(images.shape[1:])}")
+        start = _with_note(
+            start, f"{len(lazy)} lazy layers were given their shapes by an image {tuple(images.shape[1:])}"
+        )
     check_whole(start.model, base.model)
     if weights is not None:
-        start = _with(start, load_weights(start.model, weights))
+        start = _with_note(start, load_weights(start.model, weights))
     start = _logits_alone(start, _run_once(start.model, images, base.model), base)
     if first_call.changes_its_input(start.model, images[:1]):
-        start = _done(start, first_call.CopyInput(), base.model)
-        start = _with(start, "the network writes into its input; it is handed a copy, here and in every file")
-    return _without_softmax(replace(start, ending=ending(start.model, images[:1])), images[:1])
+        start = _apply_start(start, first_call.CopyInput(), base.model)
+        start = _with_note(start, "the network writes into its input; it is handed a copy, here and in every file")
+    return _without_softmax(replace(start, ending=judge_ending(start.model, images[:1])), images[:1])
 
 
 def made_plain(start: Start, batches: Sequence[Tensor]) -> Start:
@@ -70,7 +72,7 @@ def made_plain(start: Start, batches: Sequence[Tensor]) -> Start:
     return replace(start, model=plain.model, told=(*start.told, *plain.sentences()))
 
 
-def _with(start: Start, sentence: str) -> Start:
+def _with_note(start: Start, sentence: str) -> Start:
     return replace(start, told=(*start.told, sentence))
 
 
@@ -78,14 +80,18 @@ def _logits_alone(start: Start, answer: Any, base: Base) -> Start:
     taking = answers_within.logits_within(answer, base.num_classes, base.model)
     if taking is None:
         return start
-    done = _done(start, taking, base.model)
+    new_start = _apply_start(start, taking, base.model)
     if taking.path:
         place = answers_within.spelled(taking.path)
-        done = _with(done, f"{place} of what the network answers is taken for the logits; no file holds the rest")
-    return _with(done, "the logits of 1 × 1 pixels are flattened") if taking.flat else done
+        new_start = _with_note(
+            new_start, f"{place} of what the network answers is taken for the logits; no file holds the rest"
+        )
+    return _with_note(new_start, "the logits of 1 × 1 pixels are flattened") if taking.flat else new_start
 
 
-def _done(start: Start, operation: first_call.Materialise | first_call.CopyInput | TakeAnswer, name: str) -> Start:
+def _apply_start(
+    start: Start, operation: first_call.Materialise | first_call.CopyInput | TakeAnswer, name: str
+) -> Start:
     try:
         operation(start.model)
     except Exception as error:
@@ -103,7 +109,7 @@ def _run_once(model: nn.Module, images: Tensor, name: str) -> Any:
 
 def _cannot_take(error: Exception, name: str) -> CannotTake:
     return CannotTake(
-        f"{name} fails on an image: {(str(error).strip().splitlines() or [type(error).__name__])[0]}{at(line_of(error))}"
+        f"{name} fails on an image: {(str(error).strip().splitlines() or [type(error).__name__])[0]}{line_clause(line_of(error))}"
     )
 
 
@@ -112,6 +118,6 @@ def _without_softmax(start: Start, image: Tensor) -> Start:
     name = last_softmax(start.model, image) if start.ending == "probabilities" else None
     if name is None:
         return start
-    changed = surgery.apply(start.model, surgery.Replace({name: {"type": "Identity"}})).eval()
-    told = f"layer {name!r}, the softmax at the end, is taken out of the network; every file has it behind the network"
-    return _with(replace(start, model=changed, ending="logits", gave_probabilities=True), told)
+    model = surgery.apply(start.model, surgery.Replace({name: {"type": "Identity"}})).eval()
+    note = f"layer {name!r}, the softmax at the end, is taken out of the network; every file has it behind the network"
+    return _with_note(replace(start, model=model, ending="logits", gave_probabilities=True), note)

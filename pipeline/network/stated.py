@@ -22,19 +22,19 @@ def read_stated(module: object, path: Path) -> tuple[dict[str, Any], Mapping[str
     filter of Pillow) and classes (names, or the name of a file that lists them, beside the network's). Raises RequestError
     for a value that means nothing.
     """
-    given = {name: getattr(module, name) for name in NAMES if getattr(module, name, None) is not None}
-    found: dict[str, Any] = {"mean": DEFAULT, "std": DEFAULT, "input_shape": (3, 224, 224)}
-    for name, value in given.items():
+    constants = {name: getattr(module, name) for name in NAMES if getattr(module, name, None) is not None}
+    statement: dict[str, Any] = {"mean": DEFAULT, "std": DEFAULT, "input_shape": (3, 224, 224)}
+    for name, value in constants.items():
         where = f"{name} in {path.name}"
         if name in ("mean", "std"):
-            found[name] = per_channel_numbers(value, where, above_zero=name == "std")
+            statement[name] = per_channel_numbers(value, where, above_zero=name == "std")
         elif name == "input_shape":
-            found[name] = _shape(value, where)
+            statement[name] = _shape(value, where)
         elif name == "classes":
-            found[name] = _classes(value, path, where)
+            statement[name] = _classes(value, path, where)
         else:
-            found[name] = _plain(name, value, where)
-    return found, dict.fromkeys(given, path.name)
+            statement[name] = _check_plain(name, value, where)
+    return statement, dict.fromkeys(constants, path.name)
 
 
 def per_channel_numbers(value: Any, where: str, *, above_zero: bool) -> tuple[float, ...]:
@@ -45,11 +45,11 @@ def per_channel_numbers(value: Any, where: str, *, above_zero: bool) -> tuple[fl
     except (TypeError, ValueError) as error:
         raise RequestError(f"{where}: numbers are wanted, one a channel, found {value!r}") from error
     if not numbers or not all(map(math.isfinite, numbers)) or (above_zero and min(numbers) <= 0):
-        wanted = "numbers above 0" if above_zero else "finite numbers"
-        raise RequestError(f"{where}: {wanted} are wanted, one a channel, found {value!r}")
+        expectation = "numbers above 0" if above_zero else "finite numbers"
+        raise RequestError(f"{where}: {expectation} are wanted, one a channel, found {value!r}")
     if max(numbers) > _LARGEST:
-        scaled = ", ".join(f"{number / 255:.4g}" for number in numbers)
-        raise RequestError(f"{where}: units of 0 to 1 are wanted, found {value!r}; in those it would be {scaled}")
+        fractions = ", ".join(f"{number / 255:.4g}" for number in numbers)
+        raise RequestError(f"{where}: units of 0 to 1 are wanted, found {value!r}; in those it would be {fractions}")
     return numbers
 
 
@@ -75,10 +75,10 @@ def _classes(value: Any, path: Path, where: str) -> tuple[str, ...]:
     raise RequestError(f"{where}: names of at least two classes are wanted, or a file that lists them, found {value!r}")
 
 
-def _plain(name: str, value: Any, where: str) -> int | str:
+def _check_plain(name: str, value: Any, where: str) -> int | str:
     if name == "resize" and isinstance(value, int) and value > 0:
         return value
     if name == "interpolation" and isinstance(value, str) and value:
         return value.lower()
-    wanted = "a number of pixels" if name == "resize" else "the name of a filter, such as bicubic,"
-    raise RequestError(f"{where}: {wanted} is wanted, found {value!r}")
+    expectation = "a number of pixels" if name == "resize" else "the name of a filter, such as bicubic,"
+    raise RequestError(f"{where}: {expectation} is wanted, found {value!r}")

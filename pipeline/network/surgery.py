@@ -80,10 +80,10 @@ class Replace:
         for name, description in self.modules.items():
             owner, _, leaf = name.rpartition(".")
             with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
-                built = construct(description)
+                layer = construct(description)
             if not name:
-                return built.train(model.training)
-            setattr(model.get_submodule(owner), leaf, built)
+                return layer.train(model.training)
+            setattr(model.get_submodule(owner), leaf, layer)
         return model
 
 
@@ -108,9 +108,9 @@ def apply(model: nn.Module, operation: Change) -> nn.Module:
 def apply_in_place(model: nn.Module, operation: Change) -> nn.Module:
     """As ``apply``, on ``model`` itself or, where the operation makes another, on that."""
     before = history(model)
-    changed = operation(model) or model
-    object.__setattr__(changed, _HISTORY, before)
-    return record(changed, operation)
+    new_model = operation(model) or model
+    object.__setattr__(new_model, _HISTORY, before)
+    return record(new_model, operation)
 
 
 def record(model: M, operation: Operation) -> M:
@@ -133,18 +133,18 @@ def difference(before: nn.Module, after: nn.Module) -> Resize:
     old, new = dict(before.named_modules()), dict(after.named_modules())
     if old.keys() != new.keys() or any(type(old[name]) is not type(new[name]) for name in old):
         raise StageError("the two networks have different modules; only attributes and shapes may differ")
-    attributes = {name: changed for name in old if (changed := _changed(old[name], new[name]))}
+    attributes = {name: attribute for name in old if (attribute := _changed_fields(old[name], new[name]))}
     before_shapes = {key: list(tensor.shape) for key, tensor in before.state_dict().items()}
     shapes = {key: list(t.shape) for key, t in after.state_dict().items() if list(t.shape) != before_shapes[key]}
     return Resize(attributes=attributes, shapes=shapes)
 
 
-def _changed(before: nn.Module, after: nn.Module) -> dict[str, Any]:
-    old, new = _plain(before), _plain(after)
+def _changed_fields(before: nn.Module, after: nn.Module) -> dict[str, Any]:
+    old, new = _plain_fields(before), _plain_fields(after)
     return {key: value for key, value in new.items() if old.get(key) != value}
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
+def _plain_fields(module: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training" and _is_plain(v)}
 
 
@@ -177,13 +177,13 @@ def construct(description: Mapping[str, Any]) -> nn.Module:
 
 
 def _construct_tape(description: Mapping[str, Any]) -> nn.Module:
-    built = Tape(description["steps"], description["returns"])
+    tape = Tape(description["steps"], description["returns"])
     for name, layer in description["layers"].items():
-        built.add_module(name, construct(layer))
+        tape.add_module(name, construct(layer))
     for name, fields in description["tensors"].items():
         tensor = placeholder(fields)
         if isinstance(tensor, nn.Parameter):
-            built.register_parameter(name, tensor)
+            tape.register_parameter(name, tensor)
         else:
-            built.register_buffer(name, tensor)
-    return built
+            tape.register_buffer(name, tensor)
+    return tape

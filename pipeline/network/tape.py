@@ -26,12 +26,12 @@ class Tape(nn.Module):
         """What the recorded module answered to [N, …]."""
         values: dict[str, Any] = {ENTRY: x}
         for step in self.steps:
-            given = [self._decoded(value, values) for value in step["args"]]
+            arguments = [self._decoded(value, values) for value in step["args"]]
             if "layer" in step:
-                result = getattr(self, step["layer"])(*given)
+                result = getattr(self, step["layer"])(*arguments)
             else:
-                named = {key: self._decoded(value, values) for key, value in step["kwargs"].items()}
-                result = _operator(step["op"])(*given, **named)
+                keywords = {key: self._decoded(value, values) for key, value in step["kwargs"].items()}
+                result = _find_operator(step["op"])(*arguments, **keywords)
             names = step["to"]
             values.update({names: result} if isinstance(names, str) else dict(zip(names, result, strict=True)))
         answer: Tensor = values[self.returns]
@@ -54,12 +54,12 @@ class Tape(nn.Module):
         return getattr(torch, content)
 
 
-def _operator(name: str) -> Callable[..., Any]:
+def _find_operator(name: str) -> Callable[..., Any]:
     space, operator, overload = name.split(".")
     if space != "aten":
         raise StageError(f"a tape calls torch's own operators alone, found {name}")
-    found: Callable[..., Any] = getattr(getattr(torch.ops.aten, operator), overload)
-    return found
+    function: Callable[..., Any] = getattr(getattr(torch.ops.aten, operator), overload)
+    return function
 
 
 def placeholder(description: Mapping[str, Any]) -> Tensor:

@@ -26,49 +26,49 @@ class Unwrapped:
     """What was taken off, in sentences."""
 
 
-def unwrapped(network: nn.Module, name: str) -> Unwrapped:
+def unwrap_network(network: nn.Module, name: str) -> Unwrapped:
     """``network``, called ``name``, without its wrappers, in float32; changed in place. Raises RequestError for a
     TorchScript module, whose code is compiled away, and for one without values."""
-    told: Counter[str] = Counter()
-    bare = _without_wrapper(network, told)
+    counts: Counter[str] = Counter()
+    bare = _without_wrapper(network, counts)
     for module in bare.modules():
         _refuse_compiled_code(module, name)
         module._compiled_call_impl = None
         _detach_computed_weights(module)
-    sentences = [f"the network is taken out of its {kind}" + _times(count) for kind, count in told.items()]
+    sentences = [f"the network is taken out of its {kind}" + _times_text(count) for kind, count in counts.items()]
     return Unwrapped(model=bare, told=(*sentences, *_in_float32(bare, name)))
 
 
-def _times(count: int) -> str:
+def _times_text(count: int) -> str:
     return f" ({count} times)" if count > 1 else ""
 
 
-def _without_wrapper(module: nn.Module, told: Counter[str]) -> nn.Module:
+def _without_wrapper(module: nn.Module, counts: Counter[str]) -> nn.Module:
     """The module inside, however often it is wrapped, and the same for what it holds."""
-    while (inner := _inner(module)) is not None:
-        told[type(module).__name__] += 1
+    while (inner := _inner_module(module)) is not None:
+        counts[type(module).__name__] += 1
         module = inner
     if isinstance(module, GraphModule):
-        told["fx graph"] += 1
+        counts["fx graph"] += 1
         module = _from_graph(module)
     for key, child in list(module._modules.items()):
         if child is not None:
-            module._modules[key] = _without_wrapper(child, told)
+            module._modules[key] = _without_wrapper(child, counts)
     return module
 
 
-def _inner(module: nn.Module) -> nn.Module | None:
+def _inner_module(module: nn.Module) -> nn.Module | None:
     from torch._dynamo.eval_frame import OptimizedModule
 
-    found: Any = None
+    inner: Any = None
     if isinstance(module, OptimizedModule):
-        found = module._orig_mod
+        inner = module._orig_mod
     elif isinstance(
         module,
         (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel),
     ):
-        found = module.module
-    return found if isinstance(found, nn.Module) else None
+        inner = module.module
+    return inner if isinstance(inner, nn.Module) else None
 
 
 def _from_graph(graph: GraphModule) -> nn.Module:
@@ -96,14 +96,14 @@ def _detach_computed_weights(module: nn.Module) -> None:
 
 def _in_float32(model: nn.Module, name: str) -> list[str]:
     tensors: Mapping[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    known = {key: t for key, t in tensors.items() if not is_lazy(t)}
-    empty = [key for key, tensor in known.items() if tensor.is_meta]
+    concrete = {key: t for key, t in tensors.items() if not is_lazy(t)}
+    empty = [key for key, tensor in concrete.items() if tensor.is_meta]
     if empty:
         raise RequestError(
             f"{name} was built without values: {empty[0]} and {len(empty) - 1} others lie on the meta device"
         )
-    other = {str(t.dtype).removeprefix("torch.") for t in known.values() if t.is_floating_point()} - {"float32"}
-    if any(tensor.device.type != "cpu" for tensor in known.values()):
+    other = {str(t.dtype).removeprefix("torch.") for t in concrete.values() if t.is_floating_point()} - {"float32"}
+    if any(tensor.device.type != "cpu" for tensor in concrete.values()):
         model.cpu()
     if not other:
         return []

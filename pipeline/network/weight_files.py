@@ -35,7 +35,7 @@ def read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless_types()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -49,7 +49,7 @@ def read(path: Path) -> Any:
         ) from error
 
 
-def _harmless() -> list[Any]:
+def _harmless_types() -> list[Any]:
     """What training scripts put beside the weights and only holds values: their arguments, dates, paths, NumPy's numbers
     and arrays, these under the names that older versions gave them too."""
     kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
@@ -63,8 +63,8 @@ def _harmless() -> list[Any]:
 
 def _named_class(message: str) -> str:
     """The class that the file names, out of torch's message."""
-    _, found, rest = message.partition("GLOBAL ")
-    name = rest.split()[0].strip(".,") if found and rest.split() else ""
+    _, separator, rest = message.partition("GLOBAL ")
+    name = rest.split()[0].strip(".,") if separator and rest.split() else ""
     return f" ({name})" if name else ""
 
 
@@ -78,7 +78,7 @@ def _other_kind(path: Path) -> str | None:
     return None
 
 
-def _members(path: Path) -> list[str]:
+def _archive_members(path: Path) -> list[str]:
     if not zipfile.is_zipfile(path):
         return []
     with zipfile.ZipFile(path) as archive:
@@ -86,16 +86,16 @@ def _members(path: Path) -> list[str]:
 
 
 def _is_torchscript(path: Path, head: bytes) -> bool:
-    return any(name.endswith("/constants.pkl") or "/code/" in name for name in _members(path))
+    return any(name.endswith("/constants.pkl") or "/code/" in name for name in _archive_members(path))
 
 
 def _is_exported(path: Path, head: bytes) -> bool:
-    names = _members(path)
+    names = _archive_members(path)
     return any(n.endswith(("archive_format", "serialized_exported_program.json")) or "/models/" in n for n in names)
 
 
 def _is_arrays(path: Path, head: bytes) -> bool:
-    names = _members(path)
+    names = _archive_members(path)
     return head.startswith(b"\x93NUMPY") or (bool(names) and all(name.endswith(".npy") for name in names))
 
 

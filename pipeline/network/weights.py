@@ -14,14 +14,14 @@ def load_weights(model: nn.Module, path: Path) -> str:
 
     ``path`` may name a place in the file behind ``#``. Raises RequestError where not exactly one reading fits.
     """
-    file, key = _place(path)
-    reading = readings.fitting(model, weight_files.read(file), file, key)
+    file, key = _split_key(path)
+    reading = readings.find_reading(model, weight_files.read(file), file, key)
     model.load_state_dict(model.state_dict() | dict(reading.state), strict=True)
     beside = f"; {len(reading.beside)} tensors beside them are not the network's" if reading.beside else ""
     return f"weights read {reading}{beside}"
 
 
-def _place(path: Path) -> tuple[Path, str]:
+def _split_key(path: Path) -> tuple[Path, str]:
     """The file, and the key in it that ``path`` names behind ``#``."""
     name, mark, key = str(path).rpartition("#")
     return (Path(name), key) if mark and not path.exists() else (path, "")

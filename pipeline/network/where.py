@@ -13,32 +13,32 @@ from edgewise.store import sources, user_code
 
 def line_of(error: BaseException) -> str | None:
     """The innermost line of the user's code that ``error`` came through; None: it came through none of it."""
-    found = None
+    place = None
     for link in _chain(error):
         step = link.__traceback__
         while step is not None:
             if _is_the_users(step.tb_frame.f_code.co_filename):
-                found = _told(step.tb_frame.f_code.co_filename, step.tb_lineno)
+                place = _describe_line(step.tb_frame.f_code.co_filename, step.tb_lineno)
             step = step.tb_next
-        if found is not None:
-            return found
+        if place is not None:
+            return place
     return None
 
 
 def current_line() -> str | None:
     """The line of the user's network that is being run: the innermost one before the code of ours that runs it."""
     left_ours = False
-    for frame in _outwards(sys._getframe(1)):
+    for frame in _frames_outwards(sys._getframe(1)):
         ours = sources.is_ours(Path(frame.f_code.co_filename))
         if left_ours and ours:
             return None
         left_ours = left_ours or not ours
         if not ours and _is_the_users(frame.f_code.co_filename):
-            return _told(frame.f_code.co_filename, frame.f_lineno)
+            return _describe_line(frame.f_code.co_filename, frame.f_lineno)
     return None
 
 
-def at(line: str | None) -> str:
+def line_clause(line: str | None) -> str:
     """The line as the end of a clause, or nothing."""
     return f", at {line}" if line else ""
 
@@ -53,7 +53,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     return iter(reversed(links))
 
 
-def _outwards(frame: FrameType | None) -> Iterable[FrameType]:
+def _frames_outwards(frame: FrameType | None) -> Iterable[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
@@ -66,6 +66,6 @@ def _is_the_users(file: str) -> bool:
     return user_code.is_the_users(path) and not sources.is_ours(path.resolve())
 
 
-def _told(file: str, number: int) -> str:
+def _describe_line(file: str, number: int) -> str:
     text = linecache.getline(file, number).strip()
     return f"{Path(file).name}, line {number} ({text})" if text else f"{Path(file).name}, line {number}"

@@ -18,10 +18,10 @@ def check_whole(model: nn.Module, name: str) -> None:
 
 
 def _check_registered(model: nn.Module, name: str) -> None:
-    known = {id(parameter) for parameter in model.parameters()}
+    ids = {id(parameter) for parameter in model.parameters()}
     for owner, module in model.named_modules():
         for attribute, value in vars(module).items():
-            hidden = [m for m in _modules_in(value) if any(id(p) not in known for p in m.parameters())]
+            hidden = [m for m in _modules_in(value) if any(id(p) not in ids for p in m.parameters())]
             if hidden and not attribute.startswith("_"):
                 raise RequestError(
                     f"{name}: {_spelled(owner, attribute)} holds {len(hidden)} layers, {type(hidden[0]).__name__} first, in a "

@@ -42,7 +42,7 @@ def spec_of(reference: str) -> Spec:
     """The spec of ``timm:NAME`` or ``torchvision:NAME``. Raises MissingBackend without the package, RequestError for a name
     that it does not have."""
     package, _, name = reference.partition(":")
-    spec = _timm(name) if package == "timm" else _torchvision(name)
+    spec = _timm_spec(name) if package == "timm" else _torchvision_spec(name)
     return replace(spec, name=reference)
 
 
@@ -51,7 +51,7 @@ def version_of(reference: str) -> str:
     return version(reference.partition(":")[0])
 
 
-def pretrained(reference: str, num_classes: int, in_channels: int) -> nn.Module:
+def load_pretrained(reference: str, num_classes: int, in_channels: int) -> nn.Module:
     """The network with the package's own weights, fetched by it. Raises RequestError where there are none, or none can be
     had, or they are for other classes."""
     spec = spec_of(reference)
@@ -68,9 +68,9 @@ def pretrained(reference: str, num_classes: int, in_channels: int) -> nn.Module:
     return network
 
 
-def _timm(name: str) -> Spec:
-    timm = _imported("timm")
-    _known(name, timm.list_models(), "timm")
+def _timm_spec(name: str) -> Spec:
+    timm = _import_package("timm")
+    _check_known(name, timm.list_models(), "timm")
     config = timm.get_pretrained_cfg(name)
     facts: dict[str, Any] = {} if config is None else config.to_dict()
     channels, height, width = facts.get("input_size") or (3, 224, 224)
@@ -87,24 +87,24 @@ def _timm(name: str) -> Spec:
 
 
 def _build_timm(name: str, num_classes: int = 1000, in_channels: int = 3, pretrained: bool = False) -> nn.Module:
-    network: nn.Module = _imported("timm").create_model(
+    network: nn.Module = _import_package("timm").create_model(
         name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels
     )
     return network
 
 
-def _torchvision(name: str) -> Spec:
+def _torchvision_spec(name: str) -> Spec:
     models = _torchvision_models()
-    _known(name, models.list_models(module=models), "torchvision")
+    _check_known(name, models.list_models(module=models), "torchvision")
     entries = list(models.get_model_weights(name))
-    found = models.get_model_weights(name).DEFAULT if entries else None
-    how = found.transforms() if found is not None else None
+    weights = models.get_model_weights(name).DEFAULT if entries else None
+    how = weights.transforms() if weights is not None else None
     side = how.crop_size[0] if how is not None else 224
     return Spec(
         name=name,
         build=partial(_build_torchvision, name),
         input_shape=(3, side, side),
-        num_classes=len(found.meta["categories"]) if found is not None else 1000,
+        num_classes=len(weights.meta["categories"]) if weights is not None else 1000,
         mean=tuple(how.mean) if how is not None else IMAGENET_MEAN,
         std=tuple(how.std) if how is not None else IMAGENET_STD,
         classifier="",
@@ -125,7 +125,7 @@ def _summary(crop: float | None, interpolation: str | None) -> str:
     return f"published with {interpolation or 'bilinear'} scaling and the middle {crop or 0.875:.0%} of each side"
 
 
-def _known(name: str, names: Sequence[str], package: str) -> None:
+def _check_known(name: str, names: Sequence[str], package: str) -> None:
     bare = name.split(".")[0]  # timm's tags, as in resnet18.a1_in1k
     if bare in names:
         return
@@ -134,7 +134,7 @@ def _known(name: str, names: Sequence[str], package: str) -> None:
     raise RequestError(f"{package} has no network {name!r}.{hint} It has {len(names)}, from {names[0]} to {names[-1]}")
 
 
-def _imported(package: str) -> ModuleType:
+def _import_package(package: str) -> ModuleType:
     if importlib.util.find_spec(package) is None:
         raise MissingBackend(f"{package} is not installed; install it with: {_INSTALL.format(package)}")
     _torchvision_models()  # timm imports torchvision
@@ -153,7 +153,7 @@ def _torchvision_models() -> ModuleType:
             missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
             if missing is None:
                 raise
-            _declared().define(f"{missing[1]}() -> ()")
+            _declare_operators().define(f"{missing[1]}() -> ()")
             for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
                 del sys.modules[name]
     raise MissingBackend(
@@ -164,7 +164,7 @@ def _torchvision_models() -> ModuleType:
 _LIBRARY: list[Any] = []
 
 
-def _declared() -> Any:
+def _declare_operators() -> Any:
     """The library that the missing operators are declared in; it must live as long as they."""
     if not _LIBRARY:
         _LIBRARY.append(torch.library.Library("torchvision", "FRAGMENT"))  # type: ignore[no-untyped-call]

@@ -47,7 +47,7 @@ class _Miss:
     told: str
 
 
-def advise(
+def advise_on_run(
     recipe: Mapping[str, Any], rows: Sequence[Row], artifacts: Sequence[ArtifactFile], folder: str = ""
 ) -> Advice | None:
     """Advice on the run that ``rows`` tell of; None where every target has a file that passed, or nothing was judged.
@@ -58,11 +58,13 @@ def advise(
     open_ = [row for row in _without_a_pass(rows) if row.reason]
     if not open_:
         return None
-    ranked = sorted(open_, key=lambda row: _rank(row, limits, rows[0]))
-    best = ranked[0]
+    candidates = sorted(open_, key=lambda row: _rank(row, limits, rows[0]))
+    best = candidates[0]
     misses = _misses(best, limits, rows[0])
-    found = [change for miss in misses for change in _changes(miss, best, rows, recipe, limits)]
-    return Advice(closest=_closest(best, rows, misses, artifacts, folder), changes=tuple(dict.fromkeys(found))[:MOST])
+    changes = [change for miss in misses for change in _suggest_changes(miss, best, rows, recipe, limits)]
+    return Advice(
+        closest=_closest_words(best, rows, misses, artifacts, folder), changes=tuple(dict.fromkeys(changes))[:MOST]
+    )
 
 
 def _without_a_pass(rows: Sequence[Row]) -> list[Row]:
@@ -70,8 +72,8 @@ def _without_a_pass(rows: Sequence[Row]) -> list[Row]:
     files = [row for row in rows if row.step == "artifact"]
     if not files:
         return [row for row in rows[-1:] if row.verdict == "fail"]
-    served = {row.target for row in files if row.verdict == "pass"}
-    return [row for row in files if row.target not in served]
+    target_names = {row.target for row in files if row.verdict == "pass"}
+    return [row for row in files if row.target not in target_names]
 
 
 def _rank(row: Row, limits: Mapping[str, Any], first: Row) -> tuple[bool, float]:
@@ -82,56 +84,60 @@ def _rank(row: Row, limits: Mapping[str, Any], first: Row) -> tuple[bool, float]
 
 def _misses(row: Row, limits: Mapping[str, Any], first: Row) -> list[_Miss]:
     """What ``row`` did not keep to; ``first``: the baseline's row."""
-    found = [_accuracy_miss(row, limits), _latency_miss(row, limits, first), _agreement_miss(row, limits)]
-    return sorted((miss for miss in found if miss), key=lambda miss: (not miss.decided, -miss.share))
+    misses = [_accuracy_miss(row, limits), _latency_miss(row, limits, first), _agreement_miss(row, limits)]
+    return sorted((miss for miss in misses if miss), key=lambda miss: (not miss.decided, -miss.share))
 
 
 def _accuracy_miss(row: Row, limits: Mapping[str, Any]) -> _Miss | None:
-    allowed = float(limits.get("max_drop", 0.01))
+    tolerance = float(limits.get("max_drop", 0.01))
     if row.accuracy is None:
         return None
     change = row.accuracy.vs_baseline
     worst = -change.ci95[0]
-    if worst <= allowed:
+    if worst <= tolerance:
         return None
-    decided = -change.delta > allowed
-    beyond = (-change.delta if decided else worst) - allowed
-    told = f"it lost {_points(-change.delta)}" if change.delta < 0 else "it lost nothing"
-    told += f" of top-1 where {_points(allowed)} may go"
-    if not decided:
-        told += f", but {row.accuracy.n:,} test images cannot exclude a fall of {_points(worst)}"
-    return _Miss(gate="accuracy", decided=decided, share=beyond / max(allowed, 1e-3), told=told)
+    is_proven = -change.delta > tolerance
+    beyond = (-change.delta if is_proven else worst) - tolerance
+    sentence = f"it lost {_points(-change.delta)}" if change.delta < 0 else "it lost nothing"
+    sentence += f" of top-1 where {_points(tolerance)} may go"
+    if not is_proven:
+        sentence += f", but {row.accuracy.n:,} test images cannot exclude a fall of {_points(worst)}"
+    return _Miss(gate="accuracy", decided=is_proven, share=beyond / max(tolerance, 1e-3), told=sentence)
 
 
 def _latency_miss(row: Row, limits: Mapping[str, Any], first: Row) -> _Miss | None:
-    allowed = float(limits.get("max_latency_ratio", 1.0))
+    tolerance = float(limits.get("max_latency_ratio", 1.0))
     if (row.macs, row.precision) == (first.macs, first.precision):  # as the gate has it: nothing could be saved
-        allowed = max(allowed, float(limits.get("same_work_ratio", allowed)))
+        tolerance = max(tolerance, float(limits.get("same_work_ratio", tolerance)))
     if row.latency is None or "of the baseline's time" not in row.reason:
         return None
     low, high = row.latency.ci95
-    told = f"it takes {numbers.ratio(row.latency.ratio_to_baseline)} the baseline's time on {row.latency.on} where {allowed:g}× may be"
-    if high <= allowed:
-        told += ", on a machine too busy to prove it"
-    elif low <= allowed:
-        told += f", which the clock could not tell ({numbers.ratio(low)} to {numbers.ratio(high)})"
-    return _Miss(gate="latency", decided=low > allowed, share=max(high - allowed, 0.0) / max(allowed, 1e-3), told=told)
+    sentence = f"it takes {numbers.ratio(row.latency.ratio_to_baseline)} the baseline's time on {row.latency.on} where {tolerance:g}× may be"
+    if high <= tolerance:
+        sentence += ", on a machine too busy to prove it"
+    elif low <= tolerance:
+        sentence += f", which the clock could not tell ({numbers.ratio(low)} to {numbers.ratio(high)})"
+    return _Miss(
+        gate="latency", decided=low > tolerance, share=max(high - tolerance, 0.0) / max(tolerance, 1e-3), told=sentence
+    )
 
 
 def _agreement_miss(row: Row, limits: Mapping[str, Any]) -> _Miss | None:
-    wanted = float(limits.get("min_agreement", 0.99))
-    if row.agreement is None or row.agreement.top1 >= wanted:
+    minimum = float(limits.get("min_agreement", 0.99))
+    if row.agreement is None or row.agreement.top1 >= minimum:
         return None
-    told = f"it gives the class of its PyTorch network to {row.agreement.top1:.2%} of the images where {wanted:.2%} are wanted"
-    return _Miss(gate="agreement", decided=True, share=(wanted - row.agreement.top1) / max(1 - wanted, 1e-3), told=told)
+    sentence = f"it gives the class of its PyTorch network to {row.agreement.top1:.2%} of the images where {minimum:.2%} are wanted"
+    return _Miss(
+        gate="agreement", decided=True, share=(minimum - row.agreement.top1) / max(1 - minimum, 1e-3), told=sentence
+    )
 
 
-def _closest(
+def _closest_words(
     row: Row, rows: Sequence[Row], misses: Sequence[_Miss], artifacts: Sequence[ArtifactFile], folder: str
 ) -> str:
     name = f"{row.target} {row.precision or ''}".strip() if row.step == "artifact" else row.label
-    written = [other for other in rows if other.step == "artifact" and other.bytes is not None]
-    paths = dict(zip([id(other) for other in written], artifacts, strict=False))
+    files = [other for other in rows if other.step == "artifact" and other.bytes is not None]
+    paths = dict(zip([id(other) for other in files], artifacts, strict=False))
     place = f" ({'/'.join(filter(None, (folder, paths[id(row)].path)))})" if id(row) in paths else ""
     what = "undecided" if row.verdict == "not-checked" else "failed"
     why = "; ".join(miss.told for miss in misses) or row.reason
@@ -139,18 +145,18 @@ def _closest(
     return f"{first} {name}{place}, {what}: {why}."
 
 
-def _changes(
+def _suggest_changes(
     miss: _Miss, row: Row, rows: Sequence[Row], recipe: Mapping[str, Any], limits: Mapping[str, Any]
 ) -> list[str]:
     if miss.gate == "accuracy":
-        allowed = float(limits.get("max_drop", 0.01))
+        tolerance = float(limits.get("max_drop", 0.01))
         return (
-            [*_less_loss(row, rows, recipe, allowed)]
+            [*_less_loss(row, rows, recipe, tolerance)]
             if miss.decided
-            else [*_more_images(row, allowed), *_less_loss(row, rows, recipe, allowed)]
+            else [*_more_images(row, tolerance), *_less_loss(row, rows, recipe, tolerance)]
         )
     if miss.gate == "latency":
-        return _faster(row, rows, miss.decided)
+        return _suggest_faster(row, rows, miss.decided)
     return [
         *_keep_in_float(row, rows),
         "Look where the file's values leave PyTorch's: edgewise verify FILE --data D --layers.",
@@ -167,11 +173,11 @@ def images_needed(row: Row, allowed: float) -> int | None:
 
 
 def _more_images(row: Row, allowed: float) -> list[str]:
-    needed = images_needed(row, allowed)
-    if needed is None or row.accuracy is None or needed <= row.accuracy.n:
+    images = images_needed(row, allowed)
+    if images is None or row.accuracy is None or images <= row.accuracy.n:
         return []
     return [
-        f"More test images: about {needed:,} would decide it if it goes on losing as little (there are {row.accuracy.n:,}); "
+        f"More test images: about {images:,} would decide it if it goes on losing as little (there are {row.accuracy.n:,}); "
         "or a limit that fits the test set."
     ]
 
@@ -190,13 +196,13 @@ class _Loss:
 
 def _less_loss(row: Row, rows: Sequence[Row], recipe: Mapping[str, Any], allowed: float) -> list[str]:
     """What the loss came from, the costliest first."""
-    found = []
+    changes = []
     for loss in sorted(_losses(row, rows), key=lambda loss: -loss.lost):
         if loss.lost > 0 and loss.step.step in ("artifact", "quantize"):
-            found += _keep_in_float(row, rows, loss.lost)
+            changes += _keep_in_float(row, rows, loss.lost)
         elif loss.lost > 0:
-            found += _milder(loss, allowed)
-    return [*found, *_longer(recipe, row)]
+            changes += _suggest_milder(loss, allowed)
+    return [*changes, *_suggest_longer(recipe, row)]
 
 
 def _losses(row: Row, rows: Sequence[Row]) -> list[_Loss]:
@@ -205,39 +211,39 @@ def _losses(row: Row, rows: Sequence[Row]) -> list[_Loss]:
     way = [step for step in steps if step.precision != "int8" or row.precision == "int8"]
     if row.target is not None:
         way.append(row)
-    kept, found = way[0], []
+    previous, losses = way[0], []
     for step, behind in zip(way[1:], [*way[2:], None], strict=True):
         if step.step == "finetune":
             continue
-        tuned = behind is not None and behind.step == "finetune"
-        after = behind if behind is not None and tuned else step
-        if after.accuracy and kept.accuracy:
-            lost = kept.accuracy.top1 - after.accuracy.top1
-            found.append(_Loss(step=step, before=kept, lost=lost, tuned=tuned))
-        kept = after
-    return found
+        was_tuned = behind is not None and behind.step == "finetune"
+        after = behind if behind is not None and was_tuned else step
+        if after.accuracy and previous.accuracy:
+            loss = previous.accuracy.top1 - after.accuracy.top1
+            losses.append(_Loss(step=step, before=previous, lost=loss, tuned=was_tuned))
+        previous = after
+    return losses
 
 
-def _milder(loss: _Loss, allowed: float) -> list[str]:
+def _suggest_milder(loss: _Loss, allowed: float) -> list[str]:
     """Less of a step that takes something away: how much is left now, and a linear guess at what may go."""
-    left = loss.step.macs / loss.before.macs if loss.before.macs else 1.0
-    if left >= 1:
+    share = loss.step.macs / loss.before.macs if loss.before.macs else 1.0
+    if share >= 1:
         return []
-    tuned = "its fine-tuning included, " if loss.tuned else ""
-    text = f"A milder {loss.step.label}: it lost {_points(loss.lost)}, {tuned}with {left:.0%} of the MACs left"
+    note = "its fine-tuning included, " if loss.tuned else ""
+    text = f"A milder {loss.step.label}: it lost {_points(loss.lost)}, {note}with {share:.0%} of the MACs left"
     if loss.lost > allowed:
-        text += f"; {1 - (1 - left) * allowed / loss.lost:.0%} left is a linear guess at what the limit allows"
-    if dearest := _dearest(loss.step.facts.get("channel_sensitivity")):
+        text += f"; {1 - (1 - share) * allowed / loss.lost:.0%} left is a linear guess at what the limit allows"
+    if dearest := _dearest_layers(loss.step.facts.get("channel_sensitivity")):
         text += f". Its scan found {dearest} the dearest to cut: keep them"
-    found = [text + "."]
+    advice = [text + "."]
     if not loss.tuned:
-        found.insert(
+        advice.insert(
             0, f"Training after {loss.step.label}: Finetune(training=Training(epochs=20, distill=0.7)) behind it."
         )
-    return found
+    return advice
 
 
-def _dearest(scan: object, most: int = 3) -> str:
+def _dearest_layers(scan: object, most: int = 3) -> str:
     """The layers whose top-1 falls deepest in a scan of channels."""
     if not isinstance(scan, Mapping):
         return ""
@@ -252,13 +258,13 @@ def _keep_in_float(row: Row, rows: Sequence[Row], lost: float | None = None) -> 
     costs: Sequence[Mapping[str, Any]] = next(
         (step.facts["sensitivity"] for step in reversed(rows) if step.facts.get("sensitivity")), []
     )
-    ordered = sorted(costs, key=lambda cost: -float(cost["kl"]))
-    whole = sum(float(cost["kl"]) for cost in ordered)
+    costliest = sorted(costs, key=lambda cost: -float(cost["kl"]))
+    whole = sum(float(cost["kl"]) for cost in costliest)
     if not whole:
         return ["Measure what each layer's quantization costs: Quantize(sensitivity=128)."]
     few: list[Mapping[str, Any]] = []
-    while ordered and len(few) < 5 and sum(float(cost["kl"]) for cost in few) < whole / 2:
-        few.append(ordered.pop(0))
+    while costliest and len(few) < 5 and sum(float(cost["kl"]) for cost in few) < whole / 2:
+        few.append(costliest.pop(0))
     share = sum(float(cost["kl"]) for cost in few) / whole
     names = ", ".join(str(cost["layer"]) for cost in few)
     why = f"quantization lost {_points(lost)}; " if lost else ""
@@ -268,24 +274,24 @@ def _keep_in_float(row: Row, rows: Sequence[Row], lost: float | None = None) -> 
     ]
 
 
-def _longer(recipe: Mapping[str, Any], row: Row) -> list[str]:
+def _suggest_longer(recipe: Mapping[str, Any], row: Row) -> list[str]:
     """A longer training of the last step on the way to ``row`` that trains."""
-    quantized = recipe.get("quantize") if row.precision == "int8" else None
-    steps = [*recipe.get("stages", []), *([quantized] if quantized else [])]
-    trained = [
+    settings = recipe.get("quantize") if row.precision == "int8" else None
+    steps = [*recipe.get("stages", []), *([settings] if settings else [])]
+    training_stages = [
         (step["stage"], step["training"]) for step in steps if isinstance(step, Mapping) and step.get("training")
     ]
-    if isinstance(quantized, Mapping) and not quantized.get("training"):
+    if isinstance(settings, Mapping) and not settings.get("training"):
         return ["Training with quantization: Quantize(training=Training(epochs=4, lr=0.0001, distill=0.9))."]
-    if not trained or row.target is None:
+    if not training_stages or row.target is None:
         return []
-    name, training = trained[-1]
+    name, training = training_stages[-1]
     length = "steps" if training.get("steps") else "epochs"
     count = training.get(length)
     return [f"A longer {name}: {2 * count} {length} instead of {count}."] if isinstance(count, int) else []
 
 
-def _faster(row: Row, rows: Sequence[Row], decided: bool) -> list[str]:
+def _suggest_faster(row: Row, rows: Sequence[Row], decided: bool) -> list[str]:
     if not decided:
         return ["A quieter machine, or more of its time: nothing else running, the same command again."]
     others = [
@@ -293,15 +299,15 @@ def _faster(row: Row, rows: Sequence[Row], decided: bool) -> list[str]:
         if other is not row and other.target == row.target and other.latency and row.latency
         and other.latency.ratio_to_baseline < row.latency.ratio_to_baseline
     ]  # fmt: skip
-    found = [
+    changes = [
         f"The {other.precision} file of {row.target} is faster: {numbers.ratio(other.latency.ratio_to_baseline)}."
         for other in others
         if other.latency
     ]
     outside = row.facts.get("coverage", {}).get("undelegated_share", 0.0)
     if outside > 0.01:
-        found.append(f"{outside:.0%} of its MACs lie outside the backend: other layers there, or another target.")
-    return [*found, "A smaller network: Prune(latency=…) removes channels until the measured time fits."]
+        changes.append(f"{outside:.0%} of its MACs lie outside the backend: other layers there, or another target.")
+    return [*changes, "A smaller network: Prune(latency=…) removes channels until the measured time fits."]
 
 
 def _points(fraction: float) -> str:

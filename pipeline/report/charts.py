@@ -9,8 +9,8 @@ from edgewise.report import numbers
 from edgewise.report.figure import Bars, BarTable, Figure, Fill, Key, Mark, Panel
 from edgewise.report.figure import Line as Joined
 from edgewise.report.rows import Row, Verdict
-from edgewise.report.scale import Scale, linear, logarithmic
-from edgewise.report.summary import WORDS, baseline, labels, target_groups
+from edgewise.report.scale import Scale, linear_scale, logarithmic_scale
+from edgewise.report.summary import WORDS, baseline_row, row_labels, target_groups
 from edgewise.report.svg import SHAPES
 
 # Okabe & Ito's palette, distinguishable to colour-blind readers and on dark as on light ground.
@@ -22,39 +22,39 @@ _FILLS: dict[Verdict, Fill] = {"pass": "solid", "not-checked": "hollow", "fail":
 Value = Callable[[Row], float | None]
 
 
-def tradeoff(rows: Sequence[Row]) -> Figure | None:
+def draw_tradeoff(rows: Sequence[Row]) -> Figure | None:
     """Top-1 with its 95 % interval against time relative to the baseline and against bytes; None where no row has both.
 
     Every time is divided by the baseline's on the same runtime, measured in the same interleaved run, so that files of
     different runtimes stand on one axis and each runtime's baseline at 1.
     """
-    timed = _drawable(rows, _ratio)
-    sized = _drawable(rows, _bytes)
-    if not timed and not sized:
+    with_time = _drawable_rows(rows, _ratio)
+    with_size = _drawable_rows(rows, _bytes)
+    if not with_time and not with_size:
         return None
-    y = _accuracies([row for row, _ in (*timed, *sized)])
+    y = _accuracy_scale([row for row, _ in (*with_time, *with_size)])
     looks = dict(zip(map(id, rows), _looks(rows), strict=True))
-    first = baseline(rows)
+    first = baseline_row(rows)
     level = (first.accuracy.top1 * 100,) if first and first.accuracy else ()
     panels = []
-    if timed:
-        ends = [end for row, _ in timed if row.latency for end in row.latency.ci95]
-        x = linear([*ends, 1.0], zero=True)
+    if with_time:
+        ends = [end for row, _ in with_time if row.latency for end in row.latency.ci95]
+        x = linear_scale([*ends, 1.0], zero=True)
         title = "time of one image, a share of the baseline's on the same runtime"
-        panels.append(_panel(timed, looks, x, y, title, _ratio, level, upright=(1.0,)))
-    if sized:
-        x = logarithmic([value for _, value in sized], _round_size)
-        panels.append(_panel(sized, looks, x, y, "bytes on disk (log scale)", _bytes, level))
-    shown = {id(row) for row, _ in (*timed, *sized)}
-    return Figure(panels=tuple(panels), keys=tuple(looks[id(row)] for row in rows if id(row) in shown))
+        panels.append(_draw_panel(with_time, looks, x, y, title, _ratio, level, upright=(1.0,)))
+    if with_size:
+        x = logarithmic_scale([value for _, value in with_size], _round_size)
+        panels.append(_draw_panel(with_size, looks, x, y, "bytes on disk (log scale)", _bytes, level))
+    drawn_rows = {id(row) for row, _ in (*with_time, *with_size)}
+    return Figure(panels=tuple(panels), keys=tuple(looks[id(row)] for row in rows if id(row) in drawn_rows))
 
 
-def _drawable(rows: Sequence[Row], value: Value) -> list[tuple[Row, float]]:
-    found = [(row, value(row)) for row in rows if row.accuracy]
-    return [(row, at) for row, at in found if at is not None]
+def _drawable_rows(rows: Sequence[Row], value: Value) -> list[tuple[Row, float]]:
+    points = [(row, value(row)) for row in rows if row.accuracy]
+    return [(row, at) for row, at in points if at is not None]
 
 
-def _panel(
+def _draw_panel(
     shown: Sequence[tuple[Row, float]],
     looks: dict[int, Key],
     x: Scale,
@@ -64,7 +64,7 @@ def _panel(
     level: tuple[float, ...],
     upright: tuple[float, ...] = (),
 ) -> Panel:
-    marks = [_mark(row, at, looks[id(row)], value is _ratio) for row, at in shown]
+    marks = [_make_mark(row, at, looks[id(row)], value is _ratio) for row, at in shown]
     steps = tuple((at, row.accuracy.top1 * 100) for row, at in shown if row.target is None and row.accuracy)
     return Panel(
         label=f"Top-1 against {title}; the table of steps and files holds the same numbers",
@@ -79,13 +79,13 @@ def _panel(
     )
 
 
-def _mark(row: Row, at: float, look: Key, timed: bool) -> Mark:
+def _make_mark(row: Row, at: float, look: Key, timed: bool) -> Mark:
     assert row.accuracy is not None
     low, high = row.accuracy.ci95
     return Mark(
         x=at,
         y=row.accuracy.top1 * 100,
-        told=told(row, look.text),
+        told=describe_row(row, look.text),
         colour=look.colour,
         shape=look.shape,
         fill=look.fill,
@@ -96,51 +96,51 @@ def _mark(row: Row, at: float, look: Key, timed: bool) -> Mark:
     )
 
 
-def _accuracies(rows: Sequence[Row]) -> Scale:
-    return linear([end * 100 for row in rows if row.accuracy for end in row.accuracy.ci95], margin=0.03)
+def _accuracy_scale(rows: Sequence[Row]) -> Scale:
+    return linear_scale([end * 100 for row in rows if row.accuracy for end in row.accuracy.ci95], margin=0.03)
 
 
 def _looks(rows: Sequence[Row]) -> list[Key]:
     """Colour, shape and number of each row: a colour a kind of step; for files a shape a target, a colour a precision."""
     kinds = list(dict.fromkeys(row.step for row in rows if row.target is None and row.step != "baseline"))
     names = list(dict.fromkeys(row.target for row in rows if row.target is not None))
-    kept = list(dict.fromkeys(row.precision for row in rows if row.target is not None))
-    found = []
-    for number, (row, name, group) in enumerate(zip(rows, labels(rows), target_groups(rows), strict=True), 1):
+    precisions = list(dict.fromkeys(row.precision for row in rows if row.target is not None))
+    looks = []
+    for number, (row, name, group) in enumerate(zip(rows, row_labels(rows), target_groups(rows), strict=True), 1):
         if row.target is not None:
-            colour = _FILES[kept.index(row.precision) % len(_FILES)]
+            colour = _FILES[precisions.index(row.precision) % len(_FILES)]
             shape = SHAPES[1 + names.index(row.target) % (len(SHAPES) - 1)]
         else:
             colour = FIRST if row.step == "baseline" else _STEPS[kinds.index(row.step) % len(_STEPS)]
             shape = "circle"
         key = Key(text=name, colour=colour, shape=shape, fill=_FILLS[row.verdict], name=str(number), group=group)
-        found.append(key)
-    return found
+        looks.append(key)
+    return looks
 
 
-def waterfall(rows: Sequence[Row]) -> BarTable | None:
+def draw_waterfall(rows: Sequence[Row]) -> BarTable | None:
     """Change of top-1, and time, MACs and parameters left, after every step; None before a step was measured."""
-    first, steps = baseline(rows), [row for row in rows if row.target is None]
+    first, steps = baseline_row(rows), [row for row in rows if row.target is None]
     if first is None or len(steps) < 2:
         return None
     changes = [row.accuracy.vs_baseline if row.accuracy else None for row in steps]
     shares = {
-        "time, %": ([_share(_ratio(row)) for row in steps], [_times(row) for row in steps]),
+        "time, %": ([_share(_ratio(row)) for row in steps], [_time_interval(row) for row in steps]),
         "MACs, %": ([_share(row.macs / first.macs if first.macs else None) for row in steps], []),
         "params, %": ([_share(row.params / first.params if first.params else None) for row in steps], []),
     }
     columns = [_change_column(changes)]
     columns += [
-        Bars(title=title, values=tuple(values), texts=tuple(map(_whole, values)), ranges=tuple(ranges))
+        Bars(title=title, values=tuple(values), texts=tuple(map(_whole_percent, values)), ranges=tuple(ranges))
         for title, (values, ranges) in shares.items()
     ]
     looks = {id(row): look for row, look in zip(rows, _looks(rows), strict=True)}
     return BarTable(
         head="after step",
-        names=tuple(map(short, labels(steps))),
+        names=tuple(map(shorten_name, row_labels(steps))),
         colours=tuple(looks[id(row)].colour for row in steps),
         columns=tuple(columns),
-        told=tuple(map(told, steps, labels(steps))),
+        told=tuple(map(describe_row, steps, row_labels(steps))),
     )
 
 
@@ -153,7 +153,7 @@ def _change_column(changes: Sequence[Difference | None]) -> Bars:
     )
 
 
-def told(row: Row, name: str) -> str:
+def describe_row(row: Row, name: str) -> str:
     """All that was measured on a row, in a few lines of plain text."""
     lines = [f"{name} ({WORDS[row.verdict]}{', ' + row.verification if row.verification else ''})"]
     if a := row.accuracy:
@@ -170,7 +170,7 @@ def told(row: Row, name: str) -> str:
     return "\n".join(lines)
 
 
-def short(name: str) -> str:
+def shorten_name(name: str) -> str:
     """What fits beside a bar: the ends of a long name, the one that tells it from its like included."""
     return name if len(name) <= 28 else f"{name[:17]}…{name[-10:]}"
 
@@ -187,7 +187,7 @@ def _bytes(row: Row) -> float | None:
     return row.bytes or None
 
 
-def _times(row: Row) -> tuple[float, float] | None:
+def _time_interval(row: Row) -> tuple[float, float] | None:
     return (row.latency.ci95[0] * 100, row.latency.ci95[1] * 100) if row.latency else None
 
 
@@ -195,5 +195,5 @@ def _share(value: float | None) -> float | None:
     return None if value is None else value * 100
 
 
-def _whole(value: float | None) -> str:
+def _whole_percent(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.0f}"

@@ -50,38 +50,38 @@ def class_lines(named: Sequence[tuple[Row, str]]) -> list[str]:
         if row.step != "artifact" or row.accuracy is None or row.accuracy.balanced is None:
             continue
         falls = largest_falls(first.recall, row.accuracy.recall, LOWEST)
-        fallen = ", ".join(f"{label} {before:.0%} to {after:.0%}" for label, before, after in falls)
+        falls_text = ", ".join(f"{label} {before:.0%} to {after:.0%}" for label, before, after in falls)
         change = points(row.accuracy.balanced - first.balanced)
-        lines.append(f"{name}: balanced {percent(row.accuracy.balanced)} % ({change}); " + (fallen or "no class fell"))
+        lines.append(
+            f"{name}: balanced {percent(row.accuracy.balanced)} % ({change}); " + (falls_text or "no class fell")
+        )
     return lines
 
 
 def class_sections(named: Sequence[tuple[Row, str]]) -> list[Section]:
     """The page's table of recall by class: the baseline, the last step and every file, the class lowest anywhere first."""
-    rows = [(row.accuracy.recall, name) for row, name in _shown(named) if row.accuracy is not None]
+    rows = [(row.accuracy.recall, name) for row, name in _rows_shown(named) if row.accuracy is not None]
     if not rows or not rows[0][0]:
         return []
     classes = sorted(rows[0][0], key=lambda label: (min(recall.get(label, 1.0) for recall, _ in rows), label))
     head = "".join(f"<th>{escape(name)}</th>" for _, name in rows)
-    body = "".join(_line(label, [recall.get(label) for recall, _ in rows]) for label in classes[:MOST])
-    told = (
-        f"<p>{_count(len(classes), min(MOST, len(classes)))} Recall in %: the share of a class's test images that are "
-    )
-    told += "put into it.</p>"
+    body = "".join(_class_line(label, [recall.get(label) for recall, _ in rows]) for label in classes[:MOST])
+    paragraph = f"<p>{_count_words(len(classes), min(MOST, len(classes)))} Recall in %: the share of a class's test images that are "
+    paragraph += "put into it.</p>"
     table = f"<table><thead><tr><th>class</th>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return [Section(title="Recall by class", html=told + table)]
+    return [Section(title="Recall by class", html=paragraph + table)]
 
 
-def _shown(named: Sequence[tuple[Row, str]]) -> list[tuple[Row, str]]:
-    told = [(row, name) for row, name in named if row.accuracy is not None and row.accuracy.balanced is not None]
-    steps = [entry for entry in told if entry[0].step != "artifact"]
-    return [*steps[:1], *steps[1:][-1:], *(entry for entry in told if entry[0].step == "artifact")]
+def _rows_shown(named: Sequence[tuple[Row, str]]) -> list[tuple[Row, str]]:
+    balanced = [(row, name) for row, name in named if row.accuracy is not None and row.accuracy.balanced is not None]
+    steps = [entry for entry in balanced if entry[0].step != "artifact"]
+    return [*steps[:1], *steps[1:][-1:], *(entry for entry in balanced if entry[0].step == "artifact")]
 
 
-def _line(label: str, recalls: Sequence[float | None]) -> str:
+def _class_line(label: str, recalls: Sequence[float | None]) -> str:
     cells = "".join(f"<td>{'–' if recall is None else percent(recall)}</td>" for recall in recalls)
     return f"<tr><td>{escape(label)}</td>{cells}</tr>"
 
 
-def _count(classes: int, shown: int) -> str:
+def _count_words(classes: int, shown: int) -> str:
     return f"All {classes:,} classes." if shown == classes else f"The {shown} lowest of {classes:,} classes."

@@ -93,13 +93,13 @@ def ratio_words(row: DeviceRow) -> str:
     if row.time is None or row.time.ratio_to_baseline is None or row.time.ci95 is None:
         return ""
     low, high = row.time.ci95
-    said = "no difference shown" if low <= 1 <= high else "faster" if high < 1 else "slower"
-    return f"{numbers.ratio(row.time.ratio_to_baseline)} ({numbers.ratio(low)} to {numbers.ratio(high)}, {said})"
+    words = "no difference shown" if low <= 1 <= high else "faster" if high < 1 else "slower"
+    return f"{numbers.ratio(row.time.ratio_to_baseline)} ({numbers.ratio(low)} to {numbers.ratio(high)}, {words})"
 
 
-def grid(rows: Sequence[DeviceRow]) -> tuple[list[str], list[tuple[str, list[DeviceRow | None]]]]:
+def device_grid(rows: Sequence[DeviceRow]) -> tuple[list[str], list[tuple[str, list[DeviceRow | None]]]]:
     """Devices down, files across: the files' names, and for each device its row of each file."""
     files = list(dict.fromkeys(row.file for row in rows))
     devices = dict.fromkeys(row.device for row in rows)
-    found = {(row.device, row.file): row for row in rows}
-    return files, [(device, [found.get((device, file)) for file in files]) for device in devices]
+    rows_by_cell = {(row.device, row.file): row for row in rows}
+    return files, [(device, [rows_by_cell.get((device, file)) for file in files]) for device in devices]

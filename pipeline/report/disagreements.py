@@ -50,52 +50,54 @@ def find_changed(labels: Tensor, baseline: Tensor, files: Mapping[str, Tensor]) 
     """
     first = baseline.argmax(1).tolist()
     others = {name: answers.argmax(1).tolist() for name, answers in files.items()}
-    found = []
+    changes = []
     for index, (label, before) in enumerate(zip(labels.tolist(), first, strict=True)):
-        moved = {name: given[index] for name, given in others.items() if given[index] != before}
-        if moved:
-            found.append(Changed(index=index, label=label, baseline=before, files=moved))
-    return sorted(found, key=lambda image: (-image.lost, -len(image.files), image.index))
+        classes_by_file = {name: classes[index] for name, classes in others.items() if classes[index] != before}
+        if classes_by_file:
+            changes.append(Changed(index=index, label=label, baseline=before, files=classes_by_file))
+    return sorted(changes, key=lambda image: (-image.lost, -len(image.files), image.index))
 
 
-def section(part: Part, classes: Sequence[str], baseline: Tensor, files: Mapping[str, Tensor]) -> Section | None:
+def disagreement_section(
+    part: Part, classes: Sequence[str], baseline: Tensor, files: Mapping[str, Tensor]
+) -> Section | None:
     """A part of the page with the first of these images; None where no image changed class."""
-    found = find_changed(part.labels, baseline, files)
-    if not found:
+    images = find_changed(part.labels, baseline, files)
+    if not images:
         return None
-    shown = found[:MOST]
-    lost = sum(image.lost > 0 for image in found)
-    told = (
-        f"{len(found):,} of {len(part):,} test images are put into another class than the baseline puts them into by at "
-        f"least one file; {lost:,} of them the baseline has right. "
-        f"{'These are' if len(shown) == len(found) else f'The first {len(shown)} are'} shown, those that most files lose first."
+    thumbnails = images[:MOST]
+    losses = sum(image.lost > 0 for image in images)
+    summary = (
+        f"{len(images):,} of {len(part):,} test images are put into another class than the baseline puts them into by at "
+        f"least one file; {losses:,} of them the baseline has right. "
+        f"{'These are' if len(thumbnails) == len(images) else f'The first {len(thumbnails)} are'} shown, those that most files lose first."
     )
-    figures = "".join(_figure(image, part, classes) for image in shown)
-    return Section(title=TITLE, html=f"<p>{escape(told)}</p>{figures}")
+    figures = "".join(_image_figure(image, part, classes) for image in thumbnails)
+    return Section(title=TITLE, html=f"<p>{escape(summary)}</p>{figures}")
 
 
-def _figure(image: Changed, part: Part, classes: Sequence[str]) -> str:
+def _image_figure(image: Changed, part: Part, classes: Sequence[str]) -> str:
     import torch
 
     pixels = part.batch(torch.tensor([image.index]))[0].permute(1, 2, 0).numpy()
     before = f"{classes[image.baseline]}{'' if image.baseline == image.label else ' (wrong)'}"
     lines = [f"<b>{escape(classes[image.label])}</b>", f"baseline: {escape(before)}"]
-    for given, names in _by_class(image.files).items():
-        right = " (right)" if given == image.label else ""
-        lines.append(f"{escape(', '.join(names))}: {escape(classes[given])}{right}")
+    for answer, names in _by_class(image.files).items():
+        right = " (right)" if answer == image.label else ""
+        lines.append(f"{escape(', '.join(names))}: {escape(classes[answer])}{right}")
     alt = escape(f"test image {image.index}, {classes[image.label]}")
-    picture = f'<img src="data:image/png;base64,{thumbnail(pixels)}" alt="{alt}">'
+    picture = f'<img src="data:image/png;base64,{encode_thumbnail(pixels)}" alt="{alt}">'
     return f"<figure>{picture}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
 
 
 def _by_class(files: Mapping[str, int]) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {}
-    for name, given in files.items():
-        found.setdefault(given, []).append(name)
-    return found
+    names_by_class: dict[int, list[str]] = {}
+    for name, answer in files.items():
+        names_by_class.setdefault(answer, []).append(name)
+    return names_by_class
 
 
-def thumbnail(pixels: NDArray[np.uint8]) -> str:
+def encode_thumbnail(pixels: NDArray[np.uint8]) -> str:
     """An image, uint8 [H, W, C] with one or three channels, as a small PNG in base64; other channels: the first alone."""
     from PIL import Image
 

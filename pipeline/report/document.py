@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgewise.errors import RequestError
-from edgewise.report.advice import Advice, advise
+from edgewise.report.advice import Advice, advise_on_run
 from edgewise.report.devices import DeviceRow
 from edgewise.report.recommend import Recommendation
 from edgewise.report.rows import ArtifactFile, Row
@@ -77,7 +77,7 @@ class Report:
 
     def advice(self, folder: str = "") -> Advice | None:
         """What to do next, where a target has no file that passed; ``folder``: where the paths of files begin."""
-        return advise(self.recipe, self.rows, self.artifacts, folder)
+        return advise_on_run(self.recipe, self.rows, self.artifacts, folder)
 
     @classmethod
     def from_json(cls, value: object) -> Report:
@@ -86,8 +86,8 @@ class Report:
             raise ValueError(f"wanted an object, found {type(value).__name__}")
         if "schema" in value and value["schema"] != SCHEMA:
             raise ValueError(f"wanted schema {SCHEMA}, found {value['schema']!r}; run the recipe again to renew it")
-        wanted = ("schema", "recipe", "environment", "rows", "artifacts")
-        missing = [key for key in wanted if key not in value]
+        keys = ("schema", "recipe", "environment", "rows", "artifacts")
+        missing = [key for key in keys if key not in value]
         if missing:
             raise ValueError(f"missing key {', '.join(map(repr, missing))}")
         for key in ("recipe", "environment"):
@@ -96,11 +96,11 @@ class Report:
         return cls(
             recipe=value["recipe"],
             environment=value["environment"],
-            rows=_each(value["rows"], "rows", partial(decode, Row)),
-            artifacts=_each(value["artifacts"], "artifacts", partial(decode, ArtifactFile)),
-            sections=_each(value.get("sections", []), "sections", _section),
-            recommended=_each(value.get("recommended", []), "recommended", _recommendation),
-            devices=_each(value.get("devices", []), "devices", DeviceRow.from_json),
+            rows=_read_each(value["rows"], "rows", partial(decode, Row)),
+            artifacts=_read_each(value["artifacts"], "artifacts", partial(decode, ArtifactFile)),
+            sections=_read_each(value.get("sections", []), "sections", _read_section),
+            recommended=_read_each(value.get("recommended", []), "recommended", _read_recommendation),
+            devices=_read_each(value.get("devices", []), "devices", DeviceRow.from_json),
         )
 
     def write(self, folder: Path) -> Path:
@@ -124,15 +124,15 @@ class Report:
             raise RequestError(f"{path} is no report: {error}") from error
 
 
-def _each(value: object, where: str, read: Callable[[object, str], T]) -> list[T]:
+def _read_each(value: object, where: str, read: Callable[[object, str], T]) -> list[T]:
     if not isinstance(value, list):
         raise ValueError(f"{where}: wanted a list, found {type(value).__name__}")
     return [read(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
 
 
-def _section(value: object, where: str) -> Section:
+def _read_section(value: object, where: str) -> Section:
     return decode(Section, value, where)
 
 
-def _recommendation(value: object, where: str) -> Recommendation:
+def _read_recommendation(value: object, where: str) -> Recommendation:
     return decode(Recommendation, value, where)

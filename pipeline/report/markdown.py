@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table; a cell's text must hold no ``|`` of its own."""
-    return [_line(head), f"|{'---|' * len(head)}", *map(_line, rows)]
+    return [_table_line(head), f"|{'---|' * len(head)}", *map(_table_line, rows)]
 
 
-def _line(cells: Sequence[str]) -> str:
+def _table_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"

@@ -16,7 +16,7 @@ _KEPT = _INLINE | _BLOCKS | _TABLES
 _EMBEDDED = "data:image/png;base64,"
 
 
-def sanitize(html: str) -> str:
+def sanitize_html(html: str) -> str:
     """``html`` with everything outside the allow-list escaped or dropped; always safe to put into a page."""
     cleaner = _Cleaner()
     cleaner.feed(html)
@@ -31,11 +31,15 @@ class _Cleaner(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        if tag == "img" and given.get("src", "").startswith(_EMBEDDED):
-            self.parts.append(f'<img src="{escape(given["src"])}" alt="{escape(given.get("alt", ""))}">')
+        attributes = {name: value or "" for name, value in attrs}
+        if tag == "img" and attributes.get("src", "").startswith(_EMBEDDED):
+            self.parts.append(f'<img src="{escape(attributes["src"])}" alt="{escape(attributes.get("alt", ""))}">')
         elif tag in _KEPT:
-            spans = (f' {name}="{int(given[name])}"' for name in ("colspan", "rowspan") if _is_count(given.get(name)))
+            spans = (
+                f' {name}="{int(attributes[name])}"'
+                for name in ("colspan", "rowspan")
+                if _is_count(attributes.get(name))
+            )
             self.parts.append(f"<{tag}{''.join(spans)}>")
             self.open += [tag] if tag != "br" else []
         else:

@@ -41,8 +41,8 @@ class Outcomes:
 
     def right(self, key: str) -> NDArray[np.bool_]:
         """Which images a row told right, [n]."""
-        told: NDArray[np.bool_] = self.given[key] == self.labels
-        return told
+        hits: NDArray[np.bool_] = self.given[key] == self.labels
+        return hits
 
     def write(self, folder: Path) -> None:
         """Write ``folder/outcomes.safetensors``, whole or not at all."""
@@ -68,9 +68,9 @@ def read_outcomes(folder: Path) -> Outcomes | None:
         return None
     try:
         with safe_open(path, "np") as file:
-            held: Mapping[str, NDArray[np.int32]] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors: Mapping[str, NDArray[np.int32]] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             data = (file.metadata() or {})["data"]
-        given = {name.removeprefix("row "): classes for name, classes in held.items() if name != "labels"}
-        return Outcomes(data=data, labels=held["labels"], given=given)
+        answers = {name.removeprefix("row "): classes for name, classes in tensors.items() if name != "labels"}
+        return Outcomes(data=data, labels=tensors["labels"], given=answers)
     except (OSError, KeyError, SafetensorError) as error:
         raise RequestError(f"cannot read {path}: {error}; run the recipe again to renew it") from error

@@ -34,12 +34,12 @@ class Pace:
         return f"{significant(self.share * self.count / self.seconds)} images/s" if self.count and self.seconds else ""
 
     def __str__(self) -> str:
-        left = self.seconds * (1 - self.share) / self.share
+        seconds = self.seconds * (1 - self.share) / self.share
         rate = f", {self.rate}" if self.rate else ""
-        return f"{self.share:.0%} after {duration(self.seconds)}{rate}, about {duration(left)} left"
+        return f"{self.share:.0%} after {duration_text(self.seconds)}{rate}, about {duration_text(seconds)} left"
 
 
-def duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Seconds as people read them: 12 s, 3 min, 2.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -15,22 +15,22 @@ from edgewise.report.classes import below_top1, class_sections
 from edgewise.report.devices import DeviceRow, ratio_words, time_words
 from edgewise.report.document import Report, Section
 from edgewise.report.figure import BarTable, Figure
-from edgewise.report.markup import sanitize
-from edgewise.report.plan import pictures
+from edgewise.report.markup import sanitize_html
+from edgewise.report.plan import plan_pictures
 from edgewise.report.rows import Row
 from edgewise.report.summary import (  # fmt: skip
     SYMBOLS,
     WORDS,
-    estimates,
-    labels,
+    estimate_lines,
     open_points,
     reference_times,
+    row_labels,
     shown_groups,
     summarize,
     target_groups,
-    timing,
+    timing_note,
 )
-from edgewise.report.svg import draw, draw_bars
+from edgewise.report.svg import draw_bars, draw_figure
 from edgewise.store.whole import write_whole
 
 if TYPE_CHECKING:
@@ -48,54 +48,54 @@ def write_html(report: Report, folder: Path) -> Path:
     Everything that came with the report is escaped, and the page's own policy (Content-Security-Policy) lets a
     browser run only the scripts written here and fetch nothing.
     """
-    return write_whole(folder / FILE, render(report))
+    return write_whole(folder / FILE, render_page(report))
 
 
-def framed(report: Report) -> str:
+def frame_page(report: Report) -> str:
     """The page in a frame of its own, as a notebook shows it: its styles stay in it."""
     from html import escape
 
     style = "width: 100%; height: 85vh; border: 0"
-    return f'<iframe title="Report" srcdoc="{escape(render(report))}" style="{style}"></iframe>'
+    return f'<iframe title="Report" srcdoc="{escape(render_page(report))}" style="{style}"></iframe>'
 
 
-def render(report: Report) -> str:
+def render_page(report: Report) -> str:
     """The page as text; the same for the same report."""
     from markupsafe import Markup
 
-    named = list(zip(report.rows, labels(report.rows), strict=True))
+    names = list(zip(report.rows, row_labels(report.rows), strict=True))
     groups = shown_groups(report.rows)
-    return template("report.html.j2", script=bool(report.rows)).render(
+    return load_template("report.html.j2", script=bool(report.rows)).render(
         title=_title(report),
-        facts=_facts(report),
+        facts=_headline_facts(report),
         summary=summarize(report),
         open=open_points(report.rows),
         advice=report.advice(),
         symbols=SYMBOLS,
-        timing=timing(report.rows),
-        estimates=estimates(report.rows),
+        timing=timing_note(report.rows),
+        estimates=estimate_lines(report.rows),
         groups=groups,
-        tradeoff=_drawn(charts.tradeoff(report.rows)),
-        waterfall=_drawn(charts.waterfall(report.rows)),
+        tradeoff=_draw_any(charts.draw_tradeoff(report.rows)),
+        waterfall=_draw_any(charts.draw_waterfall(report.rows)),
         reference_times=reference_times(report.rows),
-        unplotted=_unplotted(named),
+        unplotted=_unplotted_note(names),
         recommended=report.recommended,
         columns=COLUMNS,
-        rows=[_shown(row, name, at) for (row, name), at in zip(named, target_groups(report.rows), strict=True)],
-        plans=[vars(plan) | {"chart": draw_bars(plan.chart)} for plan in pictures(named)],
-        undelegated=[_undelegated(row, name) for row, name in named if row.target is not None],
-        coverage=[_coverage(row, name) for row, name in named if row.facts.get("coverage")],
-        file_facts=[(name, facts) for row, name in named if (facts := _undrawn(row.facts))],
+        rows=[_row_cells(row, name, at) for (row, name), at in zip(names, target_groups(report.rows), strict=True)],
+        plans=[vars(plan) | {"chart": draw_bars(plan.chart)} for plan in plan_pictures(names)],
+        undelegated=[_undelegated_counts(row, name) for row, name in names if row.target is not None],
+        coverage=[_coverage(row, name) for row, name in names if row.facts.get("coverage")],
+        file_facts=[(name, facts) for row, name in names if (facts := _undrawn_facts(row.facts))],
         artifacts=[(entry, numbers.size(entry.bytes)) for entry in report.artifacts],
         devices=[_on_device(row) for row in report.devices],
-        sections=list(map(_section, [*pruning.sections(named), *class_sections(named), *report.sections])),
+        sections=list(map(_section_fields, [*pruning.sections(names), *class_sections(names), *report.sections])),
         recipe=report.recipe,
         environment=report.environment,
-        hiding=Markup(_hiding(groups)),
+        hiding=Markup(_hiding_rules(groups)),
     )
 
 
-def template(name: str, *, script: bool) -> Template:
+def load_template(name: str, *, script: bool) -> Template:
     """One of this folder's templates, with the style and, where asked for, the script that its page carries."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -112,13 +112,13 @@ def template(name: str, *, script: bool) -> Template:
     return engine.get_template(name)
 
 
-def _drawn(figure: Figure | BarTable | str | None) -> Markup | str:
+def _draw_any(figure: Figure | BarTable | str | None) -> Markup | str:
     if isinstance(figure, Figure):
-        return draw(figure)
+        return draw_figure(figure)
     return draw_bars(figure) if isinstance(figure, BarTable) else figure or ""
 
 
-def _hiding(groups: Sequence[tuple[str, str]]) -> str:
+def _hiding_rules(groups: Sequence[tuple[str, str]]) -> str:
     """The filter: rows and marks of a group vanish while its box is not ticked; no script is needed for it."""
     return "".join(
         f'body:has(#show-{group}:not(:checked)) [data-group="{group}"] {{ display: none; }}\n' for group, _ in groups
@@ -134,28 +134,28 @@ def _title(report: Report) -> str:
     return next((name for name in names if isinstance(name, str) and name), "Deployment report")
 
 
-def _facts(report: Report) -> list[tuple[str, str]]:
+def _headline_facts(report: Report) -> list[tuple[str, str]]:
     """The few fields of the recipe that say what this is about, where they are short enough to be read at a glance."""
-    found = [(key, report.recipe.get(key)) for key in ("model", "weights", "data", "targets", "seed")]
-    lists = [(key, ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value) for key, value in found]
+    fields = [(key, report.recipe.get(key)) for key in ("model", "weights", "data", "targets", "seed")]
+    lists = [(key, ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value) for key, value in fields]
     return [(key, str(value)) for key, value in lists if isinstance(value, (str, int)) and 0 < len(str(value)) <= 80]
 
 
-def _unplotted(named: Sequence[tuple[Row, str]]) -> str:
+def _unplotted_note(named: Sequence[tuple[Row, str]]) -> str:
     """Which rows a chart cannot show, and why."""
     nowhere = [name for row, name in named if row.accuracy is None]
-    untimed = [name for row, name in named if row.accuracy and row.latency is None]
+    without_time = [name for row, name in named if row.accuracy and row.latency is None]
     parts = [f"{', '.join(nowhere)} (no accuracy measured)"] if nowhere else []
-    parts += [f"{', '.join(untimed)} (no latency measured, so not on the left)"] if untimed else []
+    parts += [f"{', '.join(without_time)} (no latency measured, so not on the left)"] if without_time else []
     return f"Not shown: {'; '.join(parts)}." if parts else ""
 
 
-def _section(section: Section) -> dict[str, Any]:
+def _section_fields(section: Section) -> dict[str, Any]:
     from markupsafe import Markup
 
     if section.figure is not None:
-        return {"title": section.title, "html": _drawn(plotly_json.read(section.figure, section.title))}
-    return {"title": section.title, "html": Markup(sanitize(section.html or ""))}
+        return {"title": section.title, "html": _draw_any(plotly_json.read_figure(section.figure, section.title))}
+    return {"title": section.title, "html": Markup(sanitize_html(section.html or ""))}
 
 
 COLUMNS = (
@@ -164,7 +164,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def _shown(row: Row, name: str, group: str) -> dict[str, Any]:
+def _row_cells(row: Row, name: str, group: str) -> dict[str, Any]:
     """A table row's cells: for each the main text and the smaller one below it."""
     cells = [*_accuracy(row.accuracy, row.step == "baseline"), _agreement(row)]
     cells.append((numbers.count(row.params), f"{numbers.count(row.macs)} MACs"))
@@ -233,7 +233,7 @@ def _on_device(row: DeviceRow) -> dict[str, Any]:
     load = "–" if row.load_ms is None else numbers.significant(row.load_ms)
     first = "" if row.first_call_ms is None else f"first call {numbers.significant(row.first_call_ms)}"
     cells = [top1, delta, (time_words(row), spread), (ratio_words(row).partition(" (")[0], _told_ratio(row))]
-    cells += [("–" if time is None else numbers.significant(time.per_second), _sustained(row)), (load, first)]
+    cells += [("–" if time is None else numbers.significant(time.per_second), _sustained_text(row)), (load, first)]
     cells.append((numbers.size(row.peak_bytes), ""))
     return {
         "device": row.device,
@@ -252,13 +252,13 @@ def _told_ratio(row: DeviceRow) -> str:
     return ratio_words(row).partition(" (")[2].rstrip(")")
 
 
-def _sustained(row: DeviceRow) -> str:
+def _sustained_text(row: DeviceRow) -> str:
     if row.time is None or row.time.last_over_first is None:
         return ""
     return f"last minute {numbers.ratio(row.time.last_over_first)} the first's time"
 
 
-def _undrawn(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _undrawn_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts that no part of the page shows."""
     return {key: value for key, value in facts.items() if key != "plan" and key not in pruning.SHOWN}
 
@@ -272,21 +272,21 @@ def _columns(entries: Sequence[object]) -> list[str]:
     return [str(key) for key in rows[0]] if plain and all(row.keys() == rows[0].keys() for row in rows) else []
 
 
-def _undelegated(row: Row, name: str) -> tuple[str, list[tuple[str, int]]]:
+def _undelegated_counts(row: Row, name: str) -> tuple[str, list[tuple[str, int]]]:
     """The operators a file's accelerated backend left outside, each with its number of occurrences."""
     return name, Counter(row.undelegated).most_common()
 
 
 def _coverage(row: Row, name: str) -> dict[str, Any]:
     """Which operators a file's backend took and left outside, with their MACs, the largest first."""
-    found = row.facts["coverage"]
-    entries = sorted(found["by_operator"].items(), key=lambda item: (-item[1]["macs"], item[0]))
+    coverage = row.facts["coverage"]
+    entries = sorted(coverage["by_operator"].items(), key=lambda item: (-item[1]["macs"], item[0]))
     counts = row.facts.get("operators") or row.facts.get("delegated") or {}
     pairs = [sum(n for op, n in counts.items() if op.lower().startswith(word)) for word in ("quantize", "dequantize")]
     return {
         "name": name,
-        "share": f"{1 - found['undelegated_share']:.1%}",
-        "macs": numbers.count(found["macs"]),
+        "share": f"{1 - coverage['undelegated_share']:.1%}",
+        "macs": numbers.count(coverage["macs"]),
         "pairs": pairs,
         "entries": [(op, e["delegated"], e["undelegated"], numbers.count(e["macs"])) for op, e in entries],
     }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 
-def printable(text: str) -> str:
+def escape_text(text: str) -> str:
     """``text`` with its lines, and escapes in place of whatever else would move a terminal's cursor or fool its reader."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def cell(text: str) -> str:
+def escape_cell(text: str) -> str:
     """The same for a table's cell, in which brackets are no markup."""
     from rich.markup import escape
 
-    return escape(printable(text))
+    return escape(escape_text(text))

@@ -32,16 +32,16 @@ class Picture:
     """For each layer the cells of its table row."""
 
 
-def pictures(named: Sequence[tuple[Row, str]]) -> list[Picture]:
+def plan_pictures(named: Sequence[tuple[Row, str]]) -> list[Picture]:
     """A picture for every row that told a plan; ``named``: each row with what the page calls it."""
-    return [_picture(name, row.facts["plan"]) for row, name in named if _is_plan(row.facts.get("plan"))]
+    return [_plan_picture(name, row.facts["plan"]) for row, name in named if _is_plan(row.facts.get("plan"))]
 
 
 def _is_plan(value: object) -> bool:
     return isinstance(value, Mapping) and bool(value.get("layers"))
 
 
-def _picture(name: str, plan: Mapping[str, Any]) -> Picture:
+def _plan_picture(name: str, plan: Mapping[str, Any]) -> Picture:
     return Picture(
         title=f"The plan of {name}, layer by layer",
         summary=_summary(plan),
@@ -55,10 +55,10 @@ def _summary(plan: Mapping[str, Any]) -> str:
     text = f"{plan['accepted']} of {len(layers)} layers replaced"
     if dense and new:
         text += f"; in them {numbers.count(dense)} multiply-accumulates became {numbers.count(new)}, {dense / new:.2f} times fewer"
-    found = plan["calibration"]
-    states = [(key, label) for key, label in _STATES if key in found]
-    text += f". Top-1 on {found['n']:,} calibration images: "
-    text += ", ".join(f"{numbers.percent(found[key])} % {label}" for key, label in states)
+    calibration = plan["calibration"]
+    states = [(key, label) for key, label in _STATES if key in calibration]
+    text += f". Top-1 on {calibration['n']:,} calibration images: "
+    text += ", ".join(f"{numbers.percent(calibration[key])} % {label}" for key, label in states)
     if plan["max_drop"] is not None:
         text += f" (budget: {100 * plan['max_drop']:g} points at the fit)"
     return text + "."
@@ -74,29 +74,29 @@ _STATES = (
 def _chart(plan: Mapping[str, Any]) -> BarTable:
     layers = plan["layers"]
     columns = [
-        _column("error of the outputs", layers, _error, lambda value: f"{value:.3f}"),
-        _column("MACs saved", layers, _macs_saved, lambda value: numbers.signed_count(round(value))),
+        _bar_column("error of the outputs", layers, _layer_error, lambda value: f"{value:.3f}"),
+        _bar_column("MACs saved", layers, _macs_saved, lambda value: numbers.signed_count(round(value))),
     ]
     if plan["timed_on"]:
-        columns.append(_column(f"ms saved on {plan['timed_on']}", layers, _ms_saved, numbers.significant))
+        columns.append(_bar_column(f"ms saved on {plan['timed_on']}", layers, _ms_saved, numbers.significant))
     if any(layer["cost"] is not None for layer in layers):
-        columns.append(_column("cost to the classes, nats", layers, _cost, lambda value: f"{value:.3g}"))
+        columns.append(_bar_column("cost to the classes, nats", layers, _layer_cost, lambda value: f"{value:.3g}"))
     return BarTable(
         head="layer",
-        names=tuple(f"{'✓' if layer['accepted'] else '✗'} {_short(layer['name'])}" for layer in layers),
+        names=tuple(f"{'✓' if layer['accepted'] else '✗'} {_short_name(layer['name'])}" for layer in layers),
         colours=tuple(ACCEPTED if layer["accepted"] else REJECTED for layer in layers),
         columns=tuple(columns),
-        told=tuple(map(_told, layers)),
+        told=tuple(map(_layer_note, layers)),
     )
 
 
-def _column(title: str, layers: Sequence[Mapping[str, Any]], value: Value, text: Callable[[float], str]) -> Bars:
+def _bar_column(title: str, layers: Sequence[Mapping[str, Any]], value: Value, text: Callable[[float], str]) -> Bars:
     values = [value(layer) for layer in layers]
-    texts = [_NOTHING if found is None else text(found) for found in values]
+    texts = [_NOTHING if number is None else text(number) for number in values]
     return Bars(title=title, values=tuple(values), texts=tuple(texts))
 
 
-def _told(layer: Mapping[str, Any]) -> str:
+def _layer_note(layer: Mapping[str, Any]) -> str:
     cells = _cells(layer)
     lines = [f"{layer['name']} {layer['shape']}", f"error {cells['error']}, {cells['macs']} MACs, {cells['ms']} ms"]
     return "\n".join([*lines, cells["verdict"], *cells["reason"].split("; ")])
@@ -118,7 +118,7 @@ def _cells(layer: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _error(layer: Mapping[str, Any]) -> float | None:
+def _layer_error(layer: Mapping[str, Any]) -> float | None:
     return None if layer["error"] is None else float(layer["error"])
 
 
@@ -130,9 +130,9 @@ def _ms_saved(layer: Mapping[str, Any]) -> float | None:
     return None if layer["dense_ms"] is None else float(layer["dense_ms"] - layer["new_ms"])
 
 
-def _cost(layer: Mapping[str, Any]) -> float | None:
+def _layer_cost(layer: Mapping[str, Any]) -> float | None:
     return None if layer["cost"] is None else float(layer["cost"])
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     return name if len(name) <= 28 else f"{name[:12]}…{name[-15:]}"

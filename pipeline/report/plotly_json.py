@@ -13,13 +13,13 @@ from typing import Any
 
 from edgewise.report import numbers
 from edgewise.report.figure import Bars, BarTable, Figure, Key, Line, Mark, Panel
-from edgewise.report.scale import linear
+from edgewise.report.scale import linear_scale
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#9a7d0a", "#d55e00", "#8a8f98")
 _COLOUR = re.compile(r"#[0-9a-fA-F]{3,8}|[a-z]+")
 
 
-def read(figure: Mapping[str, Any], title: str) -> Figure | BarTable | str:
+def read_figure(figure: Mapping[str, Any], title: str) -> Figure | BarTable | str:
     """What to draw, or in words why nothing can be drawn; ``title``: what the figure shows."""
     traces = figure.get("data") or []
     if not isinstance(traces, Sequence) or not all(isinstance(trace, Mapping) for trace in traces) or not traces:
@@ -28,70 +28,72 @@ def read(figure: Mapping[str, Any], title: str) -> Figure | BarTable | str:
     layout = figure.get("layout") or {}
     try:
         if kinds == {"bar"}:
-            return _bars(traces, layout)
+            return _read_bars(traces, layout)
         if kinds == {"scatter"}:
-            return _curves(traces, layout, title)
+            return _read_curves(traces, layout, title)
     except (TypeError, ValueError, KeyError, IndexError) as error:
         return f"this chart cannot be read: {error}"
     return f"charts of type {', '.join(sorted(kinds))} are not drawn; bar and scatter are"
 
 
-def _bars(traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> BarTable:
+def _read_bars(traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> BarTable:
     """One column of bars a trace; upright bars are laid on their side, where long names have room."""
     flat = traces[0].get("orientation") == "h"
     names_at, values_at = ("y", "x") if flat else ("x", "y")
-    names = [_plain(name) for name in traces[0][names_at]]
-    order = list(reversed(range(len(names)))) if flat and not _reversed(layout) else list(range(len(names)))
+    names = [_strip_html(name) for name in traces[0][names_at]]
+    order = list(reversed(range(len(names)))) if flat and not _is_reversed(layout) else list(range(len(names)))
     title = _title(layout, values_at)
     columns = [
-        _column(
+        _read_column(
             trace,
             [trace[values_at][i] for i in order],
-            f"{_plain(trace['name'])}: {title}" if trace.get("name") else title,
+            f"{_strip_html(trace['name'])}: {title}" if trace.get("name") else title,
         )
         for trace in traces
     ]
-    given = traces[0].get("marker", {}).get("color")
-    colours = given if isinstance(given, list) else [None] * len(names)
+    colour = traces[0].get("marker", {}).get("color")
+    colours = colour if isinstance(colour, list) else [None] * len(names)
     hovers = traces[0].get("hovertext") or [""] * len(names)
     return BarTable(
         head=_title(layout, names_at) or "layer",
         names=tuple(names[i] for i in order),
         colours=tuple(_colour(colours[i], 0) for i in order),
         columns=tuple(columns),
-        told=tuple(_plain(hovers[i]) for i in order),
+        told=tuple(_strip_html(hovers[i]) for i in order),
     )
 
 
-def _column(trace: Mapping[str, Any], values: Sequence[Any], title: str) -> Bars:
-    found = [None if value is None else float(value) for value in values]
-    texts = ["–" if value is None else _amount(value) for value in found]
-    given = trace.get("marker", {}).get("color")
-    colour = "" if isinstance(given, list) else _colour(given, 0)
-    return Bars(title=title, values=tuple(found), texts=tuple(texts), colour=colour)
+def _read_column(trace: Mapping[str, Any], values: Sequence[Any], title: str) -> Bars:
+    numbers = [None if value is None else float(value) for value in values]
+    texts = ["–" if value is None else _amount(value) for value in numbers]
+    color = trace.get("marker", {}).get("color")
+    colour = "" if isinstance(color, list) else _colour(color, 0)
+    return Bars(title=title, values=tuple(numbers), texts=tuple(texts), colour=colour)
 
 
 def _amount(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else numbers.significant(value)
 
 
-def _curves(traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], title: str) -> Figure:
+def _read_curves(traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], title: str) -> Figure:
     points = [[(float(x), float(y)) for x, y in zip(t["x"], t["y"], strict=True)] for t in traces]
     lines, marks, keys = [], [], []
     for index, (trace, at) in enumerate(zip(traces, points, strict=True)):
         line, mode = trace.get("line", {}), trace.get("mode", "lines")
         colour = _colour(line.get("color") or trace.get("marker", {}).get("color"), index)
-        name = _plain(trace.get("name", ""))
+        name = _strip_html(trace.get("name", ""))
         if "lines" in mode:
-            dashed = line.get("dash", "solid") != "solid"
-            lines.append(Line(points=tuple(at), colour=colour, dashed=dashed))
+            is_dashed = line.get("dash", "solid") != "solid"
+            lines.append(Line(points=tuple(at), colour=colour, dashed=is_dashed))
         hovers = trace.get("hovertext") or [f"{name}: {x:g}, {y:g}" for x, y in at]
-        marks += [Mark(x=x, y=y, told=_plain(text), colour=colour) for (x, y), text in zip(at, hovers, strict=True)]
+        marks += [
+            Mark(x=x, y=y, told=_strip_html(text), colour=colour) for (x, y), text in zip(at, hovers, strict=True)
+        ]
         keys += [Key(text=name, colour=colour)] if name else []
     panel = Panel(
         label=title,
-        x=linear([x for at in points for x, _ in at]),
-        y=linear([y for at in points for _, y in at]),
+        x=linear_scale([x for at in points for x, _ in at]),
+        y=linear_scale([y for at in points for _, y in at]),
         x_title=_title(layout, "x"),
         y_title=_title(layout, "y"),
         lines=tuple(lines),
@@ -102,15 +104,15 @@ def _curves(traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], titl
 
 
 def _title(layout: Mapping[str, Any], axis: str) -> str:
-    found = layout.get(f"{axis}axis", {}).get("title", "")
-    return _plain(found.get("text", "") if isinstance(found, Mapping) else found)
+    title = layout.get(f"{axis}axis", {}).get("title", "")
+    return _strip_html(title.get("text", "") if isinstance(title, Mapping) else title)
 
 
-def _reversed(layout: Mapping[str, Any]) -> bool:
+def _is_reversed(layout: Mapping[str, Any]) -> bool:
     return bool(layout.get("yaxis", {}).get("autorange") == "reversed")
 
 
-def _plain(text: object) -> str:
+def _strip_html(text: object) -> str:
     """Plotly's texts hold a little HTML; ours none."""
     return html.unescape(re.sub(r"</?[a-z]+>", "", str(text).replace("<br>", "\n")))
 

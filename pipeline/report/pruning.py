@@ -21,20 +21,20 @@ _GREY, _BLUE = "#8a8f98", "#0072b2"
 
 def sections(named: Sequence[tuple[Row, str]]) -> list[Section]:
     """The parts of every (row, name) that pruned."""
-    found = []
+    parts = []
     for row, name in named:
         facts: Mapping[str, Any] = row.facts
         if facts.get("removed_blocks"):
-            found.append(Section(title=f"Blocks of {name}", html=_blocks(facts["removed_blocks"])))
+            parts.append(Section(title=f"Blocks of {name}", html=_blocks(facts["removed_blocks"])))
             if facts.get("reconstruction"):
                 title = f"How far each layer's answers are off ({name})"
-                found.append(Section(title=title, figure=_reconstruction(facts["reconstruction"])))
+                parts.append(Section(title=title, figure=_reconstruction(facts["reconstruction"])))
         if not isinstance(facts.get("budget"), Mapping):
             continue
         if "wanted" in facts["budget"]:
-            found.append(Section(title=f"Budget of {name}", html=_budget(facts["budget"])))
+            parts.append(Section(title=f"Budget of {name}", html=_budget(facts["budget"])))
         if "accuracy_budget" in facts:
-            found.append(Section(title=f"Trials of {name}", html=_trials(facts["accuracy_budget"])))
+            parts.append(Section(title=f"Trials of {name}", html=_trials_text(facts["accuracy_budget"])))
         for key, title, draw in (
             ("channel_sensitivity", "What each layer's channels are worth", _sensitivity),
             ("latency_table", "What each width of a layer costs", _latency_table),
@@ -42,17 +42,17 @@ def sections(named: Sequence[tuple[Row, str]]) -> list[Section]:
             ("reconstruction", "How far each layer's answers are off", _reconstruction),
         ):
             if facts.get(key):
-                found.append(Section(title=f"{title} ({name})", figure=draw(facts[key])))
+                parts.append(Section(title=f"{title} ({name})", figure=draw(facts[key])))
         if facts.get("left_alone") or facts.get("averaging_norms"):
-            found.append(Section(title=f"Layers left alone ({name})", html=_left_alone(facts)))
-    return found
+            parts.append(Section(title=f"Layers left alone ({name})", html=_left_alone(facts)))
+    return parts
 
 
 def _left_alone(facts: Mapping[str, Any]) -> str:
     """Every layer that keeps channels, with the reason; and how the cuts at norms were checked."""
     layers = facts.get("left_alone", ())
     rows = [[entry["layer"], f"{entry['stay']:,} of {entry['width']:,}", entry["reason"]] for entry in layers]
-    table = _table(["layer", "output channels that stay", "why"], rows) if rows else ""
+    table = _html_table(["layer", "output channels that stay", "why"], rows) if rows else ""
     norms = facts.get("averaging_norms", ())
     return table + (f"<p>{escape(_AVERAGING + ', '.join(norms))}.</p>" if norms else "")
 
@@ -64,7 +64,7 @@ _AVERAGING = (
 )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
@@ -75,13 +75,13 @@ def _budget(budget: Mapping[str, Any]) -> str:
     if "measured" not in budget:
         share = f"{budget['left'] / budget['before']:.1%}" if budget["before"] else "–"
         row = [budget["budget"], _amount(budget["before"]), f"{budget['wanted']:.1%}", share]
-        return _table(["of what", "before", "wanted", "left"], [row])
+        return _html_table(["of what", "before", "wanted", "left"], [row])
     unit = "ms" if budget["budget"] == "milliseconds" else "bytes"
     keys = ("before", "wanted", "predicted", "measured")
     first = [
         f"{budget['on']}, {unit}",
         *(_amount(budget[key]) for key in keys),
-        _off(budget["measured"], budget["wanted"]),
+        _difference_text(budget["measured"], budget["wanted"]),
     ]
     head = ["on", "before", "wanted", "predicted", "measured", "measured to wanted"]
     trials = [
@@ -89,15 +89,15 @@ def _budget(budget: Mapping[str, Any]) -> str:
             str(number),
             _amount(trial["predicted"]),
             _amount(trial["measured"]),
-            _off(trial["measured"], trial["predicted"]),
+            _difference_text(trial["measured"], trial["predicted"]),
         ]
         for number, trial in enumerate(budget["trials"], 1)
     ]
-    return _table(head, [first]) + _table(["trial", "predicted", "measured", "measured to predicted"], trials)
+    return _html_table(head, [first]) + _html_table(["trial", "predicted", "measured", "measured to predicted"], trials)
 
 
-def _trials(told: Mapping[str, Any]) -> str:
-    allowed = f"At most {100 * told['max_drop']:.2f} points of top-1 on {told['n']:,} calibration images may go."
+def _trials_text(facts: Mapping[str, Any]) -> str:
+    rule = f"At most {100 * facts['max_drop']:.2f} points of top-1 on {facts['n']:,} calibration images may go."
     rows = [
         [
             str(number),
@@ -105,18 +105,18 @@ def _trials(told: Mapping[str, Any]) -> str:
             "–" if trial["drop"] is None else f"{0 - 100 * trial['drop']:+.2f}",
             trial["outcome"],
         ]
-        for number, trial in enumerate(told["trials"], 1)
+        for number, trial in enumerate(facts["trials"], 1)
     ]
     head = ["trial", "of the reduction", "top-1, points", "outcome"]
-    return f"<p>{escape(allowed)}</p>" + _table(head, rows)
+    return f"<p>{escape(rule)}</p>" + _html_table(head, rows)
 
 
 def _blocks(plan: Mapping[str, Any]) -> str:
     """Asked and measured, then every block: what it saves, whether and when it went, and what that lost."""
-    told = []
+    lines = []
     if plan["whole_ms"] is not None:
         share = f"{plan['measured']:.1%} of {numbers.significant(plan['whole_ms'])} ms are left"
-        told.append(share + ("" if plan["wanted"] is None else f", {plan['wanted']:.1%} wanted"))
+        lines.append(share + ("" if plan["wanted"] is None else f", {plan['wanted']:.1%} wanted"))
     rows = [
         [
             block["block"],
@@ -128,15 +128,15 @@ def _blocks(plan: Mapping[str, Any]) -> str:
         for block in plan["blocks"]
     ]
     head = ["block", "what stands in its place", "of the time", "outcome", "nats lost then"]
-    return "".join(f"<p>{escape(line)}.</p>" for line in told) + _table(head, rows)
+    return "".join(f"<p>{escape(line)}.</p>" for line in lines) + _html_table(head, rows)
 
 
 def _amount(value: float) -> str:
     return numbers.significant(value) if value < 1000 else f"{value:,.0f}"
 
 
-def _off(value: float, wanted: float) -> str:
-    return f"{value / wanted - 1:+.1%}" if wanted else "–"
+def _difference_text(value: float, target: float) -> str:
+    return f"{value / target - 1:+.1%}" if target else "–"
 
 
 def _sensitivity(scan: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
@@ -183,14 +183,14 @@ _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#9a7d0a", "#
 
 
 def _widths(widths: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    return _pairs(widths, "channels", ("before", "after"))
+    return _pairs_figure(widths, "channels", ("before", "after"))
 
 
 def _reconstruction(errors: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    return _pairs(errors, "relative error of the outputs", ("as it was cut", "fitted anew"))
+    return _pairs_figure(errors, "relative error of the outputs", ("as it was cut", "fitted anew"))
 
 
-def _pairs(pairs: Mapping[str, Sequence[float]], what: str, labels: tuple[str, str]) -> dict[str, Any]:
+def _pairs_figure(pairs: Mapping[str, Sequence[float]], what: str, labels: tuple[str, str]) -> dict[str, Any]:
     """Two bars for every layer."""
     names = [escape(name) for name in pairs]
     bars = [

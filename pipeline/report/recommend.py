@@ -40,41 +40,44 @@ def recommend_files(rows: Sequence[Row], artifacts: Sequence[ArtifactFile]) -> l
 
 
 def _of_target(target: str, files: Sequence[Row], paths: dict[int, ArtifactFile]) -> Recommendation:
-    passed = [row for row in files if row.verdict == "pass"]
-    if not passed:
-        return Recommendation(target=target, precision=None, path=None, reason=f"{_none(files)} passed")
-    timed = [row for row in passed if row.latency is not None]
-    best, reason = _fastest(timed) if timed else _smallest(passed)
+    passing = [row for row in files if row.verdict == "pass"]
+    if not passing:
+        return Recommendation(target=target, precision=None, path=None, reason=f"{_no_file_reason(files)} passed")
+    with_time = [row for row in passing if row.latency is not None]
+    best, reason = _fastest_row(with_time) if with_time else _smallest_row(passing)
     path = paths[id(best)].path if id(best) in paths else None
     return Recommendation(target=target, precision=best.precision or "", path=path, reason=reason)
 
 
-def _none(files: Sequence[Row]) -> str:
+def _no_file_reason(files: Sequence[Row]) -> str:
     return "the only one has not" if len(files) == 1 else f"none of {len(files)} has"
 
 
-def _fastest(timed: Sequence[Row]) -> tuple[Row, str]:
+def _fastest_row(timed: Sequence[Row]) -> tuple[Row, str]:
     """The lowest ratio; of files whose intervals overlap the fastest's, which the clock cannot tell apart, the smallest."""
-    ordered = sorted(timed, key=_ratio)
-    first = ordered[0]
-    level = [row for row in ordered if _interval(row)[0] <= _interval(first)[1]]
+    by_ratio = sorted(timed, key=_ratio)
+    first = by_ratio[0]
+    level = [row for row in by_ratio if _interval(row)[0] <= _interval(first)[1]]
     best = min(level, key=lambda row: row.bytes or 0)
-    others = [row for row in ordered if row is not best]
+    others = [row for row in by_ratio if row is not best]
     if not others:
-        return best, f"the only file that passed, {_time(best)}"
+        return best, f"the only file that passed, {_time_words(best)}"
     if len(level) > 1:
         names = ", ".join(f"{row.precision} {numbers.size(row.bytes)}" for row in level if row is not best)
         slower = [row for row in others if row not in level]
-        tail = f"; slower: {_list(slower)}" if slower else ""
-        return best, f"as fast as the fastest within the noise and the smallest of those ({names}), {_time(best)}{tail}"
-    return best, f"the fastest that passed, {_time(best)}; slower: {_list(others)}"
+        tail = f"; slower: {_list_names(slower)}" if slower else ""
+        return (
+            best,
+            f"as fast as the fastest within the noise and the smallest of those ({names}), {_time_words(best)}{tail}",
+        )
+    return best, f"the fastest that passed, {_time_words(best)}; slower: {_list_names(others)}"
 
 
-def _list(rows: Sequence[Row]) -> str:
-    return ", ".join(f"{row.precision} {_time(row)}" for row in rows)
+def _list_names(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{row.precision} {_time_words(row)}" for row in rows)
 
 
-def _time(row: Row) -> str:
+def _time_words(row: Row) -> str:
     assert row.latency is not None
     return f"{numbers.significant(row.latency.p50_ms)} ms ({numbers.ratio(row.latency.ratio_to_baseline)} the baseline)"
 
@@ -89,7 +92,7 @@ def _interval(row: Row) -> tuple[float, float]:
     return row.latency.ci95
 
 
-def _smallest(passed: Sequence[Row]) -> tuple[Row, str]:
+def _smallest_row(passed: Sequence[Row]) -> tuple[Row, str]:
     best = min(passed, key=lambda row: row.bytes or 0)
     size = numbers.size(best.bytes)
     if len(passed) == 1:

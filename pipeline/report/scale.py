@@ -27,16 +27,16 @@ class Scale:
         return min(1.0, max(0.0, (at - low) / (high - low)))
 
 
-def linear(values: Iterable[float], *, zero: bool = False, count: int = 5, margin: float = 0.06) -> Scale:
+def linear_scale(values: Iterable[float], *, zero: bool = False, count: int = 5, margin: float = 0.06) -> Scale:
     """An axis that holds ``values``, and zero if asked for, with about ``count`` ticks at round numbers."""
-    found = [*values, *([0.0] if zero else [])] or [0.0]
-    low, high = min(found), max(found)
+    extent = [*values, *([0.0] if zero else [])] or [0.0]
+    low, high = min(extent), max(extent)
     room = (high - low or abs(high) or 1.0) * margin
     start, end = low - room, high + room
     if zero and low < high:  # an axis that begins or ends at zero has no room beyond it
         start, end = (low if low == 0 else start), (high if high == 0 else end)
     low, high = start, end
-    step = _step((high - low) / count)
+    step = _round_step((high - low) / count)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     digits = max(0, -math.floor(math.log10(step) + 1e-9) + (1 if str(step).lstrip("0.").startswith("25") else 0))
     ticks = [
@@ -45,16 +45,16 @@ def linear(values: Iterable[float], *, zero: bool = False, count: int = 5, margi
     return Scale(low=low, high=high, ticks=tuple(ticks))
 
 
-def _step(wanted: float) -> float:
-    """The smallest round step that is not smaller than ``wanted``."""
-    power = 10.0 ** math.floor(math.log10(wanted))
-    return next(step * power for step in _STEPS if step * power >= wanted * (1 - 1e-9))
+def _round_step(least: float) -> float:
+    """The smallest round step that is not smaller than ``least``."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(step * power for step in _STEPS if step * power >= least * (1 - 1e-9))
 
 
-def logarithmic(values: Iterable[float], text: Callable[[float], str]) -> Scale:
+def logarithmic_scale(values: Iterable[float], text: Callable[[float], str]) -> Scale:
     """A logarithmic axis that holds ``values`` (positive), with ticks at 1, 2 and 5 of every decade it spans."""
-    found = list(values) or [1.0]
-    low, high = min(found) / 1.3, max(found) * 1.3
+    extent = list(values) or [1.0]
+    low, high = min(extent) / 1.3, max(extent) * 1.3
     digits = (1, 2, 5) if high / low < 200 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [digit * 10.0**power for power in powers for digit in digits]

@@ -10,11 +10,11 @@ from edgewise.errors import RequestError
 from edgewise.report import numbers
 from edgewise.report.document import Report
 from edgewise.report.figure import Figure, Key, Mark, Panel
-from edgewise.report.page import template
+from edgewise.report.page import load_template
 from edgewise.report.rows import Row
-from edgewise.report.scale import Scale, linear, logarithmic
-from edgewise.report.summary import SYMBOLS, WORDS, Summary, labels, open_points, summarize
-from edgewise.report.svg import SHAPES, draw
+from edgewise.report.scale import Scale, linear_scale, logarithmic_scale
+from edgewise.report.summary import SYMBOLS, WORDS, Summary, open_points, row_labels, summarize
+from edgewise.report.svg import SHAPES, draw_figure
 from edgewise.store.whole import write_whole
 
 FILE = "comparison.html"
@@ -25,7 +25,7 @@ _MACHINE = ("cpu", "threads", "python", "torch")
 Named = tuple[str, Report]
 
 
-def named(folders: Sequence[Path]) -> list[Named]:
+def named_reports(folders: Sequence[Path]) -> list[Named]:
     """Each folder's report with a name of its own: the recipe's where no other run has it, else the folder's.
 
     Raises RequestError for a folder without a report, and for one that is named twice.
@@ -42,74 +42,76 @@ def named(folders: Sequence[Path]) -> list[Named]:
 
 def write_comparison(runs: Sequence[Named], path: Path) -> Path:
     """Write the page to ``path``, whole or not at all, and return it. Raises StoreError where it cannot."""
-    return write_whole(path, render(runs))
+    return write_whole(path, render_comparison(runs))
 
 
-def render(runs: Sequence[Named]) -> str:
+def render_comparison(runs: Sequence[Named]) -> str:
     """The page as text."""
-    figure = chart(runs)
-    return template("comparison.html.j2", script=figure is not None).render(
+    figure = draw_chart(runs)
+    return load_template("comparison.html.j2", script=figure is not None).render(
         title=" and ".join(name for name, _ in runs),
-        runs=[_head(name, report) for name, report in runs],
+        runs=[_report_head(name, report) for name, report in runs],
         symbols=SYMBOLS,
-        chart=draw(figure) if figure else "",
+        chart=draw_figure(figure) if figure else "",
         columns=COLUMNS,
-        groups=_groups(runs),
-        asked=differences([_flat(report.recipe) for _, report in runs]),
-        machines=differences([_machine(report) for _, report in runs]),
+        groups=_group_rows(runs),
+        asked=differing_keys([_flatten_values(report.recipe) for _, report in runs]),
+        machines=differing_keys([_machine_fields(report) for _, report in runs]),
         names=[name for name, _ in runs],
     )
 
 
-def _head(name: str, report: Report) -> dict[str, Any]:
+def _report_head(name: str, report: Report) -> dict[str, Any]:
     summary: Summary = summarize(report)
     return {"name": name, "summary": summary, "open": open_points(report.rows), "recommended": report.recommended}
 
 
-def _groups(runs: Sequence[Named]) -> list[dict[str, Any]]:
+def _group_rows(runs: Sequence[Named]) -> list[dict[str, Any]]:
     """Step or file -> the line of each run that has it, in the order of the first run that does."""
-    tables = [dict(zip(labels(report.rows), report.rows, strict=True)) for _, report in runs]
+    tables = [dict(zip(row_labels(report.rows), report.rows, strict=True)) for _, report in runs]
     order = dict.fromkeys(label for table in tables for label in table)
-    ordered = sorted(order, key=lambda label: any(t[label].step == "artifact" for t in tables if label in t))
+    sequence = sorted(order, key=lambda label: any(t[label].step == "artifact" for t in tables if label in t))
     names = [name for name, _ in runs]
     return [
-        {"label": label, "lines": [_line(n, t[label]) for n, t in zip(names, tables, strict=True) if label in t]}
-        for label in ordered
+        {"label": label, "lines": [_row_line(n, t[label]) for n, t in zip(names, tables, strict=True) if label in t]}
+        for label in sequence
     ]
 
 
-def _line(name: str, row: Row) -> dict[str, Any]:
-    accuracy, timed = row.accuracy, row.latency
+def _row_line(name: str, row: Row) -> dict[str, Any]:
+    accuracy, latency = row.accuracy, row.latency
     cells = [
         numbers.percent(accuracy.top1) if accuracy else "–",
         numbers.points(accuracy.vs_baseline.delta) if accuracy and row.step != "baseline" else "",
         f"{numbers.count(row.params)}, {numbers.count(row.macs)}",
         numbers.size(row.bytes),
-        f"{numbers.significant(timed.p50_ms)} {timed.on}" if timed else "–",
-        numbers.ratio(timed.ratio_to_baseline) if timed else "–",
+        f"{numbers.significant(latency.p50_ms)} {latency.on}" if latency else "–",
+        numbers.ratio(latency.ratio_to_baseline) if latency else "–",
     ]
     return {"name": name, "cells": cells, "verdict": row.verdict, "word": WORDS[row.verdict]}
 
 
-def chart(runs: Sequence[Named]) -> Figure | None:
+def draw_chart(runs: Sequence[Named]) -> Figure | None:
     """Every run's files: change of top-1 against the share of the baseline's time and against bytes; a colour a run."""
     files = [
         (index, label, row)
         for index, (_, report) in enumerate(runs)
-        for label, row in zip(labels(report.rows), report.rows, strict=True)
+        for label, row in zip(row_labels(report.rows), report.rows, strict=True)
         if row.step == "artifact" and row.accuracy
     ]
     targets = list(dict.fromkeys(row.target for _, _, row in files))
-    y = linear([end * 100 for _, _, row in files if row.accuracy for end in row.accuracy.vs_baseline.ci95], zero=True)
+    y = linear_scale(
+        [end * 100 for _, _, row in files if row.accuracy for end in row.accuracy.vs_baseline.ci95], zero=True
+    )
     panels, times = [], [row for _, _, row in files if row.latency]
     if times:
-        x = linear([end for row in times if row.latency for end in row.latency.ci95] + [1.0], zero=True)
+        x = linear_scale([end for row in times if row.latency for end in row.latency.ci95] + [1.0], zero=True)
         panels.append(
-            _panel("time of one image, a share of the baseline's on the same runtime", files, targets, x, y, runs)
+            _draw_panel("time of one image, a share of the baseline's on the same runtime", files, targets, x, y, runs)
         )
     if sizes := [float(row.bytes) for _, _, row in files if row.bytes]:
-        axis = logarithmic(sizes, lambda value: numbers.size(round(value)))
-        panels.append(_panel("bytes on disk (log scale)", files, targets, axis, y, runs))
+        axis = logarithmic_scale(sizes, lambda value: numbers.size(round(value)))
+        panels.append(_draw_panel("bytes on disk (log scale)", files, targets, axis, y, runs))
     keys = [Key(text=name, colour=_COLOURS[i % len(_COLOURS)]) for i, (name, _) in enumerate(runs)]
     keys += [Key(text=str(name), colour="#8a8f98", shape=_shape(targets, name)) for name in targets]
     return Figure(panels=tuple(panels), keys=tuple(keys)) if panels else None
@@ -119,7 +121,7 @@ def _shape(names: Sequence[str | None], name: str | None) -> str:
     return SHAPES[1 + names.index(name) % (len(SHAPES) - 1)]
 
 
-def _panel(
+def _draw_panel(
     title: str,
     files: Sequence[tuple[int, str, Row]],
     names: Sequence[str | None],
@@ -159,14 +161,14 @@ def _panel(
     )  # fmt: skip
 
 
-def differences(sides: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
+def differing_keys(sides: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
     """The keys in which not all sides agree, each with every side's value; a dash where a side has none."""
     keys = dict.fromkeys(key for side in sides for key in side)
-    found = [(key, [side.get(key, "–") for side in sides]) for key in keys]
-    return [(key, values) for key, values in found if len(set(values)) > 1]
+    rows = [(key, [side.get(key, "–") for side in sides]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def _flat(value: object, where: str = "") -> dict[str, str]:
+def _flatten_values(value: object, where: str = "") -> dict[str, str]:
     """Every plain value of a nested one under its path, as ``limits.max_drop`` or ``stages[1].ratio``."""
     if isinstance(value, Mapping):
         parts = [(f"{where}.{key}" if where else str(key), entry) for key, entry in value.items()]
@@ -174,11 +176,11 @@ def _flat(value: object, where: str = "") -> dict[str, str]:
         parts = [(f"{where}[{index}]", entry) for index, entry in enumerate(value)]
     else:
         return {where: "–" if value is None or value == [] or value == () else str(value)}
-    return {path: text for key, entry in parts for path, text in _flat(entry, key).items()}
+    return {path: text for key, entry in parts for path, text in _flatten_values(entry, key).items()}
 
 
-def _machine(report: Report) -> dict[str, str]:
-    found = report.environment
-    versions = found.get("packages", {})
+def _machine_fields(report: Report) -> dict[str, str]:
+    environment = report.environment
+    versions = environment.get("packages", {})
     packages = {str(k): str(v) for k, v in versions.items()} if isinstance(versions, Mapping) else {}
-    return {key: str(found[key]) for key in _MACHINE if key in found} | packages
+    return {key: str(environment[key]) for key in _MACHINE if key in environment} | packages

@@ -32,36 +32,36 @@ def summarize(report: Report) -> Summary:
     """The verdict, its words and the file to take, computed from the rows."""
     counts = Counter(row.verdict for row in report.rows)
     files = Counter(row.verdict for row in report.rows if row.step == "artifact")
-    delivered = files["pass"] if files else counts["pass"]
-    verdict: Verdict = "fail" if counts["fail"] else "pass" if delivered else "not-checked"
-    passed = _checks(counts["pass"])
+    file_count = files["pass"] if files else counts["pass"]
+    verdict: Verdict = "fail" if counts["fail"] else "pass" if file_count else "not-checked"
+    passing = _checks_phrase(counts["pass"])
     title = {
-        "fail": f"{counts['fail']} of {_checks(len(report.rows))} failed",
-        "pass": f"{passed} passed" if counts["not-checked"] or counts["pass"] == 1 else f"All {passed} passed",
-        "not-checked": f"No file passed: {passed} passed" if counts["pass"] else "Nothing was checked",
+        "fail": f"{counts['fail']} of {_checks_phrase(len(report.rows))} failed",
+        "pass": f"{passing} passed" if counts["not-checked"] or counts["pass"] == 1 else f"All {passing} passed",
+        "not-checked": f"No file passed: {passing} passed" if counts["pass"] else "Nothing was checked",
     }[verdict]
     if counts["not-checked"] and (counts["pass"] or verdict == "fail"):
         title += f", {counts['not-checked']} not checked"
-    return Summary(verdict=verdict, title=title, best=_best(report.rows))
+    return Summary(verdict=verdict, title=title, best=_best_file(report.rows))
 
 
-def _checks(count: int) -> str:
+def _checks_phrase(count: int) -> str:
     return f"{count} check" if count == 1 else f"{count} checks"
 
 
-def baseline(rows: Sequence[Row]) -> Row | None:
+def baseline_row(rows: Sequence[Row]) -> Row | None:
     """The row everything is compared with; None before it was measured."""
     return next((row for row in rows if row.step == "baseline"), None)
 
 
-def labels(rows: Sequence[Row]) -> list[str]:
+def row_labels(rows: Sequence[Row]) -> list[str]:
     """One short name a row: a step's own, a file's target and precision; numbered where a name comes back."""
-    seen: Counter[str] = Counter()
-    found = []
+    counts: Counter[str] = Counter()
+    names = []
     for name in map(_label, rows):
-        seen[name] += 1
-        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return found
+        counts[name] += 1
+        names.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return names
 
 
 def target_groups(rows: Sequence[Row]) -> list[str]:
@@ -89,12 +89,12 @@ class OpenPoint:
 
 def open_points(rows: Sequence[Row]) -> list[OpenPoint]:
     """What failed, then what could not be decided, files before steps, without steps that a later step is judged for."""
-    found = [
+    points = [
         OpenPoint(number=number, name=name, verdict=row.verdict, reason=row.reason)
-        for number, (row, name, later) in enumerate(zip(rows, labels(rows), (*rows[1:], None), strict=False), 1)
+        for number, (row, name, later) in enumerate(zip(rows, row_labels(rows), (*rows[1:], None), strict=False), 1)
         if row.verdict != "pass" and not _judged_later(row, later)
     ]
-    return sorted(found, key=lambda point: (point.verdict != "fail", rows[point.number - 1].target is None))
+    return sorted(points, key=lambda point: (point.verdict != "fail", rows[point.number - 1].target is None))
 
 
 def _judged_later(row: Row, later: Row | None) -> bool:
@@ -107,22 +107,22 @@ def _judged_later(row: Row, later: Row | None) -> bool:
 
 def reference_times(rows: Sequence[Row]) -> str:
     """Each runtime's own time for the baseline, from the run that gave the first of its ratios; empty without any."""
-    found: dict[str, str] = {}
+    times: dict[str, str] = {}
     for row in rows:
-        if (timed := row.latency) and row.step == "baseline":
-            found[timed.on] = f"{timed.on} {numbers.significant(timed.p50_ms)} ms"
-    return ", ".join(found.values())
+        if (latency := row.latency) and row.step == "baseline":
+            times[latency.on] = f"{latency.on} {numbers.significant(latency.p50_ms)} ms"
+    return ", ".join(times.values())
 
 
-def timing(rows: Sequence[Row]) -> str:
+def timing_note(rows: Sequence[Row]) -> str:
     """How the rows' latencies were taken; empty where none has one."""
-    timed = [row.latency for row in rows if row.latency]
-    if not timed:
+    latencies = [row.latency for row in rows if row.latency]
+    if not latencies:
         return ""
     steps = sorted({row.latency.on for row in rows if row.latency and row.target is None})
-    batches, threads = ({str(entry) for entry in map(attrgetter(name), timed)} for name in ("batch", "threads"))
+    batches, threads = ({str(entry) for entry in map(attrgetter(name), latencies)} for name in ("batch", "threads"))
     text = f"Time: median of one call, batch {'/'.join(sorted(batches))}, threads {'/'.join(sorted(threads))}; "
-    text += f"ratio: against the baseline in the same run{_baselines(timed)}, below 1 is faster. "
+    text += f"ratio: against the baseline in the same run{_baselines(latencies)}, below 1 is faster. "
     return text + (f"Steps ran in {', '.join(steps)}, each file in its own runtime." if steps else "")
 
 
@@ -136,32 +136,34 @@ def _baselines(timed: Sequence[Latency]) -> str:
     for latency in timed:
         if latency.baseline_ms is not None:
             times.setdefault(latency.on, []).append(latency.baseline_ms)
-    told = [
+    texts = [
         f"{numbers.significant(min(each))} to {numbers.significant(max(each))} ms on {on}"
         for on, each in times.items()
         if max(each) > _STEADY * min(each)
     ]
-    return f", where it took {', '.join(told)}" if told else ""
+    return f", where it took {', '.join(texts)}" if texts else ""
 
 
-def estimates(rows: Sequence[Row]) -> list[str]:
+def estimate_lines(rows: Sequence[Row]) -> list[str]:
     """What vendors' models predict for files that no machine at hand can time; one line a file, marked as estimates."""
-    named = zip(rows, labels(rows), strict=True)
+    names = zip(rows, row_labels(rows), strict=True)
     return [
-        f"{name}: estimated, not measured: {_estimate(e)}" for row, name in named if (e := row.facts.get("estimate"))
+        f"{name}: estimated, not measured: {_estimate_text(e)}"
+        for row, name in names
+        if (e := row.facts.get("estimate"))
     ]
 
 
-def _estimate(found: Mapping[str, Any]) -> str:
-    cost = f"{numbers.significant(found['ms'])} ms at {found['clock_hz'] / 1e6:.0f} MHz, {found['cycles']:,} cycles"
-    memory = f"{numbers.size(found['sram_bytes'])} SRAM, {numbers.size(found['flash_bytes'])} flash"
-    return f"{cost}, {memory} ({found['source']})"
+def _estimate_text(estimate: Mapping[str, Any]) -> str:
+    cost = f"{numbers.significant(estimate['ms'])} ms at {estimate['clock_hz'] / 1e6:.0f} MHz, {estimate['cycles']:,} cycles"
+    memory = f"{numbers.size(estimate['sram_bytes'])} SRAM, {numbers.size(estimate['flash_bytes'])} flash"
+    return f"{cost}, {memory} ({estimate['source']})"
 
 
-def coverage(rows: Sequence[Row]) -> str:
+def coverage_note(rows: Sequence[Row]) -> str:
     """Which share of each file's MACs its backend takes; empty where no target tells."""
-    told = [(row, row.facts["coverage"]) for row in rows if row.target and row.facts.get("coverage")]
-    shares = ", ".join(f"{_label(row)} {1 - found['undelegated_share']:.1%}" for row, found in told)
+    entries = [(row, row.facts["coverage"]) for row in rows if row.target and row.facts.get("coverage")]
+    shares = ", ".join(f"{_label(row)} {1 - entry['undelegated_share']:.1%}" for row, entry in entries)
     return f"MACs that the backend or, in an int8 file, int8 kernels compute: {shares}." if shares else ""
 
 
@@ -171,22 +173,22 @@ def _label(row: Row) -> str:
     return " ".join(part for part in (row.target or row.name, row.precision) if part)
 
 
-def _best(rows: Sequence[Row]) -> str:
-    passed = [row for row in rows if row.step == "artifact" and row.verdict == "pass" and row.bytes is not None]
-    if not passed:
+def _best_file(rows: Sequence[Row]) -> str:
+    passing = [row for row in rows if row.step == "artifact" and row.verdict == "pass" and row.bytes is not None]
+    if not passing:
         return ""
-    row = min(passed, key=lambda entry: entry.bytes or 0)
+    row = min(passing, key=lambda entry: entry.bytes or 0)
     parts = [numbers.size(row.bytes)]
     if row.accuracy:
-        parts.append(f"top-1 {numbers.percent(row.accuracy.top1)} % ({_change(row.accuracy.vs_baseline.delta)})")
+        parts.append(f"top-1 {numbers.percent(row.accuracy.top1)} % ({_change_text(row.accuracy.vs_baseline.delta)})")
     if row.latency:
         parts.append(f"{numbers.ratio(row.latency.ratio_to_baseline)} the baseline's time on {row.latency.on}")
-    first = baseline(rows)
+    first = baseline_row(rows)
     if first and first.bytes and row.bytes:
         parts[0] += f" where the baseline takes {numbers.size(first.bytes)}"
     return f"Smallest file that passed: {_label(row)}, {', '.join(parts)}."
 
 
-def _change(delta: float) -> str:
+def _change_text(delta: float) -> str:
     text = numbers.points(delta)
     return "level with the baseline" if text == "0.00" else f"{text} points"

@@ -35,15 +35,15 @@ _GUESSED_WIDTH = 480
 """In pixels, of a panel nobody has shown yet: for deciding which names would lie over each other."""
 
 
-def draw(figure: Figure) -> Markup:
+def draw_figure(figure: Figure) -> Markup:
     """The figure as HTML: panels that stand side by side or below each other as there is room, then the legend."""
     root = Element("div", {"class": "figure"})
     panels = SubElement(root, "div", {"class": "panels"})
     for panel in figure.panels:
-        panels.append(_panel(panel))
+        panels.append(_draw_panel(panel))
     if figure.keys:
-        root.append(_legend(figure.keys))
-    return _markup(root)
+        root.append(_draw_legend(figure.keys))
+    return _to_markup(root)
 
 
 def draw_bars(table: BarTable) -> Markup:
@@ -54,7 +54,7 @@ def draw_bars(table: BarTable) -> Markup:
     for column in table.columns:
         SubElement(head, "th", {"scope": "col"}).text = column.title
     body = SubElement(root, "tbody")
-    rooms = [_room(column) for column in table.columns]
+    rooms = [_column_range(column) for column in table.columns]
     for index, name in enumerate(table.names):
         attributes = {"data-group": table.groups[index]} if table.groups else {}
         if table.told and table.told[index]:
@@ -63,30 +63,30 @@ def draw_bars(table: BarTable) -> Markup:
         SubElement(row, "th", {"scope": "row"}).text = name
         for column, room in zip(table.columns, rooms, strict=True):
             row.append(_bar_cell(column, index, room, column.colour or table.colours[index]))
-    return _markup(root)
+    return _to_markup(root)
 
 
-def _markup(root: Element) -> Markup:
+def _to_markup(root: Element) -> Markup:
     from markupsafe import Markup
 
     # As XML, which escapes more than HTML asks for; whole elements, since HTML knows no <p/>.
     return Markup(tostring(root, encoding="unicode", short_empty_elements=False))
 
 
-def _panel(panel: Panel) -> Element:
+def _draw_panel(panel: Panel) -> Element:
     widest = max((len(text) for _, text in panel.y.ticks), default=1)
     root = Element("figure", {"class": "panel", "style": f"--left: {widest * 7 + 14}px"})
     SubElement(root, "figcaption").text = panel.y_title
     box = {"class": "plot", "width": "100%", "height": str(panel.height), "role": "group", "aria-label": panel.label}
     svg = SubElement(root, "svg", box)
-    _axes(svg, panel)
+    _draw_axes(svg, panel)
     for line in panel.lines:
-        _line(svg, panel, line)
+        _draw_line(svg, panel, line)
     for column in panel.columns:
-        _column(svg, panel, column)
+        _draw_column(svg, panel, column)
     names = _places_of_names(panel)
     for mark, at in zip(panel.marks, names, strict=True):
-        _mark(svg, panel, mark, at)
+        _draw_mark(svg, panel, mark, at)
     SubElement(root, "p", {"class": "axis"}).text = panel.x_title
     return root
 
@@ -95,14 +95,14 @@ def _percent(share: float) -> str:
     return f"{share * 100:.2f}".rstrip("0").rstrip(".") + "%"
 
 
-def _down(panel: Panel, value: float) -> float:
+def _pixels_down(panel: Panel, value: float) -> float:
     """Pixels from the upper edge."""
     return round((1 - panel.y.place(value)) * panel.height, 1)
 
 
-def _axes(svg: Element, panel: Panel) -> None:
+def _draw_axes(svg: Element, panel: Panel) -> None:
     for value, text in panel.y.ticks:
-        y = str(_down(panel, value))
+        y = str(_pixels_down(panel, value))
         SubElement(svg, "line", {"class": "grid", "x1": "0", "x2": "100%", "y1": y, "y2": y})
         SubElement(svg, "text", {"x": "-8", "y": y, "dy": ".32em", "text-anchor": "end"}).text = text
     for value, text in panel.x.ticks:
@@ -110,54 +110,54 @@ def _axes(svg: Element, panel: Panel) -> None:
         SubElement(svg, "line", {"class": "grid", "x1": x, "x2": x, "y1": "0", "y2": str(bottom)})
         SubElement(svg, "text", {"x": x, "y": str(bottom + 18), "text-anchor": "middle"}).text = text
     for value in panel.across:
-        y = str(_down(panel, value))
+        y = str(_pixels_down(panel, value))
         SubElement(svg, "line", {"class": "rule", "x1": "0", "x2": "100%", "y1": y, "y2": y})
     for value in panel.upright:
         x = _percent(panel.x.place(value))
         SubElement(svg, "line", {"class": "rule", "x1": x, "x2": x, "y1": "0", "y2": str(panel.height)})
 
 
-def _line(svg: Element, panel: Panel, line: Line) -> None:
+def _draw_line(svg: Element, panel: Panel, line: Line) -> None:
     kind = "path thin" if line.thin else "path"
     for (x1, y1), (x2, y2) in zip(line.points, line.points[1:], strict=False):
-        ends = {"x1": _percent(panel.x.place(x1)), "y1": str(_down(panel, y1))}
-        ends |= {"x2": _percent(panel.x.place(x2)), "y2": str(_down(panel, y2))}
+        ends = {"x1": _percent(panel.x.place(x1)), "y1": str(_pixels_down(panel, y1))}
+        ends |= {"x2": _percent(panel.x.place(x2)), "y2": str(_pixels_down(panel, y2))}
         dashes = {"stroke-dasharray": "2 4"} if line.dashed else {}
         SubElement(svg, "line", {"class": kind, "stroke": line.colour, **ends, **dashes})
 
 
-def _column(svg: Element, panel: Panel, column: Column) -> None:
+def _draw_column(svg: Element, panel: Panel, column: Column) -> None:
     left, right = (panel.x.place(column.x + side * column.width / 2) for side in (-1, 1))
-    top, bottom = _down(panel, column.high), _down(panel, column.low)
-    group = SubElement(svg, "g", _told(column.told))
+    top, bottom = _pixels_down(panel, column.high), _pixels_down(panel, column.low)
+    group = SubElement(svg, "g", _tooltip_attributes(column.told))
     box = {"x": _percent(left), "width": _percent(right - left), "y": str(top)}
     SubElement(group, "rect", {**box, "height": f"{max(0.0, bottom - top):.1f}", "fill": column.colour})
 
 
-def _told(text: str) -> dict[str, str]:
+def _tooltip_attributes(text: str) -> dict[str, str]:
     """Attributes that let a pointer, a keyboard and a screen reader find out what a mark means."""
     return {"class": "mark", "role": "img", "tabindex": "-1", "aria-label": text.replace("\n", "; "), "data-told": text}
 
 
-def _mark(svg: Element, panel: Panel, mark: Mark, at: tuple[int, int]) -> None:
-    group = SubElement(svg, "g", _told(mark.told) | ({"data-group": mark.group} if mark.group else {}))
-    x, y = _percent(panel.x.place(mark.x)), str(_down(panel, mark.y))
+def _draw_mark(svg: Element, panel: Panel, mark: Mark, at: tuple[int, int]) -> None:
+    group = SubElement(svg, "g", _tooltip_attributes(mark.told) | ({"data-group": mark.group} if mark.group else {}))
+    x, y = _percent(panel.x.place(mark.x)), str(_pixels_down(panel, mark.y))
     whisker = {"class": "whisker", "stroke": mark.colour}
     if mark.x_range:
         low, high = (_percent(panel.x.place(end)) for end in mark.x_range)
         SubElement(group, "line", {**whisker, "x1": low, "x2": high, "y1": y, "y2": y})
     if mark.y_range:
-        low, high = (str(_down(panel, end)) for end in mark.y_range)
+        low, high = (str(_pixels_down(panel, end)) for end in mark.y_range)
         SubElement(group, "line", {**whisker, "x1": x, "x2": x, "y1": low, "y2": high})
     place = SubElement(group, "svg", {"x": x, "y": y, "overflow": "visible"})
-    _symbol(place, mark.shape, mark.colour, mark.fill)
+    _draw_symbol(place, mark.shape, mark.colour, mark.fill)
     if mark.name:
         side = "middle" if not at[0] else "start" if at[0] > 0 else "end"
         words = {"class": "name", "x": str(at[0]), "y": str(at[1]), "text-anchor": side}
         SubElement(place, "text", words).text = mark.name
 
 
-def _symbol(parent: Element, shape: str, colour: str, fill: Fill) -> None:
+def _draw_symbol(parent: Element, shape: str, colour: str, fill: Fill) -> None:
     inside = colour if fill == "solid" else "var(--card)"
     SubElement(parent, "path", {"d": _SHAPES[shape], "fill": inside, "stroke": colour, "stroke-width": "1.6"})
     if fill == "crossed":
@@ -166,35 +166,35 @@ def _symbol(parent: Element, shape: str, colour: str, fill: Fill) -> None:
 
 def _places_of_names(panel: Panel) -> list[tuple[int, int]]:
     """For each mark where its name stands: at the first place that lies over no name before it and no mark."""
-    marks = [(panel.x.place(mark.x) * _GUESSED_WIDTH, _down(panel, mark.y)) for mark in panel.marks]
-    taken, found = [(x, y, 7.0, 7.0) for x, y in marks], []
+    marks = [(panel.x.place(mark.x) * _GUESSED_WIDTH, _pixels_down(panel, mark.y)) for mark in panel.marks]
+    occupied_boxes, places = [(x, y, 7.0, 7.0) for x, y in marks], []
     for mark, (x, y) in zip(panel.marks, marks, strict=True):
         wide = 3.5 * len(mark.name)
         boxes = [(x + dx + (wide if dx > 0 else -wide if dx < 0 else 0), y + dy - 4, wide, 6.0) for dx, dy in _NEAR]
-        best = min(range(len(_NEAR)), key=lambda place: (_overlaps(boxes[place], taken), place))
-        taken.append(boxes[best])
-        found.append(_NEAR[best])
-    return found
+        best = min(range(len(_NEAR)), key=lambda place: (_count_overlaps(boxes[place], occupied_boxes), place))
+        occupied_boxes.append(boxes[best])
+        places.append(_NEAR[best])
+    return places
 
 
-def _overlaps(box: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]) -> int:
+def _count_overlaps(box: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]) -> int:
     x, y, wide, high = box
     return sum(abs(x - a) < wide + w and abs(y - b) < high + h for a, b, w, h in others)
 
 
-def _legend(keys: Sequence[Key]) -> Element:
+def _draw_legend(keys: Sequence[Key]) -> Element:
     root = Element("ul", {"class": "legend"})
     for key in keys:
         entry = SubElement(root, "li", {"data-group": key.group} if key.group else {})
         box = {"width": "16", "height": "16", "viewBox": "-8 -8 16 16", "aria-hidden": "true"}
-        _symbol(SubElement(entry, "svg", box), key.shape, key.colour, key.fill)
+        _draw_symbol(SubElement(entry, "svg", box), key.shape, key.colour, key.fill)
         if key.name:
             SubElement(entry, "b").text = key.name
         SubElement(entry, "span").text = key.text
     return root
 
 
-def _room(column: Bars) -> tuple[float, float]:
+def _column_range(column: Bars) -> tuple[float, float]:
     """The smallest and the largest value that a column's bars and intervals reach, zero included."""
     ends = [value for value in column.values if value is not None]
     ends += [end for ends_of in column.ranges if ends_of for end in ends_of]

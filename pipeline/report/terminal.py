@@ -13,7 +13,7 @@ from edgewise.report.classes import class_lines
 from edgewise.report.devices import DeviceRow, ratio_words, time_words
 from edgewise.report.document import Report
 from edgewise.report.rows import Row, Verdict
-from edgewise.report.summary import SYMBOLS, WORDS, coverage, estimates, labels, summarize, timing
+from edgewise.report.summary import SYMBOLS, WORDS, coverage_note, estimate_lines, row_labels, summarize, timing_note
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -28,7 +28,7 @@ _ASCII = str.maketrans(
 )
 
 
-def table(report: Report, path: Path | None = None) -> RenderableType:
+def terminal_table(report: Report, path: Path | None = None) -> RenderableType:
     """What a terminal shows of ``report``: a Rich renderable that fits 80 columns, and any more there are.
 
     ``path``: where the full report lies, named in the last line.
@@ -46,52 +46,55 @@ class _Shown:
 
         plain = options.ascii_only
         summary = summarize(self.report)
-        yield _table(self.report.rows, options.max_width >= _WIDE, plain)
+        yield _row_table(self.report.rows, options.max_width >= _WIDE, plain)
         yield from _reasons(self.report.rows, plain)
-        yield Text(_clean(f"\n{SYMBOLS[summary.verdict]} {summary.title}.", plain), style=_STYLES[summary.verdict])
+        yield Text(_clean_text(f"\n{SYMBOLS[summary.verdict]} {summary.title}.", plain), style=_STYLES[summary.verdict])
         if summary.best:
-            yield Text(_clean(summary.best, plain))
+            yield Text(_clean_text(summary.best, plain))
         if self.report.recommended:
             lines = "".join(f"\n  {entry}." for entry in self.report.recommended)
-            yield Text(_clean(f"Recommended files:{lines}", plain))
+            yield Text(_clean_text(f"Recommended files:{lines}", plain))
         if advice := self.report.advice(str(self.path.parent) if self.path else ""):
-            yield Text(_clean(f"What to do next. {advice}", plain))
-        named = list(zip(self.report.rows, labels(self.report.rows), strict=True))
-        if lines := "".join(f"\n  {line}" for line in class_lines(named)):
-            yield Text(_clean(f"By class:{lines}", plain), style="dim")
-        for note in (coverage(self.report.rows), timing(self.report.rows), *estimates(self.report.rows)):
+            yield Text(_clean_text(f"What to do next. {advice}", plain))
+        names = list(zip(self.report.rows, row_labels(self.report.rows), strict=True))
+        if lines := "".join(f"\n  {line}" for line in class_lines(names)):
+            yield Text(_clean_text(f"By class:{lines}", plain), style="dim")
+        for note in (coverage_note(self.report.rows), timing_note(self.report.rows), *estimate_lines(self.report.rows)):
             if note:
-                yield Text(_clean(note, plain), style="dim")
+                yield Text(_clean_text(note, plain), style="dim")
         if self.report.devices:
             yield Text()
             yield device_table(self.report.devices, plain)
             yield from _device_reasons(self.report.devices, plain)
         if self.path is not None:
-            yield Text(_clean(f"Report: {self.path}", False), overflow="fold", style="bold")
+            yield Text(_clean_text(f"Report: {self.path}", False), overflow="fold", style="bold")
 
 
-def _table(rows: Sequence[Row], wide: bool, plain: bool) -> Table:
+def _row_table(rows: Sequence[Row], wide: bool, plain: bool) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(
+    table = Table(
         box=box.ASCII2 if plain else box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         padding=(0, 1 if wide else 0, 0, 0),
     )
-    shown.add_column("step, file", no_wrap=True, overflow="ellipsis", min_width=10)
+    table.add_column("step, file", no_wrap=True, overflow="ellipsis", min_width=10)
     for title in ("top-1 %", "Δ pt", "params", "MACs", "bytes", "ms", "ratio"):
-        shown.add_column(_clean(title, plain), justify="right", no_wrap=True)
-    shown.add_column("grade", no_wrap=True)
-    shown.add_column("verdict" if wide else "", no_wrap=True)
-    for row, name, following in zip(rows, labels(rows), (*rows[1:], None), strict=False):
+        table.add_column(_clean_text(title, plain), justify="right", no_wrap=True)
+    table.add_column("grade", no_wrap=True)
+    table.add_column("verdict" if wide else "", no_wrap=True)
+    for row, name, following in zip(rows, row_labels(rows), (*rows[1:], None), strict=False):
         verdict = f"{SYMBOLS[row.verdict]} {WORDS[row.verdict]}" if wide else SYMBOLS[row.verdict]
         last_step = following is not None and row.target is None and following.target is not None
-        cells = [Text(_clean(cell, plain)) for cell in (name, *_accuracy(row), *_cost(row), row.verification or "")]
-        shown.add_row(*cells, Text(_clean(verdict, plain), style=_STYLES[row.verdict]), end_section=last_step)
-    return shown
+        cells = [
+            Text(_clean_text(cell, plain))
+            for cell in (name, *_accuracy(row), *_cost_cells(row), row.verification or "")
+        ]
+        table.add_row(*cells, Text(_clean_text(verdict, plain), style=_STYLES[row.verdict]), end_section=last_step)
+    return table
 
 
 def _accuracy(row: Row) -> tuple[str, str]:
@@ -101,7 +104,7 @@ def _accuracy(row: Row) -> tuple[str, str]:
     return top1, "" if row.step == "baseline" else numbers.points(row.accuracy.vs_baseline.delta)
 
 
-def _cost(row: Row) -> tuple[str, ...]:
+def _cost_cells(row: Row) -> tuple[str, ...]:
     counts = (
         numbers.count(row.params),
         numbers.count(row.macs),
@@ -120,10 +123,10 @@ def _reasons(rows: Sequence[Row], plain: bool) -> Iterator[RenderableType]:
     lines = Table.grid(padding=(0, 1))
     lines.add_column(no_wrap=True)
     lines.add_column(overflow="fold")
-    for row, name in zip(rows, labels(rows), strict=True):
+    for row, name in zip(rows, row_labels(rows), strict=True):
         if row.verdict != "pass" and row.reason:
-            mark = Text(_clean(SYMBOLS[row.verdict], plain), style=_STYLES[row.verdict])
-            lines.add_row(mark, Text(_clean(f"{name}: {row.reason}", plain)))
+            mark = Text(_clean_text(SYMBOLS[row.verdict], plain), style=_STYLES[row.verdict])
+            lines.add_row(mark, Text(_clean_text(f"{name}: {row.reason}", plain)))
     if lines.row_count:
         yield Text()
         yield lines
@@ -135,12 +138,12 @@ def device_table(rows: Sequence[DeviceRow], plain: bool = False) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=box.ASCII2 if plain else box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    shown.add_column("device", overflow="fold", min_width=8)
-    shown.add_column("file", overflow="fold", min_width=8)
+    table = Table(box=box.ASCII2 if plain else box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("device", overflow="fold", min_width=8)
+    table.add_column("file", overflow="fold", min_width=8)
     for title in ("top-1 %", "Δ host", "ms", "ratio", "memory"):
-        shown.add_column(_clean(title, plain), justify="right", overflow="fold")
-    shown.add_column("")
+        table.add_column(_clean_text(title, plain), justify="right", overflow="fold")
+    table.add_column("")
     for row in rows:
         cells = (
             row.device,
@@ -150,9 +153,9 @@ def device_table(rows: Sequence[DeviceRow], plain: bool = False) -> Table:
             _ratio(row),
             numbers.size(row.peak_bytes),
         )
-        mark = Text(_clean(SYMBOLS[row.verdict], plain), style=_STYLES[row.verdict])
-        shown.add_row(*(Text(_clean(cell, plain)) for cell in cells), mark)
-    return shown
+        mark = Text(_clean_text(SYMBOLS[row.verdict], plain), style=_STYLES[row.verdict])
+        table.add_row(*(Text(_clean_text(cell, plain)) for cell in cells), mark)
+    return table
 
 
 def _device_accuracy(row: DeviceRow) -> tuple[str, str]:
@@ -179,13 +182,13 @@ def _device_reasons(rows: Sequence[DeviceRow], plain: bool) -> Iterator[Renderab
     for (device, verdict, reason), names in files.items():
         if verdict != "pass":
             text = f"{SYMBOLS[verdict]} {device}, {', '.join(names)}: {reason}"
-            yield Text(_clean(text, plain), style=_STYLES[verdict])
+            yield Text(_clean_text(text, plain), style=_STYLES[verdict])
     text = "On devices: top-1 on the bundle's images, Δ from the host's answers; ratio: to the device's own baseline file; ns: "
     text += "no difference shown. Emulators' and browsers' times never rank."
-    yield Text(_clean(text, plain), style="dim")
+    yield Text(_clean_text(text, plain), style="dim")
 
 
-def _clean(text: str, plain: bool) -> str:
+def _clean_text(text: str, plain: bool) -> str:
     """Without control characters (a name must not steer the terminal), in ASCII signs where there are no others."""
     text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text)
     return text.translate(_ASCII) if plain else text

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from edgewise.errors import RequestError
 from edgewise.report.numbers import percent
-from edgewise.report.pace import Pace, duration
-from edgewise.report.plain import cell, printable
+from edgewise.report.pace import Pace, duration_text
+from edgewise.report.plain import escape_cell, escape_text
 from edgewise.report.rows import Row
 
 if TYPE_CHECKING:
@@ -127,15 +127,15 @@ class Watch:
     def _in_lines(self, items: Iterable[Any], description: str, total: int, count: int | None) -> Iterator[Any]:
         self.detail(description)
         pace = Pace(total, count)
-        told = pace.started
+        last = pace.started
         for item in items:
             yield item
             pace.done += 1
-            if time.monotonic() - told > _SECONDS_BETWEEN and pace.done < total:
-                told = time.monotonic()
+            if time.monotonic() - last > _SECONDS_BETWEEN and pace.done < total:
+                last = time.monotonic()
                 self.detail(f"{description}: {pace}")
         if count and pace.seconds > _WORTH_TELLING:
-            self.detail(f"{description}: {count:,} images in {duration(pace.seconds)}, {pace.rate}")
+            self.detail(f"{description}: {count:,} images in {duration_text(pace.seconds)}, {pace.rate}")
 
     def say(self, text: str) -> None:
         """One line about what is being done."""
@@ -163,7 +163,7 @@ class Watch:
     def _print(self, text: str, style: str = "", markup: bool = False) -> None:
         self._rest()
         self._last = time.monotonic()
-        text = text if markup else printable(text)
+        text = text if markup else escape_text(text)
         # A terminal breaks lines between words; a log keeps each whole.
         self.console.print(text, style=style, markup=markup, soft_wrap=not self.console.is_terminal)
         if self._log is not None and not self._log.closed:
@@ -185,7 +185,7 @@ class Watch:
             )
         parts.append(f"[dim]{row.seconds:.0f} s{'' if self._worked or not self._steps else ', from the store'}[/]")
         self._print(
-            f"{_SYMBOLS[row.verdict]} {self._place()}{cell(head)}: {', '.join(parts)}{self._left()}", markup=True
+            f"{_SYMBOLS[row.verdict]} {self._place()}{escape_cell(head)}: {', '.join(parts)}{self._left()}", markup=True
         )
         self._worked, self._doing = False, ""
         if row.verdict == "fail":
@@ -201,8 +201,8 @@ class Watch:
         rest = self._steps[self._rows :]
         if not rest or not self._rows:
             return ""
-        planned = sum(step.seconds for step in self._steps[: self._rows])
-        beyond = max(0.0, time.monotonic() - self._started - planned) / self._rows
+        total = sum(step.seconds for step in self._steps[: self._rows])
+        beyond = max(0.0, time.monotonic() - self._started - total) / self._rows
         seconds = sum(step.seconds for step in rest) + beyond * len(rest)
         if seconds < 1:
             return ""

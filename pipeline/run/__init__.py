@@ -14,14 +14,14 @@ from edgewise.report.document import Report
 from edgewise.report.outcomes import Outcomes
 from edgewise.report.watch import Watch
 from edgewise.run.artifacts import Files
-from edgewise.run.attempts import attempts
+from edgewise.run.attempts import group_attempts
 from edgewise.run.grids import share_grids
 from edgewise.run.job import Job
 from edgewise.run.session import Session
 from edgewise.run.steps import Steps
 from edgewise.store import whole
 from edgewise.store.entries import Store
-from edgewise.store.machine import environment
+from edgewise.store.machine import read_environment
 
 
 def run(job: Job, watch: Watch, *, keep_going: bool = False) -> Report:
@@ -35,7 +35,7 @@ def run(job: Job, watch: Watch, *, keep_going: bool = False) -> Report:
     with open_session(job, watch) as session:
         baseline = model = session.baseline()
         session.keep_going = keep_going
-        for stages in attempts(job.recipe.stages):
+        for stages in group_attempts(job.recipe.stages):
             if session.failed and not keep_going:
                 break
             model = session.attempt(stages, model, baseline)
@@ -58,6 +58,6 @@ def open_session(job: Job, watch: Watch) -> Iterator[Session]:
             watch=watch,
             steps=Steps(job=job, store=store, watch=watch),
             files=Files(job=job, store=store, pool=pool, watch=watch),
-            report=Report(recipe=job.recipe.describe(), environment=environment(job.recipe.threads)),
+            report=Report(recipe=job.recipe.describe(), environment=read_environment(job.recipe.threads)),
             outcomes=Outcomes(data=job.data.digest, labels=job.data.test.labels.numpy().astype("int32")),
         )

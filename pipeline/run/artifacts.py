@@ -19,7 +19,7 @@ from edgewise import targets
 from edgewise.errors import LoweringError
 from edgewise.files import lower, parts
 from edgewise.files.open import Grade, Opened, open_file
-from edgewise.images.normalise import channel_order, feed, per_channel
+from edgewise.images.normalise import channel_order, feed_images, per_channel
 from edgewise.images.preprocess import OUTSIDE
 from edgewise.images.wrapper import Wrapper
 from edgewise.measure import latency as measure_latency
@@ -30,9 +30,9 @@ from edgewise.report.watch import Watch
 from edgewise.run.job import Job
 from edgewise.store.entries import Entry, Store, key_of
 from edgewise.store.json_values import decode, encode_fields
-from edgewise.store.machine import machine
+from edgewise.store.machine import machine_name
 from edgewise.store.sources import code_of
-from edgewise.store.whole import copy_whole, replaced
+from edgewise.store.whole import copy_whole, replace_whole
 from edgewise.targets import Artifact, Packaging, Precision, Target
 from edgewise.verify import layerwise
 
@@ -80,7 +80,7 @@ class Files:
         for source, target in dict.fromkeys(orders):
             key = self._key(source, target)
             if (entry := self.store.find(key)) is not None:
-                results[source.digest, target.name] = _file(entry)
+                results[source.digest, target.name] = _read_file(entry)
             else:
                 aside = self.store.aside(key)
                 order = lower.Order(
@@ -88,16 +88,16 @@ class Files:
                 )
                 pending.append((source, target, key, aside, lower.submit_order(self.pool, order), time.perf_counter()))
         label = "writing " + ", ".join(dict.fromkeys(target.name for _, target, *_ in pending))
-        for source, target, key, aside, future, started in self.watch.track(pending, label, len(pending)):
+        for source, target, key, aside, future, start in self.watch.track(pending, label, len(pending)):
             failure = lower.await_outcome(future, target.name)
-            results[source.digest, target.name] = failure or self._keep(key, aside, time.perf_counter() - started)
+            results[source.digest, target.name] = failure or self._keep(key, aside, time.perf_counter() - start)
             shutil.rmtree(aside, ignore_errors=True)
         return results
 
     def _packaging(self, source: Source) -> Packaging:
         """The recipe's, with what a file should tell of itself where its format has a place for it."""
         packaging, spec = self.job.recipe.packaging, self.job.spec
-        told = {
+        fields = {
             "recipe": self.job.recipe.name,
             "network": source.digest,
             "fed": self.job.recipe.preprocess.fed,
@@ -105,14 +105,14 @@ class Files:
             "std": json.dumps(list(spec.std)),
             "channels": channel_order(self.job.data.shape[0]),
         }
-        packaging = dataclasses.replace(packaging, metadata={**told, **packaging.metadata})
+        packaging = dataclasses.replace(packaging, metadata={**fields, **packaging.metadata})
         return packaging if self.precision is None else dataclasses.replace(packaging, precision=self.precision)
 
-    def evaluator(self, target: Target, grade: Grade, made: File) -> str:
+    def evaluator(self, target: Target, grade: Grade, file: File) -> str:
         """What answers to images are kept under: the file, and the program that evaluates it."""
         code = code_of(target.reference) if grade == "reference" and target.reference else []
         versions = targets.versions(targets.packages(target))
-        return key_of(kind="evaluator", grade=grade, target=target.name, file=made.digest, code=code, versions=versions)
+        return key_of(kind="evaluator", grade=grade, target=target.name, file=file.digest, code=code, versions=versions)
 
     def at(self, precision: Precision | None) -> Files:
         """The same, writing another precision."""
@@ -130,7 +130,7 @@ class Files:
 
     def _keep(self, key: str, aside: Path, seconds: float) -> File:
         entry = self.store.keep(key, lambda folder, _: _move_into(aside, folder), seconds)
-        return _file(entry)
+        return _read_file(entry)
 
     def _stem(self, source: Source) -> str:
         name = "-".join(part for part in (self.job.recipe.name, source.name, self.precision) if part)
@@ -149,27 +149,27 @@ class Files:
             versions=targets.versions(("torch", "torchao", *targets.packages(target))),
         )
 
-    def facts(self, target: Target, made: File) -> Mapping[str, Any]:
+    def facts(self, target: Target, file: File) -> Mapping[str, Any]:
         """What a target tells about a file, its vendor's estimate of the cost included where it has one."""
-        facts = dict(made.artifact.facts)
+        facts = dict(file.artifact.facts)
         if target.estimate is not None:
             with contextlib.suppress(targets.TargetError):
-                facts["estimate"] = dataclasses.asdict(target.estimate(made.artifact.path))
+                facts["estimate"] = dataclasses.asdict(target.estimate(file.artifact.path))
         return facts
 
-    def open(self, target: Target, made: File) -> Opened:
+    def open(self, target: Target, file: File) -> Opened:
         """A file in the best evaluator of this host, on the recipe's threads; opened once."""
-        path = made.artifact.path
+        path = file.artifact.path
         if path not in self._opened:
             self._opened[path] = open_file(target, path, self.job.recipe.threads)
         return self._opened[path]
 
-    def _runtime(self, target: Target, made: File) -> Opened:
+    def _runtime(self, target: Target, file: File) -> Opened:
         """A file in its runtime. Raises LoweringError where that will not take it."""
-        opened = self.open(target, made)
-        if opened.runner is None:
-            raise LoweringError(f"{target.name}: the written file cannot be loaded: {opened.reason}")
-        return opened
+        handle = self.open(target, file)
+        if handle.runner is None:
+            raise LoweringError(f"{target.name}: the written file cannot be loaded: {handle.reason}")
+        return handle
 
     def latency(self, target: Target, ours: File, baseline: File) -> tuple[Latency, float]:
         """Batch-1 latency of a file against the baseline's on the same target, and the seconds taken."""
@@ -179,28 +179,28 @@ class Files:
             baseline=baseline.digest,
             target=target.name,
             threads=self.job.recipe.threads,
-            machine=machine(),
+            machine=machine_name(),
             versions=targets.versions(targets.packages(target)),
             code=code_of(measure_latency, statistics),
         )
 
         def make(folder: Path, _: Path) -> None:
-            found = self._time(target, ours, baseline)
-            (folder / "latency.json").write_text(json.dumps(encode_fields(found)), encoding="utf-8")
+            timing = self._time(target, ours, baseline)
+            (folder / "latency.json").write_text(json.dumps(encode_fields(timing)), encoding="utf-8")
 
         entry = self.store.keep(key, make)
-        kept = json.loads((entry.path / "latency.json").read_text(encoding="utf-8"))
-        return decode(Latency, kept), entry.seconds
+        record = json.loads((entry.path / "latency.json").read_text(encoding="utf-8"))
+        return decode(Latency, record), entry.seconds
 
     def _time(self, target: Target, ours: File, baseline: File) -> Latency:
-        image = feed(self.job.data.test.batch(torch.tensor([0])), self.job.spec, self.job.recipe.preprocess.fed)
+        image = feed_images(self.job.data.test.batch(torch.tensor([0])), self.job.spec, self.job.recipe.preprocess.fed)
         mine, theirs = self._runtime(target, ours).answer, self._runtime(target, baseline).answer
         self.watch.detail(f"timing on {target.name}")
         same = ours.digest == baseline.digest
         contenders = {"ours": lambda: mine(image)} | ({} if same else {"baseline": lambda: theirs(image)})
-        found = measure_latency.measure(contenders, threads=self.job.recipe.threads)
-        own = found.samples["ours"]
-        reference = found.samples.get("baseline", own)
+        timing = measure_latency.measure(contenders, threads=self.job.recipe.threads)
+        own = timing.samples["ours"]
+        reference = timing.samples.get("baseline", own)
         ratio, interval = statistics.ratio_interval(own.blocks, reference.blocks)
         return Latency(
             on=target.name,
@@ -211,69 +211,69 @@ class Files:
             ratio_to_baseline=ratio,
             ci95=interval,
             baseline_ms=reference.percentile(50),
-            conditions=found.conditions("ours"),
+            conditions=timing.conditions("ours"),
         )
 
-    def cold_start(self, target: Target, made: File) -> tuple[ColdStart, float]:
+    def cold_start(self, target: Target, file: File) -> tuple[ColdStart, float]:
         """What a fresh process pays for a file, as ``memory.cold_start`` measures it, and the seconds taken."""
-        threads, shape, fed = self.job.recipe.threads, self.job.data.shape, self.job.recipe.preprocess.fed
+        threads, shape, input_kind = self.job.recipe.threads, self.job.data.shape, self.job.recipe.preprocess.fed
         key = key_of(
             kind="memory",
-            file=made.digest,
+            file=file.digest,
             target=target.name,
             threads=threads,
             shape=shape,
-            machine=machine(),
+            machine=machine_name(),
             versions=targets.versions(("torch", *targets.packages(target))),
             code=code_of(memory),
         )
 
         def make(folder: Path, _: Path) -> None:
             self.watch.detail(f"measuring memory on {target.name}")
-            found = memory.cold_start(target.name, made.artifact.path, threads, shape, fed)
-            (folder / "memory.json").write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
+            start_cost = memory.cold_start(target.name, file.artifact.path, threads, shape, input_kind)
+            (folder / "memory.json").write_text(json.dumps(dataclasses.asdict(start_cost)), encoding="utf-8")
 
         entry = self.store.keep(key, make)
-        kept = json.loads((entry.path / "memory.json").read_text(encoding="utf-8"))
-        return ColdStart(**kept), entry.seconds
+        record = json.loads((entry.path / "memory.json").read_text(encoding="utf-8"))
+        return ColdStart(**record), entry.seconds
 
-    def layers_apart(self, target: Target, made: File, source: Source, index: Sequence[int]) -> list[str] | None:
+    def layers_apart(self, target: Target, file: File, source: Source, index: Sequence[int]) -> list[str] | None:
         """Names of the layers that a file computes otherwise than its network, on the test images at ``index``, in the
         graph's order; None where the target lets no intermediate value out."""
         if target.inside is None:
             return None
         key = key_of(
             kind="layers",
-            file=made.digest,
+            file=file.digest,
             network=source.digest,
             target=target.name,
             images=[self.job.data.digest, list(index)],
-            machine=machine(),
+            machine=machine_name(),
             versions=targets.versions(("torch", *targets.packages(target))),
             code=code_of(layerwise, target.inside),
         )
 
         def make(folder: Path, _: Path) -> None:
             self.watch.detail(f"comparing layers on {target.name}")
-            found = self._compare_layers(target, made, source, index)
-            (folder / "layers.json").write_text(json.dumps(found), encoding="utf-8")
+            layers = self._compare_layers(target, file, source, index)
+            (folder / "layers.json").write_text(json.dumps(layers), encoding="utf-8")
 
         entry = self.store.keep(key, make)
         names: list[str] | None = json.loads((entry.path / "layers.json").read_text(encoding="utf-8"))
         return names
 
-    def _compare_layers(self, target: Target, made: File, source: Source, index: Sequence[int]) -> list[str] | None:
+    def _compare_layers(self, target: Target, file: File, source: Source, index: Sequence[int]) -> list[str] | None:
         recipe = self.job.recipe
-        images = feed(self.job.data.test.batch(torch.tensor(index)), self.job.spec, recipe.preprocess.fed)
+        images = feed_images(self.job.data.test.batch(torch.tensor(index)), self.job.spec, recipe.preprocess.fed)
         program = lower.capture_program(source.folder, recipe.packaging.sizes, self.baking)
-        found = layerwise.layers_apart(target, made.artifact.path, program, images, made.artifact.precision)
-        return None if found is None else [layer.name for layer in found]
+        layers = layerwise.layers_apart(target, file.artifact.path, program, images, file.artifact.precision)
+        return None if layers is None else [layer.name for layer in layers]
 
-    def deliver(self, target: Target, made: File) -> Path:
+    def deliver(self, target: Target, file: File) -> Path:
         """Copy a file into the report's folder, whole or not at all; returns its path relative to that folder."""
-        relative = Path("artifacts") / target.name / made.artifact.path.name
+        relative = Path("artifacts") / target.name / file.artifact.path.name
         place = self.job.out / relative
-        for root in reversed(parts.roots(made.artifact.path)):
+        for root in reversed(parts.roots(file.artifact.path)):
             copy_whole(root, place.with_name(root.name))
         return relative
 
@@ -281,14 +281,14 @@ class Files:
         """Copy the network that files were written from into the report's folder; returns its name there."""
         name = f"{self._stem(source)}-{source.digest[:12]}"
         place = self.job.out / "checkpoints" / name
-        with replaced(place) as aside:
+        with replace_whole(place) as aside:
             aside.mkdir()
             for file in ("model.json", "model.safetensors", "input.json"):
                 shutil.copyfile(source.folder / file, aside / file)
         return name
 
 
-def _file(entry: Entry) -> File:
+def _read_file(entry: Entry) -> File:
     artifact = lower.read_artifact(entry.path)
     return File(artifact, parts.digest(artifact.path), parts.size(artifact.path), entry.seconds)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgewise.stage import Stage, describe, stage_name, traits_of
+from edgewise.stage import Stage, describe_stage, stage_name, traits_of
 
 
-def attempts(stages: Sequence[Stage]) -> list[tuple[Stage, ...]]:
+def group_attempts(stages: Sequence[Stage]) -> list[tuple[Stage, ...]]:
     """Stages in the groups that are judged together: one alone, or with the fine-tuning that follows at once."""
     groups: list[tuple[Stage, ...]] = []
     for stage in stages:
@@ -18,10 +18,10 @@ def attempts(stages: Sequence[Stage]) -> list[tuple[Stage, ...]]:
     return groups
 
 
-def milder(stages: Sequence[Stage]) -> tuple[Stage, ...] | None:
+def milder_attempt(stages: Sequence[Stage]) -> tuple[Stage, ...] | None:
     """The same with the first stage's milder setting; None where it has none.
 
-    A stage has one if it has a method ``milder`` that returns it, or None at its end.
+    A stage has one if it has a method ``milder_attempt`` that returns it, or None at its end.
     """
     soften = getattr(stages[0], "milder", None)
     softer = None if soften is None else soften()
@@ -30,6 +30,6 @@ def milder(stages: Sequence[Stage]) -> tuple[Stage, ...] | None:
 
 def describe_change(stage: Stage, softer: Stage) -> str:
     """The milder setting, in words: ``prune with ratio 0.2``."""
-    before, after = describe(stage), describe(softer)
-    changed = [f"{name} {value:g}" for name, value in after.items() if value != before[name]]
-    return f"{stage_name(softer)} with {', '.join(changed)}"
+    before, after = describe_stage(stage), describe_stage(softer)
+    changes = [f"{name} {value:g}" for name, value in after.items() if value != before[name]]
+    return f"{stage_name(softer)} with {', '.join(changes)}"

@@ -13,7 +13,7 @@ from edgewise.images.normalise import channel_order
 from edgewise.network import architecture
 from edgewise.report.rows import Row
 from edgewise.run.job import Job
-from edgewise.run.origin import provenance
+from edgewise.run.origin import run_provenance
 from edgewise.run.usage import write_usage
 from edgewise.store.json_values import encode
 from edgewise.store.whole import write_whole
@@ -46,7 +46,7 @@ def write(delivered: Delivered, row: Row, job: Job) -> None:
     """Write the card beside a delivered file."""
     answers = delivered.answers
     sizes = job.recipe.packaging.sizes
-    names = _tensors(delivered.artifact, row, job)
+    names = _tensor_names(delivered.artifact, row, job)
     card = Card(
         target=row.target or "",
         sha256=delivered.sha256,
@@ -62,14 +62,14 @@ def write(delivered: Delivered, row: Row, job: Job) -> None:
         row=row,
         recipe_fields=job.recipe.describe(),
         environment=delivered.environment,
-        input=_input(job) | ({"name": names[0]} if names else {}),
+        input=_input_fields(job) | ({"name": names[0]} if names else {}),
         output=({"name": names[1]} if names else {})
         | {
             "shape": [1, len(job.data.classes)],
             "dtype": "float32",
             "meaning": "probabilities" if job.recipe.preprocess.softmax else job.ending,
         },
-        provenance=provenance(
+        provenance=run_provenance(
             job.recipe.describe(),
             data=(job.data.name, job.data.digest),
             weights=job.weights,
@@ -84,14 +84,14 @@ def write(delivered: Delivered, row: Row, job: Job) -> None:
         sizes=sizes.choices[1:] if sizes else (),
         ranged=bool(sizes and sizes.ranged),
         images=job.data.options,
-        answers=() if answers is None else tuple(tuple(given) for given in answers[:PROBES].tolist()),
+        answers=() if answers is None else tuple(tuple(answer) for answer in answers[:PROBES].tolist()),
     )
     text = json.dumps(encode(card), indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(path_of(delivered.artifact), text.encode())
     write_usage(delivered.artifact, card)
 
 
-def _tensors(artifact: Path, row: Row, job: Job) -> tuple[str, str] | None:
+def _tensor_names(artifact: Path, row: Row, job: Job) -> tuple[str, str] | None:
     """What the file calls its input and its output; None where its runtime has no names for them, or cannot tell."""
     target = next((target for target in job.targets if target.name == row.target), None)
     if target is None or target.tensors is None:
@@ -101,7 +101,7 @@ def _tensors(artifact: Path, row: Row, job: Job) -> tuple[str, str] | None:
     return None
 
 
-def _input(job: Job) -> dict[str, Any]:
+def _input_fields(job: Job) -> dict[str, Any]:
     channels, height, width = job.data.shape
     order = {"channels": channel_order(channels)}
     if job.recipe.preprocess.fed == "bytes":

@@ -19,12 +19,12 @@ def load_data(recipe: Recipe, spec: Spec) -> Data:
 
     Raises DataError or RequestError where names of classes do not fit, or the images do not do for the recipe's stages.
     """
-    name, added = calib_data.with_options(recipe.data, wanted_options(spec))
+    name, options = calib_data.with_options(recipe.data, wanted_options(spec))
     data = calib_data.load(name, recipe.seed)
-    if added:
-        prepared = {key: _from_spec(key, entry, added, spec) for key, entry in data.prepared.items()}
+    if options:
+        prepared = {key: _from_spec(key, entry, options, spec) for key, entry in data.prepared.items()}
         data = dataclasses.replace(data, name=recipe.data, prepared=prepared)
-    data = numbered(data, recipe.packaging.labels or spec.classes, positional=bool(recipe.packaging.labels))
+    data = number_classes(data, recipe.packaging.labels or spec.classes, positional=bool(recipe.packaging.labels))
     check_enough(recipe, data)
     return data
 
@@ -43,11 +43,11 @@ def wanted_options(spec: Spec) -> dict[str, object]:
 
 
 def _from_spec(key: str, entry: Stated, added: frozenset[str], spec: Spec) -> Stated:
-    said = {"size": "input_shape"}.get(key, key)
-    return Stated(entry.value, spec.origins.get(said, entry.origin)) if key in added else entry
+    setting = {"size": "input_shape"}.get(key, key)
+    return Stated(entry.value, spec.origins.get(setting, entry.origin)) if key in added else entry
 
 
-def numbered(data: Data, classes: Sequence[str], *, positional: bool) -> Data:
+def number_classes(data: Data, classes: Sequence[str], *, positional: bool) -> Data:
     """``data`` under the numbers that its classes have in ``classes``, where there are such.
 
     ``positional``: names that fit none of them are taken in their order, where there are as many. Raises DataError.
@@ -73,17 +73,17 @@ def check_enough(recipe: Recipe, data: Data) -> None:
         traits = traits_of(stage)
         if traits.learns_from == "labels" and lacking:
             raise RequestError(
-                f"{_called(stage, recipe)} trains, and {data.name} {lacking}; training wants an image of every class, "
+                f"{_stage_name(stage, recipe)} trains, and {data.name} {lacking}; training wants an image of every class, "
                 f"judging and calibrating do not. {_ways_out(stage, recipe)}"
             )
         if traits.learns_from == "images" and not len(data.train):
             raise RequestError(
-                f"{_called(stage, recipe)} is fitted on training images, and {data.name} has none; add a train folder, "
+                f"{_stage_name(stage, recipe)} is fitted on training images, and {data.name} has none; add a train folder, "
                 "labelled or not by every class, or leave the step out"
             )
         if traits.decides and not data.calib_is_labelled:
             raise RequestError(
-                f"{_called(stage, recipe)} decides by the accuracy on calibration images, and those of {data.name} have "
+                f"{_stage_name(stage, recipe)} decides by the accuracy on calibration images, and those of {data.name} have "
                 "no labels; label them, or leave the step out"
             )
 
@@ -100,11 +100,11 @@ def without_idle_training(recipe: Recipe, data: Data) -> tuple[Recipe, tuple[str
     lacking = data.untrainable() or ("" if data.calib_is_labelled else "has no labels of its calibration images")
     if not lacking:
         return recipe, ()
-    told = f"{data.name} {lacking}: quantization calibrates, and trains nothing whatever that loses"
-    return dataclasses.replace(recipe, quantize=dataclasses.replace(recipe.quantize, training=None)), (told,)
+    sentence = f"{data.name} {lacking}: quantization calibrates, and trains nothing whatever that loses"
+    return dataclasses.replace(recipe, quantize=dataclasses.replace(recipe.quantize, training=None)), (sentence,)
 
 
-def _called(stage: Stage, recipe: Recipe) -> str:
+def _stage_name(stage: Stage, recipe: Recipe) -> str:
     return "the baseline" if stage is recipe.baseline else f"the step {stage_name(stage)}"
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from edgewise.recipe import Recipe
 from edgewise.report.document import Report
-from edgewise.report.page import framed, write_html
+from edgewise.report.page import frame_page, write_html
 from edgewise.report.watch import Watch
 from edgewise.run import run
-from edgewise.run.job import resolve
+from edgewise.run.job import resolve_recipe
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Deployed:
         return None if path is None else self.out / path
 
     def _repr_html_(self) -> str:
-        return framed(self.report)
+        return frame_page(self.report)
 
 
 def deploy(recipe: Recipe, out: Path | None = None, *, quiet: bool = False, keep_going: bool = False) -> Deployed:
@@ -37,7 +37,7 @@ def deploy(recipe: Recipe, out: Path | None = None, *, quiet: bool = False, keep
     ``out``: the folder of report and files; None: ``runs/NAME``. ``quiet``: say nothing meanwhile. Raises RequestError, or a
     leaf's ValueError, for what is wrong with the request, before anything is trained.
     """
-    job = resolve(recipe, out)
+    job = resolve_recipe(recipe, out)
     watch = Watch(quiet=quiet)
     try:
         report = run(job, watch, keep_going=keep_going)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgewise.calib_data import Part
 from edgewise.errors import EdgewiseError
 from edgewise.measure.answers import compute_logits
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.totals import count_costs
 from edgewise.run.grids import share_grids
 from edgewise.run.job import Job
 from edgewise.run.session import float_candidates
@@ -70,47 +70,47 @@ class _Row:
     share: _Share
 
 
-def estimate(network: nn.Module, job: Job, kept: int) -> Estimate:
-    """The rows of ``job``, whose first ``kept`` the store holds; ``network`` is its baseline, whatever its weights."""
-    rows = _rows(network, job)
-    if kept == len(rows):
+def estimate_run(network: nn.Module, job: Job, stored_rows: int) -> Estimate:
+    """The rows of ``job``, whose first ``stored_rows`` the store holds; ``network`` is its baseline, whatever its weights."""
+    rows = _rows_to_come(network, job)
+    if stored_rows == len(rows):
         return Estimate(steps=tuple(Step(name=row.name, seconds=0.0, least=0.0) for row in rows), paces=())
     paces, test = _Paces(network, job), len(job.data.test) * _measure_test(network, job)
     steps = []
     for index, row in enumerate(rows):
-        least, most = (0.0, 0.0) if index < kept else _trained(row, paces, job)
-        tested = 0.0 if index < kept else test
-        most += tested * row.share.most
-        steps.append(Step(name=row.name, seconds=most, least=least + tested * row.share.least))
+        least, most = (0.0, 0.0) if index < stored_rows else _training_seconds(row, paces, job)
+        testing = 0.0 if index < stored_rows else test
+        most += testing * row.share.most
+        steps.append(Step(name=row.name, seconds=most, least=least + testing * row.share.least))
     return Estimate(steps=tuple(steps), paces=tuple(paces.known.values()))
 
 
-def _rows(network: nn.Module, job: Job) -> list[_Row]:
+def _rows_to_come(network: nn.Module, job: Job) -> list[_Row]:
     """Every row to come, in order."""
-    recipe, left = job.recipe, _Share()
-    found = [_Row(name="baseline", stage=None if job.weights is not None else recipe.baseline, share=left)]
+    recipe, share = job.recipe, _Share()
+    rows = [_Row(name="baseline", stage=None if job.weights is not None else recipe.baseline, share=share)]
     for stage in recipe.stages:
-        found.append(_Row(name=stage_name(stage), stage=stage, share=left))
-        left = left.times(_left_by(stage, network, job))
+        rows.append(_Row(name=stage_name(stage), stage=stage, share=share))
+        share = share.times(_left_by(stage, network, job))
     for _, group in share_grids(job.targets):
         quantize = recipe.quantize
         if quantize is not None:
             control = quantize.control and quantize.training is not None
-            found += [_Row(name="calibrate", stage=None, share=left)] if control else []
-            found.append(_Row(name="quantize", stage=quantize, share=left))
+            rows += [_Row(name="calibrate", stage=None, share=share)] if control else []
+            rows.append(_Row(name="quantize", stage=quantize, share=share))
         for precision, able in float_candidates(recipe.candidates, group):
-            found += [_Row(name=f"{target.name} {precision or 'float'}", stage=None, share=left) for target in able]
+            rows += [_Row(name=f"{target.name} {precision or 'float'}", stage=None, share=share) for target in able]
         if not recipe.candidates or "int8" in recipe.candidates:
             names = [target.name if quantize is None else f"{target.name} int8" for target in group]
-            found += [_Row(name=name, stage=None, share=left) for name in names]
-    return found
+            rows += [_Row(name=name, stage=None, share=share) for name in names]
+    return rows
 
 
 def _left_by(stage: Stage, network: nn.Module, job: Job) -> _Share:
     """What a stage leaves of a network's work, as far as its settings say: a cut network of half the multiply-accumulates
     trains in half the time at best."""
     if isinstance(stage, RemoveBlocks) and stage.blocks:
-        return _without(stage.blocks, network, job)
+        return _share_without(stage.blocks, network, job)
     if isinstance(stage, Prune):
         shares = [stage.macs, stage.latency, None if stage.channels is None else stage.channels**2]
         return _Share(least=next((share for share in shares if share is not None), 0.0))
@@ -119,30 +119,30 @@ def _left_by(stage: Stage, network: nn.Module, job: Job) -> _Share:
     return _Share(least=0.0) if isinstance(stage, Separate) else _Share()
 
 
-def _without(names: Sequence[str], network: nn.Module, job: Job) -> _Share:
+def _share_without(names: Sequence[str], network: nn.Module, job: Job) -> _Share:
     """The share of the multiply-accumulates that a network without these blocks has."""
     from edgewise.stages.remove_blocks.find import find_blocks
-    from edgewise.stages.remove_blocks.plan import without
+    from edgewise.stages.remove_blocks.plan import without_blocks
 
     blocks = [block for block in find_blocks(network, job.images()) if block.name in names]
     try:
-        shallow = count(without(network, blocks), job.data.shape).macs
+        shallow = count_costs(without_blocks(network, blocks), job.data.shape).macs
     except EdgewiseError:
         return _Share(least=0.0)  # the step itself will say what is wrong
-    share = shallow / max(1, count(network, job.data.shape).macs)
+    share = shallow / max(1, count_costs(network, job.data.shape).macs)
     return _Share(least=share, most=share)
 
 
-def _trained(row: _Row, paces: _Paces, job: Job) -> tuple[float, float]:
+def _training_seconds(row: _Row, paces: _Paces, job: Job) -> tuple[float, float]:
     """Seconds of training in a row, at least and at most."""
     stage, images = row.stage, len(job.data.train)
     least = most = 0.0
     training = getattr(stage, "training", None)
     if isinstance(training, Training):
         epoch = min(images, training.steps * training.batch_size) if training.steps else images
-        asked = min(training.views or training.epochs, training.epochs) if training.distill else 0
+        views = min(training.views or training.epochs, training.epochs) if training.distill else 0
         pace, times = paces.of(training), getattr(stage, "trials", 1)
-        answers = asked * epoch * pace.ask
+        answers = views * epoch * pace.ask
         optional = isinstance(stage, Quantize) and stage.when_needed
         least = 0.0 if optional else training.epochs * epoch * pace.train * row.share.least + answers
         most = times * (training.epochs * epoch * pace.train * row.share.most + answers)

@@ -45,20 +45,20 @@ _PURPOSE = {"train": "train on", "calib": "calibrate on", "test": "test on"}
 
 def deliverables(recipe: Recipe, target: Target) -> tuple[str, ...]:
     """What a target writes a file in for this recipe, in the recipe's words. Raises RequestError where that is nothing."""
-    found = tuple(name for name in _asked(recipe) if _can_write(target, name))
-    for name in found:
+    precisions = tuple(name for name in _kinds_to_write(recipe) if _can_write(target, name))
+    for name in precisions:
         _refuse_packaging(recipe, target, name)
-    if found:
-        return found
+    if precisions:
+        return precisions
     can = (["int8"] if target.grids else []) + ([] if target.integers_only else ["float", *target.precisions])
     raise RequestError(
-        f"target {target.name!r} can write no file of this recipe: wanted {' or '.join(_asked(recipe))}, it writes "
+        f"target {target.name!r} can write no file of this recipe: wanted {' or '.join(_kinds_to_write(recipe))}, it writes "
         f"{', '.join(can)}"
         + ("; leave --float out" if target.integers_only else "; change candidates, or leave it out")
     )
 
 
-def _asked(recipe: Recipe) -> tuple[str, ...]:
+def _kinds_to_write(recipe: Recipe) -> tuple[str, ...]:
     """The kinds of files that a recipe asks for."""
     if recipe.candidates:
         return recipe.candidates
@@ -73,10 +73,10 @@ def _can_write(target: Target, kind: str) -> bool:
 
 def _refuse_packaging(recipe: Recipe, target: Target, kind: str) -> None:
     """Raise RequestError where the recipe's packaging asks of a target what none of its files has."""
-    asked = recipe.packaging.precision
-    if asked is not None and asked != "int8" and not _can_write(target, asked):
-        raise RequestError(f"target {target.name!r} writes no {asked} file, which Packaging.precision asks for")
-    precision = asked if kind == "float" else cast(Precision, kind)
+    weight_kind = recipe.packaging.precision
+    if weight_kind is not None and weight_kind != "int8" and not _can_write(target, weight_kind):
+        raise RequestError(f"target {target.name!r} writes no {weight_kind} file, which Packaging.precision asks for")
+    precision = weight_kind if kind == "float" else cast(Precision, kind)
     try:
         refuse_packaging(target, recipe.packaging, precision)
     except TargetError as error:
@@ -85,7 +85,7 @@ def _refuse_packaging(recipe: Recipe, target: Target, kind: str) -> None:
 
 def _check_candidates(recipe: Recipe, wanted: Sequence[Target]) -> None:
     """Each kind of file asked for is one that some target writes."""
-    for kind in _asked(recipe):
+    for kind in _kinds_to_write(recipe):
         if not any(_can_write(target, kind) for target in wanted):
             names = ", ".join(target.name for target in wanted)
             raise RequestError(
@@ -98,8 +98,8 @@ def _check_candidates(recipe: Recipe, wanted: Sequence[Target]) -> None:
         )
     if precision is not None and (precision == "int8") != (recipe.quantize is not None):
         repair = "give it one" if precision == "int8" else "leave one out"
-        found = "no quantize step" if precision == "int8" else "a quantize step, whose files are int8"
-        raise RequestError(f"Packaging.precision asks for {precision} files and the recipe has {found}; {repair}")
+        condition = "no quantize step" if precision == "int8" else "a quantize step, whose files are int8"
+        raise RequestError(f"Packaging.precision asks for {precision} files and the recipe has {condition}; {repair}")
 
 
 def _check_training(recipe: Recipe) -> None:
@@ -117,11 +117,11 @@ def _check_training(recipe: Recipe) -> None:
             raise RequestError(
                 f"{where}: precision '16-mixed' trains on a GPU; use 'bf16-mixed', '32-true' or 'auto' on a CPU"
             )
-        if recipe.device == "cuda" and how.devices > _gpus():
-            raise RequestError(f"{where}: Training.devices is {how.devices}, and this machine has {_gpus()} GPUs")
+        if recipe.device == "cuda" and how.devices > _count_gpus():
+            raise RequestError(f"{where}: Training.devices is {how.devices}, and this machine has {_count_gpus()} GPUs")
 
 
-def _gpus() -> int:
+def _count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
@@ -129,19 +129,19 @@ def _gpus() -> int:
 
 def _check_layers(recipe: Recipe, network: nn.Module) -> None:
     """Every layer that a stage names is one of the network's; what an earlier stage puts in a layer's place is below it."""
-    known = [name for name, _ in network.named_modules() if name]
+    names = [name for name, _ in network.named_modules() if name]
     leaves = {name for name, module in network.named_modules() if not any(module.children())}
     for stage in recipe.stages:
-        for field, name in _named(stage):
+        for field, name in _named_layers(stage):
             parents = {name.rpartition(".")[0], name.rpartition(".")[0].rpartition(".")[0]}
-            if name not in known and not parents & leaves:
+            if name not in names and not parents & leaves:
                 raise RequestError(
                     f"{type(stage).__name__}.{field} names {name!r}, which is no layer of {recipe.model}."
-                    f"{name_nearest(name, known)} It has: {', '.join(sorted(leaves)[:12])}{' …' if len(leaves) > 12 else ''}"
+                    f"{name_nearest(name, names)} It has: {', '.join(sorted(leaves)[:12])}{' …' if len(leaves) > 12 else ''}"
                 )
 
 
-def _named(stage: Stage) -> Iterator[tuple[str, str]]:
+def _named_layers(stage: Stage) -> Iterator[tuple[str, str]]:
     for field in ("keep", "layers"):
         for name in getattr(stage, field, None) or ():
             yield field, name
@@ -156,13 +156,13 @@ def _check_folded(recipe: Recipe, network: nn.Module, spec: Spec, data: Data) ->
         for stage in folding:
             network = stage(network.eval(), Context(spec=spec, data=data, scratch=Path(scratch)))
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    left = [name for name, module in network.named_modules() if isinstance(module, norms)]
-    if left and folding:
+    norms_left = [name for name, module in network.named_modules() if isinstance(module, norms)]
+    if norms_left and folding:
         raise RequestError(
-            f"quantize takes no batch norm, and {', '.join(left[:4])} of {recipe.model} cannot be folded"
+            f"quantize takes no batch norm, and {', '.join(norms_left[:4])} of {recipe.model} cannot be folded"
         )
-    if left:
+    if norms_left:
         raise RequestError(
-            f"quantize takes no batch norm, and {recipe.model} has {len(left)} ({left[0]}, …); put Fold() after the last "
+            f"quantize takes no batch norm, and {recipe.model} has {len(norms_left)} ({norms_left[0]}, …); put Fold() after the last "
             "stage that changes its layers"
         )

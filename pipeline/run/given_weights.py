@@ -20,11 +20,11 @@ def say_images(job: Job, watch: Watch) -> None:
             watch.detail(note)
         if job.weights is not None:
             watch.say(f"{job.spec.name} is fed " + "; ".join(provenance.describe_feeding(job.spec, job.data)))
-    if job.weights is not None and (said := provenance.warning(job.spec, job.data)):
-        watch.warn(said)
+    if job.weights is not None and (warning := provenance.image_warning(job.spec, job.data)):
+        watch.warn(warning)
 
 
-def examined(job: Job, steps: Steps, baseline: Model, watch: Watch) -> Model:
+def examine_baseline(job: Job, steps: Steps, baseline: Model, watch: Watch) -> Model:
     """The baseline with what is known of its images among its facts; given weights looked at more closely.
 
     Where they miss what is expected, answer implausibly, or are fed an assumed normalisation, the usual ones are tried on a
@@ -34,12 +34,12 @@ def examined(job: Job, steps: Steps, baseline: Model, watch: Watch) -> Model:
     if job.weights is None:
         return dataclasses.replace(baseline, facts=facts)
     facts["fed"] = provenance.describe_feeding(job.spec, job.data)
-    found = per_class(baseline.answers, job.data.test.labels)
-    doubt = plausibility.doubt(found)
-    short = plausibility.missed(sum(found.right) / found.n, job.recipe.expect_top1)
-    if doubt or short or provenance.assumed(job.spec):
+    figures = per_class(baseline.answers, job.data.test.labels)
+    doubt = plausibility.doubt_answers(figures)
+    short = plausibility.compare_to_expected(sum(figures.right) / figures.n, job.recipe.expect_top1)
+    if doubt or short or provenance.assumed_fields(job.spec):
         trials = plausibility.try_preparations(steps.load(baseline), job.data, job.spec)
-        advice = plausibility.advice(trials)
+        advice = plausibility.preparation_advice(trials)
         facts["preparations_tried"] = plausibility.as_facts(trials[:4])
         if short:
             raise RequestError(

@@ -30,7 +30,7 @@ from edgewise.run import feasible
 from edgewise.run.data_for import load_data, without_idle_training
 from edgewise.run.grids import share_grids
 from edgewise.run.one_graph import check_sizes
-from edgewise.run.provenance import overridden
+from edgewise.run.provenance import override_spec
 from edgewise.stage import stage_name, traits_of
 from edgewise.store.entries import Store, key_of, store_folder
 from edgewise.store.sources import code_of
@@ -71,12 +71,12 @@ class Job:
         return probe_images(self.data, self.spec, size)
 
 
-def resolve(recipe: Recipe, out: Path | None = None) -> Job:
+def resolve_recipe(recipe: Recipe, out: Path | None = None) -> Job:
     """Look up and check everything the recipe names.
 
     Raises RequestError or a leaf's ValueError for what is wrong, MissingBackend where a package is missing.
     """
-    chosen = tuple(edgewise_targets.get(name) for name in recipe.targets)
+    chosen_targets = tuple(edgewise_targets.get(name) for name in recipe.targets)
     runtime = edgewise_targets.get(recipe.runtime)
     if runtime.load is None:
         raise RequestError(
@@ -85,33 +85,33 @@ def resolve(recipe: Recipe, out: Path | None = None) -> Job:
     _check_device(recipe.device)
     spec = architecture.spec_of(recipe.model)
     _check_possible(recipe, spec)
-    spec = overridden(spec, recipe)
+    spec = override_spec(spec, recipe)
     data = load_data(recipe, spec)
-    recipe, said = without_idle_training(recipe, data)
+    recipe, note = without_idle_training(recipe, data)
     feasible.check_data(data)
     check_overlap(data, recipe.limits)
-    recipe, data = _sized(_labelled(recipe, data), data)
+    recipe, data = _with_main_size(_add_labels(recipe, data), data)
     base = Base(recipe.model, len(data.classes), data.shape[0])
     weights = None if recipe.weights is None else Path(recipe.weights)
-    begun = _begun(base, spec, data, weights)
-    _check_forward(begun.model, spec, data)
+    start_state = _begin_network(base, spec, data, weights)
+    _check_forward(start_state.model, spec, data)
     if architecture.is_foreign(recipe.model):
-        _check_alone(begun.model, spec, data, recipe)
-    recipe, begun = _ended(*_folded(recipe, begun))
-    begun = start.made_plain(
-        begun, [probe_images(data, spec, size) for size in (None, *sizes_to_try(recipe.packaging.sizes))]
+        _check_alone(start_state.model, spec, data, recipe)
+    recipe, start_state = _move_softmax(*_add_fold(recipe, start_state))
+    start_state = start.made_plain(
+        start_state, [probe_images(data, spec, size) for size in (None, *sizes_to_try(recipe.packaging.sizes))]
     )
-    spec = dataclasses.replace(spec, classifier=architecture.classifier_of(begun.model, spec))
-    _check_packaging(begun.model, spec, data, recipe, (*chosen, runtime))
-    feasible.check(recipe, chosen, begun.model, spec, data)
+    spec = dataclasses.replace(spec, classifier=architecture.classifier_of(start_state.model, spec))
+    _check_packaging(start_state.model, spec, data, recipe, (*chosen_targets, runtime))
+    feasible.check(recipe, chosen_targets, start_state.model, spec, data)
     place = Path("runs") / recipe.name if out is None else out
     _check_writable(place)
     store = store_folder()
     _check_store(store)
-    by_batches = _rehearsed(base, begun.model, spec, data, recipe, chosen, store)
+    by_batches = _rehearse_user_network(base, start_state.model, spec, data, recipe, chosen_targets, store)
     return Job(
-        recipe=recipe, spec=spec, base=base, data=data, targets=chosen, runtime=runtime, weights=weights, out=place,
-        store=store, told=(*begun.told, *said), ending=begun.ending, by_batches=by_batches,
+        recipe=recipe, spec=spec, base=base, data=data, targets=chosen_targets, runtime=runtime, weights=weights, out=place,
+        store=store, told=(*start_state.told, *note), ending=start_state.ending, by_batches=by_batches,
     )  # fmt: skip
 
 
@@ -129,8 +129,14 @@ def probe_images(data: Data, spec: Spec, size: tuple[int, int] | None = None) ->
 _PROBES = 4
 
 
-def _rehearsed(
-    base: Base, network: nn.Module, spec: Spec, data: Data, recipe: Recipe, chosen: Sequence[Target], store: Path
+def _rehearse_user_network(
+    base: Base,
+    network: nn.Module,
+    spec: Spec,
+    data: Data,
+    recipe: Recipe,
+    chosen_targets: Sequence[Target],
+    store: Path,
 ) -> bool:
     """The dry run of a user's network, of which it is kept that it went well; ours went through all of it when they were
     entered."""
@@ -138,31 +144,31 @@ def _rehearsed(
         return True
     from edgewise.run import dry_run
 
-    grids = tuple(grid for grid, _ in share_grids(chosen)) if recipe.quantize is not None else ()
+    grids = tuple(grid for grid, _ in share_grids(chosen_targets)) if recipe.quantize is not None else ()
     key = key_of(
         kind="rehearsal",
         base=dataclasses.asdict(base),
         source=architecture.code_digest(recipe.model),
         tensors=sorted((name, list(tensor.shape)) for name, tensor in network.state_dict().items()),
         shape=data.shape,
-        does=[dry_run.trains(recipe), dry_run.changes(recipe), recipe.quantize is not None],
+        does=[dry_run.has_training(recipe), dry_run.has_changes(recipe), recipe.quantize is not None],
         grids=[grid.to_json() for grid in grids],
         code=code_of(dry_run),
         versions=edgewise_targets.versions(("torch", "torchao")),
     )
 
     def make(folder: Path, _: Path) -> None:
-        batches = dry_run.rehearse(network, probe_images(data, spec), recipe, grids)
+        batches = dry_run.rehearse_recipe(network, probe_images(data, spec), recipe, grids)
         (folder / _REHEARSED).write_text(json.dumps({"batches": batches}), encoding="utf-8")
 
-    kept = Store(store).keep(key, make).path / _REHEARSED
-    return bool(json.loads(kept.read_text(encoding="utf-8"))["batches"])
+    record = Store(store).keep(key, make).path / _REHEARSED
+    return bool(json.loads(record.read_text(encoding="utf-8"))["batches"])
 
 
 _REHEARSED = "rehearsal.json"
 
 
-def _folded(recipe: Recipe, begun: Start) -> tuple[Recipe, Start]:
+def _add_fold(recipe: Recipe, begun: Start) -> tuple[Recipe, Start]:
     """The recipe with a Fold at the end of its stages where it quantizes and a batch norm would be left."""
     import torch
 
@@ -171,29 +177,29 @@ def _folded(recipe: Recipe, begun: Start) -> tuple[Recipe, Start]:
     norms = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in begun.model.modules())
     if recipe.quantize is None or not norms or any(isinstance(stage, Fold) for stage in recipe.stages):
         return recipe, begun
-    told = "the recipe quantizes and folds no batch norms before it; a Fold is added at the end of its stages"
+    note = "the recipe quantizes and folds no batch norms before it; a Fold is added at the end of its stages"
     return (
         dataclasses.replace(recipe, stages=(*recipe.stages, Fold())),
-        dataclasses.replace(begun, told=(*begun.told, told)),
+        dataclasses.replace(begun, told=(*begun.told, note)),
     )
 
 
-def _ended(recipe: Recipe, begun: Start) -> tuple[Recipe, Start]:
+def _move_softmax(recipe: Recipe, begun: Start) -> tuple[Recipe, Start]:
     """The recipe with one softmax at the end of every file where the network has one, wherever it was."""
-    asked = recipe.preprocess.softmax
+    softmax = recipe.preprocess.softmax
     if begun.gave_probabilities:
         return dataclasses.replace(recipe, preprocess=dataclasses.replace(recipe.preprocess, softmax=True)), begun
     if begun.ending != "probabilities":
         return recipe, begun
-    told = "the network answers with probabilities, from a softmax inside its own code" + (
-        "; --softmax adds no second one" if asked else ""
+    note = "the network answers with probabilities, from a softmax inside its own code" + (
+        "; --softmax adds no second one" if softmax else ""
     )
     if recipe.weights is None:
-        told += (
+        note += (
             ". Training takes logits: such a network learns slowly; return what goes into the softmax, with --softmax"
         )
-    changed = dataclasses.replace(recipe, preprocess=dataclasses.replace(recipe.preprocess, softmax=False))
-    return changed, dataclasses.replace(begun, told=(*begun.told, told))
+    new_recipe = dataclasses.replace(recipe, preprocess=dataclasses.replace(recipe.preprocess, softmax=False))
+    return new_recipe, dataclasses.replace(begun, told=(*begun.told, note))
 
 
 def _check_possible(recipe: Recipe, spec: Spec) -> None:
@@ -208,22 +214,22 @@ def _check_possible(recipe: Recipe, spec: Spec) -> None:
 
 def check_overlap(data: Data, limits: Limits) -> None:
     """Raise RequestError where more test images than allowed are there twice, or among what is trained on."""
-    found = find_overlap(data)
-    if found is None:
+    overlap = find_overlap(data)
+    if overlap is None:
         return
-    if len(found.leaked) > limits.max_leaked * found.n:
-        what = f"{_counted(found.leaked, found.n, 'is', 'are')} among the training or calibration images"
+    if len(overlap.leaked) > limits.max_leaked * overlap.n:
+        what = f"{_count_words(overlap.leaked, overlap.n, 'is', 'are')} among the training or calibration images"
         raise RequestError(f"{data.name}: {what}; take them out, or allow a share with Limits(max_leaked=...)")
-    if len(found.repeated) > limits.max_repeated * found.n:
-        what = f"{_counted(found.repeated, found.n, 'comes', 'come')} a second time in the test part"
+    if len(overlap.repeated) > limits.max_repeated * overlap.n:
+        what = f"{_count_words(overlap.repeated, overlap.n, 'comes', 'come')} a second time in the test part"
         raise RequestError(f"{data.name}: {what}; take them out, or allow a share with Limits(max_repeated=...)")
 
 
-def _counted(images: tuple[int, ...], n: int, one: str, many: str) -> str:
+def _count_words(images: tuple[int, ...], n: int, one: str, many: str) -> str:
     return f"{len(images):,} of {n:,} test images {one if len(images) == 1 else many} (number {images[0]} first)"
 
 
-def _labelled(recipe: Recipe, data: Data) -> Recipe:
+def _add_labels(recipe: Recipe, data: Data) -> Recipe:
     """The recipe with the data's class names as labels, where it gives none."""
     labels = recipe.packaging.labels or data.classes
     if len(labels) != len(data.classes):
@@ -231,14 +237,14 @@ def _labelled(recipe: Recipe, data: Data) -> Recipe:
     return dataclasses.replace(recipe, packaging=dataclasses.replace(recipe.packaging, labels=tuple(labels)))
 
 
-def _sized(recipe: Recipe, data: Data) -> tuple[Recipe, Data]:
+def _with_main_size(recipe: Recipe, data: Data) -> tuple[Recipe, Data]:
     """The recipe with its main image size first, and the data resized to it."""
     packaging = recipe.packaging
     if packaging.sizes is None:
         return recipe, data
     sizes = with_main_size_first(packaging.sizes, data.shape[1:])
-    changed = dataclasses.replace(recipe, packaging=dataclasses.replace(packaging, sizes=sizes))
-    return changed, resized.resize_data(data, sizes.choices[0])
+    new_recipe = dataclasses.replace(recipe, packaging=dataclasses.replace(packaging, sizes=sizes))
+    return new_recipe, resized.resize_data(data, sizes.choices[0])
 
 
 def _check_packaging(network: nn.Module, spec: Spec, data: Data, recipe: Recipe, wanted: Sequence[Target]) -> None:
@@ -262,13 +268,13 @@ def _check_device(device: str) -> None:
         raise RequestError("device 'cuda' was asked for, but this torch finds no GPU; use --device cpu")
 
 
-def _begun(base: Base, spec: Spec, data: Data, weights: Path | None) -> Start:
+def _begin_network(base: Base, spec: Spec, data: Data, weights: Path | None) -> Start:
     try:
-        return start.begin(base, probe_images(data, spec), weights)
+        return start.begin_network(base, probe_images(data, spec), weights)
     except start.CannotTake as error:
-        wanted, shape = "×".join(map(str, spec.input_shape)), "×".join(map(str, data.shape))
+        expected, shape = "×".join(map(str, spec.input_shape)), "×".join(map(str, data.shape))
         raise RequestError(
-            f"{spec.name} cannot take the images of {data.name} ({shape}; it was published for {wanted}): {error}. Choose "
+            f"{spec.name} cannot take the images of {data.name} ({shape}; it was published for {expected}): {error}. Choose "
             "another --model or --data"
         ) from error
 
@@ -280,9 +286,9 @@ def _check_forward(network: Any, spec: Spec, data: Data) -> None:
     from edgewise.images.normalise import normalise
 
     with torch.inference_mode():
-        found = network.eval()(normalise(data.test.batch(torch.tensor([0])), spec))
-    if not isinstance(found, torch.Tensor) or tuple(found.shape) != (1, len(data.classes)):
-        answer = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        answers = network.eval()(normalise(data.test.batch(torch.tensor([0])), spec))
+    if not isinstance(answers, torch.Tensor) or tuple(answers.shape) != (1, len(data.classes)):
+        answer = tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
         raise RequestError(
             f"{spec.name} answers {answer} for one image; wanted logits (1, {len(data.classes)}), one for each class of "
             f"{data.name}{_hint(answer, len(data.classes))}"
@@ -322,7 +328,7 @@ def _check_store(place: Path) -> None:
     """Raise RequestError where results cannot be kept; nothing is made there yet."""
     there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        found = "is read-only" if there.is_dir() else "is no folder"
+        condition = "is read-only" if there.is_dir() else "is no folder"
         raise RequestError(
-            f"results cannot be kept in {place}: {there} {found}; name another folder with EDGEWISE_STORE"
+            f"results cannot be kept in {place}: {there} {condition}; name another folder with EDGEWISE_STORE"
         )

@@ -27,12 +27,12 @@ def check_sizes(network: nn.Module, name: str, image: Tensor, sizes: Sizes, want
                 f"{' or '.join(sorted(target.sizes))}; leave it out, or ask for one --input-size"
             )
     for size in (sizes.choices[0], *sizes_to_try(sizes)):
-        _forward(network, name, image, size)
+        _check_forward(network, name, image, size)
     if sizes.kind != "fixed":
         _same_for_all(network, name, image, sizes)
 
 
-def _forward(network: nn.Module, name: str, image: Tensor, size: Size) -> None:
+def _check_forward(network: nn.Module, name: str, image: Tensor, size: Size) -> None:
     import torch
 
     try:
@@ -57,10 +57,10 @@ def _same_for_all(network: nn.Module, name: str, image: Tensor, sizes: Sizes) ->
                 network.eval(), (blank,), dynamic_shapes=(sides,), prefer_deferred_runtime_asserts_over_guards=True
             )
     except Exception as error:
-        raise _unlike(name, _cause(error)) from error
+        raise _size_error(name, _cause(error)) from error
     graph = program.module(check_guards=False)
-    if found := _narrowed(program, sizes) or _other_computation(graph, blank, sizes):
-        raise _unlike(name, found)
+    if reason := _narrower_range(program, sizes) or _other_computation(graph, blank, sizes):
+        raise _size_error(name, reason)
     if grids := _fixed_grids(graph):
         raise RequestError(
             f"{name} pools every image to a grid of {grids[0]}, which takes other windows at every size; one file cannot "
@@ -68,16 +68,16 @@ def _same_for_all(network: nn.Module, name: str, image: Tensor, sizes: Sizes) ->
         )
 
 
-def _unlike(name: str, why: str) -> RequestError:
+def _size_error(name: str, why: str) -> RequestError:
     return RequestError(
         f"{name} is not one computation for all the sizes asked for, so that no file can hold it: {why}. Ask "
         "for one --input-size, or choose a model that treats every size alike"
     )
 
 
-def _narrowed(program: Any, sizes: Sizes) -> str | None:
+def _narrower_range(program: Any, sizes: Sizes) -> str | None:
     """How far the captured ``program`` reaches, where that is less than was asked for."""
-    shape = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == _input(program))
+    shape = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == _input_name(program))
     for side, (low, high) in zip(shape.meta["val"].shape[2:], (sizes.heights, sizes.widths), strict=True):
         if isinstance(side, int):
             reach = (side, side)
@@ -91,7 +91,7 @@ def _narrowed(program: Any, sizes: Sizes) -> str | None:
     return None
 
 
-def _input(program: Any) -> str:
+def _input_name(program: Any) -> str:
     (name,) = program.graph_signature.user_inputs
     return str(name)
 
@@ -108,7 +108,7 @@ def _other_computation(graph: nn.Module, blank: Tensor, sizes: Sizes) -> str | N
 
     with quiet_capture():
         shapes_only = copy.deepcopy(graph).to("meta")
-    for size in _accepted(sizes):
+    for size in _sizes_to_try(sizes):
         try:
             shapes_only(torch.empty(1, blank.shape[1], *size, device="meta"))
         except RuntimeError as error:
@@ -116,7 +116,7 @@ def _other_computation(graph: nn.Module, blank: Tensor, sizes: Sizes) -> str | N
     return None
 
 
-def _accepted(sizes: Sizes) -> list[Size]:
+def _sizes_to_try(sizes: Sizes) -> list[Size]:
     """A list's sizes; of a range every height at the smallest width, and every width at the smallest height."""
     if not sizes.ranged:
         return list(sizes.choices)
@@ -135,10 +135,10 @@ def _fixed_grids(graph: Any) -> list[str]:
     import torch
 
     pools = (torch.ops.aten.adaptive_avg_pool2d.default, torch.ops.aten.adaptive_max_pool2d.default)
-    found = []
+    reasons = []
     for node in graph.graph.nodes:
         if node.target in pools:
             open_input = any(not isinstance(side, int) for side in node.args[0].meta["val"].shape[2:])
             if open_input and set(node.args[1]) != {1}:
-                found.append("×".join(map(str, node.args[1])))
-    return found
+                reasons.append("×".join(map(str, node.args[1])))
+    return reasons

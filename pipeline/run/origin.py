@@ -18,7 +18,7 @@ BUILD = "urn:edgewise:run:1"
 """What a run is: its external parameters are a recipe's fields."""
 
 
-def provenance(
+def run_provenance(
     recipe: Mapping[str, Any],
     *,
     data: tuple[str, str],
@@ -28,10 +28,10 @@ def provenance(
 ) -> dict[str, Any]:
     """The provenance of a run's files. ``data`` and ``model``: name and digest; ``environment``: the report's."""
     dependencies = [
-        _named("data", *data, "edgewise-data"),
-        _named("architecture", *model, "edgewise-source"),
-        *([] if weights is None else [_named("weights", weights.name, file_digest(weights), "sha256")]),
-        *(_named("edgewise", "git", commit, "gitCommit") for commit in [environment.get("commit")] if commit),
+        _material_entry("data", *data, "edgewise-data"),
+        _material_entry("architecture", *model, "edgewise-source"),
+        *([] if weights is None else [_material_entry("weights", weights.name, file_digest(weights), "sha256")]),
+        *(_material_entry("edgewise", "git", commit, "gitCommit") for commit in [environment.get("commit")] if commit),
         *({"uri": f"pkg:pypi/{name}@{version}"} for name, version in environment.get("packages", {}).items()),
     ]
     return {
@@ -48,5 +48,5 @@ def provenance(
     }
 
 
-def _named(name: str, uri: str, digest: str, kind: str) -> dict[str, Any]:
+def _material_entry(name: str, uri: str, digest: str, kind: str) -> dict[str, Any]:
     return {"name": name, "uri": uri, "digest": {kind: digest}}

@@ -52,18 +52,18 @@ def at_other_sizes(
     def network() -> nn.Module:
         return checkpoint.load(model.folder, sizes=sizes).model
 
-    found, seconds = [], 0.0
+    results, seconds = [], 0.0
     for size in sizes_to_try(sizes):
-        wanted, took = steps.answers_at(size, SAMPLE, lambda images: network()(images), model.digest, model.name)
-        given, more = steps.answers_at(size, SAMPLE, runner, digest, label, preprocess.fed)
+        expected, took = steps.answers_at(size, SAMPLE, lambda images: network()(images), model.digest, model.name)
+        answers, more = steps.answers_at(size, SAMPLE, runner, digest, label, preprocess.fed)
         right = resized.sample_resized(steps.job.data.test, size, SAMPLE).labels
-        agreement = compare_answers(given.numpy(), wanted.numpy(), precision, softmax=preprocess.softmax)
-        top1 = float((given.argmax(1) == right).to(torch.float64).mean())
-        found.append(AtSize(size=size, agreement=agreement, top1=top1))
+        agreement = compare_answers(answers.numpy(), expected.numpy(), precision, softmax=preprocess.softmax)
+        top1 = float((answers.argmax(1) == right).to(torch.float64).mean())
+        results.append(AtSize(size=size, agreement=agreement, top1=top1))
         seconds += took + more
-    return found, seconds
+    return results, seconds
 
 
-def facts(found: Sequence[AtSize]) -> dict[str, Any]:
+def facts(results: Sequence[AtSize]) -> dict[str, Any]:
     """What a row tells of them."""
-    return {"at_other_sizes": [entry.to_json() for entry in found]} if found else {}
+    return {"at_other_sizes": [entry.to_json() for entry in results]} if results else {}

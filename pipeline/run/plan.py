@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from edgewise.measure.statistics import images_to_prove, provable_fall
-from edgewise.network.start import begin
+from edgewise.network.start import begin_network
 from edgewise.report.watch import Watch
 from edgewise.run import provenance
-from edgewise.run.estimate import Estimate, Step, estimate
+from edgewise.run.estimate import Estimate, Step, estimate_run
 from edgewise.run.job import Job
 from edgewise.run.steps import Steps
 from edgewise.store.entries import Store
@@ -39,20 +39,20 @@ class Plan:
 
 def make_plan(job: Job) -> Plan:
     """Look at everything and measure a few steps of each kind of training; nothing is kept."""
-    network = begin(job.base, job.images()).model
-    kept = Steps(job=job, store=Store(job.store), watch=Watch(quiet=True)).count_kept()
-    found = estimate(network, job, kept)
+    network = begin_network(job.base, job.images()).model
+    kept_steps = Steps(job=job, store=Store(job.store), watch=Watch(quiet=True)).count_kept()
+    costs = estimate_run(network, job, kept_steps)
     lines = [
-        *_describe(network, job),
+        *_describe_lines(network, job),
         *_images_lines(job),
-        _steps_line(found.steps, kept),
-        *_time_line(found),
+        _steps_line(costs.steps, kept_steps),
+        *_time_line(costs),
         *_proof_lines(job),
     ]
-    return Plan(lines=tuple(lines), steps=found.steps)
+    return Plan(lines=tuple(lines), steps=costs.steps)
 
 
-def _describe(network: nn.Module, job: Job) -> list[str]:
+def _describe_lines(network: nn.Module, job: Job) -> list[str]:
     data = job.data
     params = sum(parameter.numel() for parameter in network.parameters())
     shape = "×".join(map(str, data.shape))
@@ -70,31 +70,31 @@ def _images_lines(job: Job) -> list[str]:
     return [f"Fed: {'; '.join(provenance.describe_feeding(job.spec, job.data))}.", *job.data.notes]
 
 
-def _steps_line(steps: Sequence[Step], kept: int) -> str:
-    first = "The first is" if kept == 1 else f"The first {kept} are"
-    held = f" {first} in the store." if kept else ""
-    return f"Steps: {', '.join(step.name for step in steps)}.{held}"
+def _steps_line(steps: Sequence[Step], stored_steps: int) -> str:
+    first = "The first is" if stored_steps == 1 else f"The first {stored_steps} are"
+    note = f" {first} in the store." if stored_steps else ""
+    return f"Steps: {', '.join(step.name for step in steps)}.{note}"
 
 
-def _time_line(found: Estimate) -> list[str]:
+def _time_line(costs: Estimate) -> list[str]:
     """How long training and testing takes, and by what that is estimated."""
-    most, least = (sum(getattr(step, name) for step in found.steps) for name in ("seconds", "least"))
+    most, least = (sum(getattr(step, name) for step in costs.steps) for name in ("seconds", "least"))
     if not most:
         return []
     basis = ""
-    if found.paces:
-        kinds = dict.fromkeys(f"{_images(pace.batch)} in {pace.precision}" for pace in found.paces)
+    if costs.paces:
+        kinds = dict.fromkeys(f"{_images_words(pace.batch)} in {pace.precision}" for pace in costs.paces)
         basis = f" (warm training steps of {' and of '.join(kinds)}, measured here)"
-    text = f"Time: {_span(least, most)} of training and testing{basis}"
+    text = f"Time: {_span_words(least, most)} of training and testing{basis}"
     if least < _SAME * most:
         text += ", the less where a step shrinks the network or finds that it need not train"
     text += "; writing and timing files comes on top"
-    slowed = max((pace.slowed for pace in found.paces), default=1.0)
-    others = f"; others use this machine: {slowed:.1f} times as long while they do" if slowed > _DISTURBED else ""
+    slowdown = max((pace.slowed for pace in costs.paces), default=1.0)
+    others = f"; others use this machine: {slowdown:.1f} times as long while they do" if slowdown > _DISTURBED else ""
     return [f"{text}{others}."]
 
 
-def _images(count: int) -> str:
+def _images_words(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
@@ -106,14 +106,18 @@ _KNOWN = 0.1
 """Below this share of the longest the shortest duration says nothing."""
 
 
-def _span(least: float, most: float) -> str:
+def _span_words(least: float, most: float) -> str:
     """What a run takes: one duration, two, or the longest."""
     if least >= _SAME * most:
-        return f"about {spoken(most)}"
-    return f"at most about {spoken(most)}" if least < _KNOWN * most else f"{spoken(least)} to {spoken(most)}"
+        return f"about {duration_words(most)}"
+    return (
+        f"at most about {duration_words(most)}"
+        if least < _KNOWN * most
+        else f"{duration_words(least)} to {duration_words(most)}"
+    )
 
 
-def spoken(seconds: float) -> str:
+def duration_words(seconds: float) -> str:
     """A duration as people say it: 40 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
@@ -128,6 +132,6 @@ def _proof_lines(job: Job) -> list[str]:
     text += f" ({100 * best:.2f} where none does); the limit is {100 * limit:g}"
     if usual <= limit:
         return [f"{text}: enough."]
-    needed = images_to_prove(limit, CHANGED)
-    more = f", which needs about {needed:,} images" if needed else ", which no number of images can prove"
+    images = images_to_prove(limit, CHANGED)
+    more = f", which needs about {images:,} images" if images else ", which no number of images can prove"
     return [f"{text}{more}."]

@@ -50,22 +50,22 @@ class Trial:
     top1: float
 
 
-def doubt(found: PerClass) -> str:
+def doubt_answers(figures: PerClass) -> str:
     """Why answers to a test set are not those of a trained network, in a phrase; empty where they may be."""
     from statsmodels.stats.proportion import proportion_confint
 
-    classes, right = len(found.images), sum(found.right)
-    if found.not_finite:
-        return f"{found.not_finite:,} of {found.n:,} answers are not finite numbers"
-    if found.only_answer is not None:
-        return f"all {found.n:,} images are answered with one class, number {found.only_answer}"
-    low, _ = proportion_confint(right, found.n, method="wilson")
-    if low <= 1 / classes or (classes >= MANY and right / found.n < HARDLY):
-        return f"top-1 is {right / found.n:.2%}, hardly what guessing among {classes:,} classes gives"
+    classes, right = len(figures.images), sum(figures.right)
+    if figures.not_finite:
+        return f"{figures.not_finite:,} of {figures.n:,} answers are not finite numbers"
+    if figures.only_answer is not None:
+        return f"all {figures.n:,} images are answered with one class, number {figures.only_answer}"
+    low, _ = proportion_confint(right, figures.n, method="wilson")
+    if low <= 1 / classes or (classes >= MANY and right / figures.n < HARDLY):
+        return f"top-1 is {right / figures.n:.2%}, hardly what guessing among {classes:,} classes gives"
     return ""
 
 
-def missed(top1: float, expected: float | None) -> str:
+def compare_to_expected(top1: float, expected: float | None) -> str:
     """How a baseline's top-1 falls short of what is expected of it; empty where it does not."""
     if expected is None or top1 >= expected - TOLERANCE:
         return ""
@@ -99,17 +99,19 @@ class _Prepared:
         """uint8 [B, C, H, W] -> float32 [B, C, H, W]."""
         channels = images.shape[1]
         fitting = _Prepared(
-            per_channel(_of(self.mean, channels), channels), per_channel(_of(self.std, channels), channels), False
+            per_channel(_per_channel(self.mean, channels), channels),
+            per_channel(_per_channel(self.std, channels), channels),
+            False,
         )
-        found = normalise(images, fitting)
-        return found.flip(1) if self.bgr else found
+        inputs = normalise(images, fitting)
+        return inputs.flip(1) if self.bgr else inputs
 
 
-def _of(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return values if len(values) in (1, channels) else (sum(values) / len(values),)
 
 
-def advice(trials: list[Trial]) -> str:
+def preparation_advice(trials: list[Trial]) -> str:
     """Which preparation the weights likely want, where one is clearly better than their own; else that none is."""
     own = next(trial for trial in trials if trial.name == "as it is" and not trial.bgr)
     best, count = trials[0], f"{TRIED} images"

@@ -103,38 +103,38 @@ class Timing:
     seconds: float = 0.0
 
 
-def prove(bench: Bench, model: Model, target: Target, made: File, baseline: Model) -> Proof:
+def prove_file(bench: Bench, model: Model, target: Target, file: File, baseline: Model) -> Proof:
     """Everything but the time of a file that was written from ``model``."""
-    opened, limits = bench.files.open(target, made), bench.limits_of(target)
-    moved = moved_bytes(model.moved_bytes, made.artifact.precision)
+    handle, limits = bench.files.open(target, file), bench.limits_of(target)
+    nbytes = moved_bytes(model.moved_bytes, file.artifact.precision)
     findings = (
-        gates.on_grade(opened.grade, opened.reason),
-        gates.on_coverage(made.artifact.undelegated, limits),
-        gates.on_covered_macs(made.artifact.facts, limits),
+        gates.on_grade(handle.grade, handle.reason),
+        gates.on_coverage(file.artifact.undelegated, limits),
+        gates.on_covered_macs(file.artifact.facts, limits),
     )
-    if opened.runner is None:
-        costs = gates.on_file(limits, made.bytes, moved, None)
-        return Proof(grade=opened.grade, findings=(*findings, *costs), moved_bytes=moved)
-    answered = _answer(bench, model, target, made, opened.runner, baseline)
-    cold, seconds = bench.files.cold_start(target, made) if opened.grade == "runtime" else (None, 0.0)
+    if handle.runner is None:
+        costs = gates.on_file(limits, file.bytes, nbytes, None)
+        return Proof(grade=handle.grade, findings=(*findings, *costs), moved_bytes=nbytes)
+    answer = _answer_images(bench, model, target, file, handle.runner, baseline)
+    cold, seconds = bench.files.cold_start(target, file) if handle.grade == "runtime" else (None, 0.0)
     return Proof(
-        grade=opened.grade,
-        findings=(*answered.findings, *findings, *gates.on_file(limits, made.bytes, moved, cold)),
-        answered=answered,
+        grade=handle.grade,
+        findings=(*answer.findings, *findings, *gates.on_file(limits, file.bytes, nbytes, cold)),
+        answered=answer,
         cold=cold,
-        moved_bytes=moved,
-        seconds=answered.seconds + seconds,
+        moved_bytes=nbytes,
+        seconds=answer.seconds + seconds,
     )
 
 
-def _answer(bench: Bench, model: Model, target: Target, made: File, runner: Runner, baseline: Model) -> Answered:
+def _answer_images(bench: Bench, model: Model, target: Target, file: File, runner: Runner, baseline: Model) -> Answered:
     """The file run over the test images, and at every other size that it accepts."""
     preprocess, limits = bench.job.recipe.preprocess, bench.limits_of(target)
-    label = bench.files.evaluator(target, bench.files.open(target, made).grade, made)
+    label = bench.files.evaluator(target, bench.files.open(target, file).grade, file)
     answers, seconds = bench.steps.answers(runner, label, target.name, preprocess.fed)
     accuracy = bench.judge_against(answers, baseline)
-    agreement = _agree(bench, model, target, made, answers)
-    elsewhere, more = at_other_sizes(bench.steps, model, runner, label, target.name, made.artifact.precision)
+    agreement = _compare_to_network(bench, model, target, file, answers)
+    elsewhere, more = at_other_sizes(bench.steps, model, runner, label, target.name, file.artifact.precision)
     images = golden.choose(bench.job.data.test)
     return Answered(
         answers=answers,
@@ -155,18 +155,18 @@ def _answer(bench: Bench, model: Model, target: Target, made: File, runner: Runn
     )
 
 
-def _agree(bench: Bench, model: Model, target: Target, made: File, answers: Tensor) -> Agreement:
+def _compare_to_network(bench: Bench, model: Model, target: Target, file: File, answers: Tensor) -> Agreement:
     """A file against its network: its answers, and layer by layer where it computes in integers, since one channel's wrong
     scale moves hardly an answer, or where the answers leave a doubt."""
-    precision, softmax = made.artifact.precision, bench.job.recipe.preprocess.softmax
-    found = compare_answers(answers.numpy(), model.answers.numpy(), precision, softmax=softmax)
-    doubtful = gates.suspicious(found, bench.limits_of(target))
-    if found.not_finite or not (precision == "int8" or doubtful):
-        return found
-    apart = bench.files.layers_apart(target, made, model, images_in_doubt(answers, model.answers, found.margin))
+    precision, softmax = file.artifact.precision, bench.job.recipe.preprocess.softmax
+    agreement = compare_answers(answers.numpy(), model.answers.numpy(), precision, softmax=softmax)
+    doubtful = gates.needs_layers(agreement, bench.limits_of(target))
+    if agreement.not_finite or not (precision == "int8" or doubtful):
+        return agreement
+    apart = bench.files.layers_apart(target, file, model, images_in_doubt(answers, model.answers, agreement.margin))
     if apart is None:
-        return found
-    return replace(found, layers_apart=len(apart), first_apart=apart[0] if apart else "")
+        return agreement
+    return replace(agreement, layers_apart=len(apart), first_apart=apart[0] if apart else "")
 
 
 def images_in_doubt(answers: Tensor, reference: Tensor, margin: float) -> list[int]:

@@ -16,16 +16,16 @@ from edgewise.recipe import Recipe
 _ASKED = "the request"
 
 
-def overridden(spec: Spec, recipe: Recipe) -> Spec:
+def override_spec(spec: Spec, recipe: Recipe) -> Spec:
     """``spec`` with the recipe's mean and deviation, where it gives any. Raises RequestError for what cannot be one."""
     if recipe.expect_top1 is not None and recipe.weights is None:
         raise RequestError("--expect-top1 says what given weights reach, and none are given; name them with --weights")
-    given = {name: value for name in ("mean", "std") if (value := getattr(recipe, name)) is not None}
-    checked: dict[str, Any] = {
-        name: per_channel_numbers(v, f"--{name}", above_zero=name == "std") for name, v in given.items()
+    overrides = {name: value for name in ("mean", "std") if (value := getattr(recipe, name)) is not None}
+    fields: dict[str, Any] = {
+        name: per_channel_numbers(v, f"--{name}", above_zero=name == "std") for name, v in overrides.items()
     }
-    origins = {**spec.origins, **dict.fromkeys(given, _ASKED)}
-    return dataclasses.replace(spec, **checked, origins=origins) if given else spec
+    origins = {**spec.origins, **dict.fromkeys(overrides, _ASKED)}
+    return dataclasses.replace(spec, **fields, origins=origins) if overrides else spec
 
 
 def describe_feeding(spec: Spec, data: Data) -> list[str]:
@@ -39,26 +39,26 @@ def describe_feeding(spec: Spec, data: Data) -> list[str]:
     return lines + [f"{name}: {entry.value} ({entry.origin})" for name, entry in data.prepared.items()]
 
 
-def assumed(spec: Spec) -> list[str]:
+def assumed_fields(spec: Spec) -> list[str]:
     """Which of mean and deviation nobody stated."""
     return [name for name in ("mean", "std") if name not in spec.origins]
 
 
-def warning(spec: Spec, data: Data) -> str:
+def image_warning(spec: Spec, data: Data) -> str:
     """What to say of a given network whose normalisation is assumed, or that is fed another size than it states."""
-    found = []
-    if names := assumed(spec):
-        found.append(
+    warnings = []
+    if names := assumed_fields(spec):
+        warnings.append(
             f"nobody stated the {' and the '.join(names)} that the weights were trained with; {_numbers(spec.mean)} and "
             f"{_numbers(spec.std)} are assumed. Say them in the network's file or with --mean and --std"
         )
-    stated = spec.input_shape[1:]
-    if "input_shape" in spec.origins and data.prepared and stated != data.shape[1:]:
-        found.append(
-            f"{spec.origins['input_shape']} states images of {stated[0]} × {stated[1]}, these are "
+    size = spec.input_shape[1:]
+    if "input_shape" in spec.origins and data.prepared and size != data.shape[1:]:
+        warnings.append(
+            f"{spec.origins['input_shape']} states images of {size[0]} × {size[1]}, these are "
             f"{data.shape[1]} × {data.shape[2]}"
         )
-    return "; ".join(found)
+    return "; ".join(warnings)
 
 
 def origin_of(spec: Spec, name: str) -> str:

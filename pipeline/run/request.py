@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 def sizes_from_arguments(sizes: Sequence[Sequence[int]] | None, bounds: Sequence[int] | None) -> Sizes | None:
     """What the command line says: ``sizes``, each (height, width), and the ``bounds`` of a range of both sides."""
-    listed = tuple((height, width) for height, width in sizes or ())
+    pairs = tuple((height, width) for height, width in sizes or ())
     if bounds is None:
-        return Sizes(choices=listed) if listed else None
+        return Sizes(choices=pairs) if pairs else None
     low, high = bounds
     if low > high:
         raise RequestError(f"a range of image sizes goes from the smaller to the larger, found {low} to {high}")
-    outside = [show_size(size) for size in listed if not all(low <= side <= high for side in size)]
+    outside = [show_size(size) for size in pairs if not all(low <= side <= high for side in size)]
     if outside:
         raise RequestError(f"the image size {outside[0]} lies outside the range {low} to {high}")
-    return Sizes(choices=(*listed, (low, low), (high, high)), ranged=True)
+    return Sizes(choices=(*pairs, (low, low), (high, high)), ranged=True)
 
 
 def override_fields(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -42,6 +42,8 @@ def override_fields(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def with_packaging(recipe: Recipe, sizes: Sizes | None, preprocess: Mapping[str, Any]) -> Recipe:
     """The recipe with other image sizes, and with the fields of ``preprocess`` that are not None."""
-    given = {key: value for key, value in preprocess.items() if value is not None}
+    settings = {key: value for key, value in preprocess.items() if value is not None}
     packaging = recipe.packaging if sizes is None else dataclasses.replace(recipe.packaging, sizes=sizes)
-    return dataclasses.replace(recipe, packaging=packaging, preprocess=dataclasses.replace(recipe.preprocess, **given))
+    return dataclasses.replace(
+        recipe, packaging=packaging, preprocess=dataclasses.replace(recipe.preprocess, **settings)
+    )

@@ -22,10 +22,10 @@ from edgewise.report.rows import ArtifactFile, Row
 from edgewise.report.watch import Watch
 from edgewise.run import cards, other_sizes
 from edgewise.run.artifacts import File, Files
-from edgewise.run.attempts import describe_change, milder
-from edgewise.run.given_weights import examined, say_images
+from edgewise.run.attempts import describe_change, milder_attempt
+from edgewise.run.given_weights import examine_baseline, say_images
 from edgewise.run.job import Job
-from edgewise.run.proofs import Proof, Timing, moved_bytes, prove
+from edgewise.run.proofs import Proof, Timing, moved_bytes, prove_file
 from edgewise.run.steps import Model, Steps, as_quantized
 from edgewise.stage import Stage, traits_of
 from edgewise.stages.quantize import Quantize
@@ -56,7 +56,7 @@ class Session:
         say_images(self.job, self.watch)
         for sentence in self.job.told:
             self.watch.detail(sentence)
-        model = examined(self.job, self.steps, self.steps.baseline(), self.watch)
+        model = examine_baseline(self.job, self.steps, self.steps.baseline(), self.watch)
         if self.job.told:
             model = replace(model, facts={**model.facts, "network": list(self.job.told)})
         self._step_row(model, model, [Finding("pass", "the baseline that everything else is compared with")])
@@ -89,17 +89,17 @@ class Session:
 
     def _try(self, stages: tuple[Stage, ...], work: Callable[[tuple[Stage, ...]], Model]) -> Model | None:
         """What ``work`` makes of the stages or of milder ones; None where they are skipped."""
-        choice, left = self.job.recipe.on_failure, self.job.recipe.trials
+        choice, trials = self.job.recipe.on_failure, self.job.recipe.trials
         while True:
             first = len(self.report.rows)
             result = work(stages)
-            left -= 1
+            trials -= 1
             if not self._failed_since(first) or choice == "stop":
                 return result
             if choice == "skip":
                 self._let_go(first, "skipped: the run goes on from the network before it")
                 return None
-            softer = milder(stages) if left else None
+            softer = milder_attempt(stages) if trials else None
             if softer is None:
                 return result
             self._let_go(first, f"let go: {describe_change(stages[0], softer[0])} is tried next")
@@ -127,8 +127,8 @@ class Session:
         if result.macs != model.macs:
             against = self._latency(result, model)
             findings.append(gates.on_input(against, model.name, self.limits))
-            told = {"step": model.name, "ratio": against.ratio_to_baseline, "ci95": against.ci95}
-            result = replace(result, facts={**result.facts, "time_to_input": told})
+            fields = {"step": model.name, "ratio": against.ratio_to_baseline, "ci95": against.ci95}
+            result = replace(result, facts={**result.facts, "time_to_input": fields})
         self._step_row(result, baseline, findings)
         return result
 
@@ -146,7 +146,7 @@ class Session:
         return result
 
     def _quantized_row(self, result: Model, step: str, grid: Grid, baseline: Model, *findings: Finding) -> None:
-        finding = gates.judge(*findings)
+        finding = gates.worst_finding(*findings)
         self._add(
             result.answers,
             Row(
@@ -174,12 +174,12 @@ class Session:
 
         ``ready`` None: quantization was skipped, and the float network is written in place of the quantized one.
         """
-        wanted = self.job.recipe.candidates
+        file_types = self.job.recipe.candidates
         if ready is None:
-            wanted, ready = tuple(name for name in wanted if name != "int8"), model
-        for precision, able in float_candidates(wanted, group):
+            file_types, ready = tuple(name for name in file_types if name != "int8"), model
+        for precision, able in float_candidates(file_types, group):
             self.artifacts(model, able, baseline, precision)
-        if not wanted or "int8" in wanted:
+        if not file_types or "int8" in file_types:
             self.artifacts(ready, group, baseline)
         self.report.recommended = recommend_files(self.report.rows, self.report.artifacts)
         self.report.write(self.job.out)
@@ -187,7 +187,7 @@ class Session:
     def show_changed(self, baseline: Model) -> None:
         """The test images that some file puts into another class than the baseline does, for the page."""
         data = self.job.data
-        if part := disagreements.section(data.test, data.classes, baseline.answers, self.answered):
+        if part := disagreements.disagreement_section(data.test, data.classes, baseline.answers, self.answered):
             self.report.sections.append(part)
             self.report.write(self.job.out)
 
@@ -195,16 +195,16 @@ class Session:
         self, model: Model, group: Sequence[Target], baseline: Model, precision: Precision | None = None
     ) -> None:
         """Write, load, evaluate, time and judge a file for every target; ``precision`` None: the target's own choice."""
-        timed = [target for target in group if target.load is not None]
-        own, others = [(model, target) for target in group], [(baseline, target) for target in timed]
+        with_runtime = [target for target in group if target.load is not None]
+        own, others = [(model, target) for target in group], [(baseline, target) for target in with_runtime]
         references = self.files.write(others if precision else own + others)
-        written = self.files.at(precision).write(own) if precision else references
+        files = self.files.at(precision).write(own) if precision else references
         for target in group:
-            made, reference = written[model.digest, target.name], references.get((baseline.digest, target.name))
-            if isinstance(made, LoweringError):
-                self._add(None, _lost(model, target, made))
+            file, reference = files[model.digest, target.name], references.get((baseline.digest, target.name))
+            if isinstance(file, LoweringError):
+                self._add(None, _failed_row(model, target, file))
             else:
-                self._artifact_row(model, target, made, reference if isinstance(reference, File) else None, baseline)
+                self._artifact_row(model, target, file, reference if isinstance(reference, File) else None, baseline)
 
     @property
     def limits(self) -> Limits:
@@ -214,21 +214,21 @@ class Session:
     def limits_of(self, target: Target) -> Limits:
         """What the recipe allows a target's files, and the target where the recipe says nothing about it."""
         limits = self.job.recipe.target_limits.get(target.name, self.limits)
-        stated = limits.max_undelegated
-        return replace(limits, max_undelegated=target.max_undelegated if stated is None else stated)
+        limit = limits.max_undelegated
+        return replace(limits, max_undelegated=target.max_undelegated if limit is None else limit)
 
     def _step_row(self, model: Model, baseline: Model, findings: list[Finding]) -> None:
         runtime = self.job.runtime
-        made, reference = self._need(model, runtime), self._need(baseline, runtime)
-        timing, seconds = self.files.latency(runtime, made, reference)
-        cold, more = self.files.cold_start(runtime, made)
+        file, reference = self._need(model, runtime), self._need(baseline, runtime)
+        timing, seconds = self.files.latency(runtime, file, reference)
+        cold, more = self.files.cold_start(runtime, file)
         if model is not baseline:
-            same = _same_work((model, made), (baseline, reference))
+            same = _same_work((model, file), (baseline, reference))
             findings.append(gates.on_latency(timing, self.limits, same_work=same))
         accuracy = self._accuracy(model, baseline)
         if model is baseline:
             findings += [gates.on_soundness(accuracy.soundness), gates.on_labels(self._label_order(model))]
-        finding = gates.judge(*findings)
+        finding = gates.worst_finding(*findings)
         self._add(
             model.answers,
             Row(
@@ -236,21 +236,21 @@ class Session:
                 target=None,
                 params=model.params,
                 macs=model.macs,
-                bytes=made.bytes,
+                bytes=file.bytes,
                 accuracy=accuracy,
                 latency=timing,
                 verification=None,
-                undelegated=made.artifact.undelegated,
+                undelegated=file.artifact.undelegated,
                 verdict=finding.verdict,
                 reason=finding.reason,
-                seconds=model.seconds + made.seconds + seconds + more,
+                seconds=model.seconds + file.seconds + seconds + more,
                 name=self._label(model.name),
-                precision=made.artifact.precision,
+                precision=file.artifact.precision,
                 facts=model.facts,
                 load_ms=cold.load_ms,
                 peak_bytes=cold.peak_bytes,
                 first_call_ms=cold.first_call_ms,
-                moved_bytes=moved_bytes(model.moved_bytes, made.artifact.precision),
+                moved_bytes=moved_bytes(model.moved_bytes, file.artifact.precision),
                 gates=gates.gates_of(findings),
             ),
         )
@@ -265,70 +265,70 @@ class Session:
         return self.files.latency(runtime, self._need(model, runtime), self._need(other, runtime))[0]
 
     def _need(self, model: Model, target: Target) -> File:
-        made = self.files.write([(model, target)])[model.digest, target.name]
-        if isinstance(made, LoweringError):
-            raise made
-        return made
+        file = self.files.write([(model, target)])[model.digest, target.name]
+        if isinstance(file, LoweringError):
+            raise file
+        return file
 
-    def _artifact_row(self, model: Model, target: Target, made: File, reference: File | None, baseline: Model) -> None:
+    def _artifact_row(self, model: Model, target: Target, file: File, reference: File | None, baseline: Model) -> None:
         """A written file proved, timed, judged, delivered and put into the report."""
-        proof = prove(self, model, target, made, baseline)
-        timing = self._timing(model, target, made, reference, baseline)
-        finding = gates.judge(*proof.findings, *timing.findings)
+        proof = prove_file(self, model, target, file, baseline)
+        timing = self._timing(model, target, file, reference, baseline)
+        finding = gates.worst_finding(*proof.findings, *timing.findings)
         row = Row(
             step="artifact",
             target=target.name,
             params=model.params,
             macs=model.macs,
-            bytes=made.bytes,
+            bytes=file.bytes,
             accuracy=proof.accuracy,
             latency=timing.latency,
             verification=proof.grade,
-            undelegated=made.artifact.undelegated,
+            undelegated=file.artifact.undelegated,
             verdict=finding.verdict,
             reason=finding.reason,
-            seconds=made.seconds + proof.seconds + timing.seconds,
-            precision=made.artifact.precision,
+            seconds=file.seconds + proof.seconds + timing.seconds,
+            precision=file.artifact.precision,
             agreement=proof.agreement,
-            facts={**self.files.facts(target, made), **other_sizes.facts(proof.elsewhere)},
+            facts={**self.files.facts(target, file), **other_sizes.facts(proof.elsewhere)},
             load_ms=proof.cold.load_ms if proof.cold else None,
             peak_bytes=proof.cold.peak_bytes if proof.cold else None,
             first_call_ms=proof.cold.first_call_ms if proof.cold else None,
             moved_bytes=proof.moved_bytes,
             gates=gates.gates_of((*proof.findings, *timing.findings)),
         )
-        self._deliver(model, target, made, row, proof)
+        self._deliver(model, target, file, row, proof)
         if proof.answers is not None:
             self.answered[f"{target.name} {row.precision}"] = proof.answers
         self._add(proof.answers, row)
 
-    def _timing(self, model: Model, target: Target, made: File, reference: File | None, baseline: Model) -> Timing:
+    def _timing(self, model: Model, target: Target, file: File, reference: File | None, baseline: Model) -> Timing:
         """A file's time against the baseline's file, where its runtime is here and would take both."""
-        opened = self.files.open(target, made)
-        if reference is None or opened.grade != "runtime":
+        handle = self.files.open(target, file)
+        if reference is None or handle.grade != "runtime":
             return Timing()
-        latency, seconds = self.files.latency(target, made, reference)
-        same = _same_work((model, made), (baseline, reference))
+        latency, seconds = self.files.latency(target, file, reference)
+        same = _same_work((model, file), (baseline, reference))
         finding = gates.on_latency(latency, self.limits_of(target), same_work=same)
         return Timing(latency=latency, seconds=seconds, findings=(finding,))
 
-    def _deliver(self, model: Model, target: Target, made: File, row: Row, proof: Proof) -> None:
+    def _deliver(self, model: Model, target: Target, file: File, row: Row, proof: Proof) -> None:
         """The file with its network, its golden images and its card, in the report's folder."""
-        path = self.files.deliver(target, made)
+        path = self.files.deliver(target, file)
         place = self.job.out / path
-        delivered = cards.Delivered(
+        delivery = cards.Delivered(
             artifact=place,
-            sha256=made.digest,
+            sha256=file.digest,
             checkpoint=self.files.deliver_checkpoint(model),
             environment=self.report.environment,
             looks=len(self.steps.looked),
-            golden=_golden(place, proof, golden.runtime_of(target)),
+            golden=_write_golden(place, proof, golden.runtime_of(target)),
             answers=proof.answers,
         )
-        cards.write(delivered, row, self.job)
-        manifest.write(place, delivered.checkpoint)
+        cards.write(delivery, row, self.job)
+        manifest.write(place, delivery.checkpoint)
         self.report.artifacts.append(
-            ArtifactFile(target=target.name, path=path.as_posix(), sha256=made.digest, bytes=made.bytes)
+            ArtifactFile(target=target.name, path=path.as_posix(), sha256=file.digest, bytes=file.bytes)
         )
 
     def _accuracy(self, model: Model, baseline: Model) -> Accuracy:
@@ -337,8 +337,8 @@ class Session:
     def judge_against(self, answers: Tensor, baseline: Model) -> Accuracy:
         """Accuracy of answers [N, classes] to the test images, and what it differs by from the baseline's."""
         labels = self.job.data.test.labels
-        found = statistics.accuracy_of(answers, baseline.answers, labels)
-        return with_classes(found, answers, labels, self.job.data.classes)
+        accuracy = statistics.accuracy_of(answers, baseline.answers, labels)
+        return with_classes(accuracy, answers, labels, self.job.data.classes)
 
     def _label(self, name: str) -> str:
         earlier = sum(row.step == name for row in self.report.rows)
@@ -356,22 +356,22 @@ class Session:
 
 
 def float_candidates(
-    wanted: Sequence[FileType], group: Sequence[Target]
+    file_types: Sequence[FileType], group: Sequence[Target]
 ) -> list[tuple[Precision | None, tuple[Target, ...]]]:
-    """The float network's precisions among ``wanted``, each with the targets that can be written in it, none twice."""
-    found: dict[Precision | None, list[Target]] = {}
+    """The float network's precisions among ``file_types``, each with the targets that can be written in it, none twice."""
+    targets: dict[Precision | None, list[Target]] = {}
     for target in group:
         if target.integers_only:
             continue
         usual = target.precisions[:1]
-        asked = dict.fromkeys(None if c == "float" or c in usual else c for c in wanted if c != "int8")
-        for name in asked:
+        choices = dict.fromkeys(None if c == "float" or c in usual else c for c in file_types if c != "int8")
+        for name in choices:
             if name is None or name in target.precisions:
-                found.setdefault(name, []).append(target)
-    return [(name, tuple(able)) for name, able in found.items()]
+                targets.setdefault(name, []).append(target)
+    return [(name, tuple(able)) for name, able in targets.items()]
 
 
-def _golden(place: Path, proof: Proof, runtime: str) -> Record | None:
+def _write_golden(place: Path, proof: Proof, runtime: str) -> Record | None:
     """The golden images beside a delivered file; where nothing could run it, none, and none of an earlier file's."""
     if proof.golden is not None:
         return golden.write(place, *proof.golden, runtime=runtime)
@@ -381,11 +381,11 @@ def _golden(place: Path, proof: Proof, runtime: str) -> Record | None:
 
 def _same_work(one: tuple[Model, File], other: tuple[Model, File]) -> bool:
     """Whether neither network saved multiply-accumulates, nor its file precision."""
-    (model, made), (baseline, reference) = one, other
-    return model.macs == baseline.macs and made.artifact.precision == reference.artifact.precision
+    (model, file), (baseline, reference) = one, other
+    return model.macs == baseline.macs and file.artifact.precision == reference.artifact.precision
 
 
-def _lost(model: Model, target: Target, failure: LoweringError) -> Row:
+def _failed_row(model: Model, target: Target, failure: LoweringError) -> Row:
     return Row(
         step="artifact",
         target=target.name,

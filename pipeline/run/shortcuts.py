@@ -70,18 +70,18 @@ def name_of(model: str) -> str:
     return re.sub(r"\W+", "_", Path(path).stem).strip("_") or "mine"
 
 
-def shorten(recipe: Recipe, shortcuts: Shortcuts) -> Recipe:
+def shorten_recipe(recipe: Recipe, shortcuts: Shortcuts) -> Recipe:
     """The recipe with the changes. Raises RequestError where it has nothing that a change applies to."""
     if shortcuts.max_drop is not None:
         recipe = dataclasses.replace(recipe, limits=dataclasses.replace(recipe.limits, max_drop=shortcuts.max_drop))
     if shortcuts.prune is not None:
-        recipe = dataclasses.replace(recipe, stages=_pruned(recipe.stages, shortcuts.prune))
+        recipe = dataclasses.replace(recipe, stages=_prune_stages(recipe.stages, shortcuts.prune))
     if shortcuts.epochs is not None or shortcuts.lr is not None:
-        recipe = _retrained(recipe, shortcuts)
+        recipe = _retrain_stages(recipe, shortcuts)
     return recipe
 
 
-def _pruned(stages: tuple[Stage, ...], kept: float) -> tuple[Stage, ...]:
+def _prune_stages(stages: tuple[Stage, ...], kept: float) -> tuple[Stage, ...]:
     """The stages pruning to ``kept`` of the multiply-accumulates: their own ``Prune`` on that budget, else one in front."""
     if any(isinstance(stage, Prune) for stage in stages):
         return tuple(_on_macs(stage, kept) if isinstance(stage, Prune) else stage for stage in stages)
@@ -93,18 +93,18 @@ def _on_macs(stage: Prune, kept: float) -> Prune:
     return dataclasses.replace(stage, **others | {"macs": kept})  # type: ignore[arg-type]
 
 
-def _retrained(recipe: Recipe, shortcuts: Shortcuts) -> Recipe:
-    given = {key: value for key in ("epochs", "lr") if (value := getattr(shortcuts, key)) is not None}
-    change: Callable[[Training], Training] = lambda training: dataclasses.replace(training, **given)  # noqa: E731
-    tuned = [isinstance(stage, Finetune) for stage in recipe.stages]
+def _retrain_stages(recipe: Recipe, shortcuts: Shortcuts) -> Recipe:
+    settings = {key: value for key in ("epochs", "lr") if (value := getattr(shortcuts, key)) is not None}
+    change: Callable[[Training], Training] = lambda training: dataclasses.replace(training, **settings)  # noqa: E731
+    is_tuning = [isinstance(stage, Finetune) for stage in recipe.stages]
     stages = tuple(
         dataclasses.replace(stage, training=change(stage.training)) if isinstance(stage, Finetune) else stage
         for stage in recipe.stages
     )
     quantize = recipe.quantize
-    if quantize is not None and quantize.training is not None and not any(tuned):
+    if quantize is not None and quantize.training is not None and not any(is_tuning):
         quantize = dataclasses.replace(quantize, training=change(quantize.training))
-    if stages == recipe.stages and quantize == recipe.quantize and recipe.weights is not None and not any(tuned):
+    if stages == recipe.stages and quantize == recipe.quantize and recipe.weights is not None and not any(is_tuning):
         raise RequestError(
             f"recipe {recipe.name!r} trains nothing after its baseline, so that --epochs and --lr change nothing"
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.totals import count_costs
 from edgewise.measure.statistics import images_to_prove, provable_fall
 from edgewise.network import architecture
 from edgewise.report import numbers
@@ -24,7 +24,7 @@ def write_recipe(job: Job, function: str, file: str) -> str:
     """
     recipe, data = job.recipe, job.data
     network = architecture.build(job.base).eval()
-    totals = count(network, data.shape)
+    totals = count_costs(network, data.shape)
     shape = "×".join(map(str, data.shape))
     images = (
         f"{len(data.train):,} training, {len(data.calib):,} calibration and {len(data.test):,} test images of {shape}"
@@ -96,10 +96,10 @@ def _blocks(network: nn.Module, job: Job) -> str:
 
 
 def _norms(network: nn.Module) -> str:
-    found = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
-    if not found:
+    count = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    if not count:
         return "There is no batch norm to take into the layer before it."
-    return f"{found} batch norm{'s' if found > 1 else ''}: each goes into the layer before it, at no loss."
+    return f"{count} batch norm{'s' if count > 1 else ''}: each goes into the layer before it, at no loss."
 
 
 def _proof(n: int, limit: float) -> str:

@@ -19,19 +19,19 @@ from edgewise.images import resized
 from edgewise.images.preprocess import Fed
 from edgewise.images.sizes import Size, show_size
 from edgewise.measure.answers import Network, compute_logits
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.totals import count_costs
 from edgewise.network import checkpoint
 from edgewise.network.checkpoint import Checkpoint
 from edgewise.network.plain_layers import with_plain_layers
-from edgewise.network.start import begin
+from edgewise.network.start import begin_network
 from edgewise.report.watch import Watch
 from edgewise.run.artifacts import Source
 from edgewise.run.job import Job
-from edgewise.stage import Context, Stage, describe, stage_name, traits_of
+from edgewise.stage import Context, Stage, describe_stage, stage_name, traits_of
 from edgewise.stages.training.settings import resolve_precision
 from edgewise.store.entries import Entry, Store, key_of
 from edgewise.store.json_values import encode
-from edgewise.store.machine import machine
+from edgewise.store.machine import machine_name
 from edgewise.store.sources import code_of
 from edgewise.targets import Grid
 
@@ -67,18 +67,18 @@ class Steps:
     def baseline(self) -> Model:
         """The given weights, or a network trained by the recipe's ``baseline`` stage."""
         torch.manual_seed(self.job.recipe.seed)
-        begun = begin(self.job.base, self.job.images(), self.job.weights)
+        start = begin_network(self.job.base, self.job.images(), self.job.weights)
         if self.job.weights is None:
-            return self._plain_baseline(self._entry(self.job.recipe.baseline, begun.model, None, None))
-        key = self._given_key(begun.model)
-        return self._plain_baseline(self.store.keep(key, lambda folder, _: self._save(begun.model, folder)))
+            return self._plain_baseline(self._entry(self.job.recipe.baseline, start.model, None, None))
+        key = self._given_key(start.model)
+        return self._plain_baseline(self.store.keep(key, lambda folder, _: self._save(start.model, folder)))
 
     def _plain_baseline(self, entry: Entry) -> Model:
         """A stored network with plain layers wherever one computes the same, which every later step can read."""
         plain, key = self._plain(entry)
         if plain is not None:
-            kept = self.store.keep(key, lambda folder, _: self._save(plain, folder))
-            entry = dataclasses.replace(kept, seconds=entry.seconds)
+            stored_entry = self.store.keep(key, lambda folder, _: self._save(plain, folder))
+            entry = dataclasses.replace(stored_entry, seconds=entry.seconds)
         return self.measure("baseline", entry)
 
     def _plain(self, entry: Entry) -> tuple[nn.Module | None, str]:
@@ -102,10 +102,10 @@ class Steps:
     def count_kept(self) -> int:
         """How many of the recipe's steps, from the baseline on, the store holds; nothing is computed."""
         torch.manual_seed(self.job.recipe.seed)
-        network = begin(self.job.base, self.job.images(), self.job.weights).model
-        given = self.job.weights is not None
+        network = begin_network(self.job.base, self.job.images(), self.job.weights).model
+        has_weights = self.job.weights is not None
         entry = self.store.find(
-            self._given_key(network) if given else self._key(self.job.recipe.baseline, network, None, None)
+            self._given_key(network) if has_weights else self._key(self.job.recipe.baseline, network, None, None)
         )
         if entry is not None:
             plain, key = self._plain(entry)
@@ -132,7 +132,7 @@ class Steps:
         network = checkpoint.load(entry.path).model
         digest = checkpoint.digest(Checkpoint(self.job.base, network))
         answers, seconds = self.answers(network, digest, name)
-        totals = count(network, self.job.data.shape)
+        totals = count_costs(network, self.job.data.shape)
         return Model(
             name=name,
             folder=entry.path,
@@ -142,7 +142,7 @@ class Steps:
             macs=totals.macs,
             moved_bytes=totals.moved_bytes,
             seconds=entry.seconds + seconds,
-            facts=_facts(entry.path),
+            facts=_read_facts(entry.path),
         )
 
     def answers(self, network: Network, digest: str, label: str, fed: Fed = "normalised") -> tuple[Tensor, float]:
@@ -153,8 +153,8 @@ class Steps:
         self, size: Size, most: int, network: Network, digest: str, label: str, fed: Fed = "normalised"
     ) -> tuple[Tensor, float]:
         """As ``answers``, for at most ``most`` images of the test set at another size (height, width)."""
-        part, told = resized.sample_resized(self.job.data.test, size, most), f"{label} at {show_size(size)}"
-        return self._answers(network, part, f"{self.job.data.digest} {size} {most}", digest, told, fed)
+        part, text = resized.sample_resized(self.job.data.test, size, most), f"{label} at {show_size(size)}"
+        return self._answers(network, part, f"{self.job.data.digest} {size} {most}", digest, text, fed)
 
     def _answers(
         self, network: Network, part: Part, images: str, digest: str, label: str, fed: Fed
@@ -166,12 +166,12 @@ class Steps:
             fed=fed,
             spec=[self.job.spec.mean, self.job.spec.std],
             code=code_of(compute_logits, resized),
-            machine=machine(),
+            machine=machine_name(),
             versions=targets.versions(("torch",)),
         )
 
         def make(folder: Path, _: Path) -> None:
-            found = compute_logits(
+            answers = compute_logits(
                 network,
                 part,
                 self.job.spec,
@@ -180,7 +180,7 @@ class Steps:
                 label=f"{label}: testing",
                 fed=fed,
             )
-            save_file({"logits": found.contiguous()}, folder / "answers.safetensors")
+            save_file({"logits": answers.contiguous()}, folder / "answers.safetensors")
 
         entry = self.store.keep(key, make)
         self.looked.add(digest)
@@ -199,8 +199,8 @@ class Steps:
             (folder / _FACTS).write_text(json.dumps(encode(facts), indent=1), encoding="utf-8")
 
         def kept(other: Stage) -> nn.Module | None:
-            found = self.store.find(self._key(other, network, baseline.digest if baseline else None, grid))
-            return None if found is None else checkpoint.load(found.path).model
+            entry = self.store.find(self._key(other, network, baseline.digest if baseline else None, grid))
+            return None if entry is None else checkpoint.load(entry.path).model
 
         key = self._key(stage, network, baseline.digest if baseline else None, grid)
         return self.store.keep(key, make, note=self.watch.detail)
@@ -223,7 +223,7 @@ class Steps:
             note=self.watch.detail,
             fact=fact,
             store=self.store,
-            machine=machine(),
+            machine=machine_name(),
         )
 
     def _key(self, stage: Stage, network: nn.Module, teacher: str | None, grid: Grid | None) -> str:
@@ -231,7 +231,7 @@ class Steps:
         traits = traits_of(stage)
         return key_of(
             kind="stage",
-            stage=describe(stage),
+            stage=describe_stage(stage),
             code=code_of(type(stage)),
             model=checkpoint.digest(Checkpoint(self.job.base, network)),
             teacher=teacher,
@@ -240,7 +240,7 @@ class Steps:
             grid=None if grid is None else grid.to_json(),
             seed=recipe.seed,
             device=[recipe.device, resolve_precision(traits.precision, recipe.device) if traits.precision else None],
-            runtime=[recipe.runtime, recipe.threads, machine()] if traits.times else None,
+            runtime=[recipe.runtime, recipe.threads, machine_name()] if traits.times else None,
             threads=torch.get_num_threads(),
             versions=targets.versions(_PACKAGES),
         )
@@ -250,10 +250,10 @@ class Steps:
         (folder / "input.json").write_text(json.dumps({"shape": list(self.job.data.shape)}), encoding="utf-8")
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def _read_facts(folder: Path) -> dict[str, Any]:
     path = folder / _FACTS
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return facts
 
 
 def as_quantized(model: Model, float_model: Model) -> Model:

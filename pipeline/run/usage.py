@@ -29,10 +29,10 @@ def write_usage(artifact: Path, card: Card) -> None:
 
 def describe_usage(artifact: Path, card: Card) -> str:
     """The page: what the file is, takes and gives, and the code."""
-    parts = [f"# {artifact.name}", _facts(artifact, card)]
+    parts = [f"# {artifact.name}", _facts_table(artifact, card)]
     parts += [
         f"## {title}\n\n```{language}\n{code(artifact, card).strip()}\n```"
-        for title, language, code in _codes(artifact)
+        for title, language, code in _code_samples(artifact)
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -40,14 +40,14 @@ def describe_usage(artifact: Path, card: Card) -> str:
 Code = Callable[[Path, Card], str]
 
 
-def _codes(artifact: Path) -> Sequence[tuple[str, str, Code]]:
+def _code_samples(artifact: Path) -> Sequence[tuple[str, str, Code]]:
     """Title, language and writer of each piece of code, by what kind of file it is."""
     return {
         ".onnx": _ONNX, ".ort": _ONNX, ".pte": _EXECUTORCH, ".mlpackage": _COREML,
     }.get(artifact.suffix, ())  # fmt: skip
 
 
-def _facts(artifact: Path, card: Card) -> str:
+def _facts_table(artifact: Path, card: Card) -> str:
     row = card.row
     took = ""
     if row.latency is not None:
@@ -67,7 +67,7 @@ def _facts(artifact: Path, card: Card) -> str:
         f"| input | {name_in or '–'} | {card.input.get('shape')} | {card.input.get('dtype')} | {card.input.get('meaning')} |",
         f"| output | {name_out or '–'} | {card.output.get('shape')} | {card.output.get('dtype')} | {card.output.get('meaning')} |",
         "",
-        f"Mean {_list(card.mean)}, deviation {_list(card.std)}"
+        f"Mean {_list_values(card.mean)}, deviation {_list_values(card.std)}"
         + (", applied by the file itself." if card.fed == "bytes" else ", applied before the file is called.")
         + f" Classes, in the order of the outputs: `classes` in `{path_of(artifact).name}`. Check the file on any machine with "
         f"`edgewise verify {artifact.name}`.",
@@ -75,7 +75,7 @@ def _facts(artifact: Path, card: Card) -> str:
     return "\n".join(lines)
 
 
-def _list(values: Sequence[float]) -> str:
+def _list_values(values: Sequence[float]) -> str:
     return "[" + ", ".join(f"{value:g}" for value in values) + "]"
 
 
@@ -84,7 +84,7 @@ def _channels(card: Card, values: Sequence[float]) -> list[float]:
     return list(values) if len(values) == card.input_shape[0] else [values[0]] * card.input_shape[0]
 
 
-def _prepare(card: Card) -> str:
+def _preparation_code(card: Card) -> str:
     """Python that turns ``image.png`` into ``values``, what the file takes."""
     channels, height, width = card.input_shape
     mode = "RGB" if channels == 3 else "L"
@@ -94,7 +94,7 @@ def _prepare(card: Card) -> str:
     ]
     if card.fed == "bytes":
         return "\n".join([*lines, "values = image[None]"])
-    mean, std = (_list(_channels(card, values)) for values in (card.mean, card.std))
+    mean, std = (_list_values(_channels(card, values)) for values in (card.mean, card.std))
     return "\n".join(
         [
             *lines,
@@ -104,7 +104,7 @@ def _prepare(card: Card) -> str:
     )
 
 
-def _finish(artifact: Path) -> str:
+def _closing_code(artifact: Path) -> str:
     return f'classes = json.loads(Path("{path_of(artifact).name}").read_text(encoding="utf-8"))["classes"]\nprint(classes[int(np.argmax(answers))], answers.ravel())'
 
 
@@ -117,39 +117,37 @@ def _onnx_python(artifact: Path, card: Card) -> str:
     else:
         session = f'session = onnxruntime.InferenceSession("{artifact.name}")'
     call = f'(answers,) = session.run(None, {{"{card.input.get("name", "x")}": values}})'
-    return (
-        f"{_HEAD}import onnxruntime\nfrom PIL import Image\n\n{_prepare(card)}\n{session}\n{call}\n{_finish(artifact)}"
-    )
+    return f"{_HEAD}import onnxruntime\nfrom PIL import Image\n\n{_preparation_code(card)}\n{session}\n{call}\n{_closing_code(artifact)}"
 
 
 def _executorch_python(artifact: Path, card: Card) -> str:
     load = f'method = Runtime.get().load_program("{artifact.name}").load_method("forward")'
     call = "answers = method.execute([torch.from_numpy(values.copy())])[0].numpy()"
-    return f"{_HEAD}import torch\nfrom executorch.runtime import Runtime\nfrom PIL import Image\n\n{_prepare(card)}\n{load}\n{call}\n{_finish(artifact)}"
+    return f"{_HEAD}import torch\nfrom executorch.runtime import Runtime\nfrom PIL import Image\n\n{_preparation_code(card)}\n{load}\n{call}\n{_closing_code(artifact)}"
 
 
 def _coreml_python(artifact: Path, card: Card) -> str:
     name, out = card.input.get("name", "x"), card.output.get("name", "logits")
     load = f'model = coremltools.models.MLModel("{artifact.name}")  # runs on macOS'
     call = f'answers = model.predict({{"{name}": values}})["{out}"]'
-    return f"{_HEAD}import coremltools\nfrom PIL import Image\n\n{_prepare(card)}\n{load}\n{call}\n{_finish(artifact)}"
+    return f"{_HEAD}import coremltools\nfrom PIL import Image\n\n{_preparation_code(card)}\n{load}\n{call}\n{_closing_code(artifact)}"
 
 
 def _shape(card: Card) -> list[int]:
     return [int(side) for side in card.input["shape"]]
 
 
-def _braces(values: Sequence[float | int], suffix: str = "") -> str:
+def _brace_values(values: Sequence[float | int], suffix: str = "") -> str:
     return (
         "{" + ", ".join(f"{value:g}{suffix}" if not suffix else f"{float(value)!r}{suffix}" for value in values) + "}"
     )
 
 
-def _normalising(card: Card) -> str:
+def _normalising_comment(card: Card) -> str:
     """A comment that says what a phone must put into ``values``."""
     if card.fed == "bytes":
         return "the camera's bytes, row by row, channels last"
-    mean, std = (_list(_channels(card, values)) for values in (card.mean, card.std))
+    mean, std = (_list_values(_channels(card, values)) for values in (card.mean, card.std))
     return f"(byte / 255 - mean) / std with mean {mean} and std {std}, one channel's plane after the other"
 
 
@@ -161,10 +159,10 @@ def _onnx_cpp(artifact: Path, card: Card) -> str:
         #include <array>
         #include <vector>
 
-        int classify(std::vector<{kind}>& values) {{  // {_normalising(card)}
+        int classify(std::vector<{kind}>& values) {{  // {_normalising_comment(card)}
           static Ort::Env env;
           static Ort::Session session(env, ORT_TSTR("{artifact.name}"), Ort::SessionOptions{{}});
-          const std::array<int64_t, 4> shape{_braces(_shape(card))};
+          const std::array<int64_t, 4> shape{_brace_values(_shape(card))};
           auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
           auto input = Ort::Value::CreateTensor<{kind}>(memory, values.data(), values.size(), shape.data(), shape.size());
           const char* inputs[] = {{"{card.input.get("name", "x")}"}};
@@ -182,7 +180,7 @@ def _onnx_kotlin(artifact: Path, card: Card) -> str:
         import ai.onnxruntime.*
         import java.nio.{buffer}
 
-        // values: {_normalising(card)}
+        // values: {_normalising_comment(card)}
         fun classify(model: ByteArray, values: {buffer}): Int {{
             val environment = OrtEnvironment.getEnvironment()
             environment.createSession(model).use {{ session ->
@@ -201,7 +199,7 @@ def _onnx_swift(artifact: Path, card: Card) -> str:
     return dedent(f"""\
         import OnnxRuntimeBindings
 
-        // values: {_normalising(card)}
+        // values: {_normalising_comment(card)}
         func classify(path: String, values: NSMutableData) throws -> Int {{
             let session = try ORTSession(env: ORTEnv(loggingLevel: .warning), modelPath: path, sessionOptions: nil)
             let input = try ORTValue(tensorData: values, elementType: {kind}, shape: {json.dumps(_shape(card))})
@@ -223,9 +221,9 @@ def _executorch_cpp(artifact: Path, card: Card) -> str:
 
         using namespace executorch::extension;
 
-        int classify(std::vector<{kind}>& values) {{  // {_normalising(card)}
+        int classify(std::vector<{kind}>& values) {{  // {_normalising_comment(card)}
           static Module module("{artifact.name}");
-          auto input = from_blob(values.data(), {_braces(_shape(card))}, executorch::aten::ScalarType::{scalar});
+          auto input = from_blob(values.data(), {_brace_values(_shape(card))}, executorch::aten::ScalarType::{scalar});
           const auto result = module.forward(input);
           if (!result.ok()) return -1;
           const float* first = result->at(0).toTensor().const_data_ptr<float>();
@@ -241,7 +239,7 @@ def _executorch_kotlin(artifact: Path, card: Card) -> str:
         import org.pytorch.executorch.Module
         import org.pytorch.executorch.Tensor
 
-        // values: {_normalising(card)}
+        // values: {_normalising_comment(card)}
         fun classify(path: String, values: {kind}): Int {{
             val input = Tensor.{make}(values, longArrayOf({shape}))
             val answers = Module.load(path).forward(EValue.from(input))[0].toTensor().dataAsFloatArray
@@ -254,7 +252,7 @@ def _executorch_swift(artifact: Path, card: Card) -> str:
     return dedent(f"""\
         import ExecuTorch
 
-        // values: {_normalising(card)}
+        // values: {_normalising_comment(card)}
         func classify(path: String, values: [{kind}]) throws -> Int {{
             let module = Module(filePath: path)
             let input = Tensor<{kind}>(values, shape: {json.dumps(_shape(card))})
@@ -280,7 +278,7 @@ def _coreml_swift(artifact: Path, card: Card) -> str:
     return dedent(f"""\
         import CoreML
 
-        // values: {_normalising(card)}, as an MLMultiArray of shape {json.dumps(_shape(card))}
+        // values: {_normalising_comment(card)}, as an MLMultiArray of shape {json.dumps(_shape(card))}
         func classify(package: URL, values: MLMultiArray) throws -> Int {{
             let model = try MLModel(contentsOf: MLModel.compileModel(at: package))
             let input = try MLDictionaryFeatureProvider(dictionary: ["{card.input.get("name", "x")}": values])

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 from edgewise.stage import Context, Traits
 from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
 from edgewise.stages.training.teaching import teacher_for
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Finetune:
     """Train on, with the unmodified baseline as the teacher."""

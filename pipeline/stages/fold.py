@@ -18,7 +18,7 @@ from edgewise.errors import StageError
 from edgewise.images.normalise import normalise
 from edgewise.network.fold_norms import fold_layers, fold_pairs, is_affine
 from edgewise.network.plain_layers import with_plain_layers
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 from edgewise.stage import Context, Traits
 
 Rest = Literal["depthwise", "keep"]
@@ -26,7 +26,7 @@ _PROBE_IMAGES = 2
 _TOLERANCE = 1e-3
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Fold:
     """Removes every batch norm that follows a convolution or a linear layer; the network computes what it did."""
@@ -45,7 +45,7 @@ class Fold:
 
         What stays is told through ``ctx.note``. Raises StageError when the result computes something else.
         """
-        probe = _probe(model, ctx)
+        probe = _probe_images(model, ctx)
         plain = with_plain_layers(model, probe)
         for sentence in plain.sentences():
             ctx.note(sentence)
@@ -57,21 +57,21 @@ class Fold:
             ctx.note("no batch norm to fold")
         if affine or folded is model:
             folded = fold_layers(folded, {}, affine)
-        _check(model, folded, probe)
+        _check_answers(model, folded, probe)
         return folded
 
 
-def _check(before: nn.Module, after: nn.Module, images: Tensor) -> None:
-    wanted, found = _evaluated(before, images), _evaluated(after, images)
-    difference = float((wanted - found).abs().max())
-    if not difference <= _TOLERANCE * max(1.0, float(wanted.abs().max())):
+def _check_answers(before: nn.Module, after: nn.Module, images: Tensor) -> None:
+    expected, answers = _evaluate_network(before, images), _evaluate_network(after, images)
+    difference = float((expected - answers).abs().max())
+    if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
         raise StageError(
             f"folding batch norm changed the network's outputs by {difference:.3g}, wanted rounding only; "
             "a layer may be used under two names, or have a forward of its own"
         )
 
 
-def _evaluated(model: nn.Module, images: Tensor) -> Tensor:
+def _evaluate_network(model: nn.Module, images: Tensor) -> Tensor:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     with torch.no_grad():
@@ -81,7 +81,7 @@ def _evaluated(model: nn.Module, images: Tensor) -> Tensor:
     return outputs
 
 
-def _probe(model: nn.Module, ctx: Context) -> Tensor:
+def _probe_images(model: nn.Module, ctx: Context) -> Tensor:
     """A few calibration images, normalised, where the network lies."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = ctx.data.calib.batch(torch.arange(min(_PROBE_IMAGES, len(ctx.data.calib))))

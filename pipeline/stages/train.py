@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 from edgewise.stage import Context, Traits
 from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train from the labels alone."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgewise.errors import RequestError
 from edgewise.store.entries import RECORD, REPAIR, in_use
-from edgewise.store.rooms import oldest, room_of_this_process
+from edgewise.store.rooms import oldest_start, room_of_this_process
 from edgewise.store.whole import disk_errors
 
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -35,13 +35,13 @@ class Kept:
     """When it was last used, in seconds of the epoch."""
 
 
-def contents(root: Path) -> list[Kept]:
+def list_entries(root: Path) -> list[Kept]:
     """Every whole entry, the one used last first."""
-    found = [_kept(folder) for folder in root.glob("*") if _KEY.fullmatch(folder.name) and folder.is_dir()]
-    return sorted((entry for entry in found if entry), key=lambda entry: -entry.used)
+    entries = [_read_entry(folder) for folder in root.glob("*") if _KEY.fullmatch(folder.name) and folder.is_dir()]
+    return sorted((entry for entry in entries if entry), key=lambda entry: -entry.used)
 
 
-def _kept(folder: Path) -> Kept | None:
+def _read_entry(folder: Path) -> Kept | None:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -51,7 +51,7 @@ def _kept(folder: Path) -> Kept | None:
         return None  # taken away meanwhile, or damaged: the next run removes it
 
 
-def trim(root: Path, keep: int | None, older: float | None, now: float | None = None) -> list[Kept]:
+def trim_store(root: Path, keep: int | None, older: float | None, now: float | None = None) -> list[Kept]:
     """Remove entries, and return them: those last used more than ``older`` seconds ago, then the least recently used ones
     until at most ``keep`` bytes are left.
 
@@ -59,28 +59,30 @@ def trim(root: Path, keep: int | None, older: float | None, now: float | None = 
     disk refuses.
     """
     now = time.time() if now is None else now
-    entries = contents(root)
+    entries = list_entries(root)
     if not entries:
         return []
     with disk_errors(root, REPAIR):
         room = room_of_this_process(root)
-        protected = oldest(root)
-        chosen = [entry for entry in _chosen(entries, keep, older, now) if protected is None or entry.used < protected]
-        return [entry for entry in chosen if _removed(root, entry, room)]
+        limit = oldest_start(root)
+        entries_to_remove = [
+            entry for entry in _entries_to_remove(entries, keep, older, now) if limit is None or entry.used < limit
+        ]
+        return [entry for entry in entries_to_remove if _remove_entry(root, entry, room)]
 
 
-def _chosen(entries: Sequence[Kept], keep: int | None, older: float | None, now: float) -> list[Kept]:
+def _entries_to_remove(entries: Sequence[Kept], keep: int | None, older: float | None, now: float) -> list[Kept]:
     """Those to remove, of ``entries`` from the last used to the first."""
-    total, chosen = 0, []
+    total, picked = 0, []
     for entry in entries:
         total += entry.bytes
         if (keep is not None and total > keep) or (older is not None and now - entry.used > older):
             total -= entry.bytes
-            chosen.append(entry)
-    return chosen
+            picked.append(entry)
+    return picked
 
 
-def _removed(root: Path, entry: Kept, room: Path) -> bool:
+def _remove_entry(root: Path, entry: Kept, room: Path) -> bool:
     """Take an entry away, unless a run has used it since it was listed."""
     with in_use(root, alone=True):
         folder = root / entry.key

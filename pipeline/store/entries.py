@@ -67,10 +67,10 @@ class Store:
         with disk_errors(self.root, REPAIR):
             (self.root / "scratch").mkdir(parents=True, exist_ok=True)
             room_of_this_process(self.root)
-        with disk_errors(self.root, REPAIR, any_kind=False), _lock(self.root / "scratch" / f"{key}.lock"):
-            found = self.find(key)
-            if found is not None:
-                return found
+        with disk_errors(self.root, REPAIR, any_kind=False), _locked_file(self.root / "scratch" / f"{key}.lock"):
+            entry = self.find(key)
+            if entry is not None:
+                return entry
             if note is not None and (why := kin.difference(self.root, key)):
                 note(f"not reused: {why}")
             return self._fill(key, make, seconds)
@@ -83,7 +83,7 @@ class Store:
                 return None
             with contextlib.suppress(OSError):  # a store that is only read
                 os.utime(path)
-            record = _intact(path)
+            record = _intact_record(path)
             if record is not None:
                 return Entry(path, float(record["seconds"]), fresh=False)
         with disk_errors(self.root, REPAIR):
@@ -94,16 +94,16 @@ class Store:
         scratch = self.root / "scratch" / key
         scratch.mkdir(exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=key[:12], dir=room_of_this_process(self.root)))
-        partial.chmod(0o777 & ~_umask())
-        started = time.perf_counter()
+        partial.chmod(0o777 & ~_read_umask())
+        start = time.perf_counter()
         try:
             make(partial, scratch)
-            seconds = time.perf_counter() - started if seconds is None else seconds
-            _seal(partial, seconds, kin.name_of(key))
+            seconds = time.perf_counter() - start if seconds is None else seconds
+            _seal_entry(partial, seconds, kin.name_of(key))
             partial.rename(self.root / key)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        _flush(self.root)
+        _flush_to_disk(self.root)
         kin.remember(self.root, key)
         shutil.rmtree(scratch, ignore_errors=True)
         return Entry(self.root / key, seconds, fresh=True)
@@ -143,21 +143,21 @@ def file_digest(path: Path) -> str:
     return key_of(**{p.relative_to(path).as_posix(): file_digest(p) for p in names})
 
 
-def _umask() -> int:
+def _read_umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
 
 
-def _seal(folder: Path, seconds: float, name: str) -> None:
+def _seal_entry(folder: Path, seconds: float, name: str) -> None:
     files = {p.relative_to(folder).as_posix(): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     record = {"files": files, "seconds": seconds, "what": name}
     (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:
-        _flush(path)
+        _flush_to_disk(path)
 
 
-def _flush(path: Path) -> None:
+def _flush_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -165,7 +165,7 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _intact(folder: Path) -> dict[str, Any] | None:
+def _intact_record(folder: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         whole = all(file_digest(folder / name) == digest for name, digest in record["files"].items())
@@ -175,7 +175,7 @@ def _intact(folder: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _locked_file(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -29,32 +29,34 @@ def name_of(key: str) -> str:
 def remember(root: Path, key: str) -> None:
     """Keep the circumstances of a result."""
     if parts := getattr(key, "parts", None):
-        found = {name: parts[name] for name in CIRCUMSTANCES if name in parts}
-        write_whole(_place(root, parts), json.dumps(found))
+        circumstances = {name: parts[name] for name in CIRCUMSTANCES if name in parts}
+        write_whole(_kin_path(root, parts), json.dumps(circumstances))
 
 
 def difference(root: Path, key: str) -> str:
     """In what the last such result differs from what is wanted now, as ``threads 1, was 2``; empty where there is none."""
     parts: Mapping[str, Any] = getattr(key, "parts", {})
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        before = json.loads(_place(root, parts).read_text(encoding="utf-8"))
+        before = json.loads(_kin_path(root, parts).read_text(encoding="utf-8"))
         now = json.loads(json.dumps({name: parts[name] for name in CIRCUMSTANCES if name in parts}))
-        return "; ".join(_told(name, now[name], before.get(name)) for name in now if now[name] != before.get(name))
+        return "; ".join(
+            _difference_text(name, now[name], before.get(name)) for name in now if now[name] != before.get(name)
+        )
     return ""
 
 
-def _place(root: Path, parts: Mapping[str, Any]) -> Path:
-    asked = {name: value for name, value in parts.items() if name not in CIRCUMSTANCES}
-    return root / "kin" / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+def _kin_path(root: Path, parts: Mapping[str, Any]) -> Path:
+    inputs = {name: value for name, value in parts.items() if name not in CIRCUMSTANCES}
+    return root / "kin" / hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _told(name: str, now: Any, before: Any) -> str:
+def _difference_text(name: str, now: Any, before: Any) -> str:
     if name == "code":
         return "the code that it depends on has changed"
     if isinstance(now, dict) and isinstance(before, dict):
         return ", ".join(f"{key} {now[key]}, was {before.get(key)}" for key in now if now[key] != before.get(key))
-    return f"{name} {_plain(now)}, was {_plain(before)}"
+    return f"{name} {_plain_text(now)}, was {_plain_text(before)}"
 
 
-def _plain(value: Any) -> str:
+def _plain_text(value: Any) -> str:
     return " ".join(str(part) for part in value if part is not None) if isinstance(value, list) else str(value)

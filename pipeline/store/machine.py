@@ -17,8 +17,8 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def environment(threads: int | None = None, root: Path = _ROOT) -> dict[str, Any]:
-    """The entry ``environment`` of a report.
+def read_environment(threads: int | None = None, root: Path = _ROOT) -> dict[str, Any]:
+    """The entry ``read_environment`` of a report.
 
     ``threads``: how many the measurements used; the cores this process may use where it is not given. ``commit`` is
     that of the source tree at ``root``, ``dirty`` whether files differ from it; both None outside a git checkout.
@@ -33,7 +33,7 @@ def environment(threads: int | None = None, root: Path = _ROOT) -> dict[str, Any
         "threads": cores if threads is None else threads,
         "cores": cores,
         "platform": platform.platform(),
-        **_commit(root),
+        **_read_commit(root),
         "packages": versions,
     }
 
@@ -57,23 +57,23 @@ def cpu_name() -> str:
         name = _output("sysctl", "-n", "machdep.cpu.brand_string")
     else:
         # x86 kernels tell the model in cpuinfo; boards tell theirs in the device tree.
-        info = re.search(r"^model name\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
-        name = info.group(1) if info else _text("/proc/device-tree/model").strip("\0\n ")
+        info = re.search(r"^model name\s*:\s*(.+)$", _read_text("/proc/cpuinfo"), re.MULTILINE)
+        name = info.group(1) if info else _read_text("/proc/device-tree/model").strip("\0\n ")
     return name or platform.processor() or platform.machine()
 
 
-def emulator() -> str:
+def emulator_name() -> str:
     """What emulates this processor; empty on a real one.
 
     Who starts an emulator may name it in EDGEWISE_EMULATED. Unsaid, an Arm program that reads an x86 processor's cpuinfo
     is emulated: that file is the host kernel's, so that a processor's name alone tells nothing there.
     """
-    said = os.environ.get("EDGEWISE_EMULATED", "")
-    foreign = platform.machine().lower() in ("aarch64", "arm64") and "vendor_id" in _text("/proc/cpuinfo")
-    return said or ("an emulator that it does not name" if foreign else "")
+    name = os.environ.get("EDGEWISE_EMULATED", "")
+    foreign = platform.machine().lower() in ("aarch64", "arm64") and "vendor_id" in _read_text("/proc/cpuinfo")
+    return name or ("an emulator that it does not name" if foreign else "")
 
 
-def _text(path: str) -> str:
+def _read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -83,13 +83,15 @@ def _text(path: str) -> str:
 def _output(*command: str) -> str:
     """What the command prints, stripped; empty where it is missing, fails or takes more than ten seconds."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, stdin=subprocess.DEVNULL)
+        process = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
-def _commit(root: Path) -> dict[str, str | bool | None]:
+def _read_commit(root: Path) -> dict[str, str | bool | None]:
     top = _output("git", "-C", str(root), "rev-parse", "--show-toplevel")
     commit = _output("git", "-C", str(root), "rev-parse", "--short", "HEAD")
     # A copy of this tree inside somebody else's checkout must not report that checkout's commit.
@@ -98,6 +100,6 @@ def _commit(root: Path) -> dict[str, str | bool | None]:
     return {"commit": commit, "dirty": bool(_output("git", "-C", str(root), "status", "--porcelain"))}
 
 
-def machine() -> str:
+def machine_name() -> str:
     """What a measured time belongs to."""
     return f"{platform.machine()} {cpu_name()}"

@@ -29,25 +29,25 @@ def room_of_this_process(root: Path) -> Path:
         room = root / _PARTIAL / folder.name.removeprefix("new-")
         folder.rename(room)
         _held[key] = room
-        atexit.register(_leave, room, os.getpid())
+        atexit.register(_leave_room, room, os.getpid())
     return _held[key]
 
 
-def _leave(room: Path, process: int) -> None:
+def _leave_room(room: Path, process: int) -> None:
     if os.getpid() == process:
         shutil.rmtree(room, ignore_errors=True)
 
 
 def sweep(root: Path) -> int:
     """Remove the rooms of processes that are no more; how many there were."""
-    unnamed = (folder for folder in root.glob("new-*") if time.time() - folder.stat().st_mtime > 60)  # killed at birth
-    left = [room for room in (*(root / _PARTIAL).glob("*"), *unnamed) if not _is_lived_in(room)]
-    for room in left:
+    nameless = (folder for folder in root.glob("new-*") if time.time() - folder.stat().st_mtime > 60)  # killed at birth
+    abandoned = [room for room in (*(root / _PARTIAL).glob("*"), *nameless) if not _is_lived_in(room)]
+    for room in abandoned:
         shutil.rmtree(room, ignore_errors=True)
-    return len(left)
+    return len(abandoned)
 
 
-def oldest(root: Path) -> float | None:
+def oldest_start(root: Path) -> float | None:
     """When the first of the processes that are at work there began, in seconds of the epoch; None where none is."""
     rooms = [room for room in (root / _PARTIAL).glob("*") if _is_lived_in(room)]
     times = []

@@ -40,28 +40,28 @@ def source_digest(path: Path, *, within: Path | None = None, leave_out: Containe
     """
     start = path.resolve()
     inside = tuple(_FOLDERS.values()) if within is None else (within.resolve(),)
-    seen: dict[Path, str] = {}
+    digests: dict[Path, str] = {}
     waiting = [start]
     while waiting:
         current = waiting.pop()
-        if current not in seen and (
-            current == start or _package_of(current) is None or _counts(current, inside, leave_out)
+        if current not in digests and (
+            current == start or _package_of(current) is None or _is_counted(current, inside, leave_out)
         ):
-            seen[current], imported = _read(current, current.stat().st_mtime_ns)
-            waiting += imported
+            digests[current], imports = _read_source(current, current.stat().st_mtime_ns)
+            waiting += imports
             if _package_of(current) is None and user_code.is_the_users(current):
                 waiting += (file for file in user_code.imported_files(current) if _package_of(file) is None)
-    return hashlib.sha256(" ".join(sorted(seen.values())).encode()).hexdigest()
+    return hashlib.sha256(" ".join(sorted(digests.values())).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=4096)
-def _read(path: Path, changed: int) -> tuple[str, tuple[Path, ...]]:
+def _read_source(path: Path, changed: int) -> tuple[str, tuple[Path, ...]]:
     """A source file's digest and the project's files that it imports; ``changed``: when it last was, for the cache's key.
 
     A run asks for the same few hundred files more than a hundred times, and taking one apart is what costs.
     """
     text = path.read_text(encoding="utf-8")
-    return hashlib.sha256(text.encode()).hexdigest(), tuple(_imported(text, path))
+    return hashlib.sha256(text.encode()).hexdigest(), tuple(_imported_files(text, path))
 
 
 def is_ours(path: Path) -> bool:
@@ -69,7 +69,7 @@ def is_ours(path: Path) -> bool:
     return _package_of(path) is not None
 
 
-def _counts(path: Path, within: Iterable[Path], leave_out: Container[str]) -> bool:
+def _is_counted(path: Path, within: Iterable[Path], leave_out: Container[str]) -> bool:
     return any(
         path.is_relative_to(folder)
         and not any(name in leave_out for name in (path.stem, *path.relative_to(folder).parts))
@@ -77,20 +77,20 @@ def _counts(path: Path, within: Iterable[Path], leave_out: Container[str]) -> bo
     )
 
 
-def _imported(text: str, path: Path) -> list[Path]:
-    found: list[Path] = []
+def _imported_files(text: str, path: Path) -> list[Path]:
+    files: list[Path] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            found += [file for alias in node.names for file in _files_of(alias.name)]
+            files += [file for alias in node.names for file in _files_of(alias.name)]
         elif isinstance(node, ast.ImportFrom):
-            module = _absolute(node, path)
+            module = _absolute_module(node, path)
             for alias in node.names:
                 # A package from which only a module of its own is taken adds nothing to what that module does.
-                found += _files_of(f"{module}.{alias.name}") or _files_of(module)
-    return found
+                files += _files_of(f"{module}.{alias.name}") or _files_of(module)
+    return files
 
 
-def _absolute(node: ast.ImportFrom, path: Path) -> str:
+def _absolute_module(node: ast.ImportFrom, path: Path) -> str:
     """The dotted module that an import statement in the file at ``path`` reads from, relative ones included."""
     package = _package_of(path)
     if not node.level or package is None:

@@ -56,10 +56,10 @@ def importable(folder: Path) -> Iterator[None]:
 def imported_files(path: Path) -> list[Path]:
     """The user's files that the code in the user's file ``path`` imports, wherever in it: at the top, in a function, under
     a condition. Those of the standard library and of the environment's site-packages are not the user's."""
-    found: list[Path] = []
+    files: list[Path] = []
     for name in imported_names(path.read_text(encoding="utf-8"), _package_of(path)):
-        found += _files(name, [str(_top_of(path)), *sys.path])
-    return [file for file in dict.fromkeys(found) if file.resolve() != path.resolve()]
+        files += _user_files(name, [str(_top_of(path)), *sys.path])
+    return [file for file in dict.fromkeys(files) if file.resolve() != path.resolve()]
 
 
 def imported_names(text: str, package: str) -> list[str]:
@@ -73,17 +73,17 @@ def imported_names(text: str, package: str) -> list[str]:
             module = ".".join([*parents, *([node.module] if node.module else [])])
             names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if function in ("import_module", "__import__") and isinstance(node.args[0].value, str):
                 names.append(node.args[0].value)
     return [name.strip(".") for name in names if name.strip(".")]
 
 
 def _cause(error: Exception, path: Path) -> str:
-    told = f"{type(error).__name__}: {error}"
+    message = f"{type(error).__name__}: {error}"
     if isinstance(error, ModuleNotFoundError):
-        return f"{told}. Install it, or put it beside {path.name} in {path.parent}"
-    return told
+        return f"{message}. Install it, or put it beside {path.name} in {path.parent}"
+    return message
 
 
 def _forget_namesakes(folder: Path) -> None:
@@ -91,8 +91,8 @@ def _forget_namesakes(folder: Path) -> None:
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         here = (folder / f"{name}.py", folder / name / "__init__.py") if "." not in name else ()
-        hidden = [place for place in here if place.is_file() and place.resolve() != Path(file or "").resolve()]
-        if file and hidden and is_the_users(Path(file)) and not Path(file).is_relative_to(_OURS):
+        namesakes = [place for place in here if place.is_file() and place.resolve() != Path(file or "").resolve()]
+        if file and namesakes and is_the_users(Path(file)) and not Path(file).is_relative_to(_OURS):
             for other in [n for n in sys.modules if n == name or n.startswith(f"{name}.")]:
                 del sys.modules[other]
 
@@ -109,41 +109,41 @@ def _package_of(path: Path) -> str:
     return ".".join(path.resolve().parent.relative_to(_top_of(path)).parts)
 
 
-def _files(name: str, places: Sequence[str]) -> list[Path]:
+def _user_files(name: str, places: Sequence[str]) -> list[Path]:
     """The user's files behind a dotted name: the module's own, and the packages' around it."""
-    found: list[Path] = []
+    files: list[Path] = []
     parts = name.split(".")
     where: Sequence[str] | None = places
     for count in range(1, len(parts) + 1):
-        spec = _find(".".join(parts[:count]), where, top=count == 1)
+        spec = _find_spec(".".join(parts[:count]), where, top=count == 1)
         if spec is None:
             break
         if spec.origin and spec.origin.endswith(".py") and is_the_users(Path(spec.origin)):
-            found.append(Path(spec.origin).resolve())
+            files.append(Path(spec.origin).resolve())
         where = spec.submodule_search_locations
         if where is None:
             break
-    return found
+    return files
 
 
-def _find(name: str, where: Sequence[str] | None, *, top: bool) -> ModuleSpec | None:
+def _find_spec(name: str, where: Sequence[str] | None, *, top: bool) -> ModuleSpec | None:
     """Where a module lies, without importing it; an editable install's is known to its own finder alone."""
     spec = PathFinder.find_spec(name, None if where is None else list(where))
     if spec is not None or not top:
         return spec
     for finder in sys.meta_path:
-        if finder is not PathFinder and (found := finder.find_spec(name, None)) is not None:
-            return found
+        if finder is not PathFinder and (foreign_spec := finder.find_spec(name, None)) is not None:
+            return foreign_spec
     return None
 
 
 def is_the_users(path: Path) -> bool:
     """Whether a file of code lies outside the environment: neither the standard library's nor an installed package's."""
-    return not any(path.resolve().is_relative_to(place) for place in _environment())
+    return not any(path.resolve().is_relative_to(place) for place in _environment_paths())
 
 
 @cache
-def _environment() -> tuple[Path, ...]:
+def _environment_paths() -> tuple[Path, ...]:
     paths = sysconfig.get_paths()
     places = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     return tuple(Path(place).resolve() for place in (*places, *site.getsitepackages(), site.getusersitepackages()))

@@ -20,13 +20,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def write_whole(path: Path, content: bytes | str) -> Path:
     """Write a file so that it appears whole or not at all, also through a power cut. Raises StoreError."""
-    with replaced(path) as aside:
+    with replace_whole(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
 @contextlib.contextmanager
-def replaced(place: Path) -> Iterator[Path]:
+def replace_whole(place: Path) -> Iterator[Path]:
     """Where to make, within the block, the file or folder that in the end takes the place of what is there.
 
     The folder around it is made. Raises StoreError, and takes the scrap away, where the disk does not take it.
@@ -45,10 +45,10 @@ def replaced(place: Path) -> Iterator[Path]:
 
 def sweep(folder: Path) -> None:
     """Take away, from a folder and those in it, what processes that are no more were writing."""
-    for left in folder.rglob(f".*{PARTIAL}"):
-        process = left.name.removesuffix(PARTIAL).split(".")[-2]
+    for partial in folder.rglob(f".*{PARTIAL}"):
+        process = partial.name.removesuffix(PARTIAL).split(".")[-2]
         if not (process.isdecimal() and _is_alive(int(process))):
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _is_alive(process: int) -> bool:
@@ -63,7 +63,7 @@ def _is_alive(process: int) -> bool:
 
 def copy_whole(source: Path, place: Path) -> None:
     """Copy a file or folder, whole or not at all, in place of what is there, with the modes of new files."""
-    with replaced(place) as aside:
+    with replace_whole(place) as aside:
         if source.is_dir():
             shutil.copytree(source, aside, copy_function=shutil.copyfile)
         else:

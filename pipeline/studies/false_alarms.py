@@ -24,19 +24,19 @@ from edgewise.commands.console import FAILED, PASSED, run_guarded
 from edgewise.errors import RequestError
 from edgewise.files.open import open_runtime
 from edgewise.images import resized
-from edgewise.images.normalise import feed
+from edgewise.images.normalise import feed_images
 from edgewise.measure import statistics
-from edgewise.measure.agreement import compare_answers, rounding
+from edgewise.measure.agreement import compare_answers, rounding_of
 from edgewise.measure.answers import compute_logits
 from edgewise.measure.conditions import MOVED, STARVED, Conditions
 from edgewise.measure.cpus import pin_threads
 from edgewise.measure.latency import measure
 from edgewise.measure.paired import proportion_bounds
-from edgewise.measure.soundness import right
-from edgewise.measure.speed import Speed, speed
+from edgewise.measure.soundness import correct_images
+from edgewise.measure.speed import Speed, speed_verdict
 from edgewise.measure.values import Latency
 from edgewise.report import markdown
-from edgewise.store.machine import machine
+from edgewise.store.machine import machine_name
 from edgewise.store.whole import write_whole
 from edgewise.verify import card
 from edgewise.verify.gates import Limits, on_accuracy, on_agreement, on_latency
@@ -107,7 +107,7 @@ class Timed:
     @property
     def word(self) -> Speed:
         """As ``bench`` and ``compare`` say it."""
-        return speed(self.interval, self.conditions)
+        return speed_verdict(self.interval, self.conditions)
 
     def fails(self, allowed: float) -> bool:
         """Whether the latency gate of a run says that the time is above ``allowed`` of the baseline's."""
@@ -140,17 +140,17 @@ class Machine:
 
 def open_subject(path: Path, name: str) -> Subject:
     """A file with its card, run over the test images of a data set. Raises RequestError for what cannot be."""
-    kept = card.read(path)
-    data = resized.resize_data(calib_data.load(name, kept.seed), kept.input_shape[1:])
-    if data.shape != kept.input_shape:
-        raise RequestError(f"{path.name} takes images {kept.input_shape}, the data has {data.shape}")
-    runner = open_runtime(targets.get(kept.target), path)
+    own_card = card.read(path)
+    data = resized.resize_data(calib_data.load(name, own_card.seed), own_card.input_shape[1:])
+    if data.shape != own_card.input_shape:
+        raise RequestError(f"{path.name} takes images {own_card.input_shape}, the data has {data.shape}")
+    runner = open_runtime(targets.get(own_card.target), path)
     return Subject(
         path=path,
-        kept=kept,
-        answers=compute_logits(runner, data.test, kept, fed=kept.fed).numpy(),
+        kept=own_card,
+        answers=compute_logits(runner, data.test, own_card, fed=own_card.fed).numpy(),
         labels=data.test.labels.numpy(),
-        image=feed(data.test.batch(torch.tensor([0])), kept, kept.fed),
+        image=feed_images(data.test.batch(torch.tensor([0])), own_card, own_card.fed),
     )
 
 
@@ -178,8 +178,8 @@ def _rates(name: str, timed: Sequence[Timed], wanted: str) -> Iterator[Rate]:
     words: tuple[Speed, ...] = ("slower",) if wanted == "power" else ("faster", "slower")
     for some, where in parts:
         for word in words:
-            told = sum(one.word == word for one in some)
-            yield Rate(name=f"{name}{where}", alarms=told, trials=len(some), wanted=wanted, method=word)
+            count = sum(one.word == word for one in some)
+            yield Rate(name=f"{name}{where}", alarms=count, trials=len(some), wanted=wanted, method=word)
         yield _gate_rate(f"{name}{where}", some, 1.0, wanted)
 
 
@@ -193,27 +193,27 @@ def _timed(subject: Subject, factor: float, seconds: float) -> Timed:
     first, second = subject.open(), subject.open()
     usual = _median_ms(first, subject.image) * (factor - 1)
     calls: dict[str, Callable[[], object]] = {
-        "b": partial(_prolonged, second, subject.image, usual),
-        "a": partial(_prolonged, first, subject.image, 0.0),
+        "b": partial(_run_prolonged, second, subject.image, usual),
+        "a": partial(_run_prolonged, first, subject.image, 0.0),
     }
-    found = measure(calls, seconds=seconds, threads=1)
-    ratio, interval = statistics.ratio_interval(found.samples["b"].blocks, found.samples["a"].blocks)
-    p50 = found.samples["a"].percentile(50)
-    return Timed(ratio=ratio, interval=interval, p50_ms=p50, conditions=found.conditions("b"))
+    times = measure(calls, seconds=seconds, threads=1)
+    ratio, interval = statistics.ratio_interval(times.samples["b"].blocks, times.samples["a"].blocks)
+    p50 = times.samples["a"].percentile(50)
+    return Timed(ratio=ratio, interval=interval, p50_ms=p50, conditions=times.conditions("b"))
 
 
 def _machine(timed: Sequence[Timed]) -> Machine:
-    told = [one.conditions for one in timed]
+    conditions = [one.conditions for one in timed]
     with pin_threads(1) as processors:
-        named = ", ".join(map(str, sorted(processors))) or "left to the scheduler"
+        listing = ", ".join(map(str, sorted(processors))) or "left to the scheduler"
     return Machine(
         comparisons=len(timed),
         p50_ms=float(np.median([one.p50_ms for one in timed])),
-        cpu_share=float(np.median([one.cpu_share for one in told])),
-        starved=sum(one.cpu_share < STARVED for one in told),
-        clock=sum(one.clock_change > MOVED for one in told),
-        drifted=sum(abs(one.drift) > MOVED for one in told),
-        processors=named,
+        cpu_share=float(np.median([one.cpu_share for one in conditions])),
+        starved=sum(one.cpu_share < STARVED for one in conditions),
+        clock=sum(one.clock_change > MOVED for one in conditions),
+        drifted=sum(abs(one.drift) > MOVED for one in conditions),
+        processors=listing,
         timed=tuple(timed),
     )
 
@@ -221,13 +221,13 @@ def _machine(timed: Sequence[Timed]) -> Machine:
 def _median_ms(runner: Runner, image: torch.Tensor) -> float:
     times = []
     for _ in range(21):
-        started = time.perf_counter()
+        start = time.perf_counter()
         runner(image)
-        times.append(1000 * (time.perf_counter() - started))
+        times.append(1000 * (time.perf_counter() - start))
     return float(np.median(times))
 
 
-def _prolonged(runner: Runner, image: torch.Tensor, milliseconds: float) -> None:
+def _run_prolonged(runner: Runner, image: torch.Tensor, milliseconds: float) -> None:
     runner(image)
     if milliseconds:
         end = time.perf_counter() + milliseconds / 1000
@@ -237,16 +237,16 @@ def _prolonged(runner: Runner, image: torch.Tensor, milliseconds: float) -> None
 
 def _accuracy(subject: Subject, rng: np.random.Generator, trials: int, fall: float, wanted: str) -> Rate:
     """Against a network that tells some images otherwise, as many gained as lost but for ``fall``, drawn anew each time."""
-    told, alarms = right(subject.answers, subject.labels), 0
+    hits, alarms = correct_images(subject.answers, subject.labels), 0
     limits = Limits(max_drop=fall / 2 if fall else 0.01)
     for _ in range(trials):
-        ours = told.copy()
-        changed = rng.random(len(told)) < _CHANGED + fall
-        ours[changed] = rng.random(int(changed.sum())) < _CHANGED / 2 / (_CHANGED + fall)
-        theirs = told.copy()
-        theirs[changed] = ~ours[changed]
+        ours = hits.copy()
+        is_changed = rng.random(len(hits)) < _CHANGED + fall
+        ours[is_changed] = rng.random(int(is_changed.sum())) < _CHANGED / 2 / (_CHANGED + fall)
+        theirs = hits.copy()
+        theirs[is_changed] = ~ours[is_changed]
         alarms += on_accuracy(statistics.judge_top1(ours, theirs), limits).verdict == "fail"
-    n = len(told)
+    n = len(hits)
     what = f"equal, {_CHANGED:.0%} of {n:,} told otherwise" if not fall else f"{100 * fall:g} point lost of {n:,}"
     method = f"non-inferiority, {100 * limits.max_drop:g} points allowed"
     return Rate(name=f"top-1: {what}", alarms=alarms, trials=trials, wanted=wanted, method=method)
@@ -256,13 +256,13 @@ def _agreement(subject: Subject, rng: np.random.Generator, trials: int) -> Rate:
     """Against itself, with the roundings of another kernel: up to a step at every answer, on images drawn anew."""
     alarms, n = 0, len(subject.answers)
     precision = subject.kept.row.precision or "float32"
-    unit = rounding(subject.answers, precision)
+    unit = rounding_of(subject.answers, precision)
     width = unit.unit if unit.unit_name == "steps" else 0.0
     for _ in range(trials):
         index = rng.integers(0, n, n)
-        wanted = subject.answers[index]
-        found = wanted + width * rng.integers(-1, 2, wanted.shape)
-        alarms += on_agreement(compare_answers(found, wanted, precision), Limits()).verdict == "fail"
+        expected = subject.answers[index]
+        answers = expected + width * rng.integers(-1, 2, expected.shape)
+        alarms += on_agreement(compare_answers(answers, expected, precision), Limits()).verdict == "fail"
     return Rate(
         name=f"agreement: the same {precision} file, rounded otherwise", alarms=alarms, trials=trials,
         wanted="false alarms", method="ties by steps, exact bound of the rest",
@@ -291,21 +291,21 @@ def write_page(page: Page, out: Path) -> None:
     text = [
         "# False alarms and power of the gates",
         "",
-        f"Written by `nox -s false_alarms` on {machine()}, with {page.named}. At most {STATED:.0%} false alarms are stated, half of them on "
+        f"Written by `nox -s false_alarms` on {machine_name()}, with {page.named}. At most {STATED:.0%} false alarms are stated, half of them on "
         "either side; intervals are exact, of 95 %. Times are compared with each file opened anew for every comparison.",
         "",
-        *markdown.table(["comparison", "judged by", "counted", "alarms", "rate"], rows),
+        *markdown.markdown_table(["comparison", "judged by", "counted", "alarms", "rate"], rows),
         "",
         "What the machine did meanwhile, one line for each series of times, in the table's order; a disturbed comparison is judged "
         "with [more leeway](how-results-are-judged.md#time).",
         "",
-        *markdown.table(
+        *markdown.markdown_table(
             ["comparisons", "median ms", "processor", "had of it", "others used it", "clock fell", "time drifted"], conditions
         ),
         "",
     ]  # fmt: skip
     write_whole(out, "\n".join(text).encode())
-    document: dict[str, Any] = {"machine": machine()} | asdict(page)
+    document: dict[str, Any] = {"machine": machine_name()} | asdict(page)
     write_whole(out.with_suffix(".json"), json.dumps(document, indent=1).encode())
 
 
@@ -317,20 +317,20 @@ def _percent(rate: Rate) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
-    return run_guarded(lambda: _run(options))
+    return run_guarded(lambda: _run_study(options))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run_study(options: argparse.Namespace) -> int:
     """0 where no rate of false alarms is certainly above what is stated."""
     torch.set_num_threads(1)
     subjects = [open_subject(path, options.data) for path in options.artifact]
-    named = f"{' and '.join(one.path.name for one in subjects)} on {len(subjects[0].labels):,} test images"
-    page = Page(named=named, rates=[], machines=[])
+    title = f"{' and '.join(one.path.name for one in subjects)} on {len(subjects[0].labels):,} test images"
+    page = Page(named=title, rates=[], machines=[])
     for subject in subjects:
         for rate in judge_answers(subject, options.trials):
             _add(page, [rate], options.out)
-        for rates, found in judge_times(subject, options.trials, options.seconds):
-            page.machines.append(found)
+        for rates, records in judge_times(subject, options.trials, options.seconds):
+            page.machines.append(records)
             _add(page, rates, options.out)
     return PASSED if all(rate.fits for rate in page.rates) else FAILED
 

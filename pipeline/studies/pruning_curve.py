@@ -22,7 +22,7 @@ from edgewise.errors import RequestError, StageError
 from edgewise.measure.values import Difference
 from edgewise.report import numbers
 from edgewise.report.document import Report, Section
-from edgewise.report.markdown import table
+from edgewise.report.markdown import markdown_table
 from edgewise.report.rows import Row
 from edgewise.store.json_values import encode_fields
 from edgewise.studies.siblings import Against, compare_with_siblings, markdown_of, parse_sibling, sibling_files
@@ -80,17 +80,17 @@ def parse(text: str) -> dict[str, Any]:
     from edgewise.stages.prune import Prune
 
     fields: dict[str, Any] = {}
-    known = {field.name for field in dataclasses.fields(Prune)}
+    field_names = {field.name for field in dataclasses.fields(Prune)}
     for part in text.split(","):
         name, _, value = part.partition("=")
-        if name not in known or not value:
+        if name not in field_names or not value:
             raise RequestError(f"a point is FIELD=VALUE[,FIELD=VALUE …] with fields of Prune, found {text!r}")
-        fields[name] = _value(value)
+        fields[name] = _parse_value(value)
     Prune(**fields)
     return fields
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     top, slash, bottom = text.partition("/")
     try:
         return float(top) / float(bottom) if slash else ast.literal_eval(text)
@@ -124,7 +124,7 @@ def recipe_of(options: argparse.Namespace, point: str) -> Recipe:
     stages += [Prune(**common | parse(point)), Finetune(training=tune), Fold()]
     return dataclasses.replace(
         base,
-        name=f"{base.model}-{_stem(point)}" if "/" not in base.model else _stem(point),
+        name=f"{base.model}-{_file_stem(point)}" if "/" not in base.model else _file_stem(point),
         stages=tuple(stages),
         quantize=None,
         candidates=("float",),
@@ -134,7 +134,7 @@ def recipe_of(options: argparse.Namespace, point: str) -> Recipe:
     )
 
 
-def _stem(point: str) -> str:
+def _file_stem(point: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", point.replace("1/", "1over"))
 
 
@@ -178,9 +178,9 @@ def markdown(network: str, baseline: Row, points: Sequence[Point], setting: str)
         "",
         f"Unpruned: top-1 {top1} % (n = {baseline.accuracy.n:,}), {macs} MACs. {setting}",
         "",
-        *table(_HEAD, map(_cells, points)),
+        *markdown_table(_HEAD, map(_cells, points)),
     ]
-    return "\n".join([*lines, "", *_published(network)]) + "\n"
+    return "\n".join([*lines, "", *_published_lines(network)]) + "\n"
 
 
 _HEAD = (
@@ -191,31 +191,31 @@ _HEAD = (
 
 def _cells(point: Point) -> list[str]:
     budget = point.budget
-    measured = (
+    figures = (
         " / ".join(f"{budget[key]:.4g}" for key in ("wanted", "predicted", "measured")) + f" {budget['budget']}"
         if "measured" in budget
         else "–"
     )
     first = point.to_first
-    versus = "–" if first is None else _change(first.delta, first.ci95) + f", p {first.p_value:.2g}"
+    versus = "–" if first is None else _change_text(first.delta, first.ci95) + f", p {first.p_value:.2g}"
     return [
         point.asked,
         f"{100 * point.top1:.2f}",
-        _change(point.delta, point.delta_ci95),
+        _change_text(point.delta, point.delta_ci95),
         f"{point.macs / 1e6:.1f}M",
         f"{1 / point.macs_ratio:.2f}x",
         f"{point.time_ratio:.3f}",
         f"{100 * point.before_tuning:.2f}",
-        measured,
+        figures,
         versus,
     ]
 
 
-def _change(delta: float, interval: tuple[float, float]) -> str:
+def _change_text(delta: float, interval: tuple[float, float]) -> str:
     return f"{100 * delta:+.2f} ({100 * interval[0]:+.2f} to {100 * interval[1]:+.2f})"
 
 
-def _published(network: str) -> list[str]:
+def _published_lines(network: str) -> list[str]:
     if network != "resnet56":
         return []
     lines = ["Published (Fang et al. 2023, arXiv 2301.12900), from another training of the same network:", ""]
@@ -241,9 +241,9 @@ def figure(network: str, baseline: Row, points: Sequence[Point]) -> dict[str, An
         | {"x": [1 / p.macs_ratio for p in ours], "y": [100 * p.delta for p in ours], "error_y": errors}
     ]
     if network == "resnet56":
-        shown = {"x": [e["speed_up"] for e in PUBLISHED], "hovertext": [e["name"] for e in PUBLISHED]}
+        reference = {"x": [e["speed_up"] for e in PUBLISHED], "hovertext": [e["name"] for e in PUBLISHED]}
         rises = [100 * (float(e["top1"]) - float(e["from"])) for e in PUBLISHED]
-        data.append({"type": "scatter", "mode": "markers", "name": "DepGraph, published", **shown, "y": rises})
+        data.append({"type": "scatter", "mode": "markers", "name": "DepGraph, published", **reference, "y": rises})
     axes = {
         "xaxis": {"title": {"text": "times fewer MACs"}},
         "yaxis": {"title": {"text": "top-1, points from unpruned"}},
@@ -268,24 +268,24 @@ def write(
     text = markdown(network, baseline, points, setting) + "\n".join([*markdown_of(beside), ""] if beside else [])
     (out / "curve.md").write_text(text, encoding="utf-8")
     rows = [baseline]
-    for asked, report in reports.items():
+    for budget_text, report in reports.items():
         last = {row.step: row for row in report.rows}["fold"]
-        told = f"{setting} {numbers.count(last.macs)} MACs. A curve holds nothing to a limit."
-        rows.append(dataclasses.replace(last, name=asked, verdict="not-checked", reason=told))
+        note = f"{setting} {numbers.count(last.macs)} MACs. A curve holds nothing to a limit."
+        rows.append(dataclasses.replace(last, name=budget_text, verdict="not-checked", reason=note))
     page = Report(
         recipe={"name": f"{network}, pruned", "points": list(reports)}, environment=first.environment, rows=rows
     )
     page.sections.append(Section(title="Accuracy against work", figure=figure(network, baseline, points)))
     if beside:
-        page.sections.append(Section(title="Beside the family's smaller members", html=_beside(beside)))
+        page.sections.append(Section(title="Beside the family's smaller members", html=_sibling_lines(beside)))
     write_html(page, out)
 
 
-def _beside(found: Sequence[Against]) -> str:
+def _sibling_lines(comparisons: Sequence[Against]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(a.point)}</td><td>{escape(a.sibling)}</td><td>{_change(a.difference.delta, a.difference.ci95)}</td>"
+        f"<tr><td>{escape(a.point)}</td><td>{escape(a.sibling)}</td><td>{_change_text(a.difference.delta, a.difference.ci95)}</td>"
         f"<td>{a.time_ratio:.3f}</td><td>{escape(a.verdict)}</td></tr>"
-        for a in found
+        for a in comparisons
     )
     head = "".join(
         f"<th>{cell}</th>" for cell in ("asked", "sibling", "points over it (95 %)", "time over its", "so it is")
@@ -298,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from edgewise.commands.console import run_guarded
 
     options = _parser().parse_args(arguments)
-    return run_guarded(lambda: _run(options))
+    return run_guarded(lambda: _run_study(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -364,36 +364,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
-    from edgewise.library_noise import quieten
+def _run_study(options: argparse.Namespace) -> int:
+    from edgewise.library_noise import quieten_libraries
 
-    quieten()
+    quieten_libraries()
     from edgewise.report.page import write_html
     from edgewise.report.watch import Watch
     from edgewise.run import run
-    from edgewise.run.job import resolve
+    from edgewise.run.job import resolve_recipe
 
-    asked, siblings = options.point or DEFAULT_POINTS, [parse_sibling(text) for text in options.sibling]
+    point_texts, siblings = options.point or DEFAULT_POINTS, [parse_sibling(text) for text in options.sibling]
     watch = Watch(quiet=False)
-    jobs = {point: resolve(recipe_of(options, point), options.out / _stem(point)) for point in asked}
+    jobs = {point: resolve_recipe(recipe_of(options, point), options.out / _file_stem(point)) for point in point_texts}
     reports: dict[str, Report] = {}
     points: list[Point] = []
     right: list[Any] = []
-    failed = False
+    has_failed = False
     for point, job in jobs.items():
         watch.say(f"== {point}")
         try:
             report = run(job, watch)
         except StageError as error:  # the other points stand
-            failed = True
+            has_failed = True
             watch.say(f"{point}: {error}")
             continue
         reports[point] = report
         write_html(reports[point], job.out)
         points.append(outcome(point, reports[point]))
-        right.append(_right(reports[point], job))
+        right.append(_correct_images(reports[point], job))
         network = job.recipe.model
-        setting = _setting(options)
+        setting = _setting_words(options)
         write(options.out, network, reports, compare_points(points, right), setting)
     if not points:
         return 1
@@ -402,20 +402,20 @@ def _run(options: argparse.Namespace) -> int:
         write(options.out, network, reports, compare_points(points, right), setting, beside)
     text = (options.out / ("curve.json" if options.json else "curve.md")).read_text(encoding="utf-8")
     print(text)
-    return 1 if failed else 0
+    return 1 if has_failed else 0
 
 
-def _setting(options: argparse.Namespace) -> str:
+def _setting_words(options: argparse.Namespace) -> str:
     """What every point gets, in words."""
-    fitted = f"layers fitted anew on {options.reconstruct:,} images, " if options.reconstruct else ""
+    fitting = f"layers fitted anew on {options.reconstruct:,} images, " if options.reconstruct else ""
     taught = f"{options.recover_steps:,} steps of block-wise distillation, " if options.recover_steps else ""
     sparse = f", after {options.sparse_epochs} epochs of sparse learning" if options.sparse_epochs else ""
     views = f" about {options.views} views of an image" if options.views else ""
-    tuned = f"{options.epochs} epochs at {options.lr:g}, distillation {options.distill:g}{views}"
-    tuned += ", linear decay" if options.decay == "linear" else ""
-    tuned += f", averaged weights {options.ema:g}" if options.ema else ""
-    tuned += f", labels smoothed by {options.label_smoothing:g}" if options.label_smoothing else ""
-    return f"Each point: {fitted}{taught}{tuned}{sparse}."
+    tuning = f"{options.epochs} epochs at {options.lr:g}, distillation {options.distill:g}{views}"
+    tuning += ", linear decay" if options.decay == "linear" else ""
+    tuning += f", averaged weights {options.ema:g}" if options.ema else ""
+    tuning += f", labels smoothed by {options.label_smoothing:g}" if options.label_smoothing else ""
+    return f"Each point: {fitting}{taught}{tuning}{sparse}."
 
 
 def _held_against(siblings: Sequence[tuple[str, Path]], jobs: Mapping[str, Job], reports: Mapping[str, Report]) -> Any:
@@ -434,7 +434,7 @@ def _held_against(siblings: Sequence[tuple[str, Path]], jobs: Mapping[str, Job],
         return compare_with_siblings(files, others, first.data, first.spec, first.recipe.threads)
 
 
-def _right(report: Report, job: Any) -> Any:
+def _correct_images(report: Report, job: Any) -> Any:
     """Which test images the written file gets right, [n]."""
     from edgewise.files.open import open_runtime
     from edgewise.measure.answers import compute_logits

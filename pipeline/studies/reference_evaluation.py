@@ -44,7 +44,7 @@ from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
 from edgewise.store.whole import write_whole
 from edgewise.studies.architectures.cells import PRECISIONS, FileKind
-from edgewise.studies.architectures.network import capture
+from edgewise.studies.architectures.network import capture_network
 from edgewise.studies.architectures.table import why_unmeasured
 from edgewise.targets import Runner, Target
 from edgewise.verify import layerwise
@@ -131,36 +131,41 @@ def _passes(agreement: Agreement) -> bool:
     return on_agreement(agreement, _STRICT).verdict == "pass"
 
 
-def examine(name: str, data: Data, target: Target, precisions: Sequence[FileKind], folder: Path) -> Iterable[Found]:
+def examine_files(
+    name: str, data: Data, target: Target, precisions: Sequence[FileKind], folder: Path
+) -> Iterable[Found]:
     """Train the reduced network, write its files, and compare every image's logits."""
     spec = models.get(name)
-    network, context = _trained(spec, data, folder)
+    network, context = _train_network(spec, data, folder)
     floating = Fold()(network, context)
     for precision in precisions:
-        yield _held(floating, precision, context, target)
+        yield _hold_file(floating, precision, context, target)
 
 
-def _held(floating: nn.Module, precision: FileKind, context: Context, target: Target) -> Found:
+def _hold_file(floating: nn.Module, precision: FileKind, context: Context, target: Target) -> Found:
     """Write the network in ``precision`` and compare the file's answers with its own."""
-    started = time.perf_counter()
+    start = time.perf_counter()
     test, spec, kind = context.data.test, context.spec, _kind(precision)
-    network = floating if precision == "float" else _quantized(floating, context, target)
-    program, path = capture(network, context.data.shape), context.scratch / f"{spec.name}-{precision}{target.suffix}"
+    network = floating if precision == "float" else _quantize_network(floating, context, target)
+    program, path = (
+        capture_network(network, context.data.shape),
+        context.scratch / f"{spec.name}-{precision}{target.suffix}",
+    )
     target.export(program, path, targets.USUAL)
     assert target.reference is not None
-    wanted = compute_logits(network, test, spec, batch=100)
+    expected = compute_logits(network, test, spec, batch=100)
     answers = compute_logits(target.reference(path), test, spec, batch=100)
-    seen, unrounded = compare_answers(answers.numpy(), wanted.numpy(), kind), None
-    if seen.differ and (exact := _exact(target)):
+    rounded_result, exact_count = compare_answers(answers.numpy(), expected.numpy(), kind), None
+    if rounded_result.differ and (exact := _exact_evaluation(target)):
         plain = compute_logits(exact(path), test, spec, batch=100)
-        unrounded = compare_answers(plain.numpy(), wanted.numpy(), kind)
-    if 0 < (seen.differ or 0) <= _LOOKED_INTO and not (unrounded and unrounded.differ == 0):
-        differing = torch.from_numpy(differing_images(answers.numpy(), wanted.numpy(), seen.margin))
+        exact_count = compare_answers(plain.numpy(), expected.numpy(), kind)
+    if 0 < (rounded_result.differ or 0) <= _LOOKED_INTO and not (exact_count and exact_count.differ == 0):
+        differing = torch.from_numpy(differing_images(answers.numpy(), expected.numpy(), rounded_result.margin))
         apart = layers_apart(target, path, program, normalise(test.batch(differing), spec), precision)
-        seen = replace(seen, layers_apart=apart)
+        rounded_result = replace(rounded_result, layers_apart=apart)
     return Found(
-        model=spec.name, target=target.name, precision=precision, agreement=seen, accuracy=_right(wanted, test),
-        seconds=time.perf_counter() - started, unrounded=unrounded,
+        model=spec.name, target=target.name, precision=precision, agreement=rounded_result, accuracy=_share_correct(expected, test),
+        seconds=time.perf_counter() - start, unrounded=exact_count,
     )  # fmt: skip
 
 
@@ -176,11 +181,11 @@ def layers_apart(
 
     ``images``: normalised, [N, C, H, W]. None where the target lets no intermediate value out, or none that both have.
     """
-    found = layerwise.layers_apart(target, path, program, images, _kind(precision))
-    return None if found is None else len(found)
+    layers = layerwise.layers_apart(target, path, program, images, _kind(precision))
+    return None if layers is None else len(layers)
 
 
-def _exact(target: Target) -> Callable[[Path], Runner] | None:
+def _exact_evaluation(target: Target) -> Callable[[Path], Runner] | None:
     """The target's evaluation without rounding between operators, where it has one."""
     if target.name != "coreml":
         return None
@@ -189,30 +194,30 @@ def _exact(target: Target) -> Callable[[Path], Runner] | None:
     return exact.reference
 
 
-def _trained(spec: Spec, data: Data, folder: Path) -> tuple[nn.Module, Context]:
+def _train_network(spec: Spec, data: Data, folder: Path) -> tuple[nn.Module, Context]:
     torch.manual_seed(0)
     network = spec.build(**{**spec.small, "num_classes": len(data.classes)})
     channels, height, width = spec.small_input or spec.input_shape
     sized = resized.resize_data(data, (height, width))
-    shown = replace(
+    view = replace(
         sized,
         train=_Channels(sized.train, channels),
         calib=_Channels(sized.calib, channels),
         test=_Channels(sized.test, channels),
         shape=(channels, height, width),
     )
-    context = Context(spec=spec, data=shown, scratch=folder)
+    context = Context(spec=spec, data=view, scratch=folder)
     for number in range(_ROUNDS):
         scratch = folder / f"{spec.name}-round-{number}"
         scratch.mkdir(parents=True, exist_ok=True)
         fit(network, _TRAINING, replace(context, scratch=scratch, seed=number), None)
         _catch_up(network, context)
-        if _right(compute_logits(network, shown.calib, spec, batch=100), shown.calib) >= _LEARNT:
+        if _share_correct(compute_logits(network, view.calib, spec, batch=100), view.calib) >= _LEARNT:
             break
     return network, context
 
 
-def _right(answers: Tensor, part: Part) -> float:
+def _share_correct(answers: Tensor, part: Part) -> float:
     return float((answers.argmax(1) == part.labels).float().mean())
 
 
@@ -226,7 +231,7 @@ def _catch_up(network: nn.Module, context: Context) -> None:
 
 
 @torch.no_grad()
-def _quantized(network: nn.Module, context: Context, target: Target) -> GraphModule:
+def _quantize_network(network: nn.Module, context: Context, target: Target) -> GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
     graph = captured.export_graph(network, context.data.shape, batch=None)
@@ -241,10 +246,10 @@ def _quantized(network: nn.Module, context: Context, target: Target) -> GraphMod
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status, as ``python -m edgewise`` has them."""
     options = _parser().parse_args(arguments)
-    return run_guarded(lambda: _run(options))
+    return run_guarded(lambda: _run_study(options))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run_study(options: argparse.Namespace) -> int:
     """0 where every file agrees, but for roundings at most; 1 where one does not."""
     # Networks this small gain little from a second thread, and wait long for one whose core is taken.
     torch.set_num_threads(1)
@@ -252,61 +257,61 @@ def _run(options: argparse.Namespace) -> int:
     names = [models.get(name).name for name in options.models] or list(models.names())
     if target.reference is None:
         raise targets.TargetError(f"{options.target} has no reference evaluation on this host")
-    out = options.out / f"{target.name}-{_reader(data)}.json"
-    kept = _read(out)
+    out = options.out / f"{target.name}-{_reader_name(data)}.json"
+    record = _read_results(out)
     precisions: Sequence[FileKind] = PRECISIONS[1:] if target.integers_only else PRECISIONS
     for number, name in enumerate(names, 1):
-        if options.again or name not in kept:
-            kept[name] = _rows(name, data, target, precisions)
-            write_whole(out, json.dumps(kept, indent=1).encode())
-        for row in kept[name]:
-            _say(f"{number}/{len(names)} {_in_words(name, row)}")
-    write_whole(out.with_suffix(".md"), _markdown(target.name, data, kept).encode())
-    _say(f"written: {out.with_suffix('.md')}")
-    return FAILED if any(_bad(row) for name in names for row in kept[name]) else PASSED
+        if options.again or name not in record:
+            record[name] = _stored_rows(name, data, target, precisions)
+            write_whole(out, json.dumps(record, indent=1).encode())
+        for row in record[name]:
+            _print_note(f"{number}/{len(names)} {_in_words(name, row)}")
+    write_whole(out.with_suffix(".md"), _markdown(target.name, data, record).encode())
+    _print_note(f"written: {out.with_suffix('.md')}")
+    return FAILED if any(_is_bad(row) for name in names for row in record[name]) else PASSED
 
 
-def _reader(data: Data) -> str:
+def _reader_name(data: Data) -> str:
     """A data set's name without the place where it lies."""
     return data.name.partition(":")[0]
 
 
-def _rows(name: str, data: Data, target: Target, precisions: Sequence[FileKind]) -> list[dict[str, Any]]:
+def _stored_rows(name: str, data: Data, target: Target, precisions: Sequence[FileKind]) -> list[dict[str, Any]]:
     if reason := models.get(name).cannot.get(target.name):
         return [{"cannot": reason}]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = list(examine(name, data, target, precisions, Path(folder)))
+            rows = list(examine_files(name, data, target, precisions, Path(folder)))
         except Exception as error:
             # A backend raises what it likes; a row says so, and the other rows are measured.
             return [{"failed": f"{type(error).__name__}: {str(error)[:500]}"}]
-    return [_row(one) for one in found]
+    return [_row(one) for one in rows]
 
 
-def _row(found: Found) -> dict[str, Any]:
-    seen, unrounded = found.agreement, found.unrounded
+def _row(result: Found) -> dict[str, Any]:
+    agreement, unrounded = result.agreement, result.unrounded
     return {
-        "model": found.model,
-        "target": found.target,
-        "precision": found.precision,
-        "images": seen.n,
-        "ties": seen.ties,
-        "differ": seen.differ,
-        "noise": seen.noise,
-        "noise_unit": seen.noise_unit,
-        "noise_allowed": seen.noise_allowed,
-        "sqnr_db": seen.sqnr_db,
-        "accuracy": found.accuracy,
-        "seconds": found.seconds,
+        "model": result.model,
+        "target": result.target,
+        "precision": result.precision,
+        "images": agreement.n,
+        "ties": agreement.ties,
+        "differ": agreement.differ,
+        "noise": agreement.noise,
+        "noise_unit": agreement.noise_unit,
+        "noise_allowed": agreement.noise_allowed,
+        "sqnr_db": agreement.sqnr_db,
+        "accuracy": result.accuracy,
+        "seconds": result.seconds,
         "unrounded": None if unrounded is None else unrounded.differ,
-        "layers_apart": seen.layers_apart,
-        "agrees": found.agrees,
-        "by_rounding": found.by_rounding,
-        "by_layers": found.by_layers,
+        "layers_apart": agreement.layers_apart,
+        "agrees": result.agrees,
+        "by_rounding": result.by_rounding,
+        "by_layers": result.by_layers,
     }
 
 
-def _bad(row: dict[str, Any]) -> bool:
+def _is_bad(row: dict[str, Any]) -> bool:
     return "failed" in row or ("agrees" in row and _verdict(row) == _NO)
 
 
@@ -330,15 +335,15 @@ def _in_words(name: str, row: dict[str, Any]) -> str:
     )
 
 
-def _markdown(target: str, data: Data, kept: dict[str, list[dict[str, Any]]]) -> str:
+def _markdown(target: str, data: Data, record: dict[str, list[dict[str, Any]]]) -> str:
     head = ["architecture, reduced", "precision", "images", "top-1", "same class", "ties", "differ", "noise", "agrees"]
     rows = []
-    for name in sorted(kept):
-        for row in kept[name]:
+    for name in sorted(record):
+        for row in record[name]:
             reason = why_unmeasured(row)
             rows.append([name, reason, *[""] * (len(head) - 2)] if reason else _columns(name, row))
     intro = (
-        f"# {target}: the reference evaluation against PyTorch, {_reader(data)}\n\n"
+        f"# {target}: the reference evaluation against PyTorch, {_reader_name(data)}\n\n"
         "Written by `nox -s evaluator`. Each architecture is reduced as in the tests and trained in a minute or two; its files' "
         "own instructions are evaluated over every test image and compared with the PyTorch network they were written "
         "from. **top-1**: that network's own. Ties, images that differ and **noise** are [a run's own](how-results-are-judged.md"
@@ -347,7 +352,7 @@ def _markdown(target: str, data: Data, kept: dict[str, list[dict[str, Any]]]) ->
         "**layer by layer**: classes differ even then, but on those images no layer is more than a step away from "
         "PyTorch's, given the same inputs.\n"
     )
-    return "\n".join([intro, *markdown.table(head, rows), ""])
+    return "\n".join([intro, *markdown.markdown_table(head, rows), ""])
 
 
 def _columns(name: str, row: dict[str, Any]) -> list[str]:
@@ -360,13 +365,13 @@ def _noise(row: dict[str, Any]) -> str:
     return f"{row['noise']:.2f} steps" if row["noise_unit"] == "steps" else f"{row['noise']:.3%}"
 
 
-def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
+def _read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
-        kept: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     # Rows of before agreement was told as runs tell it are measured again.
-    return {name: rows for name, rows in kept.items() if all("noise" in row or len(row) == 1 for row in rows)}
+    return {name: rows for name, rows in record.items() if all("noise" in row or len(row) == 1 for row in rows)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -383,7 +388,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say(text: str) -> None:
+def _print_note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

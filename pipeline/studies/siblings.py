@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.errors import RequestError
 from edgewise.measure.values import Difference
-from edgewise.report.markdown import table
+from edgewise.report.markdown import markdown_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,15 +47,15 @@ class Against:
         low, high = self.difference.ci95
         fast, slow = self.time_ratio <= 1, self.time_ratio >= 1
         if slow and self.difference.delta <= 0:
-            proven = self.time_ci95[0] > 1 and high < 0
-            return f"dominated by {self.sibling}" + _proof(proven)
+            is_proven = self.time_ci95[0] > 1 and high < 0
+            return f"dominated by {self.sibling}" + _proof_words(is_proven)
         if fast and self.difference.delta >= 0:
-            proven = self.time_ci95[1] < 1 and low > 0
-            return f"dominates {self.sibling}" + _proof(proven)
+            is_proven = self.time_ci95[1] < 1 and low > 0
+            return f"dominates {self.sibling}" + _proof_words(is_proven)
         return "faster, less accurate" if fast else "slower, more accurate"
 
 
-def _proof(proven: bool) -> str:
+def _proof_words(proven: bool) -> str:
     return "" if proven else ", by the figures alone: an interval holds equality"
 
 
@@ -90,14 +90,14 @@ def compare_with_siblings(
         for who, samples in interleave_calls(calls, seconds=SECONDS_A_FILE * len(calls), threads=threads).items()
     }
     return [
-        judge(point, sibling, (right["point", point], right["sibling", sibling]),
+        judge_point(point, sibling, (right["point", point], right["sibling", sibling]),
               (blocks[str(("point", point))], blocks[str(("sibling", sibling))]))
         for point in files
         for sibling in siblings
     ]  # fmt: skip
 
 
-def judge(
+def judge_point(
     point: str, sibling: str, right: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     times: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> Against:  # fmt: skip
@@ -122,7 +122,7 @@ def sibling_files(wanted: Sequence[tuple[str, Path]], job: Job, folder: Path) ->
     from edgewise.stage import Context
     from edgewise.stages.fold import Fold
 
-    found = {}
+    files = {}
     for number, (model, weights) in enumerate(wanted):
         spec = architecture.spec_of(model)
         network = architecture.build(Base(model, len(job.data.classes), job.data.shape[0])).eval()
@@ -131,13 +131,13 @@ def sibling_files(wanted: Sequence[tuple[str, Path]], job: Job, folder: Path) ->
             spec=spec, data=job.data, scratch=folder, threads=job.recipe.threads, runtime=job.recipe.runtime
         )  # fmt: skip
         image = torch.rand(1, *job.data.shape, generator=torch.Generator().manual_seed(0))
-        found[model] = write_and_load(Fold()(network, ctx), image, folder / f"sibling-{number}", ctx)[0]
-    return found
+        files[model] = write_and_load(Fold()(network, ctx), image, folder / f"sibling-{number}", ctx)[0]
+    return files
 
 
-def markdown_of(found: Sequence[Against]) -> list[str]:
+def markdown_of(comparisons: Sequence[Against]) -> list[str]:
     """A table, and a sentence on every point that is dominated."""
-    if not found:
+    if not comparisons:
         return []
     rows = [
         [
@@ -148,10 +148,10 @@ def markdown_of(found: Sequence[Against]) -> list[str]:
             f"{a.time_ratio:.3f} ({a.time_ci95[0]:.3f} to {a.time_ci95[1]:.3f})",
             a.verdict,
         ]
-        for a in found
+        for a in comparisons
     ]
     head = ("asked", "top-1 %", "sibling, its top-1 %", "points over it (95 %)", "time over its (95 %)", "so it is")
-    lost = sorted({f"{a.point}: {a.verdict}." for a in found if a.verdict.startswith("dominated")})
-    told = lost or ["No point is dominated by a smaller member of the family."]
-    return ["", f"Beside the family's smaller members, files interleaved in one run (n = {found[0].n:,}):", "",
-            *table(head, rows), "", *told]  # fmt: skip
+    findings = sorted({f"{a.point}: {a.verdict}." for a in comparisons if a.verdict.startswith("dominated")})
+    lines = findings or ["No point is dominated by a smaller member of the family."]
+    return ["", f"Beside the family's smaller members, files interleaved in one run (n = {comparisons[0].n:,}):", "",
+            *markdown_table(head, rows), "", *lines]  # fmt: skip

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.errors import RequestError
 from edgewise.report import numbers
-from edgewise.report.markdown import table
+from edgewise.report.markdown import markdown_table
 from edgewise.report.rows import Row
 from edgewise.store.whole import write_whole
 
@@ -64,7 +64,7 @@ class Study:
             f"{layers['accepted']} of {layers['of']} convolutions replaced; in them {numbers.count(layers['dense_macs'])} "
             f"multiply-accumulates became {numbers.count(layers['new_macs'])}, {layers['fewer']:.2f} times fewer.",
             "",
-            *table(_HEAD, map(_cells, self.report.rows)),
+            *markdown_table(_HEAD, map(_cells, self.report.rows)),
         ]
         return "\n".join(lines) + "\n"
 
@@ -85,33 +85,33 @@ def _cells(row: Row) -> list[str]:
     return [name, top1, change, count, numbers.count(row.params), numbers.count(row.macs), time, row.verdict]
 
 
-def study(job: Job, watch: Watch) -> Study:
+def study_stages(job: Job, watch: Watch) -> Study:
     """Do it; ``report.json`` on disk grows by a row after each network. Raises RequestError for a recipe without it."""
     from edgewise.run import open_session
 
     with open_session(job, watch) as session:
-        plan = _rows(session, job.recipe)
+        plan = _make_rows(session, job.recipe)
         return Study(report=session.report, plan=plan)
 
 
-def _rows(session: Session, recipe: Recipe) -> Mapping[str, Any]:
+def _make_rows(session: Session, recipe: Recipe) -> Mapping[str, Any]:
     from edgewise.run.grids import share_grids
 
     stage, before, after = _taken_apart(recipe)
     baseline = model = session.baseline()
     for earlier in before:
         model = session.step(earlier, model, baseline, after=(stage, *after))
-    planned = session.step(replace(stage, recover_steps=0), model, baseline, after=after)
-    _rename(session, FITTED)
-    plan: Mapping[str, Any] = planned.facts["plan"]
+    planned_model = session.step(replace(stage, recover_steps=0), model, baseline, after=after)
+    _rename_last_row(session, FITTED)
+    plan: Mapping[str, Any] = planned_model.facts["plan"]
     same = _same_layers(stage, plan)
     session.step(replace(same, init="fresh", recover_steps=0), model, baseline, after=after)
-    _rename(session, FRESH)
+    _rename_last_row(session, FRESH)
     if stage.recover_steps:
         model = session.step(same, model, baseline, after=after)
-        _rename(session, DISTILLED)
+        _rename_last_row(session, DISTILLED)
     else:
-        model = planned
+        model = planned_model
     for index, later in enumerate(after):
         model = session.step(later, model, baseline, after=after[index + 1 :])
     for _, group in share_grids(session.job.targets):
@@ -130,11 +130,11 @@ def _taken_apart(recipe: Recipe) -> tuple[Separate, Sequence[Stage], Sequence[St
 
 def _same_layers(stage: Separate, plan: Mapping[str, Any]) -> Separate:
     """The stage with a plan's layers as its own wish, so that every variant replaces exactly those."""
-    chosen = tuple(layer["name"] for layer in plan["layers"] if layer["accepted"])
-    return replace(stage, layers=chosen, keep=(), max_error=10.0, max_drop=None, max_layers=None, measure_time=False)
+    names = tuple(layer["name"] for layer in plan["layers"] if layer["accepted"])
+    return replace(stage, layers=names, keep=(), max_error=10.0, max_drop=None, max_layers=None, measure_time=False)
 
 
-def _rename(session: Session, name: str) -> None:
+def _rename_last_row(session: Session, name: str) -> None:
     session.report.rows[-1] = replace(session.report.rows[-1], name=name)
     session.report.write(session.job.out)
 
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from edgewise.commands.console import run_guarded
 
     options = _parser().parse_args(arguments)
-    return run_guarded(lambda: _run(options))
+    return run_guarded(lambda: _run_study(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,31 +164,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
-    from edgewise.library_noise import quieten
+def _run_study(options: argparse.Namespace) -> int:
+    from edgewise.library_noise import quieten_libraries
 
-    quieten()
+    quieten_libraries()
     from edgewise.catalogue import find_recipe
     from edgewise.commands.console import FAILED, PASSED
     from edgewise.report.page import write_html
     from edgewise.report.watch import Watch
-    from edgewise.run.job import resolve
+    from edgewise.run.job import resolve_recipe
     from edgewise.run.request import override_fields
 
     changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device")}
     changes["targets"] = tuple(options.target) if options.target else None
-    recipe = _shortened(override_fields(find_recipe(options.recipe), changes), options.epochs)
+    recipe = _shorten_training(override_fields(find_recipe(options.recipe), changes), options.epochs)
     out = options.out or Path("runs") / "substitution" / recipe.name
-    found = study(resolve(recipe, out), Watch(quiet=False))
-    write_html(found.report, out)
-    document = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    outcome = study_stages(resolve_recipe(recipe, out), Watch(quiet=False))
+    write_html(outcome.report, out)
+    document = json.dumps(outcome.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(out / "substitution.json", f"{document}\n".encode())
-    write_whole(out / "substitution.md", found.markdown().encode())
-    print(document if options.json else found.markdown())
-    return FAILED if any(row.verdict == "fail" for row in found.report.rows) else PASSED
+    write_whole(out / "substitution.md", outcome.markdown().encode())
+    print(document if options.json else outcome.markdown())
+    return FAILED if any(row.verdict == "fail" for row in outcome.report.rows) else PASSED
 
 
-def _shortened(recipe: Recipe, epochs: int | None) -> Recipe:
+def _shorten_training(recipe: Recipe, epochs: int | None) -> Recipe:
     from edgewise.stages.finetune import Finetune
 
     if epochs is None:

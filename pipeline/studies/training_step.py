@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgewise import models, targets
-from edgewise.library_noise import quieten
+from edgewise.library_noise import quieten_libraries
 from edgewise.measure import latency, statistics
 from edgewise.network.captured import Prepare
 from edgewise.network.fold_norms import without_norms
-from edgewise.stages.quantize import freeze
+from edgewise.stages.quantize import freeze_ranges
 from edgewise.stages.quantize.calibrate import activation_quantizers, set_ranges
 from edgewise.targets import Grid
 
@@ -47,15 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--seconds", type=float, default=120.0)
-    asked = parser.parse_args(arguments)
-    quieten()
-    setting = Setting(**{**vars(asked), "precision": getattr(torch, asked.precision)})
+    options = parser.parse_args(arguments)
+    quieten_libraries()
+    setting = Setting(**{**vars(options), "precision": getattr(torch, options.precision)})
     print(
-        f"{setting.model}, batch {setting.batch}, {setting.device}, {asked.precision}, {torch.get_num_threads()} threads"
+        f"{setting.model}, batch {setting.batch}, {setting.device}, {options.precision}, {torch.get_num_threads()} threads"
     )
-    found = latency.interleave_calls(_steps(setting), seconds=setting.seconds, blocks=_BLOCKS)
-    reference = found["float"]
-    for name, samples in found.items():
+    times = latency.interleave_calls(_steps(setting), seconds=setting.seconds, blocks=_BLOCKS)
+    reference = times["float"]
+    for name, samples in times.items():
         ratio, (low, high) = statistics.ratio_interval(samples.blocks, reference.blocks)
         middle = samples.percentile(50)
         print(
@@ -75,11 +75,11 @@ def _steps(setting: Setting) -> Mapping[str, Callable[[], None]]:
     folded = without_norms(network, images[:2]).to(setting.device)
     kinds: dict[str, nn.Module] = {"float": network, "float, folded": folded}
     for name in ("observing", "frozen", "learned ranges"):
-        kinds[f"int8, {name}"] = _prepared(folded, shape, images, name)
-    return {name: _step(model, images, labels, setting) for name, model in kinds.items()}
+        kinds[f"int8, {name}"] = _prepare_graph(folded, shape, images, name)
+    return {name: _make_step(model, images, labels, setting) for name, model in kinds.items()}
 
 
-def _prepared(folded: nn.Module, shape: tuple[int, int, int], images: Tensor, kind: str) -> GraphModule:
+def _prepare_graph(folded: nn.Module, shape: tuple[int, int, int], images: Tensor, kind: str) -> GraphModule:
     grid = Grid(weight_bits=7, operators=targets.COMMON_OPERATORS | targets.GATES | targets.PRODUCTS)
     prepared = Prepare(grid.to_json(), shape).capture(folded)
     set_ranges(prepared, [images[:8]], "minmax")
@@ -87,18 +87,18 @@ def _prepared(folded: nn.Module, shape: tuple[int, int, int], images: Tensor, ki
         for module in activation_quantizers(prepared).values():
             module.learn()
     if kind != "observing":
-        freeze(prepared)
+        freeze_ranges(prepared)
     return prepared
 
 
-def _step(model: nn.Module, images: Tensor, labels: Tensor, setting: Setting) -> Callable[[], None]:
+def _make_step(model: nn.Module, images: Tensor, labels: Tensor, setting: Setting) -> Callable[[], None]:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, nesterov=True)
-    mixed = setting.precision != torch.float32
+    is_mixed = setting.precision != torch.float32
 
     def step() -> None:
-        with torch.autocast(setting.device, setting.precision, enabled=mixed):
+        with torch.autocast(setting.device, setting.precision, enabled=is_mixed):
             outputs = model(images)
         torch.autograd.backward(F.cross_entropy(outputs.float(), labels))
         optimizer.step()

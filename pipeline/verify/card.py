@@ -13,7 +13,7 @@ from edgewise.calib_data import Data
 from edgewise.errors import EvidenceError, RequestError
 from edgewise.images.normalise import per_channel
 from edgewise.images.preprocess import Fed
-from edgewise.images.sizes import inside
+from edgewise.images.sizes import accepts_size
 from edgewise.report.rows import Row
 from edgewise.store.json_values import decode
 from edgewise.store.reading import read_json
@@ -83,7 +83,7 @@ class Card:
         channels, *sides = self.input_shape
         if min(channels, *sides, *(side for size in self.sizes for side in size)) < 1:
             raise ValueError(f"wanted image sizes of at least 1×1, found {self.input_shape} and {self.sizes}")
-        if not self.classes or any(len(given) != len(self.classes) for given in self.answers):
+        if not self.classes or any(len(answer) != len(self.classes) for answer in self.answers):
             raise ValueError(f"wanted answers for {len(self.classes)} classes")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std, default=0) <= 0:
             raise ValueError(f"wanted finite means and positive deviations, found {self.mean} and {self.std}")
@@ -97,7 +97,7 @@ class Card:
 
     def takes(self, size: tuple[int, int]) -> bool:
         """Whether the file accepts images of this height and width."""
-        return inside(self.accepted, size)
+        return accepts_size(self.accepted, size)
 
 
 def path_of(artifact: Path) -> Path:

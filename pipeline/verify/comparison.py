@@ -11,7 +11,7 @@ from typing import Any
 from edgewise import calib_data, targets
 from edgewise.errors import EvidenceError, RequestError
 from edgewise.files import parts
-from edgewise.files.isolated import opened, remote
+from edgewise.files.isolated import call_remotely, open_isolated
 from edgewise.files.open import open_runtime, refuse_without_runtime
 from edgewise.images import resized
 from edgewise.images.preprocess import blank_image
@@ -27,7 +27,7 @@ from edgewise.measure.compared import (
 )
 from edgewise.measure.conditions import Conditions
 from edgewise.measure.latency import measure
-from edgewise.measure.soundness import right
+from edgewise.measure.soundness import correct_images
 from edgewise.report.document import FILE, Report
 from edgewise.report.outcomes import Outcomes, key_of_row, read_outcomes
 from edgewise.report.rows import Row
@@ -144,8 +144,8 @@ class _Run:
     def path(self, row: Row) -> Path | None:
         """The row's file, where it still lies in the run's folder."""
         files = [one for one in self.report.rows if one.step == "artifact" and one.bytes is not None]
-        listed = self.report.artifacts[next(i for i, one in enumerate(files) if one is row)]
-        place = self.folder / listed.path
+        entry = self.report.artifacts[next(i for i, one in enumerate(files) if one is row)]
+        place = self.folder / entry.path
         return place if place.exists() and card.path_of(place).is_file() else None
 
 
@@ -154,10 +154,10 @@ def _compare_rows(name: str, a: _Run, b: _Run, allowed: Allowed) -> list[Compare
     if ours is None or theirs is None:
         word, side = ("new", a.folder) if theirs is None else ("missing", b.folder)
         return [Compared(quantity="file", word="new" if word == "new" else "missing", reason=f"not in {side}")]
-    found = [_compare_accuracy(name, a, b, allowed)]
+    comparisons = [_compare_accuracy(name, a, b, allowed)]
     assert ours.bytes is not None and theirs.bytes is not None
     return [
-        *filter(None, found),
+        *filter(None, comparisons),
         _compare_rows_times(ours, theirs, a, b, allowed),
         compare_sizes(ours.bytes, theirs.bytes, allowed.max_growth),
     ]
@@ -165,9 +165,15 @@ def _compare_rows(name: str, a: _Run, b: _Run, allowed: Allowed) -> list[Compare
 
 def _compare_accuracy(name: str, a: _Run, b: _Run, allowed: Allowed) -> Compared | None:
     """Paired where both runs kept their outcomes on the same images."""
-    kept = a.outcomes, b.outcomes
-    if kept[0] and kept[1] and kept[0].data == kept[1].data and name in kept[0].given and name in kept[1].given:
-        return compare_outcomes(kept[1].right(name), kept[0].right(name), allowed.max_drop)
+    outcomes = a.outcomes, b.outcomes
+    if (
+        outcomes[0]
+        and outcomes[1]
+        and outcomes[0].data == outcomes[1].data
+        and name in outcomes[0].given
+        and name in outcomes[1].given
+    ):
+        return compare_outcomes(outcomes[1].right(name), outcomes[0].right(name), allowed.max_drop)
     ours, theirs = b.rows[name].accuracy, a.rows[name].accuracy
     if ours is None or theirs is None:
         return None
@@ -187,22 +193,24 @@ def _compare_rows_times(ours: Row, theirs: Row, a: _Run, b: _Run, allowed: Allow
         return Compared(quantity="time", word="cannot tell", reason=reason)
     one, other = ours.latency, theirs.latency
     ratio = one.ratio_to_baseline / other.ratio_to_baseline
-    found = compare_times(ratio, (one.ci95[0] / other.ci95[1], one.ci95[1] / other.ci95[0]), one.conditions)
-    return Compared(quantity="time", word=found.word, reason=f"{found.reason}, by each run's ratio to its own baseline")
+    comparison = compare_times(ratio, (one.ci95[0] / other.ci95[1], one.ci95[1] / other.ci95[0]), one.conditions)
+    return Compared(
+        quantity="time", word=comparison.word, reason=f"{comparison.reason}, by each run's ratio to its own baseline"
+    )
 
 
 def _compare_files(a: Path, b: Path, allowed: Allowed, data: str | None) -> Comparison:
     before, after = _trusted(a), _trusted(b)
-    found: list[Compared | None] = []
+    comparisons: list[Compared | None] = []
     if data is not None:
-        found.append(compare_outcomes(_outcomes(b, after, data), _outcomes(a, before, data), allowed.max_drop))
+        comparisons.append(compare_outcomes(_outcomes(b, after, data), _outcomes(a, before, data), allowed.max_drop))
     else:
-        found.append(_compare_cards(before, after, allowed))
+        comparisons.append(_compare_cards(before, after, allowed))
     if allowed.seconds:
-        found.append(_time_in_turn(a, b, allowed))
-    found.append(compare_sizes(parts.size(b), parts.size(a), allowed.max_growth))
+        comparisons.append(_time_in_turn(a, b, allowed))
+    comparisons.append(compare_sizes(parts.size(b), parts.size(a), allowed.max_growth))
     name = " against ".join(dict.fromkeys(f"{c.target} {c.row.precision or 'file'}" for c in (after, before)))
-    return Comparison(a=a, b=b, entries=(Entry(name=name, compared=tuple(filter(None, found))),))
+    return Comparison(a=a, b=b, entries=(Entry(name=name, compared=tuple(filter(None, comparisons))),))
 
 
 def _trusted(path: Path) -> Card:
@@ -222,20 +230,22 @@ def _compare_cards(a: Card, b: Card, allowed: Allowed) -> Compared | None:
     return compare_shares((ours.top1, ours.n), (theirs.top1, theirs.n), allowed.max_drop)
 
 
-def _outcomes(path: Path, kept: Card, name: str) -> Any:
-    data = resized.resize_data(calib_data.load(name, kept.seed), kept.input_shape[1:])
-    if data.shape != kept.input_shape:
-        raise RequestError(f"{path.name} takes images {kept.input_shape}, the data has {data.shape}")
-    refuse_without_runtime(targets.get(kept.target), path)
-    with opened(kept.target, path) as runner:
-        return right(compute_logits(runner, data.test, kept, fed=kept.fed).numpy(), data.test.labels.numpy())
+def _outcomes(path: Path, own_card: Card, name: str) -> Any:
+    data = resized.resize_data(calib_data.load(name, own_card.seed), own_card.input_shape[1:])
+    if data.shape != own_card.input_shape:
+        raise RequestError(f"{path.name} takes images {own_card.input_shape}, the data has {data.shape}")
+    refuse_without_runtime(targets.get(own_card.target), path)
+    with open_isolated(own_card.target, path) as runner:
+        return correct_images(
+            compute_logits(runner, data.test, own_card, fed=own_card.fed).numpy(), data.test.labels.numpy()
+        )
 
 
 def _time_in_turn(a: Path, b: Path, allowed: Allowed) -> Compared:
     """Both files called in turn in one measurement, in a process of their own."""
     for path in (a, b):
         refuse_without_runtime(targets.get(_trusted(path).target), path)
-    with remote(_Pair, a, b, allowed.threads, what=f"timing {b.name} against {a.name}") as timed:
+    with call_remotely(_Pair, a, b, allowed.threads, what=f"timing {b.name} against {a.name}") as timed:
         ratio, interval, conditions = timed(allowed.seconds)
     return compare_times(ratio, interval, conditions)
 
@@ -244,18 +254,18 @@ class _Pair:
     """In the process that times: two files, opened."""
 
     def __init__(self, a: Path, b: Path, threads: int) -> None:
-        self.calls, self.threads = {"b": _call(b, threads), "a": _call(a, threads)}, threads
+        self.calls, self.threads = {"b": _call_of(b, threads), "a": _call_of(a, threads)}, threads
 
     def __call__(self, seconds: float) -> tuple[float, tuple[float, float], Conditions]:
-        found = measure(self.calls, seconds=seconds, threads=self.threads)
-        ratio, interval = statistics.ratio_interval(found.samples["b"].blocks, found.samples["a"].blocks)
-        return ratio, interval, found.conditions("b")
+        measurement = measure(self.calls, seconds=seconds, threads=self.threads)
+        ratio, interval = statistics.ratio_interval(measurement.samples["b"].blocks, measurement.samples["a"].blocks)
+        return ratio, interval, measurement.conditions("b")
 
 
-def _call(path: Path, threads: int) -> Callable[[], object]:
-    kept = card.read(path)
-    runner = open_runtime(targets.get(kept.target), path, threads)
-    return partial(runner, blank_image(kept.input_shape, kept.fed))
+def _call_of(path: Path, threads: int) -> Callable[[], object]:
+    own_card = card.read(path)
+    runner = open_runtime(targets.get(own_card.target), path, threads)
+    return partial(runner, blank_image(own_card.input_shape, own_card.fed))
 
 
 def markdown_of(comparison: Comparison) -> Sequence[str]:
@@ -268,4 +278,4 @@ def markdown_of(comparison: Comparison) -> Sequence[str]:
         [name, quantity, f"**{word}**" if word in WORSE else word, why]
         for name, quantity, word, why in comparison.rows()
     ]
-    return [f"Compared with `{comparison.a}`: {verdict}.", "", *markdown.table(head, rows)]
+    return [f"Compared with `{comparison.a}`: {verdict}.", "", *markdown.markdown_table(head, rows)]

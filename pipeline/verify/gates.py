@@ -16,7 +16,7 @@ from edgewise.measure.soundness import Soundness
 from edgewise.measure.speed import SMALLEST
 from edgewise.measure.values import Accuracy, Agreement, Difference, Latency
 from edgewise.report.rows import Verdict
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 
 FAR = 4.0
 """Times the explained noise beyond which no number of roundings reaches, whatever the layers show one by one."""
@@ -32,7 +32,7 @@ class Finding:
     """Which gate; empty for what is no gate, such as the word on a control."""
 
 
-def judge(*findings: Finding) -> Finding:
+def worst_finding(*findings: Finding) -> Finding:
     """The worst of several gates: a failure, else an undecided one, else a pass; with all their reasons of that kind."""
     verdicts: tuple[Verdict, ...] = ("fail", "not-checked", "pass")
     for verdict in verdicts:
@@ -44,11 +44,11 @@ def judge(*findings: Finding) -> Finding:
 
 def gates_of(findings: Iterable[Finding]) -> dict[str, Verdict]:
     """Each gate's verdict, the worst where one was asked several times."""
-    found: dict[str, list[Finding]] = {}
+    findings_by_gate: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.gate:
-            found.setdefault(finding.gate, []).append(finding)
-    return {gate: judge(*each).verdict for gate, each in found.items()}
+            findings_by_gate.setdefault(finding.gate, []).append(finding)
+    return {gate: worst_finding(*each).verdict for gate, each in findings_by_gate.items()}
 
 
 def on_soundness(soundness: Soundness | None) -> Finding:
@@ -105,18 +105,18 @@ def on_top5(accuracy: Accuracy, limits: Limits, reference: str = "the baseline")
 
 
 def _on_fall(versus: Difference, images: int, limit: float, reference: str, figure: str, gate: str) -> Finding:
-    n, low, allowed = f"{images:,}", versus.ci95[0], f"{_points(limit)} allowed"
+    n, low, tolerance = f"{images:,}", versus.ci95[0], f"{_points(limit)} allowed"
     verdict = fall_verdict(versus.delta, versus.ci95, versus.p_value, limit)
     if verdict == "pass":
         return Finding(
-            "pass", f"{figure} changed by {_signed(versus.delta)} from {reference}, {allowed} (n = {n})", gate
+            "pass", f"{figure} changed by {_signed_points(versus.delta)} from {reference}, {tolerance} (n = {n})", gate
         )
     if verdict == "fail":
         fell = f"{figure} fell by {_points(-versus.delta)} from {reference}"
-        return Finding("fail", f"{fell}, {allowed} (n = {n}, p = {versus.p_value:.2g})", gate)
+        return Finding("fail", f"{fell}, {tolerance} (n = {n}, p = {versus.p_value:.2g})", gate)
     return Finding(
         "not-checked",
-        f"{figure} changed by {_signed(versus.delta)} from {reference}, {allowed}, but {n} test images cannot exclude a fall "
+        f"{figure} changed by {_signed_points(versus.delta)} from {reference}, {tolerance}, but {n} test images cannot exclude a fall "
         f"of {_points(-low)}; {_would_decide(versus, images, limit)}",
         gate,
     )
@@ -130,50 +130,50 @@ def _would_decide(versus: Difference, n: int, limit: float) -> str:
 
 def on_calibration(accuracy: Accuracy, limits: Limits, reference: str = "the baseline") -> Finding:
     """The interval of what the calibration error rose by must lie on one side of ``max_ece_rise``, where that is limited."""
-    found, allowed = accuracy.calibration, limits.max_ece_rise
-    if allowed is None:
+    calibration, tolerance = accuracy.calibration, limits.max_ece_rise
+    if tolerance is None:
         return Finding("pass", "")
-    if found is None:
+    if calibration is None:
         return Finding("not-checked", "the calibration error is limited, and answers are no numbers", "calibration")
-    low, high = found.ci95
+    low, high = calibration.ci95
     text = (
-        f"the calibration error is {found.error:.2%}, {_signed(found.rise)} ({_signed(low)} to {_signed(high)}) from "
-        f"{reference}'s, {_points(allowed)} allowed (n = {accuracy.n:,})"
+        f"the calibration error is {calibration.error:.2%}, {_signed_points(calibration.rise)} ({_signed_points(low)} to {_signed_points(high)}) from "
+        f"{reference}'s, {_points(tolerance)} allowed (n = {accuracy.n:,})"
     )
-    if high <= allowed:
+    if high <= tolerance:
         return Finding("pass", text, "calibration")
-    if low > allowed:
+    if low > tolerance:
         return Finding("fail", text, "calibration")
     return Finding("not-checked", f"{text}: too few images to decide", "calibration")
 
 
 def on_sqnr(agreement: Agreement, limits: Limits) -> Finding:
     """The file's answers must stand out from their differences to PyTorch's by ``min_sqnr_db``, where that is limited."""
-    allowed, found = limits.min_sqnr_db, agreement.sqnr_db
-    if allowed is None:
+    minimum, value = limits.min_sqnr_db, agreement.sqnr_db
+    if minimum is None:
         return Finding("pass", "")
     if agreement.not_finite:
-        return Finding("fail", f"{agreement.not_finite:,} answers are no finite numbers, {allowed:g} dB wanted", "SQNR")
-    if found is None:
-        return Finding("pass", f"its answers are PyTorch's in every bit, {allowed:g} dB wanted", "SQNR")
-    text = f"its answers lie {found:.1f} dB above their differences from PyTorch's, {allowed:g} dB wanted"
-    return Finding("pass" if found >= allowed else "fail", text, "SQNR")
+        return Finding("fail", f"{agreement.not_finite:,} answers are no finite numbers, {minimum:g} dB wanted", "SQNR")
+    if value is None:
+        return Finding("pass", f"its answers are PyTorch's in every bit, {minimum:g} dB wanted", "SQNR")
+    text = f"its answers lie {value:.1f} dB above their differences from PyTorch's, {minimum:g} dB wanted"
+    return Finding("pass" if value >= minimum else "fail", text, "SQNR")
 
 
 def on_classes(
     accuracy: Accuracy, limits: Limits, classes: Sequence[str] = (), reference: str = "the baseline"
 ) -> Finding:
     """No single class may certainly lose more than ``limits.class_drop`` of its images. ``classes``: their names."""
-    if (allowed := limits.class_drop) >= 1:
+    if (tolerance := limits.class_drop) >= 1:
         return Finding("pass", "no class is limited", "classes")
-    worst = [fall for fall in accuracy.falls if fall.fall > allowed]
+    worst = [fall for fall in accuracy.falls if fall.fall > tolerance]
     if not worst:
-        return Finding("pass", f"no class certainly fell by more than {_points(allowed)}", "classes")
-    named = ", ".join(
+        return Finding("pass", f"no class certainly fell by more than {_points(tolerance)}", "classes")
+    names = ", ".join(
         f"{classes[fall.label] if classes else fall.label} by {_points(fall.fall)} of {fall.n}" for fall in worst[:5]
     )
     more = f" and {len(worst) - 5} more" if len(worst) > 5 else ""
-    return Finding("fail", f"classes fell from {reference}: {named}{more}; {_points(allowed)} allowed", "classes")
+    return Finding("fail", f"classes fell from {reference}: {names}{more}; {_points(tolerance)} allowed", "classes")
 
 
 def on_latency(latency: Latency, limits: Limits, *, same_work: bool = False) -> Finding:
@@ -181,16 +181,16 @@ def on_latency(latency: Latency, limits: Limits, *, same_work: bool = False) -> 
 
     ``same_work``: as many multiply-accumulates as the baseline, in the same precision; then within ``same_work_ratio``.
     """
-    allowed = max(limits.max_latency_ratio, limits.same_work_ratio) if same_work else limits.max_latency_ratio
-    return _on_ratio(latency, "the baseline's time", allowed, "latency")
+    tolerance = max(limits.max_latency_ratio, limits.same_work_ratio) if same_work else limits.max_latency_ratio
+    return _on_ratio(latency, "the baseline's time", tolerance, "latency")
 
 
-def on_input(latency: Latency, given: str, limits: Limits) -> Finding:
+def on_input(latency: Latency, input_kind: str, limits: Limits) -> Finding:
     """A step that changed the work must be proven to lie within ``max_step_ratio`` of the network it was given.
 
-    ``latency`` was measured against that network, which is called ``given``.
+    ``latency`` was measured against that network, which is called ``input_kind``.
     """
-    finding = _on_ratio(latency, f"the time of its input, {given},", limits.max_step_ratio, "step time")
+    finding = _on_ratio(latency, f"the time of its input, {input_kind},", limits.max_step_ratio, "step time")
     return replace(finding, reason=f"not faster: {finding.reason}") if finding.verdict == "fail" else finding
 
 
@@ -205,14 +205,14 @@ def _on_ratio(latency: Latency, to: str, allowed: float, gate: str) -> Finding:
         f"{latency.ratio_to_baseline:.2f} of {to} on {latency.on} (95 % interval {low:.2f} to {high:.2f}, "
         f"{allowed:g} allowed)"
     )
-    disturbed = latency.conditions.disturbances if latency.conditions else ()
+    disturbances = latency.conditions.disturbances if latency.conditions else ()
     leeway = latency.conditions.leeway if latency.conditions else 1.0
     if high * leeway <= allowed:
         return Finding("pass", text, gate)
     if low / leeway > allowed * SMALLEST:
         return Finding("fail", text, gate)
     placed = f"a file differs by up to {SMALLEST - 1:.0%} from itself, by where it lies in memory"
-    why = "; ".join(disturbed) or (placed if low > allowed else "the machine was too noisy to decide")
+    why = "; ".join(disturbances) or (placed if low > allowed else "the machine was too noisy to decide")
     return Finding("not-checked", f"{text}: {why}", gate)
 
 
@@ -231,8 +231,8 @@ def on_agreement(agreement: Agreement, limits: Limits, where: str = "") -> Findi
     if agreement.layers_apart is not None and not _too_far(agreement, FAR):
         return _on_layers(agreement, text)
     if _too_far(agreement):
-        found, unit = f"{agreement.noise:.2g}", agreement.noise_unit
-        text = f"{text}; its answers lie {found} {unit} from PyTorch's in the mean, {agreement.noise_allowed:g} explained by rounding"
+        noise, unit = f"{agreement.noise:.2g}", agreement.noise_unit
+        text = f"{text}; its answers lie {noise} {unit} from PyTorch's in the mean, {agreement.noise_allowed:g} explained by rounding"
         return Finding("fail", text, "agreement")
     return _on_differing(agreement, limits, text)
 
@@ -245,31 +245,31 @@ def _on_layers(agreement: Agreement, text: str) -> Finding:
 
 
 def _on_differing(agreement: Agreement, limits: Limits, text: str) -> Finding:
-    allowed, count = 1 - limits.min_agreement, differing(agreement)
+    tolerance, count = 1 - limits.min_agreement, count_differing(agreement)
     low, high = proportion_bounds(count, agreement.n)
-    wanted = f"{text}, {limits.min_agreement:.2%} wanted"
-    if high <= allowed or count == 0 == allowed or allowed >= 1:
+    sentence = f"{text}, {limits.min_agreement:.2%} wanted"
+    if high <= tolerance or count == 0 == tolerance or tolerance >= 1:
         return Finding("pass", text, "agreement")
-    if low > allowed or allowed == 0:
-        return Finding("fail", wanted, "agreement")
-    number = images_to_bound(count, agreement.n, allowed)
+    if low > tolerance or tolerance == 0:
+        return Finding("fail", sentence, "agreement")
+    number = images_to_bound(count, agreement.n, tolerance)
     decide = "no number of images decides just the limit" if number is None else f"{number:,} images would decide"
-    return Finding("not-checked", f"{wanted}; {decide}", "agreement")
+    return Finding("not-checked", f"{sentence}; {decide}", "agreement")
 
 
-def suspicious(agreement: Agreement, limits: Limits) -> bool:
+def needs_layers(agreement: Agreement, limits: Limits) -> bool:
     """Whether the layers should be compared, since the answers alone do not pass."""
     return agreement.layers_apart is None and on_agreement(agreement, limits).verdict != "pass"
 
 
-def differing(agreement: Agreement) -> int:
+def count_differing(agreement: Agreement) -> int:
     """Images in another class, those aside that are known to be ties."""
     return round((1 - agreement.top1) * agreement.n) if agreement.differ is None else agreement.differ
 
 
 def _too_far(agreement: Agreement, times: float = 1.0) -> bool:
-    noise, allowed = agreement.noise, agreement.noise_allowed
-    return noise is not None and allowed is not None and noise > times * allowed
+    noise, tolerance = agreement.noise, agreement.noise_allowed
+    return noise is not None and tolerance is not None and noise > times * tolerance
 
 
 def _same_class(agreement: Agreement) -> str:
@@ -289,16 +289,16 @@ def on_coverage(undelegated: tuple[str, ...], limits: Limits) -> Finding:
 
 def on_covered_macs(facts: Mapping[str, Any], limits: Limits) -> Finding:
     """The backend must not leave a larger share of the MACs outside than allowed; ``facts``: the file's."""
-    allowed, coverage = limits.max_undelegated_macs, facts.get("coverage")
+    tolerance, coverage = limits.max_undelegated_macs, facts.get("coverage")
     if coverage is None:
-        verdict: Verdict = "pass" if allowed is None else "not-checked"
+        verdict: Verdict = "pass" if tolerance is None else "not-checked"
         return Finding(verdict, "the target does not tell which MACs its backend takes", "coverage")
     share = float(coverage["undelegated_share"])
     text = f"{share:.1%} of {coverage['macs']:,} MACs outside the backend"
-    if allowed is not None and share > allowed:
-        left = {name: entry for name, entry in coverage["by_operator"].items() if entry["undelegated_macs"]}
-        named = ", ".join(f"{name} {entry['undelegated_macs']:,}" for name, entry in left.items())
-        return Finding("fail", f"{text} ({named}), {allowed:.1%} allowed", "coverage")
+    if tolerance is not None and share > tolerance:
+        operators = {name: entry for name, entry in coverage["by_operator"].items() if entry["undelegated_macs"]}
+        listing = ", ".join(f"{name} {entry['undelegated_macs']:,}" for name, entry in operators.items())
+        return Finding("fail", f"{text} ({listing}), {tolerance:.1%} allowed", "coverage")
     return Finding("pass", text, "coverage")
 
 
@@ -338,13 +338,13 @@ def on_first_call(first_call_ms: float | None, limits: Limits) -> Finding:
     return _on_most(first_call_ms, limits.max_first_call_ms, "first call", "{:.3g} ms to the first answer")
 
 
-def _on_most(found: float | None, allowed: float | None, gate: str, words: str) -> Finding:
+def _on_most(value: float | None, allowed: float | None, gate: str, words: str) -> Finding:
     if allowed is None:
         return Finding("pass", "")
-    if found is None:
+    if value is None:
         return Finding("not-checked", f"{gate} is limited and was not measured here", gate)
-    text = f"{words.format(found)}, {words.format(allowed)} allowed"
-    return Finding("fail" if found > allowed else "pass", text, gate)
+    text = f"{words.format(value)}, {words.format(allowed)} allowed"
+    return Finding("fail" if value > allowed else "pass", text, gate)
 
 
 def on_grade(grade: Grade, why: str) -> Finding:
@@ -358,11 +358,11 @@ def _points(fraction: float) -> str:
     return f"{100 * fraction:.2f} points"
 
 
-def _signed(fraction: float) -> str:
+def _signed_points(fraction: float) -> str:
     return f"{100 * fraction:+.2f} points"
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a step or a file may cost; beyond it the gate fails. Fractions and ratios, all relative to the baseline."""

@@ -21,7 +21,7 @@ from edgewise.calib_data import Part
 from edgewise.errors import EvidenceError
 from edgewise.measure.agreement import EXACT, moved_answers
 from edgewise.store.entries import file_digest
-from edgewise.store.machine import cpu_name, emulator
+from edgewise.store.machine import cpu_name, emulator_name
 from edgewise.store.reading import read_regular
 from edgewise.store.whole import write_whole
 from edgewise.targets import Target, versions
@@ -101,7 +101,7 @@ class Record:
         The same processor's name is not enough: another build rounds otherwise, and under an emulator the name is that
         of the processor beneath it, whose kernels are not those that run.
         """
-        if emulator() or self.emulator or self.cpu != cpu_name():
+        if emulator_name() or self.emulator or self.cpu != cpu_name():
             return False
         return not self.architecture or (self.architecture, self.runtime) == (platform.machine(), runtime)
 
@@ -121,8 +121,8 @@ def choose(part: Part) -> Golden:
 
 def tolerance(answers: Tensor, reference: Tensor) -> Tolerance:
     """From a file's answers and its PyTorch model's, both [N, classes], over the test set."""
-    spread, moved = float(reference.max() - reference.min()), (answers - reference).abs()
-    return Tolerance(worst=max(float(moved.max()), NEAR * spread), mean=max(float(moved.mean()), EXACT * spread))
+    spread, distance = float(reference.max() - reference.min()), (answers - reference).abs()
+    return Tolerance(worst=max(float(distance.max()), NEAR * spread), mean=max(float(distance.mean()), EXACT * spread))
 
 
 def write(artifact: Path, golden: Golden, allowed: Tolerance, runtime: str = "") -> Record:
@@ -138,7 +138,7 @@ def write(artifact: Path, golden: Golden, allowed: Tolerance, runtime: str = "")
         tolerance=allowed,
         architecture=platform.machine(),
         runtime=runtime,
-        emulator=emulator(),
+        emulator=emulator_name(),
     )
 
 
@@ -163,43 +163,45 @@ def read(artifact: Path, record: Record) -> Golden:
         content = read_regular(place, LARGEST)
         if hashlib.sha256(content).hexdigest() != record.sha256:
             raise ValueError("it is not the file that the card names")
-        return _golden(load(content))
+        return _check_tensors(load(content))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise EvidenceError(
             f"cannot read {place}: {error}. A run writes it beside its file and card; keep the three together"
         ) from error
 
 
-def _golden(held: Mapping[str, Tensor]) -> Golden:
+def _check_tensors(tensors: Mapping[str, Tensor]) -> Golden:
     """The three tensors, each of the type and the shape that was written. Raises ValueError for others."""
-    images, index, answers = held["images"], held["index"], held["answers"]
-    found = f"{tuple(images.shape)}, {tuple(index.shape)}, {tuple(answers.shape)}"
+    images, index, answers = tensors["images"], tensors["index"], tensors["answers"]
+    shapes = f"{tuple(images.shape)}, {tuple(index.shape)}, {tuple(answers.shape)}"
     kinds = (images.dtype, index.dtype, answers.dtype) == (torch.uint8, torch.int64, torch.float32)
     if not kinds or (images.dim(), index.dim(), answers.dim()) != (4, 1, 2):
-        raise ValueError(f"wanted uint8 images [k, C, H, W], int64 [k] and float32 answers [k, classes], found {found}")
+        raise ValueError(
+            f"wanted uint8 images [k, C, H, W], int64 [k] and float32 answers [k, classes], found {shapes}"
+        )
     if not len(images) == len(index) == len(answers) > 0:
-        raise ValueError(f"wanted as many answers as images, found {found}")
+        raise ValueError(f"wanted as many answers as images, found {shapes}")
     return Golden(images, index, answers)
 
 
-def describe_change(found: Tensor, golden: Golden, record: Record, runtime: str = "") -> str:
-    """How the answers ``found`` [k, classes] differ from the golden ones beyond what is allowed; empty if they do not.
+def describe_change(answers: Tensor, golden: Golden, record: Record, runtime: str = "") -> str:
+    """How the answers ``answers`` [k, classes] differ from the golden ones beyond what is allowed; empty if they do not.
 
     ``runtime``: what gave them, as ``runtime_of`` names it.
     """
-    wanted = golden.answers
-    if found.shape != wanted.shape:
-        return f"it answers {list(found.shape)} to {len(golden)} golden images, wanted {list(wanted.shape)}"
-    if not bool(found.isfinite().all()):
+    expected = golden.answers
+    if answers.shape != expected.shape:
+        return f"it answers {list(answers.shape)} to {len(golden)} golden images, wanted {list(expected.shape)}"
+    if not bool(answers.isfinite().all()):
         return "an answer to a golden image is not a finite number"
     same = record.was_made_here(runtime)
     elsewhere = None if same else (record.tolerance.worst, record.tolerance.mean)
-    moved = moved_answers(found.numpy(), wanted.numpy(), elsewhere)
-    if moved.within:
+    distance = moved_answers(answers.numpy(), expected.numpy(), elsewhere)
+    if distance.within:
         return ""
     where = "in the same build on the same" if same else "in another build or on another"
     return (
-        f"its answers to {len(golden)} golden images moved by up to {moved.worst:.3g}, {moved.mean:.3g} in the mean "
-        f"({moved.allowed_worst:.3g} and {moved.allowed_mean:.3g} allowed {where} processor), {moved.changed} to another "
+        f"its answers to {len(golden)} golden images moved by up to {distance.worst:.3g}, {distance.mean:.3g} in the mean "
+        f"({distance.allowed_worst:.3g} and {distance.allowed_mean:.3g} allowed {where} processor), {distance.changed} to another "
         "class: its weights, or how its images are prepared, are not those it was verified with"
     )

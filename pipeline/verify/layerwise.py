@@ -72,10 +72,12 @@ def compare(inside: Inside, images: Tensor, precision: Precision, plain: Mapping
     layers = []
     for node in graph.graph.nodes:
         if node.name in inside.values:
-            given = inside.values[node.name]
-            wanted = torch.cat([part[0][node.name].float() for part in parts])
+            value = inside.values[node.name]
+            expected = torch.cat([part[0][node.name].float() for part in parts])
             cumulative = torch.cat([part[1][node.name].float() for part in parts])
-            layers.append(_layer(node, given, wanted, cumulative, tolerance, plain.get(_unquantized(node).name)))
+            layers.append(
+                _compare_layer(node, value, expected, cumulative, tolerance, plain.get(_before_quantization(node).name))
+            )
     return layers
 
 
@@ -136,31 +138,36 @@ class _Recompute(Interpreter):
             self._own[n.name] = result
             if n.name in self._given:
                 # Image after image, whatever the first dimension counts: a transformer's tokens lie in it as well.
-                given = self._given[n.name].reshape(-1, result.numel())[self._index]
-                return given.reshape(result.shape).to(result.dtype)
+                value = self._given[n.name].reshape(-1, result.numel())[self._index]
+                return value.reshape(result.shape).to(result.dtype)
         return result
 
 
-def _at_every_reader(graph: GraphModule, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``given``, a quantized value also at its other dequantizations: a file has one value where the graph has several."""
-    found = dict(given)
+def _at_every_reader(graph: GraphModule, values_by_node: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``values_by_node``, a quantized value also at its other dequantizations: a file has one value where the graph has several."""
+    values = dict(values_by_node)
     for node in graph.graph.nodes:
-        if node.name in given and "dequantize_per_tensor" in str(node.target):
+        if node.name in values_by_node and "dequantize_per_tensor" in str(node.target):
             twins = [other for other in node.args[0].users if (other.target, other.args) == (node.target, node.args)]
-            found |= {twin.name: given[node.name] for twin in twins if twin.name not in given}
-    return found
+            values |= {twin.name: values_by_node[node.name] for twin in twins if twin.name not in values_by_node}
+    return values
 
 
-def _layer(
-    node: Node, given: Tensor, wanted: Tensor, cumulative: Tensor, tolerance: tuple[float, float], plain: Tensor | None
+def _compare_layer(
+    node: Node,
+    value: Tensor,
+    expected: Tensor,
+    cumulative: Tensor,
+    tolerance: tuple[float, float],
+    plain: Tensor | None,
 ) -> Layer:
-    given, step = given.reshape(wanted.shape), step_of(node)
-    difference = torch.nan_to_num((given - wanted).abs(), nan=math.inf)
+    value, step = value.reshape(expected.shape), step_of(node)
+    difference = torch.nan_to_num((value - expected).abs(), nan=math.inf)
     if step is None:
-        unit, allowed, size = "share", tolerance[1], max(float(wanted.abs().max()), 1e-12)
-        threshold = 0.1 * allowed * size
+        unit, limit, size = "share", tolerance[1], max(float(expected.abs().max()), 1e-12)
+        threshold = 0.1 * limit * size
     else:
-        unit, allowed, size, threshold = "steps", tolerance[0], step, 0.5 * step
+        unit, limit, size, threshold = "steps", tolerance[0], step, 0.5 * step
     source = source_of(node)
     return Layer(
         name=module_name(source) or source.name,
@@ -169,8 +176,8 @@ def _layer(
         unit=unit,
         worst=float(difference.max()) / size,
         changed=float((difference > threshold).float().mean()),
-        tolerance=allowed,
-        drift_db=_decibels(given, cumulative),
+        tolerance=limit,
+        drift_db=_decibels(value, cumulative),
         quantization_db=math.nan if plain is None else _decibels(cumulative, plain.reshape(cumulative.shape)),
     )
 
@@ -188,7 +195,7 @@ def step_of(node: Node) -> float | None:
     return float(scale) if isinstance(scale, float | int) else None
 
 
-def _unquantized(node: Node) -> Node:
+def _before_quantization(node: Node) -> Node:
     """What a dequantized value was before its quantization."""
     while "quantize_per_tensor" in str(node.target) and isinstance(node.args[0], Node):
         node = node.args[0]

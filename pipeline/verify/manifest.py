@@ -45,20 +45,20 @@ def path_of(artifact: Path) -> Path:
 def files_of(artifact: Path) -> list[Path]:
     """Every file of an artifact, its card and its golden images, as far as they are there."""
     beside = (artifact.with_name(artifact.name + suffix) for suffix in (CARD, GOLDEN))
-    found = (*parts.roots(artifact), *(place for place in beside if place.is_file()))
+    files = (*parts.roots(artifact), *(place for place in beside if place.is_file()))
     return sorted(
-        file for root in found for file in ([root] if not root.is_dir() else root.rglob("*")) if not file.is_dir()
+        file for root in files for file in ([root] if not root.is_dir() else root.rglob("*")) if not file.is_dir()
     )
 
 
 def write(artifact: Path, checkpoint: str) -> None:
     """Write the manifest of a delivered file; ``checkpoint``: its network's name in the run's folder, empty for none."""
     folder = artifact.parent
-    named = {file.relative_to(folder).as_posix(): file for file in files_of(artifact)}
+    files = {file.relative_to(folder).as_posix(): file for file in files_of(artifact)}
     if checkpoint:
         place = CHECKPOINTS / checkpoint
-        named |= {f"{place}/{file.name}": file for file in sorted((folder / place).iterdir())}
-    text = "".join(f"{file_digest(file)}  {name}\n" for name, file in named.items())
+        files |= {f"{place}/{file.name}": file for file in sorted((folder / place).iterdir())}
+    text = "".join(f"{file_digest(file)}  {name}\n" for name, file in files.items())
     write_whole(path_of(artifact), text.encode())
 
 
@@ -67,19 +67,19 @@ def read(artifact: Path) -> dict[str, str]:
     place = path_of(artifact)
     try:
         lines = read_regular(place, _LARGEST).decode().splitlines()
-        entries = dict(_entry(line) for line in lines)
+        entries = dict(_parse_entry(line) for line in lines)
     except (OSError, ValueError) as error:
         raise EvidenceError(
             f"cannot read {place}: {error}. A run writes this list of digests beside its file; keep the two together, or run "
             "the recipe again"
         ) from error
-    for wanted in (artifact.name + CARD, artifact.name):
-        if not any(name == wanted or name.startswith(f"{wanted}/") for name in entries):
-            raise EvidenceError(f"{place} names no {wanted}; it is not the one that was written with it")
+    for required in (artifact.name + CARD, artifact.name):
+        if not any(name == required or name.startswith(f"{required}/") for name in entries):
+            raise EvidenceError(f"{place} names no {required}; it is not the one that was written with it")
     return entries
 
 
-def _entry(line: str) -> tuple[str, str]:
+def _parse_entry(line: str) -> tuple[str, str]:
     match = _LINE.fullmatch(line)
     if match is None:
         raise ValueError(f"wanted a digest and a name in each line, found {line!r:.60}")
@@ -96,10 +96,10 @@ def problems(artifact: Path, entries: Mapping[str, str], checkpoint: Path | None
 
     ``checkpoint``: where the network is, if it is not where a run leaves it.
     """
-    return [*_listed(artifact, entries, checkpoint), *_unlisted(artifact, entries)]
+    return [*_listed_problems(artifact, entries, checkpoint), *_unlisted_problems(artifact, entries)]
 
 
-def _listed(artifact: Path, entries: Mapping[str, str], checkpoint: Path | None) -> Iterator[Problem]:
+def _listed_problems(artifact: Path, entries: Mapping[str, str], checkpoint: Path | None) -> Iterator[Problem]:
     for name, digest in entries.items():
         place = artifact.parent / name
         if PurePosixPath(name).is_relative_to(CHECKPOINTS):
@@ -109,11 +109,11 @@ def _listed(artifact: Path, entries: Mapping[str, str], checkpoint: Path | None)
                 continue
         if not place.is_file():
             yield Problem(name, "is missing" if not place.exists() else "is no regular file")
-        elif (found := file_digest(place)) != digest:
-            yield Problem(name, f"was changed: its digest was {digest[:16]}…, found {found[:16]}…")
+        elif (actual := file_digest(place)) != digest:
+            yield Problem(name, f"was changed: its digest was {digest[:16]}…, found {actual[:16]}…")
 
 
-def _unlisted(artifact: Path, entries: Mapping[str, str]) -> Iterator[Problem]:
+def _unlisted_problems(artifact: Path, entries: Mapping[str, str]) -> Iterator[Problem]:
     for file in files_of(artifact):
         name = file.relative_to(artifact.parent).as_posix()
         if name not in entries:

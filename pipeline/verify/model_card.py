@@ -39,61 +39,63 @@ def model_card(artifact: Path, card: Card) -> dict[str, Any]:
                 "version": card.sha256[:16],
                 "description": f"{card.model} by the recipe {card.recipe}, written for {card.target}",
                 "modelCard": {
-                    "modelParameters": _parameters(card),
+                    "modelParameters": _model_parameters(card),
                     "quantitativeAnalysis": {"performanceMetrics": list(_metrics(card))},
                     "considerations": {"technicalLimitations": [f"{card.row.verdict}: {card.row.reason}"]},
                 },
             }
         },
-        "components": [*_files(artifact), _data(card), *_packages(card.environment.get("packages", {}))],
+        "components": [*_list_files(artifact), _data_entry(card), *_packages(card.environment.get("packages", {}))],
     }
 
 
-def _parameters(card: Card) -> dict[str, Any]:
+def _model_parameters(card: Card) -> dict[str, Any]:
     return {
         "task": "image classification",
         "modelArchitecture": card.model,
         "datasets": [{"ref": "data"}],
-        "inputs": [{"format": _format(card.input)}],
-        "outputs": [{"format": _format(card.output)}],
+        "inputs": [{"format": _side_format(card.input)}],
+        "outputs": [{"format": _side_format(card.output)}],
     }
 
 
-def _format(side: Mapping[str, Any]) -> str:
+def _side_format(side: Mapping[str, Any]) -> str:
     return f"{side.get('dtype')} {side.get('shape')}, {side.get('meaning')}"
 
 
 def _metrics(card: Card) -> Iterator[dict[str, Any]]:
     if card.row.accuracy is not None:
         low, high = card.row.accuracy.ci95
-        yield _metric("top-1 accuracy", card.row.accuracy.top1, f"{card.row.accuracy.n} test images", low, high)
+        yield _make_metric("top-1 accuracy", card.row.accuracy.top1, f"{card.row.accuracy.n} test images", low, high)
     if card.row.latency is not None:
-        found = card.row.latency
-        low, high = found.ci95
-        where = f"batch {found.batch}, {found.threads} threads, {found.on}"
-        yield _metric("milliseconds, median of one call", found.p50_ms, where)
-        yield _metric("time over the baseline's", found.ratio_to_baseline, where, low, high)
+        latency = card.row.latency
+        low, high = latency.ci95
+        where = f"batch {latency.batch}, {latency.threads} threads, {latency.on}"
+        yield _make_metric("milliseconds, median of one call", latency.p50_ms, where)
+        yield _make_metric("time over the baseline's", latency.ratio_to_baseline, where, low, high)
 
 
-def _metric(kind: str, value: float, where: str, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+def _make_metric(
+    kind: str, value: float, where: str, low: float | None = None, high: float | None = None
+) -> dict[str, Any]:
     bounds = {} if low is None else {"confidenceInterval": {"lowerBound": str(low), "upperBound": str(high)}}
     return {"type": kind, "value": str(value), "slice": where} | bounds
 
 
-def _files(artifact: Path) -> Iterator[dict[str, Any]]:
+def _list_files(artifact: Path) -> Iterator[dict[str, Any]]:
     """Every file of the artifact and of the evidence for it, with its digest."""
     for name, digest in manifest.read(artifact).items():
         yield {"type": "file", "name": name, "hashes": [{"alg": "SHA-256", "content": digest}]}
 
 
-def _data(card: Card) -> dict[str, Any]:
-    named = str(card.recipe_fields.get("data") or "data")
+def _data_entry(card: Card) -> dict[str, Any]:
+    data_name = str(card.recipe_fields.get("data") or "data")
     return {
         "type": "data",
         "bom-ref": "data",
-        "name": named,
+        "name": data_name,
         "version": card.data_digest[:16],
-        "data": [{"type": "dataset", "name": named}],
+        "data": [{"type": "dataset", "name": data_name}],
     }
 
 

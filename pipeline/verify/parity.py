@@ -19,7 +19,7 @@ from edgewise import targets
 from edgewise.errors import RequestError
 from edgewise.files import lower
 from edgewise.images import resized
-from edgewise.images.normalise import feed
+from edgewise.images.normalise import feed_images
 from edgewise.images.preprocess import OUTSIDE, Preprocess
 from edgewise.images.wrapper import Wrapper
 from edgewise.network import checkpoint
@@ -53,11 +53,11 @@ class Parity:
         """What was found, for people."""
         if self.first is None:
             return f"all {len(self.layers)} values that the file lets out follow from their inputs, on {self.images} images"
-        found = self.first
+        layer = self.first
         return (
-            f"first divergent layer: {found.name} ({found.operation}, node {found.node}): off by "
-            f"{_amount(found.worst, found.unit)} where {_amount(found.tolerance, found.unit)} is allowed, "
-            f"{percent(found.changed)} % of its elements changed"
+            f"first divergent layer: {layer.name} ({layer.operation}, node {layer.node}): off by "
+            f"{_amount(layer.worst, layer.unit)} where {_amount(layer.tolerance, layer.unit)} is allowed, "
+            f"{percent(layer.changed)} % of its elements changed"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -65,17 +65,17 @@ class Parity:
         return {
             "images": self.images,
             "verdict": "pass" if self.first is None else "fail",
-            "first_divergent": None if self.first is None else _entry(self.first),
-            "layers": [_entry(layer) for layer in self.layers],
+            "first_divergent": None if self.first is None else _layer_entry(self.first),
+            "layers": [_layer_entry(layer) for layer in self.layers],
         }
 
 
-def inspector() -> Callable[..., Parity]:
+def make_inspector() -> Callable[..., Parity]:
     """``inspect``, for a process of its own."""
     return inspect
 
 
-def _entry(layer: Layer) -> dict[str, Any]:
+def _layer_entry(layer: Layer) -> dict[str, Any]:
     fields = asdict(layer) | {"diverges": layer.diverges}
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in fields.items()}
 
@@ -88,19 +88,21 @@ def inspect(path: Path, data_name: str, folder: Path | None = None, model: str |
     RequestError for a file that has none, and for a target that lets nothing out. The float network is compared where the
     file prepares nothing itself: its graph has nodes more otherwise.
     """
-    kept = card.read(path)
-    target = targets.get(kept.target)
+    own_card = card.read(path)
+    target = targets.get(own_card.target)
     if target.inside is None:
         raise RequestError(f"target {target.name!r} lets no intermediate value out of its files; leave out --layers")
-    folder = card.checkpoint_of(path, kept) if folder is None else folder
+    folder = card.checkpoint_of(path, own_card) if folder is None else folder
     checkpoint.allow_model(folder, model)
-    data = resized.resize_data(card.load_images(kept, data_name), kept.input_shape[1:])
-    images = feed(data.test.batch(torch.arange(min(IMAGES, len(data.test)))), kept, kept.fed)
-    baking = Wrapper(preprocess=Preprocess(fed=kept.fed, softmax=kept.softmax), mean=kept.mean, std=kept.std)
-    found = target.inside(path, lower.capture_program(folder, kept.accepted, baking), images)
-    precision = kept.row.precision or ("int8" if _quantized(folder) else "float32")
+    data = resized.resize_data(card.load_images(own_card, data_name), own_card.input_shape[1:])
+    images = feed_images(data.test.batch(torch.arange(min(IMAGES, len(data.test)))), own_card, own_card.fed)
+    baking = Wrapper(
+        preprocess=Preprocess(fed=own_card.fed, softmax=own_card.softmax), mean=own_card.mean, std=own_card.std
+    )
+    values = target.inside(path, lower.capture_program(folder, own_card.accepted, baking), images)
+    precision = own_card.row.precision or ("int8" if _is_quantized(folder) else "float32")
     plain = _float_values(folder, images) if baking.preprocess == OUTSIDE else {}
-    layers = layerwise.compare(found, images, precision, plain)
+    layers = layerwise.compare(values, images, precision, plain)
     if not layers:
         raise RequestError(
             f"{path} and the graph rebuilt from {folder} have no value in common; they do not belong together"
@@ -108,7 +110,7 @@ def inspect(path: Path, data_name: str, folder: Path | None = None, model: str |
     return Parity(path=path, target=target.name, images=len(images), layers=tuple(layers))
 
 
-def _quantized(folder: Path) -> bool:
+def _is_quantized(folder: Path) -> bool:
     return isinstance(checkpoint.load(folder, batch=1).model, GraphModule)
 
 
@@ -123,19 +125,19 @@ def _float_values(folder: Path, images: Tensor) -> dict[str, Tensor]:
     return layerwise.values_of(model, images)
 
 
-def table(layers: Sequence[Layer]) -> Table:
+def parity_table(layers: Sequence[Layer]) -> Table:
     """A Rich table, one line a value, the divergent ones in red."""
     from rich import box
     from rich.table import Table
 
-    shown = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     titles = ("layer", "operation", "file off by", "allowed", "changed %", "file to graph dB", "graph to float dB")
     for title in titles:
-        shown.add_column(
+        table.add_column(
             title, justify="left" if title in ("layer", "operation") else "right", no_wrap=title != "layer"
         )
     for layer in layers:
-        shown.add_row(
+        table.add_row(
             layer.name,
             layer.operation,
             _amount(layer.worst, layer.unit),
@@ -145,7 +147,7 @@ def table(layers: Sequence[Layer]) -> Table:
             _decibels(layer.quantization_db),
             style="red" if layer.diverges else None,
         )
-    return shown
+    return table
 
 
 def _amount(value: float, unit: str) -> str:

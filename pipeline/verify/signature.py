@@ -16,7 +16,7 @@ from typing import Any
 
 from edgewise.errors import EvidenceError, RequestError
 from edgewise.store.reading import read_regular
-from edgewise.store.whole import replaced
+from edgewise.store.whole import replace_whole
 from edgewise.targets import MissingBackend
 from edgewise.verify import manifest
 
@@ -40,7 +40,7 @@ def check_key(key: Path, *, private: bool) -> None:
     except Exception as error:  # whatever the library for keys trips over
         kind = "private" if private else "public"
         raise RequestError(
-            f"{key} is no {kind} key that can be used: {_line(error)}; wanted an unencrypted PEM file of an elliptic curve "
+            f"{key} is no {kind} key that can be used: {_error_line(error)}; wanted an unencrypted PEM file of an elliptic curve "
             f"({_CURVES}), as openssl writes one: {_MAKE[private]}"
         ) from error
 
@@ -55,7 +55,7 @@ _MAKE = {
 
 def sign(artifact: Path, key: Path) -> None:
     """Sign a delivered file with its card, its golden images and its manifest."""
-    with replaced(path_of(artifact)) as aside:
+    with replace_whole(path_of(artifact)) as aside:
         _signer(key).set_hashing_config(_Chosen(artifact)).sign(artifact.parent, aside)
 
 
@@ -67,7 +67,7 @@ def verify(artifact: Path, key: Path) -> None:
     try:
         _verifier(key).set_hashing_config(_Chosen(artifact)).verify(artifact.parent, place)
     except Exception as error:  # a damaged bundle fails in its reader, in its decoder or in the mathematics
-        raise EvidenceError(f"the signature {place.name} does not hold for {key.name}: {_line(error)}") from error
+        raise EvidenceError(f"the signature {place.name} does not hold for {key.name}: {_error_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class _Chosen:
         from model_signing import hashing
 
         config = hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
-        chosen = [*manifest.files_of(self.artifact), manifest.path_of(self.artifact)]
-        return config.hash(folder, files_to_hash=chosen)
+        files = [*manifest.files_of(self.artifact), manifest.path_of(self.artifact)]
+        return config.hash(folder, files_to_hash=files)
 
 
 def _signer(key: Path) -> Any:
@@ -96,7 +96,7 @@ def _verifier(key: Path) -> Any:
     return verifying.Config().use_elliptic_key_verifier(public_key=key)
 
 
-def _line(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     text = ""
     with contextlib.suppress(Exception):
         text = " ".join(str(error).split())[:300]

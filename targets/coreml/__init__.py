@@ -37,24 +37,24 @@ def _export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) 
 def _reference(path: Path) -> Runner:
     """Raises TargetError for a package that is not whole, and for operators the evaluation does not know."""
     from edgewise.targets.coreml._islands import integer_values
-    from edgewise.targets.coreml._mil import Reference, read
+    from edgewise.targets.coreml._mil import Reference, read_program
 
-    program = read(path)
+    program = read_program(path)
     return Reference(program, unrounded=integer_values(program))
 
 
 def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
     from edgewise.targets._program import for_inference
-    from edgewise.targets.coreml._inside import inside
+    from edgewise.targets.coreml._inside import inside_values
 
-    return inside(path, for_inference(program), images)
+    return inside_values(path, for_inference(program), images)
 
 
 def name_tensors(path: Path) -> tuple[str, str]:
     """What the package calls its input and its output. Raises TargetError for a package that is not whole."""
-    from edgewise.targets.coreml._mil import read
+    from edgewise.targets.coreml._mil import read_program
 
-    program = read(path)
+    program = read_program(path)
     return program.input.name, program.output
 
 
@@ -79,12 +79,12 @@ class _Device:
 
     def _answer(self, image: Tensor) -> Any:
         """A classifier answers with a probability for each name; they are put into the order of the outputs."""
-        given: Any = image[None].numpy()
+        picture: Any = image[None].numpy()
         if self._image:
             from PIL import Image
 
-            given = Image.fromarray(image.squeeze(2).numpy())
-        answer = self._model.predict({self._input: given})[self._output]
+            picture = Image.fromarray(image.squeeze(2).numpy())
+        answer = self._model.predict({self._input: picture})[self._output]
         return [answer[label] for label in self._labels] if isinstance(answer, dict) else answer
 
 

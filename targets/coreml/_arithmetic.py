@@ -118,16 +118,16 @@ def _reduction(function: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Callabl
     """``function(x, axes)`` keeps the reduced axes as 1; MIL removes them unless ``keep_dims``."""
 
     def apply(x: Tensor, axes: Sequence[int] | None = None, keep_dims: bool = False) -> Tensor:
-        chosen = tuple(range(x.dim())) if axes is None else tuple(axis % x.dim() for axis in axes)
-        reduced = function(x, chosen)
-        return reduced if keep_dims else reduced.reshape([s for i, s in enumerate(reduced.shape) if i not in chosen])
+        dims = tuple(range(x.dim())) if axes is None else tuple(axis % x.dim() for axis in axes)
+        result = function(x, dims)
+        return result if keep_dims else result.reshape([s for i, s in enumerate(result.shape) if i not in dims])
 
     return apply
 
 
 def _cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
-    ordered = x.flip(axis) if reverse else x
-    sums = ordered.cumsum(axis) - (ordered if exclusive else 0)
+    sequence = x.flip(axis) if reverse else x
+    sums = sequence.cumsum(axis) - (sequence if exclusive else 0)
     return sums.flip(axis) if reverse else sums
 
 

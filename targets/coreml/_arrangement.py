@@ -17,8 +17,8 @@ Result = Tensor | tuple[Tensor, ...]
 def _reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
     """A 0 in ``shape`` keeps the size of ``x`` that stands as far from the right (iOS 17), 1 where there is none."""
     missing = len(shape) - x.dim()
-    kept = [1] * max(missing, 0) + list(x.shape[max(-missing, 0) :])
-    return x.reshape([own if size == 0 else size for size, own in zip(shape, kept, strict=True)])
+    sizes = [1] * max(missing, 0) + list(x.shape[max(-missing, 0) :])
+    return x.reshape([own if size == 0 else size for size, own in zip(shape, sizes, strict=True)])
 
 
 def _transpose(x: Tensor, perm: Sequence[int]) -> Tensor:
@@ -74,11 +74,11 @@ def _slice_by_index(
         step = stride[axis] if stride else 1
         first = None if begin_mask and begin_mask[axis] else begin[axis]
         last = None if end_mask and end_mask[axis] else end[axis]
-        chosen = range(size)[first:last:step]
+        positions = range(size)[first:last:step]
         if step < 0:
             backwards.append(sum(isinstance(item, slice) for item in index))
-            chosen = chosen[::-1]
-        index.append(slice(chosen.start, chosen.stop, chosen.step) if len(chosen) else slice(0, 0))
+            positions = positions[::-1]
+        index.append(slice(positions.start, positions.stop, positions.step) if len(positions) else slice(0, 0))
     return x[tuple(index)].flip(backwards) if backwards else x[tuple(index)]
 
 
@@ -113,10 +113,10 @@ def _gather(
 ) -> Tensor:
     if batch_dims:
         raise ValueError(f"gather with batch_dims={batch_dims} is not evaluated, only batch_dims=0")
-    chosen = torch.as_tensor(indices).long()
+    positions = torch.as_tensor(indices).long()
     start = axis % x.dim()
-    taken = x.index_select(start, chosen.reshape(-1))
-    return taken.reshape(*x.shape[:start], *chosen.shape, *x.shape[start + 1 :])
+    picked = x.index_select(start, positions.reshape(-1))
+    return picked.reshape(*x.shape[:start], *positions.shape, *x.shape[start + 1 :])
 
 
 def _gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:

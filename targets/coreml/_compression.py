@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from edgewise.targets.coreml._weights import unpack
+from edgewise.targets.coreml._weights import unpack_bits
 
 _RANGE = {"int8": (torch.int8, -128, 127), "uint8": (torch.uint8, 0, 255)}
 
 
-def _along(parameter: Tensor | float, x: Tensor, axis: int | None) -> Tensor | float:
+def _along_axis(parameter: Tensor | float, x: Tensor, axis: int | None) -> Tensor | float:
     """A scalar, or a vector laid along ``axis`` of ``x``; as float32, so that zero points subtract without wrapping."""
     if not isinstance(parameter, Tensor):
         return float(parameter)
@@ -35,7 +35,7 @@ def _quantize(
 ) -> Tensor:
     """clip(round(input / scale) + zero_point); halves round to even, as torch's and Core ML's own converters do."""
     dtype, low, high = _RANGE[output_dtype]
-    steps = torch.round(input / _along(scale, input, axis)) + _along(zero_point, input, axis)
+    steps = torch.round(input / _along_axis(scale, input, axis)) + _along_axis(zero_point, input, axis)
     return steps.clamp(low, high).to(dtype)
 
 
@@ -45,14 +45,16 @@ def _dequantize(
     zero_point: Tensor | int = 0,
     axis: int | None = None,
 ) -> Tensor:
-    return (input.float() - _along(zero_point, input, axis)) * _along(scale, input, axis)
+    return (input.float() - _along_axis(zero_point, input, axis)) * _along_axis(scale, input, axis)
 
 
 def _affine(quantized_data: Tensor, scale: Tensor | float, zero_point: Tensor | float, axis: int) -> Tensor:
-    return (quantized_data.float() - _along(zero_point, quantized_data, axis)) * _along(scale, quantized_data, axis)
+    return (quantized_data.float() - _along_axis(zero_point, quantized_data, axis)) * _along_axis(
+        scale, quantized_data, axis
+    )
 
 
-def _stretch(parameter: Tensor, shape: Sequence[int]) -> Tensor:
+def _stretch_blocks(parameter: Tensor, shape: Sequence[int]) -> Tensor:
     """Each element repeated over its block, until the sizes are ``shape``."""
     for axis, size in enumerate(shape):
         parameter = parameter.repeat_interleave(size // parameter.shape[axis], axis)
@@ -60,8 +62,8 @@ def _stretch(parameter: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _blockwise(data: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
-    shifted = data.float() if offset is None else data.float() - _stretch(offset.float(), data.shape)
-    return shifted * _stretch(scale.float(), data.shape)
+    offset_data = data.float() if offset is None else data.float() - _stretch_blocks(offset.float(), data.shape)
+    return offset_data * _stretch_blocks(scale.float(), data.shape)
 
 
 def _lut_to_dense(
@@ -70,22 +72,22 @@ def _lut_to_dense(
     """Up to iOS 17 packed indices, one table and the result's ``shape``; from iOS 18 a table per block of indices."""
     if shape is not None:
         bits = round(math.log2(lut.numel()))
-        flat = torch.from_numpy(unpack(indices.numpy().tobytes(), bits, math.prod(shape)))
+        flat = torch.from_numpy(unpack_bits(indices.numpy().tobytes(), bits, math.prod(shape)))
         return lut[flat.long()].reshape(list(shape))
     tables = lut
     for axis, size in enumerate(indices.shape):
         tables = tables.repeat_interleave(size // tables.shape[axis], axis)
-    taken = tables.gather(-2, indices.long()[..., None, None].expand(*indices.shape, 1, lut.shape[-1])).squeeze(-2)
+    values = tables.gather(-2, indices.long()[..., None, None].expand(*indices.shape, 1, lut.shape[-1])).squeeze(-2)
     if vector_axis is None or lut.shape[-1] == 1:
-        return taken.squeeze(-1)
+        return values.squeeze(-1)
     axis = vector_axis % indices.dim()
-    return taken.movedim(-1, axis + 1).flatten(axis, axis + 1)
+    return values.movedim(-1, axis + 1).flatten(axis, axis + 1)
 
 
 def _sparse_to_dense(nonzero_data: Tensor, mask: Tensor, shape: Sequence[int] | None = None) -> Tensor:
     """Up to iOS 17 the mask is packed and ``shape`` given; from iOS 18 it has the result's own shape."""
     if shape is not None:
-        bits = unpack(mask.numpy().tobytes(), 1, math.prod(shape))
+        bits = unpack_bits(mask.numpy().tobytes(), 1, math.prod(shape))
         mask = torch.from_numpy(bits).reshape(list(shape))
     dense = torch.zeros(mask.shape, dtype=nonzero_data.dtype)
     dense[mask.bool()] = nonzero_data

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from edgewise.targets._quiet import LEAF_SPEC, quiet
+from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers
 
 # On import coremltools says that it was tested with older torch and scikit-learn versions and that its macOS bindings
 # are absent elsewhere; torchao and torch's pytree, which it imports, add notices about optional kernels.
@@ -33,17 +33,17 @@ def _without_bar(
     return items
 
 
-def load(module: str = "coremltools") -> ModuleType:
+def load_coremltools(module: str = "coremltools") -> ModuleType:
     """Import a module of coremltools (about ten seconds for the first), silently."""
-    with quiet(*_LOGGERS):
+    with quiet_loggers(*_LOGGERS):
         return importlib.import_module(module)
 
 
 @contextmanager
-def converting() -> Iterator[ModuleType]:
+def convert_silently() -> Iterator[ModuleType]:
     """``with converting() as coremltools:`` conversions inside draw no bars and repeat no version notices."""
-    coremltools = load()
-    with quiet(*_LOGGERS, messages=_MESSAGES), ExitStack() as stack:
+    coremltools = load_coremltools()
+    with quiet_loggers(*_LOGGERS, messages=_MESSAGES), ExitStack() as stack:
         for module, name in _PROGRESS:
             stack.enter_context(patch.object(importlib.import_module(module), name, _without_bar))
         yield coremltools

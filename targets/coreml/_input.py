@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from edgewise.targets import Packaging, TargetError
 from edgewise.targets._program import open_sides
-from edgewise.targets._quiet import LEAF_SPEC, quiet
+from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers
 
 LABELS = "labels"
 """Key of the package's metadata that holds the class names, a JSON list in the order of the outputs."""
@@ -44,26 +44,26 @@ class Fed:
         """What the program's input is for ``images``: bytes [N, H, W, C] as floats [N, C, H, W], floats as they are."""
         if not self.accepted:
             return images
-        wanted = torch.uint8 if self.image else torch.float32
+        dtype = torch.uint8 if self.image else torch.float32
         size = tuple(images.shape[1:3] if self.image else images.shape[2:])
-        if images.dtype != wanted or images.dim() != 4 or not self.takes((size[0], size[1])):
+        if images.dtype != dtype or images.dim() != 4 or not self.takes((size[0], size[1])):
             layout = "[N, H, W, C]" if self.image else "[N, C, H, W]"
             raise ValueError(
-                f"wanted {wanted} {layout} at {', '.join(map(_told, self.accepted))}, found {images.dtype} {list(images.shape)}"
+                f"wanted {dtype} {layout} at {', '.join(map(_bounds_words, self.accepted))}, found {images.dtype} {list(images.shape)}"
             )
         return images.permute(0, 3, 1, 2).float() if self.image else images
 
 
-def _told(bounds: Bounds) -> str:
+def _bounds_words(bounds: Bounds) -> str:
     (low, high), (narrow, wide) = bounds
     return f"{low}×{narrow}" if (low, narrow) == (high, wide) else f"{low}×{narrow} to {high}×{wide}"
 
 
-def fed(description: Any) -> Fed:
+def read_input(description: Any) -> Fed:
     """Read a ``FeatureDescription`` of the specification."""
     kind = description.type
     if kind.WhichOneof("Type") == "imageType":
-        return _image(kind.imageType)
+        return _image_input(kind.imageType)
     array = kind.multiArrayType
     if len(array.shape) != 4:
         return Fed(False, (1, 1), ())
@@ -73,20 +73,20 @@ def fed(description: Any) -> Fed:
         shapes = [tuple(map(int, entry.shape)) for entry in array.enumeratedShapes.shapes]
         bounds = tuple(((shape[2], shape[2]), (shape[3], shape[3])) for shape in shapes)
     elif array.WhichOneof("ShapeFlexibility") == "shapeRange":
-        bounds = (_range(*array.shapeRange.sizeRanges[2:4]),)
+        bounds = (_side_bounds(*array.shapeRange.sizeRanges[2:4]),)
     return Fed(False, (height, width), bounds)
 
 
-def _image(image: Any) -> Fed:
+def _image_input(image: Any) -> Fed:
     bounds: tuple[Bounds, ...] = (((image.height, image.height), (image.width, image.width)),)
     if image.WhichOneof("SizeFlexibility") == "enumeratedSizes":
         bounds = tuple(((s.height, s.height), (s.width, s.width)) for s in image.enumeratedSizes.sizes)
     elif image.WhichOneof("SizeFlexibility") == "imageSizeRange":
-        bounds = (_range(image.imageSizeRange.heightRange, image.imageSizeRange.widthRange),)
+        bounds = (_side_bounds(image.imageSizeRange.heightRange, image.imageSizeRange.widthRange),)
     return Fed(True, (int(image.height), int(image.width)), bounds)
 
 
-def _range(height: Any, width: Any) -> Bounds:
+def _side_bounds(height: Any, width: Any) -> Bounds:
     return (int(height.lowerBound), int(height.upperBound)), (int(width.lowerBound), int(width.upperBound))
 
 
@@ -101,17 +101,17 @@ def from_pixels(program: ExportedProgram) -> ExportedProgram:
     module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
     (image,) = (node for node in module.graph.nodes if node.op == "placeholder")
-    moved = next((node for node in module.graph.nodes if node.target in _MOVES), None)
-    cast: Any = moved.args[0] if moved is not None else None
-    if moved is None or cast.args[0] is not image:
+    mover = next((node for node in module.graph.nodes if node.target in _MOVES), None)
+    cast: Any = mover.args[0] if mover is not None else None
+    if mover is None or cast.args[0] is not image:
         raise TargetError("wanted bytes that are cast to float32 and moved to [1, C, H, W], found another beginning")
-    moved.replace_all_uses_with(image, delete_user_cb=lambda reader: reader is not cast)
-    for node in [moved, *reversed([user for user in image.users if "_assert_tensor" in str(user.target)]), cast]:
+    mover.replace_all_uses_with(image, delete_user_cb=lambda reader: reader is not cast)
+    for node in [mover, *reversed([user for user in image.users if "_assert_tensor" in str(user.target)]), cast]:
         module.graph.erase_node(node)
     module = GraphModule(module, module.graph)  # without the hook that wants the program's own input
     (example,) = program.example_inputs[0]
     open_ = {axis + 1: side for axis, side in (open_sides(program) or {}).items()}
-    with quiet(messages=(LEAF_SPEC,)):
+    with quiet_loggers(messages=(LEAF_SPEC,)):
         return torch.export.export(
             module, (torch.zeros(example.permute(0, 3, 1, 2).shape),), dynamic_shapes=(open_,) if open_ else None
         )

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from edgewise.targets import Inside
-from edgewise.targets.coreml._mil import Name, Operation, Reference, read
+from edgewise.targets.coreml._mil import Name, Operation, Reference, read_program
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 _ENDINGS = ("_cast_fp16", "_cast_fp32")
 
 
-def inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
+def inside_values(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
     """Values of the package at ``path`` for ``images`` [N, ...] as it takes them, under the names of ``program``'s nodes."""
-    package = read(path)
+    package = read_program(path)
     reference = Reference(package)
     traces = [reference.trace(package.fed.pixels(image[None])) for image in images]
-    places = _places(program, package.operations)
+    places = _match_places(program, package.operations)
     values = {name: torch.cat([place.of(trace) for trace in traces]) for name, place in places.items()}
     return Inside(program=program, values=values, half=True)
 
 
-def _places(program: ExportedProgram, operations: tuple[Operation, ...]) -> dict[str, _Place]:
+def _match_places(program: ExportedProgram, operations: tuple[Operation, ...]) -> dict[str, _Place]:
     """Node of the program -> the package's value that is the same quantity."""
     dequantized = (node for node in program.graph.nodes if "dequantize_per_tensor" in node.name)
-    readers = {node.name: source for node in dequantized if (source := _source(node))}
+    readers = {node.name: source for node in dequantized if (source := _quantized_source(node))}
     scales = {readers[node.name]: float(node.args[1]) for node in program.graph.nodes if node.name in readers}
     floats = _Floats(operations, scales, readers)
     places = {name: floats.reading(source) for name, source in readers.items()}
@@ -46,7 +46,7 @@ def _places(program: ExportedProgram, operations: tuple[Operation, ...]) -> dict
     return {name: place for name, place in places.items() if place is not None}
 
 
-def _source(reading: fx.Node) -> str:
+def _quantized_source(reading: fx.Node) -> str:
     """What the quantization before a dequantization reads; empty where that is not a node."""
     quantization = reading.args[0]
     source = quantization.args[0] if isinstance(quantization, fx.Node) and quantization.args else None
@@ -96,48 +96,48 @@ class _Floats:
     def _enter(self, operation: Operation) -> None:
         if operation.type.startswith("constexpr"):
             return
-        result, given = operation.results[0].name, _given(operation)
+        result, names = operation.results[0].name, _argument_names(operation)
         if operation.type == "quantize":
-            self._quantized[result] = source = _plain(given[0]) if given else ""
-            scale, zero = (_single(operation, name) for name in ("scale", "zero_point"))
+            self._quantized[result] = source = _plain_name(names[0]) if names else ""
+            scale, zero = (_single_value(operation, name) for name in ("scale", "zero_point"))
             if self._fits(source, scale):
                 self._written[source] = _Place(result, scale, zero)
         elif operation.type == "dequantize":
-            self._reading(operation, given, result)
-        elif any(name in self._foreign for name in given):
+            self._reading(operation, names, result)
+        elif any(name in self._foreign for name in names):
             self._foreign.add(result)
         elif operation.results[0].kind.torch.is_floating_point:
-            self.made[_plain(result)] = _Place(result)
-        elif given and given[0] in self._quantized:  # integers moved about
-            self._quantized[result] = self._quantized[given[0]]
+            self.made[_plain_name(result)] = _Place(result)
+        elif names and names[0] in self._quantized:  # integers moved about
+            self._quantized[result] = self._quantized[names[0]]
 
-    def _reading(self, operation: Operation, given: list[str], result: str) -> None:
-        source = self._quantized.get(given[0], "") if given else ""
+    def _reading(self, operation: Operation, names: list[str], result: str) -> None:
+        source = self._quantized.get(names[0], "") if names else ""
         if source not in self._scales:  # what is quantized was given another name on the way: the reader's own tells
-            source = self._readers.get(_plain(result), "")
-        if self._fits(source, _single(operation, "scale")):
+            source = self._readers.get(_plain_name(result), "")
+        if self._fits(source, _single_value(operation, "scale")):
             self._read.setdefault(source, _Place(result))
         elif source in self._scales:
             self._foreign.add(result)
 
     def _fits(self, source: str, scale: float) -> bool:
         """Whether ``scale`` is the program's own, right or somewhat wrong, and not that of other units."""
-        wanted = self._scales.get(source)
-        return wanted is not None and wanted / 2 < scale < wanted * 2
+        source_scale = self._scales.get(source)
+        return source_scale is not None and source_scale / 2 < scale < source_scale * 2
 
 
-def _single(operation: Operation, argument: str) -> float:
+def _single_value(operation: Operation, argument: str) -> float:
     return float(torch.as_tensor(operation.arguments.get(argument, 0.0)).float().mean())
 
 
-def _given(operation: Operation) -> list[str]:
+def _argument_names(operation: Operation) -> list[str]:
     flat = [
         item for value in operation.arguments.values() for item in (value if isinstance(value, tuple) else (value,))
     ]
     return [item.of for item in flat if isinstance(item, Name)]
 
 
-def _plain(name: str) -> str:
+def _plain_name(name: str) -> str:
     for ending in _ENDINGS:
         name = name.removesuffix(ending)
     return name

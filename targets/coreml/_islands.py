@@ -36,24 +36,24 @@ def integer_values(program: Program) -> frozenset[str]:
     for operation in program.operations:
         for name in _operands(operation):
             readers.setdefault(name, []).append(operation)
-    candidates, found = _from_integers(program), set[str]()
+    candidates, names = _from_integers(program), set[str]()
     for operation in reversed(program.operations):
         for result in operation.results:
             after = readers.get(result.name, [])
-            ends = (r.type == "quantize" or found.issuperset(o.name for o in r.results) for r in after)
+            ends = (r.type == "quantize" or names.issuperset(o.name for o in r.results) for r in after)
             if result.name in candidates and after and all(ends):
-                found.add(result.name)
-    return frozenset(found)
+                names.add(result.name)
+    return frozenset(names)
 
 
 def _from_integers(program: Program) -> frozenset[str]:
     """Values made of dequantized ones alone, by operators that integers can compute."""
-    found: set[str] = set()
+    names: set[str] = set()
     for operation in program.operations:
         source = operation.type == "dequantize" or operation.type.startswith("constexpr_affine")
-        if source or (operation.type in _INTEGER_KERNELS and found.issuperset(_operands(operation))):
-            found.update(result.name for result in operation.results)
-    return frozenset(found)
+        if source or (operation.type in _INTEGER_KERNELS and names.issuperset(_operands(operation))):
+            names.update(result.name for result in operation.results)
+    return frozenset(names)
 
 
 def float_islands(program: Program) -> list[Operation]:
@@ -88,8 +88,8 @@ def _macs(operation: Operation, shapes: Mapping[str, tuple[int | None, ...]]) ->
 
     def shape(key: str) -> tuple[int, ...]:
         value = operation.arguments[key]
-        found = shapes[value.of] if isinstance(value, Name) else getattr(value, "shape", ())
-        return tuple(size or 1 for size in found)
+        shape_of_value = shapes[value.of] if isinstance(value, Name) else getattr(value, "shape", ())
+        return tuple(size or 1 for size in shape_of_value)
 
     result = tuple(size or 1 for size in operation.results[0].shape) if operation.results else ()
     if operation.type in ("conv", "conv_transpose"):
@@ -103,11 +103,11 @@ def _macs(operation: Operation, shapes: Mapping[str, tuple[int | None, ...]]) ->
 
 def _operands(operation: Operation) -> list[str]:
     """The values an operation reads, less constants; a weight that is a constant tensor is named ``""``."""
-    flat = [item for key, value in operation.arguments.items() for item in _each(key, value)]
+    flat = [item for key, value in operation.arguments.items() for item in _each_value(key, value)]
     return [item.of if isinstance(item, Name) else "" for item in flat]
 
 
-def _each(key: str, value: object) -> tuple[object, ...]:
+def _each_value(key: str, value: object) -> tuple[object, ...]:
     if isinstance(value, tuple):
         return value
     return (value,) if isinstance(value, Name) or key == "weight" else ()

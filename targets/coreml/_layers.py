@@ -27,12 +27,12 @@ def _padding(
         return list(pad or [0] * 2 * len(sizes))
     if pad_type == "valid":
         return [0] * 2 * len(sizes)
-    found = []
+    padding = []
     for size, window, stride in zip(sizes, windows, strides, strict=True):
         total = max((math.ceil(size / stride) - 1) * stride + window - size, 0)
         less, more = total // 2, total - total // 2
-        found += [less, more] if pad_type == "same" else [more, less]
-    return found
+        padding += [less, more] if pad_type == "same" else [more, less]
+    return padding
 
 
 def _halves(pad: Sequence[int]) -> list[int] | None:
@@ -90,8 +90,8 @@ def _conv_transpose(
     crop = []
     for axis, size in enumerate(full.shape[2:]):
         before, after = amounts[2 * axis : 2 * axis + 2]
-        wanted = output_shape[axis + 2] if output_shape else size - before - after
-        crop += [-before, wanted - (size - before)]
+        expected = output_shape[axis + 2] if output_shape else size - before - after
+        crop += [-before, expected - (size - before)]
     full = functional.pad(full, _outwards(crop))
     return full if bias is None else full + bias.reshape(-1, *[1] * axes)
 
@@ -132,8 +132,8 @@ def _max_pool(
     equal = _halves(amounts)
     if equal is None:
         x, equal = functional.pad(x, _outwards(amounts), value=-math.inf), [0] * axes
-    pooled: Tensor = _MAXIMUM[axes](x, kernel, steps, equal, 1, ceil_mode)
-    return pooled
+    maxima: Tensor = _MAXIMUM[axes](x, kernel, steps, equal, 1, ceil_mode)
+    return maxima
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -170,10 +170,10 @@ def _layer_norm(
     beta: Tensor | None = None,
     epsilon: float = 1e-5,
 ) -> Tensor:
-    chosen = [axis % x.dim() for axis in (range(x.dim()) if axes is None else axes)]
-    shape = [size if axis in chosen else 1 for axis, size in enumerate(x.shape)]
-    centred = x - x.mean(chosen, keepdim=True)
-    normal = centred * torch.rsqrt(centred.square().mean(chosen, keepdim=True) + epsilon)
+    dims = [axis % x.dim() for axis in (range(x.dim()) if axes is None else axes)]
+    shape = [size if axis in dims else 1 for axis, size in enumerate(x.shape)]
+    difference = x - x.mean(dims, keepdim=True)
+    normal = difference * torch.rsqrt(difference.square().mean(dims, keepdim=True) + epsilon)
     scaled = normal if gamma is None else normal * gamma.reshape(shape)
     return scaled if beta is None else scaled + beta.reshape(shape)
 
@@ -190,24 +190,24 @@ def _local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float 
     return functional.local_response_norm(x, size, alpha, beta, k)
 
 
-def _grid(size: int, wanted: int, mode: str) -> Tensor:
-    """Where along an axis of ``size`` samples the ``wanted`` outputs lie (MIL, ``resize_bilinear``)."""
-    index = torch.arange(wanted, dtype=torch.float32)
-    if mode == "ALIGN_CORNERS" and wanted == 1:
+def _grid(size: int, count: int, mode: str) -> Tensor:
+    """Where along an axis of ``size`` samples the ``count`` outputs lie (MIL, ``resize_bilinear``)."""
+    index = torch.arange(count, dtype=torch.float32)
+    if mode == "ALIGN_CORNERS" and count == 1:
         return torch.tensor([(size - 1) / 2])
     if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
-        points = index * ((size - 1) / max(wanted - 1, 1))
+        points = index * ((size - 1) / max(count - 1, 1))
     elif mode == "UNALIGN_CORNERS":
-        points = (index + 0.5) * (size / wanted) - 0.5
+        points = (index + 0.5) * (size / count) - 0.5
     elif mode == "OFFSET_CORNERS":
-        points = (index + 0.5) * (max(1, size - 1) / wanted)
+        points = (index + 0.5) * (max(1, size - 1) / count)
     else:
-        points = index * (size / wanted)
+        points = index * (size / count)
     return points.clamp(0, size - 1)
 
 
-def _interpolate(x: Tensor, axis: int, wanted: int, mode: str) -> Tensor:
-    points = _grid(x.shape[axis], wanted, mode)
+def _interpolate(x: Tensor, axis: int, count: int, mode: str) -> Tensor:
+    points = _grid(x.shape[axis], count, mode)
     low = points.floor().long()
     high = (low + 1).clamp(max=x.shape[axis] - 1)
     share = (points - low).reshape(-1, *[1] * (-1 - axis))
@@ -227,9 +227,9 @@ def _upsample_bilinear(
     return _resize_bilinear(x, height, width, "STRICT_ALIGN_CORNERS" if align_corners else "UNALIGN_CORNERS")
 
 
-def _nearest(x: Tensor, axis: int, wanted: int) -> Tensor:
+def _nearest(x: Tensor, axis: int, count: int) -> Tensor:
     size = x.shape[axis]
-    return x.index_select(axis, torch.tensor([min(i * size // wanted, size - 1) for i in range(wanted)]))
+    return x.index_select(axis, torch.tensor([min(i * size // count, size - 1) for i in range(count)]))
 
 
 def _resize_nearest(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from edgewise.targets import EVERY_SIZE, Artifact, Packaging, Precision, TargetError
-from edgewise.targets._coverage import shares
+from edgewise.targets._coverage import coverage_shares
 from edgewise.targets._int8_weights import with_int8_weights
 from edgewise.targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
 from edgewise.targets.coreml import _input, _mil, _package, _storage
-from edgewise.targets.coreml._coremltools import converting
+from edgewise.targets.coreml._coremltools import convert_silently
 from edgewise.targets.coreml._islands import float_islands, integer_work
 from edgewise.targets.coreml._mil import Operation, Program
 from edgewise.targets.coreml._precisions import DEPLOYMENT_TARGETS, PRECISIONS
@@ -64,17 +64,17 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging) -> Artifa
     fitting_sizes(packaging, "coreml", EVERY_SIZE)
     packaging = dataclasses.replace(packaging, precision=chosen_precision(program, packaging, "coreml", PRECISIONS))
     system = _system(packaging)
-    specification, weights = _convert(program, packaging, system)
-    with _package.staged(path, specification, weights) as folder:
-        written = _mil.read(folder)
-        for operation in written.operations:
+    specification, weights = _convert_program(program, packaging, system)
+    with _package.stage_package(path, specification, weights) as folder:
+        package = _mil.read_program(folder)
+        for operation in package.operations:
             _check_scale(operation)
     assert packaging.precision is not None
     return Artifact(
         target="coreml",
         path=path,
         precision=packaging.precision,
-        facts=_facts(written, packaging, system),
+        facts=_package_facts(package, packaging, system),
     )
 
 
@@ -86,25 +86,25 @@ def _system(packaging: Packaging) -> str:
     return system
 
 
-def _convert(program: ExportedProgram, packaging: Packaging, system: str) -> tuple[bytes, bytes]:
+def _convert_program(program: ExportedProgram, packaging: Packaging, system: str) -> tuple[bytes, bytes]:
     """The specification and the weights' file, the same bytes for the same program."""
     image = _input.takes_bytes(program)
     program = for_inference(program)
     program = _input.from_pixels(program) if image else program
     if packaging.precision == "int8-weights":
         program = with_int8_weights(program, packaging)
-    with converting() as coremltools:
+    with convert_silently() as coremltools:
         model = coremltools.convert(
             _with_strides(program.run_decompositions({})),
             inputs=_input.inputs(coremltools, program, packaging, image),
             outputs=[coremltools.TensorType(name=OUTPUT, dtype=float)],
             classifier_config=_input.classes(coremltools, program, packaging),
             minimum_deployment_target=coremltools.target[system],
-            compute_precision=_arithmetic(coremltools, packaging.precision),
+            compute_precision=_compute_precision(coremltools, packaging.precision),
             pass_pipeline=_passes(coremltools),
             skip_model_load=True,
         )
-        model = _storage.stored(model, packaging)
+        model = _storage.compress_weights(model, packaging)
         specification = model.get_spec()
         # The converter's own notes hold the day of conversion and the build of torch.
         specification.description.metadata.userDefined.clear()
@@ -120,15 +120,15 @@ def _passes(coremltools: ModuleType) -> Any:
     return passes
 
 
-def _arithmetic(coremltools: ModuleType, precision: Precision | None) -> Any:
+def _compute_precision(coremltools: ModuleType, precision: Precision | None) -> Any:
     if precision == "float32":
         return coremltools.precision.FLOAT32
     if precision == "int8":
-        return coremltools.transform.FP16ComputePrecision(op_selector=_inside)
+        return coremltools.transform.FP16ComputePrecision(op_selector=_is_inside)
     return coremltools.precision.FLOAT16
 
 
-def _inside(operation: Any) -> bool:
+def _is_inside(operation: Any) -> bool:
     """False for the operators that prepare and quantize the image and that dequantize the logits."""
     if operation.op_type in _PREPARING:
         return not _of_the_image(operation)
@@ -164,7 +164,7 @@ def _check_scale(operation: Operation) -> None:
         )
 
 
-def _facts(written: Program, packaging: Packaging, system: str) -> Mapping[str, Any]:
+def _package_facts(written: Program, packaging: Packaging, system: str) -> Mapping[str, Any]:
     counts = Counter(operation.type for operation in written.operations)
     facts: dict[str, Any] = {
         "deployment_target": system,
@@ -181,6 +181,6 @@ def _facts(written: Program, packaging: Packaging, system: str) -> Mapping[str, 
             "quantize_pairs": min(counts["quantize"], counts["dequantize"]),
             "float_convolutions": islands["conv"] + islands["conv_transpose"],
             "float_operators": dict(sorted(islands.items())),
-            "coverage": shares(integer_work(written)),
+            "coverage": coverage_shares(integer_work(written)),
         }
     return facts

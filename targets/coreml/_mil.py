@@ -24,7 +24,7 @@ from torch import Tensor
 
 from edgewise.targets import TargetError
 from edgewise.targets.coreml import _arithmetic, _arrangement, _compression, _input, _layers, _package
-from edgewise.targets.coreml._coremltools import load
+from edgewise.targets.coreml._coremltools import load_coremltools
 from edgewise.targets.coreml._input import Fed
 from edgewise.targets.coreml._weights import Kind, Reader, Value, kind_of, shape_of
 
@@ -64,8 +64,8 @@ class UnknownOperatorError(TargetError):
 
     def __init__(self, path: Path, types: Mapping[str, int]) -> None:
         self.types = dict(types)
-        named = ", ".join(f"{name} ({count})" for name, count in sorted(types.items()))
-        super().__init__(f"{path}: the reference evaluation does not know these MIL operators: {named}")
+        listing = ", ".join(f"{name} ({count})" for name, count in sorted(types.items()))
+        super().__init__(f"{path}: the reference evaluation does not know these MIL operators: {listing}")
 
 
 @dataclass(frozen=True)
@@ -106,46 +106,46 @@ class Program:
     """What the input is called and takes outside."""
 
 
-def read(path: Path) -> Program:
+def read_program(path: Path) -> Program:
     """Parse the package at ``path``. Raises TargetError for one that is not whole or not an ML Program of one image."""
     package = _package.read(path)
-    model = load("coremltools.proto.Model_pb2").Model()
+    model = load_coremltools("coremltools.proto.Model_pb2").Model()
     try:
         model.ParseFromString(package.model.read_bytes())
-    except load("google.protobuf.message").DecodeError as error:
+    except load_coremltools("google.protobuf.message").DecodeError as error:
         raise TargetError(f"{package.model}: wanted a Core ML specification, found {error}") from error
     if model.WhichOneof("Type") != "mlProgram" or "main" not in model.mlProgram.functions:
         raise TargetError(f"{path}: wanted an ML Program with a main function, found {model.WhichOneof('Type')}")
     function = model.mlProgram.functions["main"]
     block = function.block_specializations[function.opset]
-    messages, outputs = _unclassified(list(block.operations), list(block.outputs))
+    messages, outputs = _drop_classifier(list(block.operations), list(block.outputs))
     if len(function.inputs) != 1 or len(outputs) != 1:
         raise TargetError(f"{path}: wanted one input and one output, found {len(function.inputs)}, {len(outputs)}")
     return Program(
         path,
-        _result(function.inputs[0]),
+        _read_result(function.inputs[0]),
         outputs[0],
-        tuple(_operations(messages, Reader(package))),
+        tuple(_read_operations(messages, Reader(package))),
         model.specificationVersion,
-        _input.fed(model.description.input[0]),
+        _input.read_input(model.description.input[0]),
     )
 
 
-def _unclassified(messages: list[Any], outputs: list[str]) -> tuple[list[Any], list[str]]:
+def _drop_classifier(messages: list[Any], outputs: list[str]) -> tuple[list[Any], list[str]]:
     """Without a classifier's last operator, which gives each probability its class's name and changes no number."""
     if messages and messages[-1].type == "classify":
         return messages[:-1], [messages[-1].inputs["probabilities"].arguments[0].name]
     return messages, outputs
 
 
-def _result(message: Any) -> Result:
+def _read_result(message: Any) -> Result:
     if message.type.WhichOneof("type") != "tensorType":
         raise TargetError(f"value {message.name!r}: wanted a tensor, found {message.type.WhichOneof('type')}")
     tensor_type = message.type.tensorType
     return Result(message.name, kind_of(tensor_type), shape_of(tensor_type))
 
 
-def _operations(messages: Iterable[Any], reader: Reader) -> Iterable[Operation]:
+def _read_operations(messages: Iterable[Any], reader: Reader) -> Iterable[Operation]:
     """Constants are read into the arguments that use them; every other operation is kept in order."""
     constants: dict[str, Value] = {}
 
@@ -165,7 +165,7 @@ def _operations(messages: Iterable[Any], reader: Reader) -> Iterable[Operation]:
         for key, argument in message.inputs.items():
             values = tuple(bound(binding) for binding in argument.arguments)
             arguments[key] = values if len(values) > 1 or key == "values" else values[0]
-        yield Operation(message.type, arguments, tuple(_result(output) for output in message.outputs))
+        yield Operation(message.type, arguments, tuple(_read_result(output) for output in message.outputs))
 
 
 def _names(operation: Operation) -> set[str]:
@@ -175,16 +175,16 @@ def _names(operation: Operation) -> set[str]:
     return {item.of for item in flat if isinstance(item, Name)}
 
 
-def _resolved(argument: Any, values: Mapping[str, Tensor]) -> Any:
+def _resolve_argument(argument: Any, values: Mapping[str, Tensor]) -> Any:
     if isinstance(argument, tuple):
-        return [_resolved(item, values) for item in argument]
+        return [_resolve_argument(item, values) for item in argument]
     return values[argument.of] if isinstance(argument, Name) else argument
 
 
-def _declared(value: Tensor, result: Result, operation: Operation, stored: bool) -> Tensor:
+def _check_declared(value: Tensor, result: Result, operation: Operation, stored: bool) -> Tensor:
     """``value`` in the type and shape the file declares for it; raises TargetError where it has another shape."""
     fits = len(result.shape) == value.dim() and all(
-        wanted in (None, found) for wanted, found in zip(result.shape, value.shape, strict=True)
+        expected in (None, actual) for expected, actual in zip(result.shape, value.shape, strict=True)
     )
     if not fits:
         raise TargetError(
@@ -197,14 +197,14 @@ def _declared(value: Tensor, result: Result, operation: Operation, stored: bool)
     return value if exact else value.half().float()
 
 
-def _perform(operation: Operation, values: Mapping[str, Tensor], unrounded: Container[str]) -> list[Tensor]:
+def _perform_operation(operation: Operation, values: Mapping[str, Tensor], unrounded: Container[str]) -> list[Tensor]:
     """The declared results of one operation, rounded but for ``unrounded``. Raises TargetError for unfit arguments."""
-    arguments = {key: _resolved(value, values) for key, value in operation.arguments.items()}
+    arguments = {key: _resolve_argument(value, values) for key, value in operation.arguments.items()}
     try:
-        given = OPERATORS[operation.type](**arguments)
-        results = given if isinstance(given, tuple) else (given,)
+        output = OPERATORS[operation.type](**arguments)
+        results = output if isinstance(output, tuple) else (output,)
         pairs = zip(results, operation.results, strict=True)
-        return [_declared(value, result, operation, result.name not in unrounded) for value, result in pairs]
+        return [_check_declared(value, result, operation, result.name not in unrounded) for value, result in pairs]
     except TargetError:
         raise
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
@@ -241,15 +241,15 @@ class Reference:
         moving = []
         for operation in self._program.operations:
             if _names(operation) <= self._fixed.keys():
-                results = _perform(operation, self._fixed, self._unrounded)
+                results = _perform_operation(operation, self._fixed, self._unrounded)
                 self._fixed |= {result.name: value for result, value in zip(operation.results, results, strict=True)}
             else:
                 moving.append(operation)
         later = {self._program.output}
         for operation in reversed(moving):
-            used = _names(operation) - self._fixed.keys()
-            self._steps.append((operation, tuple(used - later)))
-            later |= used
+            names = _names(operation) - self._fixed.keys()
+            self._steps.append((operation, tuple(names - later)))
+            later |= names
         self._steps.reverse()
 
     def _one(self, image: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ class Reference:
                 raise TargetError(
                     f"{self._program.path}: {operation.type} uses {sorted(missing)}, which nothing before it gives"
                 )
-            results = _perform(operation, values, self._unrounded)
+            results = _perform_operation(operation, values, self._unrounded)
             for name in () if keep else last:
                 del values[name]
             values |= {result.name: value for result, value in zip(operation.results, results, strict=True)}

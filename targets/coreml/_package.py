@@ -36,10 +36,10 @@ class Package:
         prefix = "@model_path/"
         if not reference.startswith(prefix):
             raise TargetError(f"{self.root}: a weight's file was to start with {prefix!r}, found {reference!r}")
-        return _inside(self.root, self.model.parent / reference.removeprefix(prefix))
+        return _path_inside(self.root, self.model.parent / reference.removeprefix(prefix))
 
 
-def _inside(root: Path, path: Path) -> Path:
+def _path_inside(root: Path, path: Path) -> Path:
     """``path``, resolved, where it is a file inside ``root``; raises TargetError otherwise."""
     resolved = path.resolve()
     if not resolved.is_relative_to(root.resolve()):
@@ -51,7 +51,7 @@ def _inside(root: Path, path: Path) -> Path:
 
 def read(root: Path) -> Package:
     """Find the package's parts through its manifest. Raises TargetError for one that is not whole."""
-    manifest = _inside(root, root / "Manifest.json")
+    manifest = _path_inside(root, root / "Manifest.json")
     try:
         entries = json.loads(manifest.read_text(encoding="utf-8"))
         path = entries["itemInfoEntries"][entries["rootModelIdentifier"]]["path"]
@@ -59,10 +59,10 @@ def read(root: Path) -> Package:
         raise TargetError(f"{manifest}: wanted a manifest with a root model's path, found {error!r}") from error
     if not isinstance(path, str):
         raise TargetError(f"{manifest}: wanted the root model's path, found {path!r}")
-    return Package(root, _inside(root, root / "Data" / path))
+    return Package(root, _path_inside(root, root / "Data" / path))
 
 
-def _item(name: str, description: str, content: bytes) -> tuple[str, dict[str, str]]:
+def _manifest_item(name: str, description: str, content: bytes) -> tuple[str, dict[str, str]]:
     identifier = str(uuid.uuid5(_NAMESPACE, f"{name}:{content.hex()}"))
     return identifier, {
         "author": _AUTHOR,
@@ -72,13 +72,13 @@ def _item(name: str, description: str, content: bytes) -> tuple[str, dict[str, s
     }
 
 
-def _fill(folder: Path, specification: bytes, weights: bytes) -> None:
+def _fill_folder(folder: Path, specification: bytes, weights: bytes) -> None:
     data = folder / "Data" / _AUTHOR
     (data / _WEIGHTS).mkdir(parents=True)
     (data / _MODEL).write_bytes(specification)
     (data / _WEIGHTS / "weight.bin").write_bytes(weights)
-    root, model = _item(_MODEL, "CoreML Model Specification", specification)
-    other, blobs = _item(_WEIGHTS, "CoreML Model Weights", weights)
+    root, model = _manifest_item(_MODEL, "CoreML Model Specification", specification)
+    other, blobs = _manifest_item(_WEIGHTS, "CoreML Model Weights", weights)
     manifest = {
         "fileFormatVersion": _FORMAT,
         "itemInfoEntries": {root: model, other: blobs},
@@ -88,7 +88,7 @@ def _fill(folder: Path, specification: bytes, weights: bytes) -> None:
 
 
 @contextmanager
-def staged(root: Path, specification: bytes, weights: bytes) -> Iterator[Path]:
+def stage_package(root: Path, specification: bytes, weights: bytes) -> Iterator[Path]:
     """Write a package beside ``root`` and yield its folder for inspection; it becomes ``root`` if the block succeeds.
 
     ``root`` is written whole or not at all; a package that is there already is replaced.
@@ -97,7 +97,7 @@ def staged(root: Path, specification: bytes, weights: bytes) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as aside:
         new, old = Path(aside) / "new", Path(aside) / "old"
         new.mkdir()
-        _fill(new, specification, weights)
+        _fill_folder(new, specification, weights)
         yield new
         if root.is_dir():
             root.rename(old)

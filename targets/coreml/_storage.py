@@ -10,20 +10,20 @@ from types import ModuleType
 from typing import Any
 
 from edgewise.targets import Packaging, TargetError
-from edgewise.targets.coreml._coremltools import load
+from edgewise.targets.coreml._coremltools import load_coremltools
 from edgewise.targets.coreml._precisions import PALETTE_BITS
 
 _SMALLEST = 256
 """Elements of the smallest weight that gets a palette, beside the palette's own."""
 
 
-def stored(model: Any, packaging: Packaging) -> Any:
+def compress_weights(model: Any, packaging: Packaging) -> Any:
     """``model`` (a converted ML Program) with its weights as a palette's indices where ``packaging.precision`` says so.
 
     Raises TargetError for a palette of a width that Core ML does not have.
     """
     if packaging.precision == "palette":
-        optimize = load("coremltools.optimize.coreml")
+        optimize = load_coremltools("coremltools.optimize.coreml")
         settings = _palette(optimize, packaging.palette_bits)
         return optimize.palettize_weights(model, optimize.OptimizationConfig(global_config=settings))
     return model

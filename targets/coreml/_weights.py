@@ -80,7 +80,7 @@ def shape_of(tensor_type: Any) -> tuple[int | None, ...]:
     )
 
 
-def unpack(packed: bytes, bits: int, count: int, signed: bool = False) -> np.ndarray[Any, Any]:
+def unpack_bits(packed: bytes, bits: int, count: int, signed: bool = False) -> np.ndarray[Any, Any]:
     """``count`` integers of ``bits`` bits each, packed from the least significant bit of the first byte onwards."""
     stream = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=bits * count, bitorder="little")
     values = (stream.reshape(count, bits).astype(np.int16) << np.arange(bits, dtype=np.int16)).sum(1)
@@ -90,12 +90,12 @@ def unpack(packed: bytes, bits: int, count: int, signed: bool = False) -> np.nda
     return narrow
 
 
-def _elements(raw: bytes, kind: Kind, count: int, where: str) -> np.ndarray[Any, Any]:
-    wanted = math.ceil(count * kind.bits / 8)
-    if len(raw) != wanted:
-        raise TargetError(f"{where}: wanted {wanted} bytes for {count} {kind.name} elements, found {len(raw)}")
+def _read_elements(raw: bytes, kind: Kind, count: int, where: str) -> np.ndarray[Any, Any]:
+    nbytes = math.ceil(count * kind.bits / 8)
+    if len(raw) != nbytes:
+        raise TargetError(f"{where}: wanted {nbytes} bytes for {count} {kind.name} elements, found {len(raw)}")
     if kind.bits < 8:
-        return unpack(raw, kind.bits, count, signed=kind.name.startswith("INT"))
+        return unpack_bits(raw, kind.bits, count, signed=kind.name.startswith("INT"))
     return np.frombuffer(raw, dtype=kind.numpy)
 
 
@@ -115,17 +115,17 @@ class Reader:
         tensor = message.immediateValue.tensor
         if tensor.WhichOneof("value") == "strings":
             return str(tensor.strings.values[0])
-        return _simplest(self._immediate(message), message.type.tensorType)
+        return _simplify_elements(self._immediate(message), message.type.tensorType)
 
     def _immediate(self, message: Any) -> np.ndarray[Any, Any]:
         tensor, kind = message.immediateValue.tensor, kind_of(message.type.tensorType)
         count = math.prod(size or 0 for size in shape_of(message.type.tensorType))
-        held = getattr(tensor, tensor.WhichOneof("value")).values
-        if isinstance(held, bytes):
-            return _elements(held, kind, count, "an immediate value")
-        if len(held) not in (1, count):
-            raise TargetError(f"an immediate value: wanted {count} {kind.name} elements, found {len(held)}")
-        return np.broadcast_to(np.array(list(held), dtype=kind.numpy), (count,))
+        values = getattr(tensor, tensor.WhichOneof("value")).values
+        if isinstance(values, bytes):
+            return _read_elements(values, kind, count, "an immediate value")
+        if len(values) not in (1, count):
+            raise TargetError(f"an immediate value: wanted {count} {kind.name} elements, found {len(values)}")
+        return np.broadcast_to(np.array(list(values), dtype=kind.numpy), (count,))
 
     def _stored(self, message: Any) -> Value:
         tensor_type, blob = message.type.tensorType, message.blobFileValue
@@ -134,11 +134,11 @@ class Reader:
         if path not in self._files:
             self._files[path] = path.read_bytes()
         count = math.prod(size or 0 for size in shape_of(tensor_type))
-        raw = _record(self._files[path], int(blob.offset), kind, path)
-        return _simplest(_elements(raw, kind, count, f"{path} at {blob.offset}"), tensor_type)
+        raw = _read_record(self._files[path], int(blob.offset), kind, path)
+        return _simplify_elements(_read_elements(raw, kind, count, f"{path} at {blob.offset}"), tensor_type)
 
 
-def _record(content: bytes, offset: int, kind: Kind, path: Path) -> bytes:
+def _read_record(content: bytes, offset: int, kind: Kind, path: Path) -> bytes:
     """The bytes of the tensor whose record stands at ``offset``."""
     if len(content) < 64 or struct.unpack_from("<I", content, 4)[0] != _VERSION:
         raise TargetError(f"{path}: wanted a weights' file of version {_VERSION}, found something else")
@@ -154,7 +154,7 @@ def _record(content: bytes, offset: int, kind: Kind, path: Path) -> bytes:
     return content[start : start + size]
 
 
-def _simplest(elements: np.ndarray[Any, Any], tensor_type: Any) -> Value:
+def _simplify_elements(elements: np.ndarray[Any, Any], tensor_type: Any) -> Value:
     """Scalars and vectors of indices (sizes, axes, masks) as Python values; float16 widened, which is exact."""
     kind, shape = kind_of(tensor_type), shape_of(tensor_type)
     if not shape:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgewise.targets import Runner
-from edgewise.targets.coreml._mil import Everything, Reference, read
+from edgewise.targets.coreml._mil import Everything, Reference, read_program
 
 
 def reference(path: Path) -> Runner:
     """As ``Target.reference``, nothing rounded but where the package itself quantizes."""
-    return Reference(read(path), unrounded=Everything())
+    return Reference(read_program(path), unrounded=Everything())

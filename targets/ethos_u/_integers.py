@@ -57,17 +57,17 @@ def _round_bias(module: GraphModule, node: Node) -> None:
     if _name(source) != _DEQUANTIZE or _name(weight) != _DEQUANTIZE_CHANNELS or not isinstance(bias, Node):
         return
     assert isinstance(source, Node) and isinstance(weight, Node)
-    scale = cast(float, source.args[1]) * _constant(module, weight.args[1]).double()
-    rounded = torch.round(_constant(module, bias).double() / scale).clamp(-_LARGEST, _LARGEST).to(torch.int32)
+    scale = cast(float, source.args[1]) * _read_constant(module, weight.args[1]).double()
+    rounded = torch.round(_read_constant(module, bias).double() / scale).clamp(-_LARGEST, _LARGEST).to(torch.int32)
     parts = {"": rounded, "_scale": scale.float(), "_zero_point": torch.zeros(len(rounded), dtype=torch.int64)}
     dequantize = torch.ops.quantized_decomposed.dequantize_per_channel.default
     with module.graph.inserting_before(node):
-        held = [_hold(module, f"_bias_of_{node.name}{ending}", value) for ending, value in parts.items()]
-        moved = module.graph.call_function(dequantize, (*held, 0, -_LARGEST, _LARGEST, torch.int32))
-    node.replace_input_with(bias, moved)
+        constants = [_hold_constant(module, f"_bias_of_{node.name}{ending}", value) for ending, value in parts.items()]
+        bias_node = module.graph.call_function(dequantize, (*constants, 0, -_LARGEST, _LARGEST, torch.int32))
+    node.replace_input_with(bias, bias_node)
 
 
-def _constant(module: GraphModule, node: object) -> Tensor:
+def _read_constant(module: GraphModule, node: object) -> Tensor:
     assert isinstance(node, Node) and node.op == "get_attr"
     value: Any = module
     for part in str(node.target).split("."):
@@ -75,7 +75,7 @@ def _constant(module: GraphModule, node: object) -> Tensor:
     return cast(Tensor, value.detach())
 
 
-def _hold(module: GraphModule, name: str, value: Tensor) -> Node:
+def _hold_constant(module: GraphModule, name: str, value: Tensor) -> Node:
     module.register_buffer(name, value)
     return module.graph.get_attr(name)
 
@@ -123,12 +123,12 @@ def mark_integers(program: ExportedProgram) -> None:
 
 def _between_integers(program: ExportedProgram) -> set[Node]:
     nodes = [n for n in program.graph.nodes if n.op == "call_function" and _name(n) not in _ROUNDINGS]
-    found: set[Node] = set()
+    integer_nodes: set[Node] = set()
     for node in nodes:
         sources = node.all_input_nodes
-        if sources and all(_name(source) in _ROUNDINGS - {_QUANTIZE} or source in found for source in sources):
-            found.add(node)
+        if sources and all(_name(source) in _ROUNDINGS - {_QUANTIZE} or source in integer_nodes for source in sources):
+            integer_nodes.add(node)
     for node in reversed(nodes):
-        if not all(_name(user) == _QUANTIZE or user in found for user in node.users):
-            found.discard(node)
-    return found
+        if not all(_name(user) == _QUANTIZE or user in integer_nodes for user in node.users):
+            integer_nodes.discard(node)
+    return integer_nodes

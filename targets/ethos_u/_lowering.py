@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgewise.targets import USUAL, Artifact, Packaging, TargetError
-from edgewise.targets._executorch import artifact, coverage, lowered, quieted
+from edgewise.targets._executorch import edge_coverage, lower_to_edge, make_artifact, quiet_executorch
 from edgewise.targets._program import as_captured, for_inference, is_quantized
 from edgewise.targets._subsample import subsampling_as_convolution
 from edgewise.targets.ethos_u._integers import as_integers, mark_integers
@@ -40,39 +40,39 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch,
-        quieted(*_LOGGERS, messages=_WARNINGS),
+        quiet_executorch(*_LOGGERS, messages=_WARNINGS),
     ):
         work, folder = Path(scratch) / "work", Path(scratch) / path.name
         work.mkdir()
         folder.mkdir()
-        edge = _integer_ends(_lower(program, work))
-        facts = coverage(edge) | {"accelerator": ACCELERATOR}
-        (folder / PROGRAM).write_bytes(_serialised(edge))
+        edge = _integer_ends(_lower_program(program, work))
+        facts = edge_coverage(edge) | {"accelerator": ACCELERATOR}
+        (folder / PROGRAM).write_bytes(_serialise_program(edge))
         if facts["delegates"] == 1 and not facts["undelegated"]:
-            _keep(work, folder)
+            _keep_files(work, folder)
         shutil.rmtree(path, ignore_errors=True)
         folder.rename(path)
-    return artifact("ethos_u", path, "int8", facts)
+    return make_artifact("ethos_u", path, "int8", facts)
 
 
-def _lower(program: ExportedProgram, work: Path) -> EdgeProgramManager:
+def _lower_program(program: ExportedProgram, work: Path) -> EdgeProgramManager:
     from executorch.backends.arm.ethosu import EthosUCompileSpec, EthosUPartitioner
 
     spec = EthosUCompileSpec(ACCELERATOR).dump_intermediate_artifacts_to(str(work))
     integers = as_integers(subsampling_as_convolution(for_inference(program)))
     mark_integers(integers)
-    with _vela_output() as said:
+    with _vela_output() as output:
         try:
-            return lowered(integers, EthosUPartitioner(spec))
+            return lower_to_edge(integers, EthosUPartitioner(spec))
         except SystemExit as error:  # how Vela ends on a program it cannot compile
-            raise TargetError(f"Vela cannot compile the network: {said.getvalue().strip()[-500:]}") from error
+            raise TargetError(f"Vela cannot compile the network: {output.getvalue().strip()[-500:]}") from error
 
 
 @contextlib.contextmanager
 def _vela_output() -> Iterator[io.StringIO]:
     """Vela prints its summary; it is kept as a file instead."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        yield said
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        yield output
 
 
 def _integer_ends(edge: EdgeProgramManager) -> EdgeProgramManager:
@@ -91,13 +91,13 @@ def _integer_ends(edge: EdgeProgramManager) -> EdgeProgramManager:
     return edge.transform([QuantizeInputs(edge, [0]), QuantizeOutputs(edge, [0])])
 
 
-def _serialised(edge: EdgeProgramManager) -> bytes:
+def _serialise_program(edge: EdgeProgramManager) -> bytes:
     import executorch.kernels.quantized  # noqa: F401 - names the CPU kernels that a program in pieces calls
 
     return bytes(edge.to_executorch().buffer)
 
 
-def _keep(work: Path, folder: Path) -> None:
+def _keep_files(work: Path, folder: Path) -> None:
     """The TOSA program and the table of the one piece, out of the compiler's working folder."""
     shutil.copy2(work / "out.tosa", folder / TOSA)
     (summary,) = work.glob("output/*_summary_*.csv")

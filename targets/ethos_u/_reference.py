@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgewise.targets import TargetError
-from edgewise.targets._executorch_runtime import constants
+from edgewise.targets._executorch_runtime import read_constants
 from edgewise.targets.ethos_u._lowering import PROGRAM, TOSA
 from edgewise.targets.ethos_u._tosa import evaluate, open_program
 
@@ -37,8 +37,11 @@ class Reference:
                 f"wanted a TOSA program at {self._path}, found: {error.strerror}. It is written where the NPU has the "
                 "whole network in one piece"
             ) from error
-        found = constants(folder / PROGRAM, _GRIDS)
-        self._input, self._output = (found[0], int(found[1])), (found[2], int(found[3]))
+        constants_by_name = read_constants(folder / PROGRAM, _GRIDS)
+        self._input, self._output = (
+            (constants_by_name[0], int(constants_by_name[1])),
+            (constants_by_name[2], int(constants_by_name[3])),
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         """As ``targets.Runner``; the images are shared among processes, since the model is slow and uses one core."""

@@ -23,10 +23,10 @@ def open_program(program: bytes) -> None:
 
 def evaluate(images: NDArray[np.int8]) -> NDArray[np.int8]:
     """int8 [N, C, H, W] -> int8 [N, classes], one image at a time. Raises ValueError where the model refuses."""
-    return np.concatenate([_answer(images[i : i + 1]) for i in range(len(images))])
+    return np.concatenate([_answer_image(images[i : i + 1]) for i in range(len(images))])
 
 
-def _answer(image: NDArray[np.int8]) -> Any:
+def _answer_image(image: NDArray[np.int8]) -> Any:
     import tosa_reference_model
 
     answers, status = tosa_reference_model.run(_program, [image], verbosity="NONE")

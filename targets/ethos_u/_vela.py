@@ -24,8 +24,9 @@ def estimate(folder: Path) -> Estimate:
             macs=int(float(row["nn_macs"])),
             ms=1000 * float(row["inference_time"]),
             clock_hz=int(float(row["core_clock"])),
-            sram_bytes=_kibibytes(row["sram_memory_used"]),
-            flash_bytes=_kibibytes(row["on_chip_flash_memory_used"]) + _kibibytes(row["off_chip_flash_memory_used"]),
+            sram_bytes=_parse_kibibytes(row["sram_memory_used"]),
+            flash_bytes=_parse_kibibytes(row["on_chip_flash_memory_used"])
+            + _parse_kibibytes(row["off_chip_flash_memory_used"]),
             source=f"Vela for {row['accelerator_configuration']}, {row['system_config']}, {row['memory_mode']}",
         )
     except (OSError, IndexError, KeyError, ValueError, TypeError) as error:
@@ -34,5 +35,5 @@ def estimate(folder: Path) -> Estimate:
         ) from error
 
 
-def _kibibytes(text: str) -> int:
+def _parse_kibibytes(text: str) -> int:
     return round(1024 * float(text))

@@ -11,7 +11,7 @@ from edgewise.targets import COMMON_OPERATORS, EVERY_SIZE, GATES, PRODUCTS, Grid
 from edgewise.targets._program import for_inference
 from edgewise.targets._quantizer import int8_quantizer
 from edgewise.targets.onnx._profile import profile
-from edgewise.targets.onnx._session import session
+from edgewise.targets.onnx._session import open_session
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,19 +42,19 @@ class _Runner:
 
 def load(path: Path, threads: int) -> _Runner:
     """The file in ONNX Runtime on ``threads`` threads of the CPU. Raises TargetError for a file it cannot read."""
-    return _Runner(session(path, threads))
+    return _Runner(open_session(path, threads))
 
 
 def name_tensors(path: Path) -> tuple[str, str]:
     """What the file calls its input and its output. Raises TargetError for a file that ONNX Runtime cannot read."""
-    opened = session(path, 1)
-    return str(opened.get_inputs()[0].name), str(opened.get_outputs()[0].name)
+    runner = open_session(path, 1)
+    return str(runner.get_inputs()[0].name), str(runner.get_outputs()[0].name)
 
 
 def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
-    from edgewise.targets.onnx._inside import inside
+    from edgewise.targets.onnx._inside import inside_values
 
-    return inside(path, for_inference(program), images)
+    return inside_values(path, for_inference(program), images)
 
 
 TARGET = Target(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgewise.targets.onnx._graph import constant_of, initializer
+from edgewise.targets.onnx._graph import constant_of, get_initializer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,9 +33,9 @@ def hard_activations_in_integers(graph: ir.Graph) -> None:
         if any(reader.op_type != "QuantizeLinear" for reader in readers):
             continue
         if node.op_type == "HardSwish":
-            _swish(graph, node)
+            _rewrite_swish(graph, node)
         elif node.op_type == "HardSigmoid" and len(readers) == 1 and _is_sixth(node):
-            _sigmoid(graph, node, readers[0])
+            _rewrite_sigmoid(graph, node, readers[0])
 
 
 def _is_sixth(node: ir.Node) -> bool:
@@ -43,17 +43,17 @@ def _is_sixth(node: ir.Node) -> bool:
     return abs(slope - 1 / 6) < 1e-6 and offset == 0.5
 
 
-def _swish(graph: ir.Graph, node: ir.Node) -> None:
+def _rewrite_swish(graph: ir.Graph, node: ir.Node) -> None:
     import onnx_ir as ir
 
     x = node.inputs[0]
     assert x is not None
-    share = _clipped(graph, node, 1 / _LEVELS)
+    share = _clip_integers(graph, node, 1 / _LEVELS)
     product = ir.node("Mul", [x, share], name=node.name)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
 
 
-def _sigmoid(graph: ir.Graph, node: ir.Node, quantize: ir.Node) -> None:
+def _rewrite_sigmoid(graph: ir.Graph, node: ir.Node, quantize: ir.Node) -> None:
     import onnx_ir as ir
 
     scale, zero_point = (constant_of(value) for value in quantize.inputs[1:3] if value is not None)
@@ -62,30 +62,30 @@ def _sigmoid(graph: ir.Graph, node: ir.Node, quantize: ir.Node) -> None:
     step, lowest = float(scale), int(zero_point)
     if lowest != _LOWEST or _LEVELS * step > 1 + step / 2:
         return
-    share = _clipped(graph, node, step)
+    share = _clip_integers(graph, node, step)
     ir.convenience.replace_all_uses_with(node.outputs[0], share)
     graph.remove(node, safe=True)
 
 
-def _clipped(graph: ir.Graph, node: ir.Node, step: float) -> ir.Value:
+def _clip_integers(graph: ir.Graph, node: ir.Node, step: float) -> ir.Value:
     """clip(x + 3, 0, 6) / 6 for the input of ``node``: integers of scale ``step`` and zero point -128, dequantized."""
     import onnx_ir as ir
 
     name, x = str(node.name), node.inputs[0]
-    lowest = initializer(graph, "lowest", np.array(_LOWEST, np.int8))
+    lowest = get_initializer(graph, "lowest", np.array(_LOWEST, np.int8))
     three = [
-        initializer(graph, "three_q", np.array(127, np.int8)),
-        initializer(graph, "three_scale", np.array(_SHIFT / _LEVELS, np.float32)),
+        get_initializer(graph, "three_q", np.array(127, np.int8)),
+        get_initializer(graph, "three_scale", np.array(_SHIFT / _LEVELS, np.float32)),
         lowest,
     ]
-    wide = initializer(graph, f"{name}_wide", np.array(_SPAN * step, np.float32))
-    narrow = initializer(graph, f"{name}_narrow", np.array(step, np.float32))
+    wide = get_initializer(graph, f"{name}_wide", np.array(_SPAN * step, np.float32))
+    narrow = get_initializer(graph, f"{name}_narrow", np.array(step, np.float32))
     constant = ir.node("DequantizeLinear", three, name=f"{name}_three")
-    added = ir.node("Add", [x, constant.outputs[0]], name=f"{name}_add")
-    quantized = ir.node("QuantizeLinear", [added.outputs[0], wide, lowest], name=f"{name}_clip")
+    addition = ir.node("Add", [x, constant.outputs[0]], name=f"{name}_add")
+    quantized = ir.node("QuantizeLinear", [addition.outputs[0], wide, lowest], name=f"{name}_clip")
     share = ir.node("DequantizeLinear", [quantized.outputs[0], narrow, lowest], name=f"{name}_share")
-    made = [constant, added, quantized, share]
-    for part in made:
+    nodes = [constant, addition, quantized, share]
+    for part in nodes:
         part.outputs[0].name = f"{part.name}_output"
-    graph.insert_before(node, made)
+    graph.insert_before(node, nodes)
     return share.outputs[0]

@@ -24,7 +24,7 @@ def constant_of(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
     return None if tensor is None else tensor.numpy()
 
 
-def initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+def get_initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
     """The initializer ``name`` holding ``array``; made where it is missing."""
     import onnx_ir as ir
 

@@ -26,15 +26,15 @@ from edgewise.targets import (
     Precision,
     TargetError,
 )
-from edgewise.targets._coverage import Work, convolution_macs, shares
+from edgewise.targets._coverage import Work, convolution_macs, coverage_shares
 from edgewise.targets._float16 import with_float16
 from edgewise.targets._int8_weights import with_int8_weights
 from edgewise.targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
-from edgewise.targets._quiet import LEAF_SPEC, quiet
-from edgewise.targets._whole import whole
+from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers
+from edgewise.targets._whole import write_whole
 from edgewise.targets.onnx._activations import hard_activations_in_integers
-from edgewise.targets.onnx._graph import constant_of, initializer
-from edgewise.targets.onnx._session import session
+from edgewise.targets.onnx._graph import constant_of, get_initializer
+from edgewise.targets.onnx._session import open_session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +79,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     fitting_sizes(packaging, "onnx", EVERY_SIZE)
     precision = chosen_precision(program, packaging, "onnx", PRECISIONS)
     opset = int(minimum_version(packaging, "onnx", OPSETS, str(OPSET)))
-    model = _translate(_stored(for_inference(program), precision, packaging), opset)
+    model = _translate_program(_store_weights(for_inference(program), precision, packaging), opset)
     int8, macs = precision == "int8", _macs(model.graph)
     _spatial_means_to_pools(model.graph)
     if int8:
@@ -90,23 +90,26 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
         _biases_to_int32(model.graph)
         _one_dequantization_per_reader(model.graph)
     _name_open_sides(model.graph)
-    proto = _strip(model)
+    proto = _strip_traces(model)
     for key, value in sorted(_metadata(packaging).items()):
         proto.metadata_props.add(key=key, value=value)
-    _save(proto, path)
+    _save_model(proto, path)
     undelegated = tuple(name for op, name in _optimised_nodes(path, layouts=False) if int8 and op in _FLOAT_KERNELS)
     return Artifact(
         target="onnx",
         path=path,
         precision=precision,
         undelegated=undelegated,
-        facts={**_facts(optimised_operators(path), opset, int8), "coverage": shares(_work(macs, undelegated))},
+        facts={
+            **_file_facts(optimised_operators(path), opset, int8),
+            "coverage": coverage_shares(_list_work(macs, undelegated)),
+        },
     )
 
 
 def _macs(graph: ir.Graph) -> dict[str, tuple[str, int]]:
     """Node's name -> its operator and MACs, of convolutions and products; an open size counts as one."""
-    found = {}
+    macs_by_node = {}
     for node in graph:
         if node.op_type in _WEIGHTED:
             left, right = (_sizes(value) for value in node.inputs[:2])
@@ -115,8 +118,8 @@ def _macs(graph: ir.Graph) -> dict[str, tuple[str, int]]:
                 macs = convolution_macs(result if node.op_type == "Conv" else left, right)
             else:
                 macs = prod(result) * left[-1]
-            found[str(node.name)] = (node.op_type, macs)
-    return found
+            macs_by_node[str(node.name)] = (node.op_type, macs)
+    return macs_by_node
 
 
 def _sizes(value: ir.Value | None) -> tuple[int, ...]:
@@ -124,27 +127,27 @@ def _sizes(value: ir.Value | None) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else 1 for size in shape) or (1,)
 
 
-def _work(macs: Mapping[str, tuple[str, int]], undelegated: Sequence[str]) -> Iterator[Work]:
+def _list_work(macs: Mapping[str, tuple[str, int]], undelegated: Sequence[str]) -> Iterator[Work]:
     # ONNX Runtime names what it fuses after the convolution or product in it.
-    left = {name.removeprefix("fused ").split("/")[0] for name in undelegated}
+    names = {name.removeprefix("fused ").split("/")[0] for name in undelegated}
     for name, (operator, count) in macs.items():
-        yield Work(operator, count, name not in left)
+        yield Work(operator, count, name not in names)
 
 
-def _stored(program: ExportedProgram, precision: Precision, packaging: Packaging) -> ExportedProgram:
+def _store_weights(program: ExportedProgram, precision: Precision, packaging: Packaging) -> ExportedProgram:
     if precision == "float16":
         return with_float16(program, packaging)
     return with_int8_weights(program, packaging) if precision == "int8-weights" else program
 
 
-def _translate(program: ExportedProgram, opset: int = OPSET) -> ir.Model:
-    with quiet("torch.onnx._internal.exporter._registration", messages=(LEAF_SPEC,)):
+def _translate_program(program: ExportedProgram, opset: int = OPSET) -> ir.Model:
+    with quiet_loggers("torch.onnx._internal.exporter._registration", messages=(LEAF_SPEC,)):
         exported = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
     assert exported is not None
     return exported.model
 
 
-def _facts(operators: Counter[str], opset: int, int8: bool) -> dict[str, Any]:
+def _file_facts(operators: Counter[str], opset: int, int8: bool) -> dict[str, Any]:
     return {
         "opset": opset,
         "fused": sum(operators[op] for op in _INT8_KERNELS),
@@ -161,7 +164,7 @@ def _same_number(first: ir.Value | None, second: ir.Value | None) -> bool:
     return one is not None and other is not None and one.dtype == other.dtype and bool((one == other).all())
 
 
-def _bypass(graph: ir.Graph, node: ir.Node) -> None:
+def _bypass_node(graph: ir.Graph, node: ir.Node) -> None:
     """Remove ``node``; its readers read its first input."""
     import onnx_ir as ir
 
@@ -192,8 +195,8 @@ def _drop_implied_clips(graph: ir.Graph) -> None:
         if node.op_type in ("Relu", "Clip"):
             low, high = _bounds(node)
             readers = [use.node for use in node.outputs[0].uses()]
-            if readers and all(_saturates(reader, low, high) for reader in readers):
-                _bypass(graph, node)
+            if readers and all(_is_saturating(reader, low, high) for reader in readers):
+                _bypass_node(graph, node)
 
 
 def _bounds(node: ir.Node) -> tuple[float, float]:
@@ -206,7 +209,7 @@ def _bounds(node: ir.Node) -> tuple[float, float]:
     return low, high
 
 
-def _saturates(node: ir.Node, low: float, high: float) -> bool:
+def _is_saturating(node: ir.Node, low: float, high: float) -> bool:
     """Whether quantizing gives the same integers with and without clipping to [low, high] first."""
     if node.op_type != "QuantizeLinear":
         return False
@@ -229,15 +232,15 @@ def _activations_to_uint8(graph: ir.Graph) -> None:
         zero_point = constant_of(node.inputs[2])
         if zero_point is None or zero_point.size != 1 or zero_point.ndim or zero_point.dtype != np.int8:
             continue
-        moved = int(zero_point) + 128
-        node.replace_input_with(2, initializer(graph, f"zero_point_{moved}", np.array(moved, np.uint8)))
+        shift = int(zero_point) + 128
+        node.replace_input_with(2, get_initializer(graph, f"zero_point_{shift}", np.array(shift, np.uint8)))
         source = node.inputs[0]
         assert source is not None
         if node.op_type == "QuantizeLinear":
             node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
-        elif (held := constant_of(source)) is not None:
+        elif (constant := constant_of(source)) is not None:
             node.replace_input_with(
-                0, initializer(graph, f"{source.name}_u8", (held.astype(np.int16) + 128).astype(np.uint8))
+                0, get_initializer(graph, f"{source.name}_u8", (constant.astype(np.int16) + 128).astype(np.uint8))
             )
 
 
@@ -259,7 +262,7 @@ def _pads_in_integers(graph: ir.Graph) -> None:
             node.resize_inputs(max(len(node.inputs), 3))
             node.replace_input_with(2, zero_point)
             node.outputs[0].type = quantize.outputs[0].type
-            _bypass(graph, quantize)
+            _bypass_node(graph, quantize)
             if not before.outputs[0].uses():
                 graph.remove(before, safe=True)
 
@@ -290,9 +293,9 @@ def _biases_to_int32(graph: ir.Graph) -> None:
             )
         name = f"{node.name}_bias"
         inputs = [
-            initializer(graph, f"{name}_q", rounded.astype(np.int32)),
-            initializer(graph, f"{name}_scale", scale),
-            initializer(graph, f"{name}_zero_point", np.zeros(scale.shape, np.int32)),
+            get_initializer(graph, f"{name}_q", rounded.astype(np.int32)),
+            get_initializer(graph, f"{name}_scale", scale),
+            get_initializer(graph, f"{name}_zero_point", np.zeros(scale.shape, np.int32)),
         ]
         dequantized = ir.node("DequantizeLinear", inputs, {"axis": 0}, name=f"{name}_dequantize")
         dequantized.outputs[0].name = f"{name}_dequantized"
@@ -333,15 +336,15 @@ def _name_open_sides(graph: ir.Graph) -> None:
     )
 
 
-def _strip(model: ir.Model) -> onnx.ModelProto:
+def _strip_traces(model: ir.Model) -> onnx.ModelProto:
     """The model without traces of the machine that wrote it (stack traces, paths), and without unused constants."""
     import onnx_ir as ir
 
-    used = {value for node in model.graph for value in node.inputs} | set(model.graph.outputs)
+    values = {value for node in model.graph for value in node.inputs} | set(model.graph.outputs)
     for name, value in list(model.graph.initializers.items()):
-        if value not in used:
+        if value not in values:
             del model.graph.initializers[name]
-    for holder in (model, model.graph, *model.graph, *_values(model.graph)):
+    for holder in (model, model.graph, *model.graph, *_graph_values(model.graph)):
         holder.metadata_props.clear()
         holder.doc_string = None
     for node in model.graph:
@@ -354,18 +357,18 @@ def _strip(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+def _graph_values(graph: ir.Graph) -> Iterable[ir.Value]:
     yield from graph.inputs
     yield from graph.initializers.values()
     for node in graph:
         yield from node.outputs
 
 
-def _save(proto: onnx.ModelProto, path: Path) -> None:
+def _save_model(proto: onnx.ModelProto, path: Path) -> None:
     """Write whole or not at all; the weights go to ``<name>.data`` beside the model where they exceed the limit."""
     import onnx
 
-    with whole(path) as aside:
+    with write_whole(path) as aside:
         if too_large(proto):
             data = f"{path.name}.data"
             onnx.save_model(proto, aside, save_as_external_data=True, location=data)
@@ -384,12 +387,12 @@ def _optimised_nodes(path: Path, layouts: bool) -> list[tuple[str, str]]:
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "optimised.onnx"
-        session(path, threads=1, optimised=written, layouts=layouts)
-        graph = onnx.load(written, load_external_data=False).graph
+        file = Path(folder) / "optimised.onnx"
+        open_session(path, threads=1, optimised=file, layouts=layouts)
+        graph = onnx.load(file, load_external_data=False).graph
         return [(node.op_type, node.name) for node in graph.node]
 
 
 def fused_copy(path: Path, copy: Path) -> None:
     """Write the graph that ONNX Runtime makes of the file at ``path``, the same for every processor, in its own format."""
-    session(path, threads=1, optimised=copy, layouts=False, own_format=True)
+    open_session(path, threads=1, optimised=copy, layouts=False, own_format=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from edgewise.targets.onnx._session import session
+from edgewise.targets.onnx._session import open_session
 
 
 def profile(path: Path, image: Tensor, threads: int, runs: int = 50) -> Mapping[str, float]:
@@ -19,11 +19,11 @@ def profile(path: Path, image: Tensor, threads: int, runs: int = 50) -> Mapping[
     ``image``: as the file takes it, [1, ...]. The profiler's own work makes the sum a little more than an unwatched call.
     """
     with tempfile.TemporaryDirectory() as folder:
-        watched = session(path, threads, profile=Path(folder) / "profile")
-        name = watched.get_inputs()[0].name
+        watched_session = open_session(path, threads, profile=Path(folder) / "profile")
+        name = watched_session.get_inputs()[0].name
         for _ in range(runs + 1):
-            watched.run(None, {name: image.numpy()})
-        events = json.loads(Path(watched.end_profiling()).read_text(encoding="utf-8"))
+            watched_session.run(None, {name: image.numpy()})
+        events = json.loads(Path(watched_session.end_profiling()).read_text(encoding="utf-8"))
     return _by_operator(events, runs)
 
 

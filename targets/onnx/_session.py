@@ -8,7 +8,7 @@ from typing import Any
 from edgewise.targets import TargetError
 
 
-def session(
+def open_session(
     path: Path,
     threads: int,
     *,
@@ -44,5 +44,5 @@ def session(
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except (*unreadable, state.NotImplemented, state.RuntimeException) as error:
         size = path.stat().st_size if path.exists() else None
-        found = "no such file" if size is None else f"{size} bytes that ONNX Runtime refuses"
-        raise TargetError(f"wanted an ONNX model at {path}, found {found} ({error}); export it again") from error
+        condition = "no such file" if size is None else f"{size} bytes that ONNX Runtime refuses"
+        raise TargetError(f"wanted an ONNX model at {path}, found {condition} ({error}); export it again") from error

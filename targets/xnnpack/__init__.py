@@ -18,13 +18,20 @@ from edgewise.targets import (
     Precision,
     Target,
 )
-from edgewise.targets._executorch import artifact, coverage, lowered, planned_bytes, quieted, write
+from edgewise.targets._executorch import (
+    edge_coverage,
+    lower_to_edge,
+    make_artifact,
+    planned_bytes,
+    quiet_executorch,
+    write_program,
+)
 from edgewise.targets._executorch_profile import profile
 from edgewise.targets._executorch_runtime import load
 from edgewise.targets._float16 import with_float16
 from edgewise.targets._program import chosen_precision, fitting_sizes, for_inference
 from edgewise.targets._quantizer import int8_quantizer
-from edgewise.targets._rewrite import HARD_SIGMOID, rewritten
+from edgewise.targets._rewrite import HARD_SIGMOID, rewrite_program
 from edgewise.targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:
@@ -40,28 +47,28 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     """Lower ``program``, captured at batch 1, to XNNPACK and write the .pte file, whole or not at all."""
     fitting_sizes(packaging, "xnnpack", TARGET.sizes)
     precision = chosen_precision(program, packaging, "xnnpack", PRECISIONS)
-    with quieted():
+    with quiet_executorch():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-        program = _prepared(program)
+        program = _prepare_program(program)
         if precision == "float16":
             program = with_float16(program, packaging)
-        edge = lowered(program, XnnpackPartitioner())
-        facts = coverage(edge)
-        finished = edge.to_executorch()
-        write(finished.buffer, path)
-    return artifact("xnnpack", path, precision, facts | {"planned_bytes": planned_bytes(finished)})
+        edge = lower_to_edge(program, XnnpackPartitioner())
+        facts = edge_coverage(edge)
+        manager = edge.to_executorch()
+        write_program(manager.buffer, path)
+    return make_artifact("xnnpack", path, precision, facts | {"planned_bytes": planned_bytes(manager)})
 
 
-def _prepared(program: ExportedProgram) -> ExportedProgram:
+def _prepare_program(program: ExportedProgram) -> ExportedProgram:
     """``program`` in the operators that the backend takes."""
-    return subsampling_as_convolution(rewritten(for_inference(program), HARD_SIGMOID))
+    return subsampling_as_convolution(rewrite_program(for_inference(program), HARD_SIGMOID))
 
 
 def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
-    from edgewise.targets.xnnpack._inside import inside
+    from edgewise.targets.xnnpack._inside import inside_values
 
-    return inside(path, _prepared(program), images)
+    return inside_values(path, _prepare_program(program), images)
 
 
 TARGET = Target(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgewise.targets import Inside, TargetError
-from edgewise.targets._executorch import lowered, quieted
+from edgewise.targets._executorch import lower_to_edge, quiet_executorch
 from edgewise.targets._executorch_runtime import runtime_log
 
 if TYPE_CHECKING:
@@ -41,19 +41,19 @@ _QUANTIZATION = "quantize_per_tensor"
 _PASS_ON = ("relu", "hardtanh", "clamp", "relu6")
 
 
-def inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
+def inside_values(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
     """Values of the file at ``path`` for ``images`` [N, ...] as it takes them; ``program`` as it is given to the lowering.
 
     Raises TargetError for a file that is no ExecuTorch program.
     """
-    with quieted():
+    with quiet_executorch():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-        edge = lowered(program, XnnpackPartitioner())
+        edge = lower_to_edge(program, XnnpackPartitioner())
         names = _names(edge.exported_program().graph_module, program)
         values = {}
         with runtime_log():
-            for cut in _cuts(path, names):
+            for cut in _make_cuts(path, names):
                 values[cut.name] = torch.cat([cut.run(image[None]) for image in images])
     return Inside(program=program, values=values)
 
@@ -67,7 +67,7 @@ def _names(module: Any, program: ExportedProgram) -> dict[int, str]:
         for node in piece.graph_module.graph.nodes:
             handle = node.meta.get("debug_handle")
             if node.op == "call_function" and handle is not None and handle not in names:
-                source = _origin(_result(node), id(program.graph))
+                source = _origin_name(_result_node(node), id(program.graph))
                 if source is not None:
                     names[handle] = readers.get(source, source)
     return names
@@ -76,28 +76,28 @@ def _names(module: Any, program: ExportedProgram) -> dict[int, str]:
 def _readers(program: ExportedProgram) -> dict[str, str]:
     """Quantization -> the first dequantization of its result, which the value is known by when it has several."""
     pairs = ((node, next(iter(node.users), None)) for node in program.graph.nodes if _QUANTIZATION in node.name)
-    return {node.name: user.name for node, user in pairs if user is not None and _reading(user)}
+    return {node.name: user.name for node, user in pairs if user is not None and _is_reading(user)}
 
 
-def _result(node: Node) -> Node:
+def _result_node(node: Node) -> Node:
     """The node whose value an XNNPACK operation begun at ``node`` leaves: the dequantization that reads it, if any."""
     last = node
     for _ in range(3):  # an activation function, the quantization, the dequantization
         users = list(last.users)
         fits = [user for user in users if any(part in user.name for part in (*_PASS_ON, _QUANTIZATION))]
-        if not users or len(fits) != len(users) or (len(users) > 1 and not _reading(users[0])):
+        if not users or len(fits) != len(users) or (len(users) > 1 and not _is_reading(users[0])):
             break
         last = users[0]
-        if _reading(last):
+        if _is_reading(last):
             break
     return last
 
 
-def _reading(node: Node) -> bool:
+def _is_reading(node: Node) -> bool:
     return "dequantize_per_tensor" in node.name
 
 
-def _origin(node: Node, graph: int) -> str | None:
+def _origin_name(node: Node, graph: int) -> str | None:
     """The name of the node in the graph of that id which ``node`` came from, by the exporter's own records."""
     sources = node.meta.get("from_node")
     while sources:
@@ -126,12 +126,12 @@ class _Cut:
         from executorch.extension.pybindings import portable_lib
 
         program = portable_lib._load_program_from_buffer(self.buffer)
-        found: Tensor = program.load_method("forward").call([image.contiguous()])[0].clone()
-        value = (found.float() - self.zero_point) * self.scale if self.type is torch.int8 else found.float()
+        result: Tensor = program.load_method("forward").call([image.contiguous()])[0].clone()
+        value = (result.float() - self.zero_point) * self.scale if self.type is torch.int8 else result.float()
         return value.permute(_TO_FIRST) if self.last else value
 
 
-def _cuts(path: Path, names: Mapping[int, str]) -> Iterator[_Cut]:
+def _make_cuts(path: Path, names: Mapping[int, str]) -> Iterator[_Cut]:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     try:
@@ -139,16 +139,16 @@ def _cuts(path: Path, names: Mapping[int, str]) -> Iterator[_Cut]:
     except (ValueError, OSError, RuntimeError) as error:
         raise TargetError(f"wanted an ExecuTorch program at {path}, found {error}") from error
     plan = file.program.execution_plan[0]
-    for number, call in _calls(plan):
+    for number, call in _backend_calls(plan):
         data = file.program.backend_delegate_data[plan.delegates[call.delegate_index].processed.index]
         graph = _Graph.read(bytes(data.data))
         last = graph.channels_last(names)
         for value, handle in graph.results():
             if handle in names and graph.type_of(value) is not None:
-                yield _cut(file, number, call, graph, value, names[handle], last)
+                yield _make_cut(file, number, call, graph, value, names[handle], last)
 
 
-def _calls(plan: Any) -> list[tuple[int, Any]]:
+def _backend_calls(plan: Any) -> list[tuple[int, Any]]:
     """Positions of the plan's calls of XNNPACK."""
     calls = [
         (number, instruction.instr_args)
@@ -158,26 +158,26 @@ def _calls(plan: Any) -> list[tuple[int, Any]]:
     return [(number, call) for number, call in calls if plan.delegates[call.delegate_index].id == "XnnpackBackend"]
 
 
-def _cut(file: Any, number: int, call: Any, graph: _Graph, value: int, name: str, last: set[int]) -> _Cut:
+def _make_cut(file: Any, number: int, call: Any, graph: _Graph, value: int, name: str, last: set[int]) -> _Cut:
     from executorch.exir._serialize._program import serialize_pte_binary
 
-    changed = copy.deepcopy(file)
-    plan = changed.program.execution_plan[0]
+    clone = copy.deepcopy(file)
+    plan = clone.program.execution_plan[0]
     reference = plan.delegates[call.delegate_index].processed
-    changed.program.backend_delegate_data[reference.index].data = graph.ending_at(value)
+    clone.program.backend_delegate_data[reference.index].data = graph.ending_at(value)
     plan.chains[0].instructions = plan.chains[0].instructions[: number + 1]
     outputs = len(graph.document["output_ids"])
     place = call.args[-outputs:][0]
     kind, shape = graph.type_of(value), graph.shape_of(value)
     assert kind is not None
-    _retype(plan, place, kind, shape)
+    _retype_tensor(plan, place, kind, shape)
     plan.outputs = [place]
     scale, zero_point = graph.grid_of(value)
-    buffer = bytes(serialize_pte_binary(changed, extract_delegate_segments=True))
+    buffer = bytes(serialize_pte_binary(clone, extract_delegate_segments=True))
     return _Cut(name, buffer, kind, value in last, scale, zero_point)
 
 
-def _retype(plan: Any, place: int, kind: torch.dtype, shape: list[int]) -> None:
+def _retype_tensor(plan: Any, place: int, kind: torch.dtype, shape: list[int]) -> None:
     """Give a planned tensor another type and shape, in fresh memory at the end of its pool."""
     tensor = plan.values[place].val
     tensor.scalar_type = type(tensor.scalar_type)(_SCALARS[kind])
@@ -211,23 +211,23 @@ class _Graph:
             text = (place / "graph.json").read_text(encoding="utf-8")
         # flatc writes infinities as Python's json does not read them.
         document = json.loads(re.sub(r": (-?)inf\b", r": \1Infinity", text))
-        for entry, scale in zip(document["xvalues"], _scales(content), strict=True):
+        for entry, scale in zip(document["xvalues"], _read_scales(content), strict=True):
             if scale is not None:
                 entry["xvalue_union"]["quant_params"]["scale"] = scale
         return cls(document, data[header.constant_data_offset :][: header.constant_data_size])
 
     def ending_at(self, value: int) -> bytes:
         """The payload again, with ``value`` as its first output in place of the one it had."""
-        changed = _Graph(copy.deepcopy(self.document), self.constants)
-        old = changed.document["output_ids"][0]
+        clone = _Graph(copy.deepcopy(self.document), self.constants)
+        old = clone.document["output_ids"][0]
         if old != value:
-            former, tensor = changed._tensor(old), changed._tensor(value)
+            former, tensor = clone._tensor(old), clone._tensor(value)
             tensor |= {"external_id": former["external_id"], "flags": tensor["flags"] | _AS_OUTPUT}
             former |= {"external_id": _NOBODY, "flags": former["flags"] & ~_AS_OUTPUT}
-            changed._tensor_of(value).update(tensor)
-            changed._tensor_of(old).update(former)
-            changed.document["output_ids"][0] = value
-        return changed.written()
+            clone._tensor_of(value).update(tensor)
+            clone._tensor_of(old).update(former)
+            clone.document["output_ids"][0] = value
+        return clone.written()
 
     def written(self) -> bytes:
         """The payload of the graph."""
@@ -248,8 +248,8 @@ class _Graph:
 
     def results(self) -> Iterator[tuple[int, int]]:
         """(value, debug handle) of each operation's result; a handle's last value is the operation's own."""
-        found = {node["debug_handle"]: node["xnode_union"].get("output_id", 0) for node in self.document["xnodes"]}
-        yield from ((value, handle) for handle, value in found.items())
+        outputs = {node["debug_handle"]: node["xnode_union"].get("output_id", 0) for node in self.document["xnodes"]}
+        yield from ((value, handle) for handle, value in outputs.items())
 
     def type_of(self, value: int) -> torch.dtype | None:
         """The value's type; None for one that is not looked at."""
@@ -274,8 +274,8 @@ class _Graph:
         for node in self.document["xnodes"]:
             fields = node["xnode_union"]
             put_in = node["xnode_union_type"] == "XNNStaticTranspose" and node["debug_handle"] not in ours
-            given = (source for key, source in fields.items() if key.startswith("input") and key.endswith("_id"))
-            if fields["perm"] == _TO_LAST if put_in else any(source in last for source in given):
+            sources = (source for key, source in fields.items() if key.startswith("input") and key.endswith("_id"))
+            if fields["perm"] == _TO_LAST if put_in else any(source in last for source in sources):
                 last.add(fields.get("output_id", 0))
         return {value for value in last if len(self.shape_of(value)) == 4}
 
@@ -300,7 +300,7 @@ _XVALUES, _UNION_TYPE, _UNION, _PARAMETERS_TYPE, _PARAMETERS, _SCALE = 8, 4, 6, 
 _QUANTIZED, _PER_TENSOR = 2, 2
 
 
-def _scales(content: bytes) -> Iterator[float | None]:
+def _read_scales(content: bytes) -> Iterator[float | None]:
     """The scale of each value that has one for the whole tensor, to its last bit: flatc's text rounds to six digits."""
     from flatbuffers import encode, number_types
     from flatbuffers.table import Table

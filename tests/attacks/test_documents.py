@@ -105,7 +105,7 @@ def read(file: Path, text: str, size: tuple[int, int] | None) -> str:
     card.path_of(file).write_text(text, encoding="utf-8", errors="surrogatepass")
     manifest.write(file, "")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recheck, "opened", zeros)
+        patch.setattr(recheck, "open_isolated", zeros)
         try:
             found = recheck.recheck_file(file, "digits", size=size)
         except (EdgewiseError, TargetError):

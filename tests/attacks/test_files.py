@@ -121,7 +121,7 @@ def shut(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a file that was changed was opened")
         yield
 
-    monkeypatch.setattr(recheck, "opened", refuse)
+    monkeypatch.setattr(recheck, "open_isolated", refuse)
 
 
 def everything(path: Path) -> list[Path]:

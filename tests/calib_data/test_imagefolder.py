@@ -11,7 +11,7 @@ from PIL import Image
 
 from edgewise import calib_data
 from edgewise.calib_data import DataError
-from edgewise.calib_data._photographs import Options, decode
+from edgewise.calib_data._photographs import Options, decode_image
 
 
 def save(path: Path, value: int, size: tuple[int, int] = (8, 8)) -> None:
@@ -90,11 +90,11 @@ def test_the_centre_is_cut(tmp_path: Path) -> None:
     # 12 wide, 4 high: columns 4 … 7 are left, each of its own grey level.
     levels = np.tile(np.arange(12, dtype=np.uint8) * 10, (4, 1))
     Image.fromarray(levels).save(tmp_path / "wide.png")
-    image = decode(tmp_path / "wide.png", Options(size=4))
+    image = decode_image(tmp_path / "wide.png", Options(size=4))
     assert image.shape == (3, 4, 4)
     assert image[1, 2].tolist() == [40, 50, 60, 70]
     # To 8 on the shorter side first, then columns 10 … 13 of 24, which lie at 4.75, 5.25, 5.75 and 6.25 of the 12.
-    doubled = decode(tmp_path / "wide.png", Options(size=4, resize=8))
+    doubled = decode_image(tmp_path / "wide.png", Options(size=4, resize=8))
     assert np.abs(doubled[0, 0] - np.array([47.5, 52.5, 57.5, 62.5])).max() <= 0.5
 
 
@@ -103,13 +103,13 @@ def test_resizing_agrees_with_resizing_the_whole_and_cutting_then(tmp_path: Path
     Image.fromarray(noise).save(tmp_path / "noise.png")
     whole = Image.fromarray(noise).resize((51, 32), Image.Resampling.BILINEAR)
     wanted = np.asarray(whole.crop((13, 4, 37, 28))).transpose(2, 0, 1)
-    found = decode(tmp_path / "noise.png", Options(size=24, resize=32))
+    found = decode_image(tmp_path / "noise.png", Options(size=24, resize=32))
     assert np.abs(found[:, 2:-2, 2:-2].astype(int) - wanted[:, 2:-2, 2:-2]).max() <= 1
 
 
 def test_a_panorama_is_not_blown_up(tmp_path: Path) -> None:
     save(tmp_path / "line.png", 9, size=(60_000, 1))  # resized as a whole: 240 million columns at size 4,000
-    assert decode(tmp_path / "line.png", Options(size=4000)).shape == (3, 4000, 4000)
+    assert decode_image(tmp_path / "line.png", Options(size=4000)).shape == (3, 4000, 4000)
 
 
 def test_exif_orientation_and_palette_with_transparency(tmp_path: Path) -> None:
@@ -117,13 +117,13 @@ def test_exif_orientation_and_palette_with_transparency(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # taken upside down
     column.save(tmp_path / "turned.png", exif=exif)
-    assert decode(tmp_path / "turned.png", Options(size=2))[0, :, 0].tolist() == [10, 200]
+    assert decode_image(tmp_path / "turned.png", Options(size=2))[0, :, 0].tolist() == [10, 200]
     palette = Image.new("P", (2, 2), 1)
     palette.putpalette([0, 0, 0, 7, 8, 9])
     palette.save(tmp_path / "palette.png", transparency=b"\x00\xff")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert decode(tmp_path / "palette.png", Options(size=2))[:, 0, 0].tolist() == [7, 8, 9]
+        assert decode_image(tmp_path / "palette.png", Options(size=2))[:, 0, 0].tolist() == [7, 8, 9]
 
 
 def test_batch_of_none(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ MODES = {
 def test_every_mode_of_eight_bits_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "image.tif"
     MODES[mode](255).save(path)
-    assert decode(path, Options(size=8)).min() >= 254
+    assert decode_image(path, Options(size=8)).min() >= 254
 
 
 def test_more_than_eight_bits(tmp_path: Path) -> None:

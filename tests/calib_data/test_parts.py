@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from edgewise.calib_data import Part
-from edgewise.calib_data._parts import MemoryPart, digest, in_memory, without_calib
+from edgewise.calib_data._parts import MemoryPart, in_memory, parts_digest, without_calib
 
 
 def part(*values: int) -> MemoryPart:
@@ -27,18 +27,18 @@ def test_digest_is_the_sha256_of_shapes_bytes_and_little_endian_labels() -> None
     one, zero = bytes([1, *[0] * 7]), bytes(8)
     text = b"train (2, 1, 1, 1)\n" + bytes([1, 2]) + one + zero
     text += b"calib (1, 1, 1, 1)\n" + bytes([3]) + one + b"test (1, 1, 1, 1)\n" + bytes([4]) + zero
-    assert digest(part(1, 2), part(3), part(4)) == hashlib.sha256(text).hexdigest()
+    assert parts_digest(part(1, 2), part(3), part(4)) == hashlib.sha256(text).hexdigest()
 
 
 def test_digest_changes_with_an_image_a_label_the_order_and_the_split() -> None:
-    first = digest(part(1, 2), part(3), part(4))
+    first = parts_digest(part(1, 2), part(3), part(4))
     other_label = MemoryPart(torch.full((1, 1, 1, 1), 4, dtype=torch.uint8), torch.tensor([1]))
     others = [
-        digest(part(1, 6), part(3), part(4)),
-        digest(part(1, 2), part(3), other_label),
-        digest(part(2, 1), part(3), part(4)),
-        digest(part(1, 3), part(2), part(4)),
-        digest(part(1), part(2, 3), part(4)),
+        parts_digest(part(1, 6), part(3), part(4)),
+        parts_digest(part(1, 2), part(3), other_label),
+        parts_digest(part(2, 1), part(3), part(4)),
+        parts_digest(part(1, 3), part(2), part(4)),
+        parts_digest(part(1), part(2, 3), part(4)),
     ]
     assert len({first, *others}) == 6
 

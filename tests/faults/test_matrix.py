@@ -1,7 +1,7 @@
 """Every fault turns its gate red and no other, and without a fault all stay green; what caught what is docs/fault-matrix.md.
 
 The network is small and fitted in closed form, the files are real ones in ONNX Runtime, and the gates are a run's own:
-``prove`` for a written file, ``recheck`` for one on its way, the timing gates on measured or made-up times.
+``prove_file`` for a written file, ``recheck`` for one on its way, the timing gates on measured or made-up times.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from edgewise.images.preprocess import Preprocess
 from edgewise.images.wrapper import Wrapper
 from edgewise.measure import statistics
 from edgewise.measure.answers import compute_logits
-from edgewise.measure.conditions import observe
+from edgewise.measure.conditions import observe_conditions
 from edgewise.measure.label_order import label_order
 from edgewise.measure.latency import Interleaved, Samples, measure
 from edgewise.measure.memory import ColdStart
@@ -44,11 +44,11 @@ from edgewise.network.captured import Prepare, convert
 from edgewise.report.rows import Row
 from edgewise.run.artifacts import File
 from edgewise.run.job import check_overlap
-from edgewise.run.proofs import prove
+from edgewise.run.proofs import prove_file
 from edgewise.run.steps import Model
 from edgewise.stage import Context
 from edgewise.stages.prune import Prune
-from edgewise.stages.quantize import freeze
+from edgewise.stages.quantize import freeze_ranges
 from edgewise.store.entries import Store
 from edgewise.store.json_values import encode
 from edgewise.targets import USUAL, Artifact, Grid, Inside
@@ -132,7 +132,7 @@ def quantized(weight_bits: int = 7) -> torch.fx.GraphModule:
     prepared = Prepare(Grid(weight_bits=weight_bits).to_json(), (3, 8, 8)).capture(net)
     with torch.no_grad():
         prepared(normalise(data().calib.batch(torch.arange(128)), SPEC))
-    freeze(prepared)
+    freeze_ranges(prepared)
     return convert(prepared)
 
 
@@ -202,7 +202,7 @@ def prove_case(case: Case) -> list[Finding]:
         Model(name="m", folder=Path(), digest="", answers=a, params=1, macs=1, moved_bytes=1, seconds=0.0)
         for a in (case.answers, case.baseline)
     )
-    return list(prove(bench, model, ONNX, made, base).findings)
+    return list(prove_file(bench, model, ONNX, made, base).findings)
 
 
 def float_case(folder: Path, written: nn.Module | None = None) -> Case:
@@ -510,7 +510,7 @@ def made_up(ours: np.ndarray, course: np.ndarray, share: float = 1.0) -> list[Fi
     noise = np.random.default_rng(0).normal(1, 0.005, (2, 30, 20))
     samples = {"ours": Samples((ours * course)[:, None] * noise[0]), "theirs": Samples(course[:, None] * noise[1])}
     found = Interleaved(samples=samples, reference_ms=course, cpu_share=np.full(30, share))
-    assert found.conditions("ours") == observe(samples["ours"].times, course, found.cpu_share)
+    assert found.conditions("ours") == observe_conditions(samples["ours"].times, course, found.cpu_share)
     return [gates.on_latency(timed(found), LIMITS)]
 
 
@@ -668,7 +668,7 @@ def test_a_fault_turns_its_gate_red_and_no_other(planted: Fault, tmp_path: Path)
     found = red(findings)
     assert found == dict.fromkeys(planted.gates, planted.verdict), [finding.reason for finding in findings]
     if planted.status != 2 and planted.gates != {"store"}:
-        assert planted.status == int(gates.judge(*findings).verdict == "fail")
+        assert planted.status == int(gates.worst_finding(*findings).verdict == "fail")
 
 
 def matrix() -> str:

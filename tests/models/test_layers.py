@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgewise.models._attention import Attention, attend
+from edgewise.models._attention import Attention, attend_heads
 from edgewise.models._layers import (
     CeilMaxPool,
     ConvBN,
@@ -22,8 +22,8 @@ from edgewise.models._layers import (
     StochasticDepth,
     round_channels,
 )
-from edgewise.models.mobilevit import fold, unfold
-from edgewise.models.shufflenet import shuffle
+from edgewise.models.mobilevit import fold_patches, unfold_patches
+from edgewise.models.shufflenet import shuffle_channels
 
 
 class TestPadShortcut:
@@ -139,7 +139,7 @@ def test_attention_is_torchs() -> None:
     x = torch.randn(2, 5, 12)
     qkv = F.linear(x, reference.in_proj_weight, reference.in_proj_bias)
     wanted, _ = reference(x, x, x, need_weights=False)
-    torch.testing.assert_close(reference.out_proj(attend(qkv, 3)), wanted)
+    torch.testing.assert_close(reference.out_proj(attend_heads(qkv, 3)), wanted)
 
 
 def test_attention_refuses_a_remainder() -> None:
@@ -149,13 +149,13 @@ def test_attention_refuses_a_remainder() -> None:
 
 def test_unfold_sorts_pixels_by_their_place_in_the_patch() -> None:
     x = torch.arange(16.0).reshape(1, 1, 4, 4)
-    assert unfold(x)[:, :, 0].tolist() == [[0, 2, 8, 10], [1, 3, 9, 11], [4, 6, 12, 14], [5, 7, 13, 15]]
+    assert unfold_patches(x)[:, :, 0].tolist() == [[0, 2, 8, 10], [1, 3, 9, 11], [4, 6, 12, 14], [5, 7, 13, 15]]
     images = torch.randn(2, 3, 6, 4)
-    assert fold(unfold(images), 6, 4).equal(images)
+    assert fold_patches(unfold_patches(images), 6, 4).equal(images)
 
 
 def test_shuffle_interleaves_the_halves() -> None:
-    assert shuffle(torch.arange(6.0).reshape(1, 6, 1, 1)).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    assert shuffle_channels(torch.arange(6.0).reshape(1, 6, 1, 1)).flatten().tolist() == [0, 3, 1, 4, 2, 5]
 
 
 def test_separable_conv_reproduces_a_separable_kernel() -> None:

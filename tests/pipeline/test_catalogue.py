@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgewise import catalogue, public_names
-from edgewise.catalogue import describe_public, fields_of, find_entry, listing
+from edgewise.catalogue import describe_public, fields_of, find_entry, list_entries
 from edgewise.commands.list import describe_entry
 from edgewise.errors import RequestError
 
@@ -45,7 +45,7 @@ def test_a_field_is_told_by_name_type_default_and_meaning() -> None:
 @pytest.mark.parametrize("kind", ["stages", "fields"])
 def test_what_is_read_from_the_text_is_what_python_has(kind: str) -> None:
     """Every field of the class, in its order, a missing default where it has to be given."""
-    for entry in listing(kind):
+    for entry in list_entries(kind):
         module, name = catalogue.home_of(entry["name"])
         made: Any = getattr(importlib.import_module(module), name)
         wanted = {
@@ -57,7 +57,7 @@ def test_what_is_read_from_the_text_is_what_python_has(kind: str) -> None:
 
 
 def test_a_recipe_tells_what_it_sets_and_what_it_derives_from() -> None:
-    found = {entry["name"]: entry for entry in listing("recipes")}
+    found = {entry["name"]: entry for entry in list_entries("recipes")}
     assert found["demo"]["sets"]["model"] == "'tiny_resnet'" and "from" not in found["demo"]
     assert found["cifar_resnet56"]["from"] == "cifar_resnet20" and "Prune(" in found["cifar_resnet56"]["sets"]["stages"]
     assert found["separate_resnet56"]["from"] == "separate_resnet20", "through a name, too"

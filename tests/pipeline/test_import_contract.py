@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def test_no_circle_of_imports_anywhere() -> None:
     """Imports for types and those inside functions are counted; a circle of any length raises CycleError."""
     files = [path for folder in sources._FOLDERS.values() for path in folder.rglob("*.py")]
-    graph = {path: {*sources._imported(path.read_text(encoding="utf-8"), path)} - {path} for path in files}
+    graph = {path: {*sources._imported_files(path.read_text(encoding="utf-8"), path)} - {path} for path in files}
     assert len([*TopologicalSorter(graph).static_order()]) == len(files) > 200
 
 

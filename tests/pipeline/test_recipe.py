@@ -18,7 +18,7 @@ from edgewise import recipes
 from edgewise.catalogue import recipe_names, stage_names
 from edgewise.errors import RequestError
 from edgewise.recipe import Recipe
-from edgewise.stage import Context, describe, in_range, silent, stage_name
+from edgewise.stage import Context, describe_stage, in_range, stage_name, track_silently
 from edgewise.verify.gates import Limits
 
 
@@ -115,8 +115,8 @@ def test_describe_refuses_what_is_no_dataclass() -> None:
         return model
 
     with pytest.raises(RequestError, match="must be a frozen dataclass"):
-        describe(stage)
+        describe_stage(stage)
 
 
 def test_silent_passes_everything_on() -> None:
-    assert list(silent([3, 1, 2], "counting")) == [3, 1, 2]
+    assert list(track_silently([3, 1, 2], "counting")) == [3, 1, 2]

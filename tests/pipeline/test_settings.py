@@ -14,19 +14,19 @@ import pytest
 from annotated_types import Interval
 
 from edgewise.errors import RequestError
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Inner:
     count: Annotated[int, Interval(ge=1, le=9)] = 3
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     lr: Annotated[float, Interval(gt=0, le=100)]

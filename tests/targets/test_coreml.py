@@ -13,9 +13,9 @@ from torch.fx import GraphModule
 pytest.importorskip("coremltools")
 
 from edgewise.targets import COMMON_OPERATORS, GATES, PRODUCTS, USUAL, Artifact, Grid, TargetError, get
-from edgewise.targets._quiet import quiet
+from edgewise.targets._quiet import quiet_loggers
 from edgewise.targets.coreml._islands import float_islands
-from edgewise.targets.coreml._mil import Everything, Reference, read
+from edgewise.targets.coreml._mil import Everything, Reference, read_program
 
 TARGET = get("coreml")
 SHAPE = (3, 12, 12)
@@ -53,7 +53,9 @@ def images(count: int) -> Tensor:
 
 
 def quantized(net: nn.Module, grid: Grid) -> GraphModule:
-    with quiet("torchao", "torch.utils._pytree", messages=(r"`isinstance\(treespec, LeafSpec\)` is deprecated",)):
+    with quiet_loggers(
+        "torchao", "torch.utils._pytree", messages=(r"`isinstance\(treespec, LeafSpec\)` is deprecated",)
+    ):
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         graph = torch.export.export(net, (images(1),)).module(check_guards=False)
@@ -131,7 +133,7 @@ def test_many_images_at_once_are_each_image_alone(written: tuple[GraphModule, Ar
 def test_an_int8_network_holds_the_graphs_own_numbers(written: tuple[GraphModule, Artifact]) -> None:
     """Same constants, no float16 rounding between operators: the file is the graph."""
     graph, artifact = written
-    found, wanted = Reference(read(artifact.path), Everything())(images(500)), run(graph, images(500))
+    found, wanted = Reference(read_program(artifact.path), Everything())(images(500)), run(graph, images(500))
     step = wanted.unique().diff().min()
     assert bool((found.argmax(1) == wanted.argmax(1)).all())
     assert float(((found - wanted).abs() > step / 2).float().mean()) < 1e-3, "a tie may fall the other way"
@@ -154,7 +156,7 @@ def test_an_int8_network_agrees_with_its_graph_in_float16(grid: Grid, tmp_path: 
 
 @pytest.mark.parametrize("bits", [7, 8])
 def test_weights_are_kept_as_the_grids_integers(bits: int, tmp_path: Path) -> None:
-    program = read(export(quantized(network(), Grid(weight_bits=bits)), tmp_path).path)
+    program = read_program(export(quantized(network(), Grid(weight_bits=bits)), tmp_path).path)
     weights = [o.arguments["quantized_data"] for o in program.operations if o.type == "constexpr_affine_dequantize"]
     assert len(weights) == 5
     for weight in weights:
@@ -191,10 +193,10 @@ class PartlyInt8(nn.Module):
 
 def test_islands_are_named(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    with quiet("torchao", "torch.utils._pytree"):
+    with quiet_loggers("torchao", "torch.utils._pytree"):
         import torchao.quantization.pt2e  # noqa: F401  registers quantized_decomposed
     artifact = export(PartlyInt8().eval(), tmp_path)
-    names = [operation.type for operation in float_islands(read(artifact.path))]
+    names = [operation.type for operation in float_islands(read_program(artifact.path))]
     # Pooling reads int8 and relu is fused into it; both convolutions have float weights, and what follows is float.
     assert names == ["conv", "sigmoid", "conv", "softmax"]
     assert artifact.facts["float_convolutions"] == 2

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from edgewise.targets.coreml._compression import OPERATORS
-from edgewise.targets.coreml._weights import unpack
+from edgewise.targets.coreml._weights import unpack_bits
 
 
 def test_packed_indices_run_from_the_least_significant_bit_on() -> None:
     # 2-bit elements 3, 0, 1, 2 fill a byte from the right: 10 01 00 11; the fifth starts the next byte.
-    assert unpack(bytes([0b10010011, 0b00000011]), 2, 5).tolist() == [3, 0, 1, 2, 3]
+    assert unpack_bits(bytes([0b10010011, 0b00000011]), 2, 5).tolist() == [3, 0, 1, 2, 3]
     # 3-bit elements 5, 6, 7: the third is split across the bytes.
-    assert unpack(bytes([0b11110101, 0b1]), 3, 3).tolist() == [5, 6, 7]
-    assert unpack(bytes([0b10010111]), 4, 2, signed=True).tolist() == [7, -7]
+    assert unpack_bits(bytes([0b11110101, 0b1]), 3, 3).tolist() == [5, 6, 7]
+    assert unpack_bits(bytes([0b10010111]), 4, 2, signed=True).tolist() == [7, -7]
 
 
 def test_quantize_rounds_halves_to_even_and_clips() -> None:

@@ -14,8 +14,8 @@ from torch.nn import functional
 pytest.importorskip("coremltools")
 
 from edgewise.targets import USUAL, get
-from edgewise.targets.coreml._coremltools import load
-from edgewise.targets.coreml._mil import read
+from edgewise.targets.coreml._coremltools import load_coremltools
+from edgewise.targets.coreml._mil import read_program
 
 TARGET = get("coreml")
 
@@ -161,7 +161,7 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], set[str]]] = {
 @pytest.fixture(scope="module", autouse=True)
 def imports_out_of_the_collectors_way() -> Iterator[None]:
     """Every conversion ends in a full collection, half its time over coremltools' own modules."""
-    load()
+    load_coremltools()
     gc.freeze()
     yield
     gc.unfreeze()
@@ -174,7 +174,7 @@ def test_an_operator_agrees_with_pytorch(name: str, tmp_path: Path) -> None:
     images = torch.randn(3, *shape[1:])
     program = torch.export.export(module.eval(), (images[:1],))
     artifact = TARGET.export(program, tmp_path / "net.mlpackage", USUAL)
-    assert operators <= {operation.type for operation in read(artifact.path).operations}
+    assert operators <= {operation.type for operation in read_program(artifact.path).operations}
     assert TARGET.reference is not None
     found = TARGET.reference(artifact.path)(images)
     with torch.no_grad():

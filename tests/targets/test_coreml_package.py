@@ -18,7 +18,7 @@ pytest.importorskip("coremltools")
 
 from edgewise.targets import TargetError, get
 from edgewise.targets.coreml import _package
-from edgewise.targets.coreml._mil import Reference, UnknownOperatorError, read
+from edgewise.targets.coreml._mil import Reference, UnknownOperatorError, read_program
 
 TARGET = get("coreml")
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
@@ -59,7 +59,7 @@ def package(whole: Path, tmp_path: Path) -> Path:
 
 
 def reference(path: Path) -> Reference:
-    return Reference(read(path))
+    return Reference(read_program(path))
 
 
 def test_what_is_in_a_package(whole: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_package_replaces_the_one_before(package: Path) -> None:
 
 def test_a_failed_inspection_leaves_the_package_before(package: Path) -> None:
     before = digests(package)
-    with pytest.raises(RuntimeError), _package.staged(package, b"specification", b"weights"):
+    with pytest.raises(RuntimeError), _package.stage_package(package, b"specification", b"weights"):
         raise RuntimeError
     assert digests(package) == before
     assert [path.name for path in package.parent.iterdir()] == ["net.mlpackage"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 pytest.importorskip("coremltools")
 
 from edgewise.targets import USUAL, Artifact, Grid, Packaging, TargetError, get
-from edgewise.targets.coreml._mil import read
+from edgewise.targets.coreml._mil import read_program
 
 TARGET = get("coreml")
 SHAPE = (3, 8, 8)
@@ -48,7 +48,7 @@ def weight_of(artifact: Artifact) -> Tensor:
     """The convolution's weight as the file's own instructions make it."""
     from edgewise.targets.coreml._mil import Reference
 
-    reference = Reference(read(artifact.path))
+    reference = Reference(read_program(artifact.path))
     (weight,) = (value for value in reference._fixed.values() if value.shape == (16, 3, 3, 3))
     return weight
 
@@ -139,7 +139,7 @@ def test_a_quantized_network_is_int8_and_needs_ios17(tmp_path: Path) -> None:
 
 
 def test_metadata_is_written_and_the_bytes_are_the_same_again(tmp_path: Path) -> None:
-    from edgewise.targets.coreml._coremltools import load
+    from edgewise.targets.coreml._coremltools import load_coremltools
 
     packaging = Packaging(precision="palette", palette_bits=4, metadata={"recipe": "demo"})
     first, again = (export(tmp_path / name, packaging).path for name in ("one", "two"))
@@ -147,7 +147,7 @@ def test_metadata_is_written_and_the_bytes_are_the_same_again(tmp_path: Path) ->
         sorted((p.relative_to(root), p.read_bytes()) for p in root.rglob("*") if p.is_file()) for root in (first, again)
     ]
     assert files[0] == files[1]
-    model = load("coremltools.proto.Model_pb2").Model()
+    model = load_coremltools("coremltools.proto.Model_pb2").Model()
     model.ParseFromString(next(first.rglob("model.mlmodel")).read_bytes())
     assert dict(model.description.metadata.userDefined) == {"recipe": "demo"}
     assert USUAL.metadata == {}

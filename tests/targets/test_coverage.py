@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.targets import USUAL, Grid, get
-from edgewise.targets._coverage import Work, shares
+from edgewise.targets._coverage import Work, coverage_shares
 
 CONV = 8 * 3 * 9 * 6 * 6
 """3 -> 8 channels, 3×3, on 8×8 images without padding."""
@@ -42,13 +42,13 @@ def quantized(operators: frozenset[str]) -> torch.fx.GraphModule:
 
 
 def test_shares_by_hand() -> None:
-    found = shares([Work("conv", 300, True), Work("conv", 100, False), Work("relu", 0, True)])
+    found = coverage_shares([Work("conv", 300, True), Work("conv", 100, False), Work("relu", 0, True)])
     assert (found["macs"], found["undelegated_macs"], found["undelegated_share"]) == (400, 100, 0.25)
     assert found["by_operator"] == {
         "conv": {"delegated": 1, "undelegated": 1, "macs": 400, "undelegated_macs": 100},
         "relu": {"delegated": 1, "undelegated": 0, "macs": 0, "undelegated_macs": 0},
     }
-    assert shares([])["undelegated_share"] == 0.0
+    assert coverage_shares([])["undelegated_share"] == 0.0
 
 
 @pytest.mark.parametrize(

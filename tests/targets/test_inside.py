@@ -11,7 +11,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from edgewise import library_noise, targets
 from edgewise.network import captured
-from edgewise.studies.architectures.network import capture
+from edgewise.studies.architectures.network import capture_network
 from edgewise.verify import layerwise
 
 SHAPE = (3, 8, 6)
@@ -89,7 +89,7 @@ def test_every_value_that_a_file_lets_out_is_the_graphs_own(
         observed = prepare_pt2e(graph, target.quantizer(target.grids[0]))
         for image in images:
             observed(image[None])
-        program = capture(captured.convert(observed), SHAPE)
+        program = capture_network(captured.convert(observed), SHAPE)
     path = tmp_path / f"net{target.suffix}"
     artifact = target.export(program, path, targets.USUAL)
     assert target.inside is not None

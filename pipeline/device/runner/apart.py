@@ -33,12 +33,12 @@ def apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         _work(work, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        told = pipe.read()
+        message = pipe.read()
     status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):
         raise Failed(f"its runtime crashed ({_signal(os.WTERMSIG(status))})")
     try:
-        return _answered(json.loads(told.decode()))
+        return _answered(json.loads(message.decode()))
     except ValueError as error:
         raise Failed(f"its process ended with status {os.WEXITSTATUS(status)} and no answer") from error
 
@@ -72,8 +72,8 @@ def _answered(told: dict[str, Any]) -> dict[str, Any]:
         raise MissingRuntime(told["missing"])
     if "failed" in told:
         raise Failed(f"its runtime refused it: {told['failed']}")
-    found: dict[str, Any] = told["found"]
-    return found
+    answer: dict[str, Any] = told["found"]
+    return answer
 
 
 def _signal(number: int) -> str:

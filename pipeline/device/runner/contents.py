@@ -20,11 +20,11 @@ class BundleError(Exception):
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         for chunk in iter(lambda: file.read(1 << 20), b""):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 class Contents:
@@ -41,8 +41,8 @@ class Contents:
             raise BundleError(f"{path} is not a whole bundle ({error}): copy it here again") from error
 
     def _check(self) -> None:
-        for name, wanted in self.manifest["entries"].items():
-            if hashlib.sha256(self._zip.read(name)).hexdigest() != wanted:
+        for name, digest in self.manifest["entries"].items():
+            if hashlib.sha256(self._zip.read(name)).hexdigest() != digest:
                 raise ValueError(f"{name} in it differs from what was written")
 
     def read(self, name: str) -> bytes:
@@ -52,8 +52,8 @@ class Contents:
     @property
     def files(self) -> list[dict[str, Any]]:
         """What the manifest says of each file to be measured."""
-        found: list[dict[str, Any]] = self.manifest["files"]
-        return found
+        files: list[dict[str, Any]] = self.manifest["files"]
+        return files
 
     def unpack(self, file: dict[str, Any], folder: Path) -> Path:
         """Lay a file, with the weights beside it, into ``folder``; returns its path."""
@@ -65,8 +65,8 @@ class Contents:
 
     def slice(self) -> np.ndarray[Any, Any]:
         """The labelled images, uint8 [n, C, H, W]."""
-        held = self.manifest["slice"]
-        return np.frombuffer(self.read(IMAGES), np.uint8).reshape([held["count"], *held["shape"]])
+        slice_entry = self.manifest["slice"]
+        return np.frombuffer(self.read(IMAGES), np.uint8).reshape([slice_entry["count"], *slice_entry["shape"]])
 
     def labels(self) -> np.ndarray[Any, Any]:
         """The images' classes, [n]."""
@@ -87,12 +87,12 @@ def tensors(content: bytes) -> dict[str, np.ndarray[Any, Any]]:
     size = int.from_bytes(content[:8], "little")
     head = json.loads(content[8 : 8 + size].decode())
     head.pop("__metadata__", None)
-    found = {}
+    tensors_by_name = {}
     for name, entry in head.items():
         low, high = entry["data_offsets"]
         values = np.frombuffer(content[8 + size + low : 8 + size + high], _KINDS[entry["dtype"]])
-        found[name] = values.reshape(entry["shape"])
-    return found
+        tensors_by_name[name] = values.reshape(entry["shape"])
+    return tensors_by_name
 
 
 def on_disk_digest(path: Path) -> str:

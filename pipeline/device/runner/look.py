@@ -20,7 +20,7 @@ from .runtimes import Run, Runtime
 
 def look(contents: Contents, file: dict[str, Any], runtime: Runtime, threads: int) -> dict[str, Any]:
     """What the file answers, and what loading it costs. Times in milliseconds, memory in bytes."""
-    started = time.perf_counter()
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
         path = contents.unpack(file, Path(folder))
         digest = on_disk_digest(path)
@@ -35,25 +35,25 @@ def look(contents: Contents, file: dict[str, Any], runtime: Runtime, threads: in
         first_ms = _milliseconds(lambda: run(first))
         after = runner_system.high_water()
         golden = contents.golden(file)
-        told = answered(run, file, golden["images"]) if golden else None
+        answers = answered(run, file, golden["images"]) if golden else None
         classes = answered(run, file, images).argmax(1)
         again_ms = loaded(runtime, path, threads)[1]
     return {
         "sha256": digest,
-        "golden_answers": None if told is None else base64.b64encode(told.astype("<f4").tobytes()).decode(),
+        "golden_answers": None if answers is None else base64.b64encode(answers.astype("<f4").tobytes()).decode(),
         "answers": encode_classes(classes),
         "load_ms": {"first": load_ms, "again": again_ms},
         "first_call_ms": first_ms,
         "peak_memory_bytes": None if before is None or after is None else max(0, after - before),
-        "seconds": time.perf_counter() - started,
+        "seconds": time.perf_counter() - start,
     }
 
 
 def loaded(runtime: Runtime, path: Path, threads: int) -> tuple[Run, float]:
     """The file in its runtime, and the milliseconds that took."""
-    started = time.perf_counter()
+    start = time.perf_counter()
     run = runtime.load(path, threads)
-    return run, 1000 * (time.perf_counter() - started)
+    return run, 1000 * (time.perf_counter() - start)
 
 
 def answered(run: Run, file: dict[str, Any], images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -67,9 +67,9 @@ def encode_classes(classes: np.ndarray[Any, Any]) -> str:
 
 
 def _milliseconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    start = time.perf_counter()
     call()
-    return 1000 * (time.perf_counter() - started)
+    return 1000 * (time.perf_counter() - start)
 
 
 def summary(found: dict[str, Any], labels: np.ndarray[Any, Any]) -> dict[str, float | None]:

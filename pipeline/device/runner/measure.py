@@ -45,8 +45,8 @@ def measure(calls: dict[str, Callable[[], Any]], plan: Plan, cpus: Sequence[int]
     Gives ``blocks``: for each what the processor did; and for each name ``times_ns`` [blocks][kept], ``calls``, all of
     them, and ``busy_ns``, elapsed time within them.
     """
-    spent = _warm_up(calls, plan)
-    meter = _Meter(calls, plan, spent, cpus)
+    warm_up_seconds = _warm_up(calls, plan)
+    meter = _Meter(calls, plan, warm_up_seconds, cpus)
     for _ in range(plan.blocks):
         meter.block()
     return {"blocks": meter.blocks, "files": meter.files}
@@ -57,10 +57,10 @@ def _warm_up(calls: dict[str, Callable[[], Any]], plan: Plan) -> float:
     until = time.perf_counter() + min(1.0, plan.seconds / 10)
     fastest, rounds = math.inf, 0
     while rounds < 3 or (time.perf_counter() < until and rounds < 200):
-        started = time.perf_counter()
+        start = time.perf_counter()
         for call in calls.values():
             call()
-        fastest, rounds = min(fastest, time.perf_counter() - started), rounds + 1
+        fastest, rounds = min(fastest, time.perf_counter() - start), rounds + 1
         reference()
     return fastest
 
@@ -81,30 +81,30 @@ class _Meter:
         for entry in self.files.values():
             entry["times_ns"].append([])
         references: list[Any] = []
-        stolen, cpu, started = runner_system.stolen(), time.process_time_ns(), time.perf_counter_ns()
+        stolen, cpu, start = runner_system.stolen(), time.process_time_ns(), time.perf_counter_ns()
         rounds = 0
         while True:
             if rounds % self.between == 0:
                 references.append(_time_reference())
-            elapsed = (time.perf_counter_ns() - started) / 1e9
-            if (elapsed >= self.duration and rounds >= self.least) or (rounds and elapsed > self.longest):
+            seconds = (time.perf_counter_ns() - start) / 1e9
+            if (seconds >= self.duration and rounds >= self.least) or (rounds and seconds > self.longest):
                 break
             self._round(keep=rounds % self.stride == 0)
             rounds += 1
-        wall, cpu = time.perf_counter_ns() - started, time.process_time_ns() - cpu
+        wall, cpu = time.perf_counter_ns() - start, time.process_time_ns() - cpu
         self.blocks.append(self._told(wall, cpu, references, stolen))
 
     def _round(self, keep: bool) -> None:
         clock = time.perf_counter_ns
         for name in self.order:
             call, entry = self.calls[name], self.files[name]
-            started = clock()
+            start = clock()
             call()
-            taken = clock() - started
+            duration = clock() - start
             entry["calls"] += 1
-            entry["busy_ns"] += taken
+            entry["busy_ns"] += duration
             if keep:
-                entry["times_ns"][-1].append(taken)
+                entry["times_ns"][-1].append(duration)
         self.order.append(self.order.pop(0))
 
     def _told(self, wall: int, cpu: int, references: list[Any], stolen: Any) -> dict[str, Any]:

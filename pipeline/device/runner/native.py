@@ -20,8 +20,8 @@ _ROOM = 512
 
 def folder() -> Path | None:
     """The folder; None where the device names none."""
-    named = os.environ.get(VARIABLE)
-    return Path(named) if named else None
+    name = os.environ.get(VARIABLE)
+    return Path(name) if name else None
 
 
 def version(place: Path) -> str:
@@ -33,26 +33,26 @@ def load(place: Path, path: Path, threads: int) -> Callable[[np.ndarray[Any, Any
     """The file at ``path``, ready to run: one image as it is fed -> float32 [1, classes]. Raises ValueError as it says."""
     library = _library(place)
     content = path.read_bytes()
-    said = ctypes.create_string_buffer(_ROOM)
-    session = library.edgewise_open(content, len(content), threads, said, _ROOM)
+    message = ctypes.create_string_buffer(_ROOM)
+    session = library.edgewise_open(content, len(content), threads, message, _ROOM)
     if not session:
-        raise ValueError(said.value.decode(errors="replace"))
+        raise ValueError(message.value.decode(errors="replace"))
     classes = int(library.edgewise_classes(session))
 
     def run(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        given, found = np.ascontiguousarray(image), np.empty((1, classes), np.float32)
-        places = (given.ctypes.data, given.nbytes, found.ctypes.data)
-        if library.edgewise_run(session, *places, classes, said, _ROOM):
-            raise ValueError(said.value.decode(errors="replace"))
-        return found
+        pixels, logits = np.ascontiguousarray(image), np.empty((1, classes), np.float32)
+        places = (pixels.ctypes.data, pixels.nbytes, logits.ctypes.data)
+        if library.edgewise_run(session, *places, classes, message, _ROOM):
+            raise ValueError(message.value.decode(errors="replace"))
+        return logits
 
     return run
 
 
 def _library(place: Path) -> Any:
     names = (place / "libraries").read_text(encoding="ascii").split()
-    held = [ctypes.CDLL(str(place / name), mode=os.RTLD_GLOBAL | os.RTLD_LAZY) for name in names]
-    library = held[-1]
+    libraries = [ctypes.CDLL(str(place / name), mode=os.RTLD_GLOBAL | os.RTLD_LAZY) for name in names]
+    library = libraries[-1]
     sizes = (ctypes.c_char_p, ctypes.c_size_t)
     library.edgewise_open.argtypes = [*(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint32), *sizes]
     library.edgewise_open.restype = ctypes.c_void_p

@@ -43,14 +43,14 @@ class Progress:
             return {}
         if not lines or lines[0] != self._key:
             return {}
-        found = {}
+        steps = {}
         for line in lines[1:]:
             try:
                 entry = json.loads(line)
-                found[entry["step"]] = entry["found"]
+                steps[entry["step"]] = entry["found"]
             except (ValueError, KeyError, TypeError):
                 break
-        return found
+        return steps
 
     def once(self, step: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What ``work`` gave, now or before a kill."""
@@ -61,8 +61,8 @@ class Progress:
                     file.write(_line((step, self._steps[step])) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
-        found: dict[str, Any] = self._steps[step]
-        return found
+        step_result: dict[str, Any] = self._steps[step]
+        return step_result
 
 
 def _line(entry: Any) -> str:

@@ -45,8 +45,8 @@ def _load_executorch(path: Path, threads: int) -> Run:
     content = path.read_bytes()
     module = portable_lib._load_for_executorch_from_buffer(content)
     # The program points into the bytes, which live as long as what is kept with them.
-    held = (content, module)
-    return lambda image: np.asarray(held[1].forward([torch.from_numpy(image)])[0].numpy(), np.float32)
+    references = (content, module)
+    return lambda image: np.asarray(references[1].forward([torch.from_numpy(image)])[0].numpy(), np.float32)
 
 
 def _load_coreml(path: Path, threads: int) -> Run:
@@ -54,10 +54,10 @@ def _load_coreml(path: Path, threads: int) -> Run:
 
     model = coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit.ALL)
     inputs = model.get_spec().description.input[0]
-    given = _picture if inputs.type.WhichOneof("Type") == "imageType" else np.asarray
+    convert = _picture if inputs.type.WhichOneof("Type") == "imageType" else np.asarray
 
     def run(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        answers = model.predict({inputs.name: given(image)})
+        answers = model.predict({inputs.name: convert(image)})
         # A classifier also answers with the class's name; the numbers are what is compared.
         values = next(value for value in answers.values() if not isinstance(value, str))
         if isinstance(values, dict):
@@ -91,8 +91,8 @@ class Runtime:
             module = importlib.import_module(self.package)
         except ImportError:
             return None
-        found = getattr(module, "__version__", None)
-        return str(found) if found else _installed(self.package)
+        version = getattr(module, "__version__", None)
+        return str(version) if version else _installed(self.package)
 
 
 def _installed(package: str) -> str | None:
@@ -121,20 +121,20 @@ def need(target: str, wanted: dict[str, str], any_version: bool) -> tuple[Runtim
     runtime = RUNTIMES.get(target)
     if runtime is None:
         raise MissingRuntime(f"files for {target} have no runtime for Python; runs: {', '.join(RUNTIMES)}")
-    found, least = runtime.version(), wanted.get(runtime.package)
+    version, least = runtime.version(), wanted.get(runtime.package)
     line = (
         f"python3 -m pip install '{runtime.package}=={least}'" if least else f"python3 -m pip install {runtime.package}"
     )
     if runtime.package == "executorch":
         line += " torch --extra-index-url of PyTorch's CPU builds where pip would fetch CUDA packages"
-    if found is None:
+    if version is None:
         raise MissingRuntime(f"wanted {runtime.package} for {target} files, found none on this device: {line}")
-    if least and not any_version and _order(found) < _order(least):
+    if least and not any_version and _order(version) < _order(least):
         raise MissingRuntime(
-            f"wanted {runtime.package} {least} or newer, in which the files were verified, found {found}: {line}, "
+            f"wanted {runtime.package} {least} or newer, in which the files were verified, found {version}: {line}, "
             "or measure in the older one with --any-version"
         )
-    return runtime, found
+    return runtime, version
 
 
 def _order(version: str) -> tuple[int, ...]:

@@ -79,15 +79,15 @@ class Session:
 
     def _look(self, file: dict[str, Any]) -> dict[str, Any]:
         runtime, version = need(file["target"], self.contents.manifest["wanted"], self.options.any_version)
-        found = look(self.contents, file, runtime, self.options.threads)
-        found["runtime"] = {"name": runtime.package, "version": version, "provider": runtime.provider}
-        found["accuracy"] = summary(found, self.contents.labels())
-        return found
+        facts = look(self.contents, file, runtime, self.options.threads)
+        facts["runtime"] = {"name": runtime.package, "version": version, "provider": runtime.provider}
+        facts["accuracy"] = summary(facts, self.contents.labels())
+        return facts
 
     def _timed(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Time the files of each target together, and put each file's times into its row."""
-        found = [self._time_group(target, rows) for target in dict.fromkeys(row["target"] for row in rows)]
-        return [group for group in found if group is not None]
+        groups = [self._time_group(target, rows) for target in dict.fromkeys(row["target"] for row in rows)]
+        return [group for group in groups if group is not None]
 
     def _time_group(self, target: str, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         own = {row["file"]: row for row in rows if row["target"] == target and row["error"] is None}
@@ -95,14 +95,14 @@ class Session:
             return None
         _say(f"timing {', '.join(own)}")
         try:
-            found = self.progress.once(f"time {target}", lambda: apart(lambda: self._time(target, list(own))))
+            rows_timed = self.progress.once(f"time {target}", lambda: apart(lambda: self._time(target, list(own))))
         except (Failed, MissingRuntime) as error:
             for row in own.values():
                 row["error"] = f"while it was timed: {error}"
             return None
         for name, row in own.items():
-            row["latency"] = found["files"][name]
-        return {"target": target, "blocks": found["blocks"]}
+            row["latency"] = rows_timed["files"][name]
+        return {"target": target, "blocks": rows_timed["blocks"]}
 
     def _time(self, target: str, names: list[str]) -> dict[str, Any]:
         image = self.contents.slice()[:1]
@@ -112,12 +112,12 @@ class Session:
             # A sustained measurement shares its minutes among the files; the others take theirs for each.
             share = len(files) if self.mode["name"] == "sustained" else 1
             plan = Plan(calls=self.mode["calls"], seconds=self.mode["seconds"] / share, blocks=self.mode["blocks"])
-            found = measure(calls, plan, self.cpus)
+            times = measure(calls, plan, self.cpus)
         if target == "coreml":
             # It works on other processors than this process's, so that the share of one tells nothing.
-            for block in found["blocks"]:
+            for block in times["blocks"]:
                 block["cpu_ms"] = None
-        return found
+        return times
 
     def _open(self, file: dict[str, Any], folder: Path) -> Run:
         runtime, _ = need(file["target"], self.contents.manifest["wanted"], self.options.any_version)

@@ -29,13 +29,13 @@ def _number(path: str) -> int | None:
 
 def describe() -> dict[str, Any]:
     """The device."""
-    told = platform.uname()
+    uname = platform.uname()
     return {
-        "name": told.node,
+        "name": uname.node,
         "model": _model(),
         "os": _system(),
-        "kernel": told.release,
-        "machine": told.machine,
+        "kernel": uname.release,
+        "machine": uname.machine,
         "cpu": cpu_name(),
         "cores": cores(),
         "memory_bytes": _memory(),
@@ -51,16 +51,16 @@ def _system() -> str:
     android = _command("getprop", "ro.build.version.release")
     if android:
         return f"Android {android}"
-    found = re.search(r'^PRETTY_NAME="?([^"\n]+)', _text("/etc/os-release"), re.MULTILINE)
-    return found.group(1) if found else f"{platform.system()} {platform.release()}"
+    match = re.search(r'^PRETTY_NAME="?([^"\n]+)', _text("/etc/os-release"), re.MULTILINE)
+    return match.group(1) if match else f"{platform.system()} {platform.release()}"
 
 
 def _command(*command: str) -> str:
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=True)
+        process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.decode(errors="replace").strip()
+    return process.stdout.decode(errors="replace").strip()
 
 
 def cpu_name() -> str:
@@ -69,9 +69,9 @@ def cpu_name() -> str:
         return _command("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
     info = _text("/proc/cpuinfo")
     for key in ("model name", "Hardware"):
-        found = re.search(rf"^{key}\s*:\s*(.+)$", info, re.MULTILINE)
-        if found:
-            return found.group(1)
+        match = re.search(rf"^{key}\s*:\s*(.+)$", info, re.MULTILINE)
+        if match:
+            return match.group(1)
     return _text("/proc/device-tree/model") or platform.processor() or platform.machine()
 
 
@@ -99,11 +99,11 @@ def allowed() -> list[int]:
 
 
 def _memory() -> int | None:
-    found = re.search(r"^MemTotal:\s+(\d+) kB", _text("/proc/meminfo"), re.MULTILINE)
-    if found:
-        return int(found.group(1)) * 1024
-    told = _command("sysctl", "-n", "hw.memsize") if sys.platform == "darwin" else ""
-    return int(told) if told.isdigit() else None
+    match = re.search(r"^MemTotal:\s+(\d+) kB", _text("/proc/meminfo"), re.MULTILINE)
+    if match:
+        return int(match.group(1)) * 1024
+    size = _command("sysctl", "-n", "hw.memsize") if sys.platform == "darwin" else ""
+    return int(size) if size.isdigit() else None
 
 
 def emulator() -> str | None:
@@ -112,9 +112,9 @@ def emulator() -> str | None:
     Who starts an emulator says so in EDGEWISE_EMULATED. Unsaid, an Arm program that sees an x86 processor's cpuinfo, or
     none at all, is emulated: the file is then the host kernel's.
     """
-    said = os.environ.get("EDGEWISE_EMULATED", "")
-    if said:
-        return said[:80]
+    emulator_name = os.environ.get("EDGEWISE_EMULATED", "")
+    if emulator_name:
+        return emulator_name[:80]
     info = _text("/proc/cpuinfo")
     is_arm = platform.machine().lower() in ("aarch64", "arm64", "armv7l", "armv8l")
     if sys.platform == "linux" and is_arm and ("vendor_id" in info or "GenuineIntel" in info or not info):
@@ -133,30 +133,30 @@ def choose(pin: str | None, threads: int) -> list[int]:
     if pin in ("big", "little"):
         return _by_clock(pin == "big", threads)
     if pin:
-        chosen = _listed(pin)
-        if not chosen or not set(chosen) <= set(have):
+        cpus = _listed(pin)
+        if not cpus or not set(cpus) <= set(have):
             raise ValueError(f"--pin {pin}: wanted some of this device's processors {have}, big or little")
-        return chosen
+        return cpus
     return _apart(have)[:threads]
 
 
 def _by_clock(big: bool, threads: int) -> list[int]:
     clocks = {core["id"]: core["max_khz"] for core in cores()}
-    told = {clock for clock in clocks.values() if clock}
-    if len(told) < 2:
+    clocks_seen = {clock for clock in clocks.values() if clock}
+    if len(clocks_seen) < 2:
         raise ValueError("--pin big or little: this device's processors do not differ in their fastest clock")
-    wanted = max(told) if big else min(told)
-    return [cpu for cpu, clock in clocks.items() if clock == wanted][:threads]
+    chosen_clock = max(clocks_seen) if big else min(clocks_seen)
+    return [cpu for cpu, clock in clocks.items() if clock == chosen_clock][:threads]
 
 
 def _listed(text: str) -> list[int]:
-    found: list[int] = []
+    cpus: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if match is None:
             return []
-        found += range(int(match.group(1)), int(match.group(2) or match.group(1)) + 1)
-    return found
+        cpus += range(int(match.group(1)), int(match.group(2) or match.group(1)) + 1)
+    return cpus
 
 
 def _apart(have: Sequence[int]) -> list[int]:
@@ -171,8 +171,8 @@ def _apart(have: Sequence[int]) -> list[int]:
 
 def clock_khz(cpus: Sequence[int]) -> int | None:
     """The mean clock of these processors now."""
-    found = [value for cpu in cpus if (value := _number(f"{_CPUS}/cpu{cpu}/cpufreq/scaling_cur_freq"))]
-    return sum(found) // len(found) if found else None
+    frequencies = [value for cpu in cpus if (value := _number(f"{_CPUS}/cpu{cpu}/cpufreq/scaling_cur_freq"))]
+    return sum(frequencies) // len(frequencies) if frequencies else None
 
 
 def governor(cpus: Sequence[int]) -> str | None:
@@ -182,9 +182,9 @@ def governor(cpus: Sequence[int]) -> str | None:
 
 def temperature_c() -> float | None:
     """The hottest zone that the kernel tells, in degrees Celsius."""
-    found = [_number(f"{zone}/temp") for zone in Path("/sys/class/thermal").glob("thermal_zone*")]
-    known = [value / 1000 if value > 1000 else float(value) for value in found if value is not None]
-    sane = [value for value in known if 0 < value < 150]
+    readings = [_number(f"{zone}/temp") for zone in Path("/sys/class/thermal").glob("thermal_zone*")]
+    temperatures = [value / 1000 if value > 1000 else float(value) for value in readings if value is not None]
+    sane = [value for value in temperatures if 0 < value < 150]
     return max(sane) if sane else None
 
 
@@ -196,9 +196,9 @@ def stolen() -> int | None:
 
 def high_water() -> int | None:
     """The most main memory this process has held, in bytes."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB", _text("/proc/self/status"), re.MULTILINE)
-    if found:
-        return int(found.group(1)) * 1024
+    match = re.search(r"^VmHWM:\s+(\d+) kB", _text("/proc/self/status"), re.MULTILINE)
+    if match:
+        return int(match.group(1)) * 1024
     if sys.platform == "darwin":
         import resource
 

@@ -1,11 +1,11 @@
-"""What a network costs, layer by layer: ``count`` for the sums, ``analyze`` for the table and the picture."""
+"""What a network costs, layer by layer: ``count_costs`` for the sums, ``analyze`` for the table and the picture."""
 
 from __future__ import annotations
 
-from edgewise.measure.cost.layers import Analysis, Candidate, Layer, Saving, analyze, candidates
+from edgewise.measure.cost.layers import Analysis, Candidate, Layer, Saving, analyze, separable_candidates
 from edgewise.measure.cost.picture import write_picture
-from edgewise.measure.cost.show import table, to_json
-from edgewise.measure.cost.totals import Totals, count
+from edgewise.measure.cost.show import layer_table, to_json
+from edgewise.measure.cost.totals import Totals, count_costs
 
 __all__ = [
     "Analysis",
@@ -14,9 +14,9 @@ __all__ = [
     "Saving",
     "Totals",
     "analyze",
-    "candidates",
-    "count",
-    "table",
+    "count_costs",
+    "layer_table",
+    "separable_candidates",
     "to_json",
     "write_picture",
 ]

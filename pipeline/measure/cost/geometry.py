@@ -44,39 +44,39 @@ class Window:
         return count - 1 if (count - 1) * stride >= n + padding else count
 
 
-def window(operation: Operation) -> Window | None:
+def checked_window(operation: Operation) -> Window | None:
     """The window of a convolution or pooling, checked against the shape it really gave; None for other operators."""
-    found = _window(operation)
-    if found is not None:
-        image, rank = operation.inputs[0].shape, len(found.kernel)
-        computed, real = found.output_size(image[-rank:]), operation.outputs[0].shape[-rank:]
-        assert computed == real, f"{operation.name}: the output-size formula gives {computed}, the operator gave {real}"
-    return found
+    geometry = _window_of(operation)
+    if geometry is not None:
+        image, rank = operation.inputs[0].shape, len(geometry.kernel)
+        expected, real = geometry.output_size(image[-rank:]), operation.outputs[0].shape[-rank:]
+        assert expected == real, f"{operation.name}: the output-size formula gives {expected}, the operator gave {real}"
+    return geometry
 
 
-def _window(operation: Operation) -> Window | None:
-    given = operation.arguments
+def _window_of(operation: Operation) -> Window | None:
+    arguments = operation.arguments
     if operation.name in {"convolution", "_convolution", "convolution_overrideable"}:
-        kernel = given["weight"].shape[2:]
+        kernel = arguments["weight"].shape[2:]
         rank = len(kernel)
         return Window(
             kernel=kernel,
-            stride=_each(given["stride"], rank),
-            padding=_each(given["padding"], rank),
-            dilation=_each(given["dilation"], rank),
-            groups=given["groups"],
-            transposed=given["transposed"],
-            output_padding=_each(given["output_padding"], rank),
+            stride=_per_axis(arguments["stride"], rank),
+            padding=_per_axis(arguments["padding"], rank),
+            dilation=_per_axis(arguments["dilation"], rank),
+            groups=arguments["groups"],
+            transposed=arguments["transposed"],
+            output_padding=_per_axis(arguments["output_padding"], rank),
         )
     if operation.name in _POOLINGS:
         rank = _POOLINGS[operation.name]
-        kernel = _each(given["kernel_size"], rank)
+        kernel = _per_axis(arguments["kernel_size"], rank)
         return Window(
             kernel=kernel,
-            stride=_each(given["stride"] or kernel, rank),
-            padding=_each(given["padding"], rank),
-            dilation=_each(given.get("dilation", 1), rank),
-            ceil_mode=given["ceil_mode"],
+            stride=_per_axis(arguments["stride"] or kernel, rank),
+            padding=_per_axis(arguments["padding"], rank),
+            dilation=_per_axis(arguments.get("dilation", 1), rank),
+            ceil_mode=arguments["ceil_mode"],
         )
     return None
 
@@ -89,8 +89,8 @@ _POOLINGS = {
 }
 
 
-def _each(given: Any, rank: int) -> tuple[int, ...]:
-    values = (given,) if isinstance(given, int) else tuple(given)
+def _per_axis(value: Any, rank: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
     return values * rank if len(values) == 1 else values
 
 
@@ -126,15 +126,15 @@ def receptive_fields(trace: Trace, input_shape: tuple[int, int, int]) -> list[Fi
     reshaping is taken to leave positions where they are.
     """
     image = (input_shape[1], input_shape[2])
-    seen = _Seen(trace, image)
-    found: list[Field | None] = []
+    fields = _Seen(trace, image)
+    fields_seen: list[Field | None] = []
     for operation in trace.operations:
-        incoming = [field for field in map(seen.through, operation.inputs) if field is not None]
-        field = _after(operation, trace, _longest(incoming), image) if incoming else None
+        incoming = [field for field in map(fields.through, operation.inputs) if field is not None]
+        field = _field_after(operation, trace, _largest_field(incoming), image) if incoming else None
         if field is not None:
-            seen.note(operation, field)
-        found.append(field)
-    return found
+            fields.note(operation, field)
+        fields_seen.append(field)
+    return fields_seen
 
 
 class _Seen:
@@ -154,50 +154,50 @@ class _Seen:
                 self._whole[value.storage] = field
 
 
-def _longest(incoming: list[Field]) -> Field:
+def _largest_field(incoming: list[Field]) -> Field:
     """The largest field over the paths that meet, at the positions of the finest of them."""
     height, width = max(f.size[0] for f in incoming), max(f.size[1] for f in incoming)
     finest = max(incoming, key=lambda f: prod(f.extent))
     return Field((height, width), finest.jump, finest.extent)
 
 
-def _after(operation: Operation, trace: Trace, field: Field, image: tuple[int, int]) -> Field:
-    inputs, given = operation.inputs, operation.arguments
+def _field_after(operation: Operation, trace: Trace, field: Field, image: tuple[int, int]) -> Field:
+    inputs, arguments = operation.inputs, operation.arguments
     if operation.name == "slice":
-        return _sliced(given, inputs[0].shape, operation.outputs[0].shape, field)
+        return _slice_field(arguments, inputs[0].shape, operation.outputs[0].shape, field)
     if "_pad" in operation.name:
-        return _padded(inputs[0].shape, operation.outputs[0].shape, field)
+        return _pad_field(inputs[0].shape, operation.outputs[0].shape, field)
     if operation.is_view or operation.is_rounding:
         return field
-    here = window(operation)
+    here = checked_window(operation)
     if here is not None and len(here.kernel) == 2:
-        return _slid(here, _at(field, inputs[0].shape), operation.outputs[0].shape)
+        return _slide_window(here, _field_on_grid(field, inputs[0].shape), operation.outputs[0].shape)
     if operation.name.lstrip("_") in {"adaptive_avg_pool2d", "adaptive_max_pool2d"}:
-        return _adapted(_at(field, inputs[0].shape), operation.outputs[0].shape)
+        return _adaptive_field(_field_on_grid(field, inputs[0].shape), operation.outputs[0].shape)
     if operation.name.lstrip("_").startswith("upsample") or operation.name == "pixel_shuffle":
-        return _enlarged(operation.name, _at(field, inputs[0].shape), operation.outputs[0].shape)
-    if operation.name in {"mean", "sum", "amax"} and _spans_image(given.get("dim"), inputs[0], field):
+        return _enlarge_field(operation.name, _field_on_grid(field, inputs[0].shape), operation.outputs[0].shape)
+    if operation.name in {"mean", "sum", "amax"} and _spans_image(arguments.get("dim"), inputs[0], field):
         return field.everywhere()
     if operation.macs and here is None:
-        return _multiplied(operation, trace, field, image)
+        return _product_field(operation, trace, field, image)
     return field
 
 
-def _sliced(given: dict[str, Any], shape: tuple[int, ...], result: tuple[int, ...], field: Field) -> Field:
+def _slice_field(arguments: dict[str, Any], shape: tuple[int, ...], result: tuple[int, ...], field: Field) -> Field:
     """Every s-th position of an image [N, C, H, W] or [N, H, W, C]: neighbours are s times farther apart."""
     first = next((d for d in (2, 1) if len(shape) == 4 and shape[d : d + 2] == field.extent), None)
-    along, step = given["dim"] % len(shape), given["step"]
+    along, step = arguments["dim"] % len(shape), arguments["step"]
     if first is None or along not in (first, first + 1):
         return field
     return field.through((1, 1), (step, 1) if along == first else (1, step), (result[first], result[first + 1]))
 
 
-def _padded(shape: tuple[int, ...], result: tuple[int, ...], field: Field) -> Field:
+def _pad_field(shape: tuple[int, ...], result: tuple[int, ...], field: Field) -> Field:
     """A border around an image adds positions and moves none."""
     return Field(field.size, field.jump, (result[-2], result[-1])) if shape[-2:] == field.extent else field
 
 
-def _at(field: Field, shape: tuple[int, ...]) -> Field:
+def _field_on_grid(field: Field, shape: tuple[int, ...]) -> Field:
     """The field on the grid that the tensor really has: a reshape may have made it finer or coarser."""
     extent = (shape[-2], shape[-1])
     if extent == field.extent:
@@ -206,7 +206,7 @@ def _at(field: Field, shape: tuple[int, ...]) -> Field:
     return Field(field.size, jump, extent)
 
 
-def _slid(window: Window, field: Field, shape: tuple[int, ...]) -> Field:
+def _slide_window(window: Window, field: Field, shape: tuple[int, ...]) -> Field:
     extent = (shape[-2], shape[-1])
     spans = [d * (k - 1) + 1 for d, k in zip(window.dilation, window.kernel, strict=True)]
     if not window.transposed:
@@ -215,7 +215,7 @@ def _slid(window: Window, field: Field, shape: tuple[int, ...]) -> Field:
     return field.through(taps, (1 / window.stride[0], 1 / window.stride[1]), extent)
 
 
-def _adapted(field: Field, shape: tuple[int, ...]) -> Field:
+def _adaptive_field(field: Field, shape: tuple[int, ...]) -> Field:
     """Adaptive pooling of n positions to m: window i reads from floor(i·n/m) to ceil((i + 1)·n/m)."""
     extent = (shape[-2], shape[-1])
     taps = [max(-(-(i + 1) * n // m) - i * n // m for i in range(m)) for n, m in zip(field.extent, extent, strict=True)]
@@ -223,7 +223,7 @@ def _adapted(field: Field, shape: tuple[int, ...]) -> Field:
     return field.through((taps[0], taps[1]), step, extent)
 
 
-def _enlarged(name: str, field: Field, shape: tuple[int, ...]) -> Field:
+def _enlarge_field(name: str, field: Field, shape: tuple[int, ...]) -> Field:
     extent = (shape[-2], shape[-1])
     taps = 4 if "bicubic" in name else 2 if "linear" in name else 1
     return field.through((taps, taps), (field.extent[0] / extent[0], field.extent[1] / extent[1]), extent)
@@ -239,7 +239,7 @@ def _spans_image(dims: list[int] | int | None, value: Value, field: Field) -> bo
     return sizes == field.extent or (len(value.shape) == 3 and sizes == (prod(field.extent),))
 
 
-def _multiplied(operation: Operation, trace: Trace, field: Field, image: tuple[int, int]) -> Field:
+def _product_field(operation: Operation, trace: Trace, field: Field, image: tuple[int, int]) -> Field:
     active = [v for v in operation.inputs if v.storage in trace.activations]
     if len(active) > 1:
         return Field((max(field.size[0], image[0]), max(field.size[1], image[1])), field.jump, field.extent)

@@ -10,9 +10,9 @@ from math import prod
 
 from torch import nn
 
-from edgewise.measure.cost.geometry import Field, Window, receptive_fields, window
-from edgewise.measure.cost.totals import Totals, activation_bytes, totals
-from edgewise.measure.cost.trace import Operation, Trace, Value, record
+from edgewise.measure.cost.geometry import Field, Window, checked_window, receptive_fields
+from edgewise.measure.cost.totals import Totals, activation_bytes, sum_costs
+from edgewise.measure.cost.trace import Operation, Trace, Value, record_trace
 
 Shape = tuple[int, ...]
 
@@ -88,15 +88,15 @@ def analyze(model: nn.Module, input_shape: tuple[int, int, int], *, name: str | 
     Operators that compute nothing (views) and fake-quantization are no layers. ``name`` is what the network is called,
     its class by default. Raises RequestError, naming the layer, when the image does not go through.
     """
-    trace = record(model, input_shape)
+    trace = record_trace(model, input_shape)
     alive = activation_bytes(trace)
     fields = receptive_fields(trace, input_shape)
     builder = _Rows(trace)
     rows = []
-    for steps in _layers(trace):
+    for steps in _group_steps(trace):
         operations = [trace.operations[i] for i in steps]
         rows.append(builder.row(operations, fields[steps[-1]], max(alive[i] for i in steps)))
-    sums = totals(trace)
+    sums = sum_costs(trace)
     return Analysis(
         model=name or type(model).__name__,
         input_shape=input_shape,
@@ -106,27 +106,29 @@ def analyze(model: nn.Module, input_shape: tuple[int, int, int], *, name: str | 
     )
 
 
-def candidates(model: nn.Module, input_shape: tuple[int, int, int]) -> list[Candidate]:
+def separable_candidates(model: nn.Module, input_shape: tuple[int, int, int]) -> list[Candidate]:
     """Dense convolutions that depthwise-separable ones could replace, the largest saving of MACs first.
 
     A module called more than once is one candidate; its MACs add up.
     """
-    found: dict[str, Candidate] = {}
+    candidates_by_name: dict[str, Candidate] = {}
     for layer in analyze(model, input_shape).layers:
         if layer.separable is None:
             continue
-        before = found.get(layer.module, Candidate(module=layer.module, params=0, macs=0, params_saved=0, macs_saved=0))
-        found[layer.module] = Candidate(
+        before = candidates_by_name.get(
+            layer.module, Candidate(module=layer.module, params=0, macs=0, params_saved=0, macs_saved=0)
+        )
+        candidates_by_name[layer.module] = Candidate(
             module=layer.module,
             params=before.params + layer.params,
             macs=before.macs + layer.macs,
             params_saved=max(before.params_saved, layer.separable.params),
             macs_saved=before.macs_saved + layer.separable.macs,
         )
-    return sorted(found.values(), key=lambda c: -c.macs_saved)
+    return sorted(candidates_by_name.values(), key=lambda c: -c.macs_saved)
 
 
-def _layers(trace: Trace) -> Iterator[list[int]]:
+def _group_steps(trace: Trace) -> Iterator[list[int]]:
     """Steps that belong together: those of one call of a leaf from torch.nn; any other operator stands alone."""
 
     def key(step: int) -> tuple[str, int]:
@@ -135,7 +137,7 @@ def _layers(trace: Trace) -> Iterator[list[int]]:
 
     for _, group in groupby(range(len(trace.operations)), key):
         steps = list(group)
-        if any(_computes(trace.operations[i], trace) for i in steps):
+        if any(_is_computation(trace.operations[i], trace) for i in steps):
             yield steps
 
 
@@ -143,7 +145,7 @@ def _is_leaf(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.") and not any(True for _ in module.children())
 
 
-def _computes(operation: Operation, trace: Trace) -> bool:
+def _is_computation(operation: Operation, trace: Trace) -> bool:
     if operation.is_view or operation.is_rounding or not operation.outputs:
         return False
     return any(v.storage in trace.activations for v in operation.inputs)
@@ -160,29 +162,29 @@ class _Rows:
 
     def row(self, operations: list[Operation], field: Field | None, alive: int) -> Layer:
         trace, batch = self._trace, self._trace.batch
-        main = max((op for op in operations if _computes(op, trace)), key=lambda op: op.macs)
+        main = max((op for op in operations if _is_computation(op, trace)), key=lambda op: op.macs)
         read = _read_from_outside(operations)
-        written = [v for v in operations[-1].outputs if v.storage in self._kept] or [operations[-1].outputs[0]]
+        outputs = [v for v in operations[-1].outputs if v.storage in self._kept] or [operations[-1].outputs[0]]
         weights = [v for v in read if v.storage not in trace.activations]
-        taken = [v for v in read if v.storage in trace.activations]
+        activations = [v for v in read if v.storage in trace.activations]
         names = frozenset().union(*(trace.origins.get(v.storage, frozenset()) for v in weights))
-        macs, out = sum(op.macs for op in operations) // batch, sum(map(_nbytes, written)) // batch
-        moved = out + sum(map(_nbytes, taken)) // batch + sum(map(_nbytes, weights))
-        owner, operator, slid = _owner(main, names), _operator(main, trace), window(main)
+        macs, out = sum(op.macs for op in operations) // batch, sum(map(_nbytes, outputs)) // batch
+        nbytes = out + sum(map(_nbytes, activations)) // batch + sum(map(_nbytes, weights))
+        owner, operator, slid = _weight_owner(main, names), _operator_name(main, trace), checked_window(main)
         return Layer(
             name=_name(main, owner, names, operator),
             module=owner,
             operator=operator,
-            inputs=tuple(_of_one(v.shape, batch) for v in taken),
-            output=_of_one(written[0].shape, batch),
+            inputs=tuple(_of_one(v.shape, batch) for v in activations),
+            output=_of_one(outputs[0].shape, batch),
             window=slid,
             field=field,
             params=self._count_once(names),
             macs=macs,
             activation_bytes=out,
             alive_bytes=alive,
-            intensity=2 * macs / moved if moved else 0.0,
-            separable=_saving(main, slid, batch),
+            intensity=2 * macs / nbytes if nbytes else 0.0,
+            separable=_separable_saving(main, slid, batch),
         )
 
     def _count_once(self, names: frozenset[str]) -> int:
@@ -194,13 +196,13 @@ class _Rows:
 def _read_from_outside(operations: list[Operation]) -> list[Value]:
     """What the operations read that none of them made, each storage once, as it was first looked at."""
     first: dict[int, Value] = {}
-    made: set[int] = set()
+    produced_keys: set[int] = set()
     for operation in operations:
         for value in operation.inputs:
-            if value.storage not in made:
+            if value.storage not in produced_keys:
                 first.setdefault(value.storage, value)
         if not operation.is_view:
-            made.update(value.storage for value in operation.outputs)
+            produced_keys.update(value.storage for value in operation.outputs)
     return list(first.values())
 
 
@@ -213,12 +215,12 @@ def _nbytes(value: Value) -> int:
     return prod(value.shape) * value.itemsize
 
 
-def _owner(operation: Operation, weights: frozenset[str]) -> str:
+def _weight_owner(operation: Operation, weights: frozenset[str]) -> str:
     """The module that holds the weights the operator works with; without any, the one that was running."""
-    named = [name for name in weights if name.rpartition(".")[2] == "weight"]
-    held = named or (sorted(weights) if operation.macs else [])
-    if held:
-        return held[0].rpartition(".")[0]
+    weight_names = [name for name in weights if name.rpartition(".")[2] == "weight"]
+    owners = weight_names or (sorted(weights) if operation.macs else [])
+    if owners:
+        return owners[0].rpartition(".")[0]
     return operation.call.name if operation.call else ""
 
 
@@ -243,9 +245,9 @@ _CALLED = {
 }
 
 
-def _operator(operation: Operation, trace: Trace) -> str:
+def _operator_name(operation: Operation, trace: Trace) -> str:
     """The operator's name as users know it: the functional one of torch.nn."""
-    here = window(operation)
+    here = checked_window(operation)
     if here is not None and "weight" in operation.arguments:
         return f"conv{'_transpose' if here.transposed else ''}{len(here.kernel)}d"
     plain = operation.name.strip("_")
@@ -256,24 +258,24 @@ def _operator(operation: Operation, trace: Trace) -> str:
     return _CALLED.get(plain, plain)
 
 
-def _saving(operation: Operation, here: Window | None, batch: int) -> Saving | None:
+def _separable_saving(operation: Operation, here: Window | None, batch: int) -> Saving | None:
     """K²·Cin·Cout against K²·Cin + Cin·Cout (Howard et al. 2017, arXiv 1704.04861, section 3.1)."""
     if here is None or "weight" not in operation.arguments or here.transposed or here.groups != 1:
         return None
     out_channels, in_channels = operation.arguments["weight"].shape[:2]
     area = prod(here.kernel)
-    saved = area * in_channels * out_channels - in_channels * (area + out_channels)
-    if area == 1 or saved <= 0 or len(here.kernel) != 2:
+    macs_saved = area * in_channels * out_channels - in_channels * (area + out_channels)
+    if area == 1 or macs_saved <= 0 or len(here.kernel) != 2:
         return None
     positions = prod(operation.outputs[0].shape) // out_channels // batch
-    return Saving(params=saved, macs=saved * positions)
+    return Saving(params=macs_saved, macs=macs_saved * positions)
 
 
 def _with_unique_names(rows: list[Layer]) -> Iterator[Layer]:
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for row in rows:
-        seen[row.name] += 1
-        yield row if seen[row.name] == 1 else replace(row, name=f"{row.name}#{seen[row.name]}")
+        counts[row.name] += 1
+        yield row if counts[row.name] == 1 else replace(row, name=f"{row.name}#{counts[row.name]}")
 
 
 def _shared_out(row: Layer, sums: Totals) -> Layer:

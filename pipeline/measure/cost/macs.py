@@ -20,7 +20,7 @@ def multiply_accumulates(func: Any, args: tuple[Any, ...], result: object) -> in
     return formula(args, result) if formula else 0
 
 
-def _convolution(args: tuple[Any, ...], result: Any) -> int:
+def _convolution_macs(args: tuple[Any, ...], result: Any) -> int:
     """One use of every weight per output position; transposed, per input position. Groups are in the weight's shape."""
     image, weight, transposed = args[0], args[1], args[6]
     positions = image if transposed else result
@@ -29,12 +29,12 @@ def _convolution(args: tuple[Any, ...], result: Any) -> int:
     return int(batch * prod(positions.shape[-spatial:]) * weight.numel())
 
 
-def _product(left: Tensor, right: Tensor) -> int:
+def _product_macs(left: Tensor, right: Tensor) -> int:
     """[..., m, k] times [..., k, n]; a vector is a matrix of one column."""
     return int(left.numel() * (right.shape[-1] if right.dim() > 1 else 1))
 
 
-def _attention(args: tuple[Any, ...], result: object) -> int:
+def _attention_macs(args: tuple[Any, ...], result: object) -> int:
     """Scores [.., L, S] = Q·Kᵀ, then scores·V, over every query head."""
     query, key, value = args[:3]
     scores = query.numel() // query.shape[-1] * key.shape[-2]
@@ -42,19 +42,19 @@ def _attention(args: tuple[Any, ...], result: object) -> int:
 
 
 _FORMULAS: dict[str, Callable[[tuple[Any, ...], Any], int]] = {
-    "convolution": _convolution,
-    "_convolution": _convolution,
-    "convolution_overrideable": _convolution,
-    "mm": lambda args, _: _product(args[0], args[1]),
-    "bmm": lambda args, _: _product(args[0], args[1]),
-    "mv": lambda args, _: _product(args[0], args[1]),
-    "dot": lambda args, _: _product(args[0], args[1]),
-    "addmm": lambda args, _: _product(args[1], args[2]),
-    "addmv": lambda args, _: _product(args[1], args[2]),
-    "baddbmm": lambda args, _: _product(args[1], args[2]),
-    "addbmm": lambda args, _: _product(args[1], args[2]),
-    "_scaled_dot_product_flash_attention": _attention,
-    "_scaled_dot_product_flash_attention_for_cpu": _attention,
-    "_scaled_dot_product_efficient_attention": _attention,
-    "_scaled_dot_product_cudnn_attention": _attention,
+    "convolution": _convolution_macs,
+    "_convolution": _convolution_macs,
+    "convolution_overrideable": _convolution_macs,
+    "mm": lambda args, _: _product_macs(args[0], args[1]),
+    "bmm": lambda args, _: _product_macs(args[0], args[1]),
+    "mv": lambda args, _: _product_macs(args[0], args[1]),
+    "dot": lambda args, _: _product_macs(args[0], args[1]),
+    "addmm": lambda args, _: _product_macs(args[1], args[2]),
+    "addmv": lambda args, _: _product_macs(args[1], args[2]),
+    "baddbmm": lambda args, _: _product_macs(args[1], args[2]),
+    "addbmm": lambda args, _: _product_macs(args[1], args[2]),
+    "_scaled_dot_product_flash_attention": _attention_macs,
+    "_scaled_dot_product_flash_attention_for_cpu": _attention_macs,
+    "_scaled_dot_product_efficient_attention": _attention_macs,
+    "_scaled_dot_product_cudnn_attention": _attention_macs,
 }

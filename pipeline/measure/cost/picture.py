@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.measure.cost.layers import Analysis, Layer
-from edgewise.measure.cost.show import amount, size_of
+from edgewise.measure.cost.show import si_amount, size_of
 
 _KINDS = {
     "dense convolution": "#33658a",
@@ -28,10 +28,12 @@ def write_picture(analysis: Analysis, path: Path) -> None:
 
     The file appears whole or not at all; an existing one is replaced.
     """
-    body = _figure(analysis).to_html(
+    body = _draw_figure(analysis).to_html(
         full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}
     )
-    page = _PAGE.format(title=escape(analysis.model), cards=_cards(analysis), size=_size(analysis), figure=body)
+    page = _PAGE.format(
+        title=escape(analysis.model), cards=_summary_cards(analysis), size=_figure_height(analysis), figure=body
+    )
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.write_text(page, encoding="utf-8")
@@ -40,24 +42,24 @@ def write_picture(analysis: Analysis, path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _size(analysis: Analysis) -> str:
+def _figure_height(analysis: Analysis) -> str:
     return " × ".join(map(str, analysis.input_shape))
 
 
-def _cards(analysis: Analysis) -> str:
+def _summary_cards(analysis: Analysis) -> str:
     totals = analysis.totals
-    saved = sum(layer.separable.macs for layer in analysis.layers if layer.separable)
-    shown = [
-        ("parameters", amount(totals.params)),
-        ("MACs", amount(totals.macs)),
+    macs_saved = sum(layer.separable.macs for layer in analysis.layers if layer.separable)
+    cards = [
+        ("parameters", si_amount(totals.params)),
+        ("MACs", si_amount(totals.macs)),
         ("weights", size_of(totals.weight_bytes)),
         ("peak activations", size_of(totals.peak_activation_bytes)),
-        ("MACs separable layers could save", f"{saved / max(totals.macs, 1):.0%}"),
+        ("MACs separable layers could save", f"{macs_saved / max(totals.macs, 1):.0%}"),
     ]
-    return "".join(f"<div><b>{value}</b><span>{label}</span></div>" for label, value in shown)
+    return "".join(f"<div><b>{value}</b><span>{label}</span></div>" for label, value in cards)
 
 
-def _figure(analysis: Analysis) -> Any:
+def _draw_figure(analysis: Analysis) -> Any:
     from plotly.subplots import make_subplots
 
     heads = ("Parameters per layer", "MACs per layer", "Activations alive while each layer runs")
@@ -66,13 +68,13 @@ def _figure(analysis: Analysis) -> Any:
         places = [(i, layer) for i, layer in enumerate(analysis.layers) if kind_of(layer) == kind]
         if places:
             figure.add_trace(
-                _bars(places, [layer.params for _, layer in places], kind, colour, first=True), row=1, col=1
+                _draw_bars(places, [layer.params for _, layer in places], kind, colour, first=True), row=1, col=1
             )
             figure.add_trace(
-                _bars(places, [layer.macs for _, layer in places], kind, colour, first=False), row=2, col=1
+                _draw_bars(places, [layer.macs for _, layer in places], kind, colour, first=False), row=2, col=1
             )
     figure.add_trace(_memory(analysis), row=3, col=1)
-    _dress(figure, analysis)
+    _style_figure(figure, analysis)
     return figure
 
 
@@ -87,7 +89,7 @@ def kind_of(layer: Layer) -> str:
     return "attention and matrix product" if layer.macs else "other"
 
 
-def _bars(places: list[tuple[int, Layer]], values: list[int], kind: str, colour: str, *, first: bool) -> Any:
+def _draw_bars(places: list[tuple[int, Layer]], values: list[int], kind: str, colour: str, *, first: bool) -> Any:
     import plotly.graph_objects as go
 
     return go.Bar(
@@ -97,12 +99,12 @@ def _bars(places: list[tuple[int, Layer]], values: list[int], kind: str, colour:
         legendgroup=kind,
         showlegend=first,
         marker={"color": colour, "line": {"width": 0}},
-        customdata=[_told(layer) for _, layer in places],
+        customdata=[_hover_texts(layer) for _, layer in places],
         hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}<br>%{customdata[2]}<br>%{customdata[3]}<extra></extra>",
     )
 
 
-def _told(layer: Layer) -> tuple[str, str, str, str]:
+def _hover_texts(layer: Layer) -> tuple[str, str, str, str]:
     shapes = ", ".join("×".join(map(str, shape)) for shape in layer.inputs)
     return (
         escape(layer.name),
@@ -128,7 +130,7 @@ def _memory(analysis: Analysis) -> Any:
     )
 
 
-def _dress(figure: Any, analysis: Analysis) -> None:
+def _style_figure(figure: Any, analysis: Analysis) -> None:
     places, names = _ticks(analysis)
     figure.update_layout(
         height=1080,
@@ -176,20 +178,20 @@ def _mark_peak(figure: Any, analysis: Analysis) -> None:
 
 def _ticks(analysis: Analysis) -> tuple[list[int], list[str]]:
     """Where to name what: layers with weights while they fit, else where each stage of the network begins."""
-    weighted = [(i, layer.name) for i, layer in enumerate(analysis.layers) if layer.params]
+    ticks = [(i, layer.name) for i, layer in enumerate(analysis.layers) if layer.params]
     for depth in (None, 3, 2, 1):
-        starts = _starts([(i, ".".join(name.split(".")[:depth])) for i, name in weighted])
+        starts = _run_starts([(i, ".".join(name.split(".")[:depth])) for i, name in ticks])
         if len(starts) <= _NAMED_LAYERS:
             break
     gap = len(analysis.layers) / _NAMED_LAYERS
-    kept: list[tuple[int, str]] = []
+    spaced: list[tuple[int, str]] = []
     for place, name in starts:
-        if not kept or place - kept[-1][0] >= gap:
-            kept.append((place, name))
-    return [place for place, _ in kept], [escape(name) for _, name in kept]
+        if not spaced or place - spaced[-1][0] >= gap:
+            spaced.append((place, name))
+    return [place for place, _ in spaced], [escape(name) for _, name in spaced]
 
 
-def _starts(named: list[tuple[int, str]]) -> list[tuple[int, str]]:
+def _run_starts(named: list[tuple[int, str]]) -> list[tuple[int, str]]:
     """The first place of every run of equal names."""
     return [at for at, before in zip(named, [(-1, ""), *named], strict=False) if at[1] != before[1]]
 

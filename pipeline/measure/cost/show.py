@@ -20,13 +20,13 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
     return {
         "model": analysis.model,
         "input_shape": list(analysis.input_shape),
-        "layers": [_layer(layer) for layer in analysis.layers],
+        "layers": [_layer_json(layer) for layer in analysis.layers],
         "totals": asdict(analysis.totals),
         "unused": list(analysis.unused),
     }
 
 
-def _layer(layer: Layer) -> dict[str, Any]:
+def _layer_json(layer: Layer) -> dict[str, Any]:
     window, field = layer.window, layer.field
     return {
         "name": layer.name,
@@ -52,7 +52,7 @@ def _layer(layer: Layer) -> dict[str, Any]:
     }
 
 
-def table(analysis: Analysis) -> RenderableType:
+def layer_table(analysis: Analysis) -> RenderableType:
     """The layers, two lines each, for a terminal of 100 columns; under them the totals and what is worth knowing."""
     from rich.console import Group
     from rich.table import Table
@@ -70,20 +70,20 @@ def table(analysis: Analysis) -> RenderableType:
 
 
 def _cells(layer: Layer) -> tuple[str, ...]:
-    saved = layer.separable
+    saving = layer.separable
     return (
-        f"{_ending(layer.name)}\n  {layer.operator}{_geometry(layer)}",
+        f"{_name_ending(layer.name)}\n  {layer.operator}{_geometry(layer)}",
         f"{_shape(layer.inputs[0]) if layer.inputs else ''}\n→ {_shape(layer.output)}",
-        _field(layer),
-        f"{amount(layer.params)}\n{layer.params_share:.1%}" if layer.params else "",
-        f"{amount(layer.macs)}\n{layer.macs_share:.1%}" if layer.macs else "",
+        _field_text(layer),
+        f"{si_amount(layer.params)}\n{layer.params_share:.1%}" if layer.params else "",
+        f"{si_amount(layer.macs)}\n{layer.macs_share:.1%}" if layer.macs else "",
         f"{size_of(layer.activation_bytes)}\n{size_of(layer.alive_bytes)}",
         f"{layer.intensity:.1f}" if layer.macs else "",
-        f"{amount(saved.macs)}\n{saved.macs / layer.macs:.0%} of it" if saved else "",
+        f"{si_amount(saving.macs)}\n{saving.macs / layer.macs:.0%} of it" if saving else "",
     )
 
 
-def _ending(name: str) -> str:
+def _name_ending(name: str) -> str:
     """As much of the name's end as the column holds; the JSON has all of it."""
     return name if len(name) <= _NAME else "…" + name[1 - _NAME :]
 
@@ -94,14 +94,14 @@ def _geometry(layer: Layer) -> str:
     if window is None:
         return ""
     parts = [_by(window.kernel)]
-    parts += [f"s{_one(window.stride)}"] if set(window.stride) != {1} else []
-    parts += [f"p{_one(window.padding)}"] if any(window.padding) else []
-    parts += [f"d{_one(window.dilation)}"] if set(window.dilation) != {1} else []
+    parts += [f"s{_size_text(window.stride)}"] if set(window.stride) != {1} else []
+    parts += [f"p{_size_text(window.padding)}"] if any(window.padding) else []
+    parts += [f"d{_size_text(window.dilation)}"] if set(window.dilation) != {1} else []
     parts += [f"g{window.groups}"] if window.groups != 1 else []
     return " " + " ".join(parts)
 
 
-def _one(values: Shape) -> str:
+def _size_text(values: Shape) -> str:
     return str(values[0]) if len(set(values)) == 1 else _by(values)
 
 
@@ -114,7 +114,7 @@ def _shape(shape: Shape) -> str:
     return _by(shape[1:] if len(shape) > 1 and shape[0] == 1 else shape)
 
 
-def _field(layer: Layer) -> str:
+def _field_text(layer: Layer) -> str:
     if layer.field is None:
         return ""
     height, width = (f"{round(size, 1):g}" for size in layer.field.size)
@@ -140,12 +140,12 @@ def _summary(analysis: Analysis) -> list[str]:
     return lines
 
 
-def amount(value: float) -> str:
+def si_amount(value: float) -> str:
     """Three digits and a decimal prefix: 1.81 G."""
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        scaled = value / factor
-        if scaled >= 1:
-            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {prefix}"
+        quotient = value / factor
+        if quotient >= 1:
+            return f"{quotient:.{2 if quotient < 9.995 else 1 if quotient < 99.95 else 0}f} {prefix}"
     return f"{value:.0f}"
 
 

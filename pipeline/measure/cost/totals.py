@@ -7,7 +7,7 @@ from math import prod
 
 from torch import nn
 
-from edgewise.measure.cost.trace import Trace, Value, record
+from edgewise.measure.cost.trace import Trace, Value, record_trace
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Totals:
     params: int
     """Numbers in ``parameters()``, a shared one counted once; buffers are not among them."""
     macs: int
-    """Multiply-accumulates of convolutions, matrix products and attention; see ``count``."""
+    """Multiply-accumulates of convolutions, matrix products and attention; see ``count_costs``."""
     peak_activation_bytes: int
     """Largest sum of activations alive at once; see ``peak_activation_bytes``."""
     weight_bytes: int
@@ -26,7 +26,7 @@ class Totals:
     """What all operators read and write; see ``moved_bytes``."""
 
 
-def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Totals:
+def count_costs(model: nn.Module, input_shape: tuple[int, int, int]) -> Totals:
     """Parameters, MACs and peak activation memory of ``model`` for one image [channels, height, width].
 
     Works on what the network executes, so on any module: functions, branches, captured graphs with fake-quantization.
@@ -36,10 +36,10 @@ def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Totals:
 
     Raises RequestError when the image does not go through, naming the layer.
     """
-    return totals(record(model, input_shape))
+    return sum_costs(record_trace(model, input_shape))
 
 
-def totals(trace: Trace) -> Totals:
+def sum_costs(trace: Trace) -> Totals:
     """The sums over one recorded forward pass, per image."""
     weights = [*trace.model.parameters(), *trace.model.buffers()]
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in weights}
@@ -58,15 +58,15 @@ def moved_bytes(trace: Trace) -> int:
     Views move nothing, and fake-quantization is a number format. What a runtime saves by fusing operators, and what a
     cache keeps, is outside this figure.
     """
-    moved = 0
+    nbytes = 0
     for operation in trace.operations:
         if operation.is_view or operation.is_rounding:
             continue
         if not any(value.storage in trace.activations for value in operation.outputs):
             continue  # weights made from weights, once for all images
         values = {value.storage: _nbytes(value) for value in (*operation.inputs, *operation.outputs)}
-        moved += sum(n // trace.batch if key in trace.activations else n for key, n in values.items())
-    return moved
+        nbytes += sum(n // trace.batch if key in trace.activations else n for key, n in values.items())
+    return nbytes
 
 
 def _nbytes(value: Value) -> int:

@@ -84,7 +84,7 @@ class Trace:
     """Storages that the network returned."""
 
 
-def record(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
+def record_trace(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     """One forward pass of ``model`` in evaluation mode at [1, *input_shape], operator by operator.
 
     A copy runs, so that ``model`` keeps its mode, its statistics and its observers' ranges. A captured graph
@@ -94,13 +94,13 @@ def record(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     """
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise RequestError(f"wanted an input shape (channels, height, width), each at least 1; found {input_shape}")
-    copied = _copy_for_inference(model)
-    batch = _captured_batch(copied)
-    image = _blank_image(copied, (batch, *input_shape))
-    recorder = _Recorder(copied, image, batch)
-    with _calls_followed(copied, recorder.calls), _quiet_run(), recorder:
+    clone = _copy_for_inference(model)
+    batch = _captured_batch(clone)
+    image = _blank_image(clone, (batch, *input_shape))
+    recorder = _Recorder(clone, image, batch)
+    with _calls_followed(clone, recorder.calls), _quiet_run(), recorder:
         try:
-            result = copied(image)
+            result = clone(image)
         except Exception as error:
             raise RequestError(_what_failed(image, recorder, error)) from error
     recorder.finish(result)
@@ -110,10 +110,10 @@ def record(model: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
 def _copy_for_inference(model: nn.Module) -> nn.Module:
     with warnings.catch_warnings():  # torch warns of its own tree specification while it copies a captured graph
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
-        copied = copy.deepcopy(model)
-    for module in copied.modules():
+        clone = copy.deepcopy(model)
+    for module in clone.modules():
         module.training = False  # a captured graph forbids eval(); its operators carry their own mode
-    return copied
+    return clone
 
 
 def _captured_batch(model: nn.Module) -> int:
@@ -137,13 +137,13 @@ def _blank_image(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
 @contextmanager
 def _quiet_run() -> Iterator[None]:
     """No gradients, no use of the caller's random numbers, and attention as its parts rather than one opaque kernel."""
-    fused = torch.backends.mha.get_fastpath_enabled()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
 @contextmanager
@@ -172,7 +172,7 @@ def _calls_followed(model: nn.Module, calls: list[Call]) -> Iterator[None]:
 
 
 def _what_failed(image: Tensor, recorder: _Recorder, error: Exception) -> str:
-    wanted = f"wanted an image {tuple(image.shape)} to go through the network; found that it fails"
+    complaint = f"wanted an image {tuple(image.shape)} to go through the network; found that it fails"
     call = recorder.calls[-1] if recorder.calls else None
     reason = str(error).strip().split("\n")[0]
     if call is None or not call.name:
@@ -180,7 +180,7 @@ def _what_failed(image: Tensor, recorder: _Recorder, error: Exception) -> str:
     else:
         shapes = ", ".join(map(str, call.inputs))
         where = f"in layer {call.name!r} ({type(call.module).__name__}), which was given {shapes}"
-    return f"{wanted} {where}: {reason}. Give the input size and the channels that the network was made for."
+    return f"{complaint} {where}: {reason}. Give the input size and the channels that the network was made for."
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its subclass hook unannotated
@@ -236,7 +236,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             outputs=outputs,
             macs=multiply_accumulates(func, args, result),
             is_view=not func._schema.is_mutable and all(v.storage in inputs for v in outputs),
-            is_rounding=_only_rounds(func._schema.name) or _observes(call),
+            is_rounding=_only_rounds(func._schema.name) or _is_observer(call),
             call=call,
         )
         self.trace.operations.append(operation)
@@ -270,11 +270,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
 
 def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     schema = func._schema.arguments
-    given = dict(zip((a.name for a in schema), args, strict=False))
-    return {a.name: a.default_value for a in schema if a.has_default_value()} | given | kwargs
+    arguments = dict(zip((a.name for a in schema), args, strict=False))
+    return {a.name: a.default_value for a in schema if a.has_default_value()} | arguments | kwargs
 
 
-def _observes(call: Call | None) -> bool:
+def _is_observer(call: Call | None) -> bool:
     """Whether the module being called is torchao's (or torch.ao's) and watches or rounds a tensor."""
     return call is not None and type(call.module).__module__.startswith(
         ("torchao.quantization", "torch.ao.quantization")

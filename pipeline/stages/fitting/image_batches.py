@@ -45,14 +45,14 @@ class Batches(Sequence[Tensor]):
 
     def first(self, count: int) -> Tensor:
         """The first ``count`` images as one batch."""
-        needed = -(-count // max(1, len(self.images[0])))
-        return torch.cat(list(self[:needed]))[:count]
+        batches = -(-count // max(1, len(self.images[0])))
+        return torch.cat(list(self[:batches]))[:count]
 
 
 def batches_of(part: Part, index: Tensor, ctx: Context, network: nn.Module | None = None, most: int = BATCH) -> Batches:
     """The images of a part at ``index`` (int64 [N]), at most ``most`` a batch, fewer where ``network`` needs much memory."""
     size = most if network is None else images_at_once(network, ctx.input_shape, most)
-    return Batches(tuple(part.batch(chosen) for chosen in torch.split(index, size)), ctx.spec, ctx.device)
+    return Batches(tuple(part.batch(part_index) for part_index in torch.split(index, size)), ctx.spec, ctx.device)
 
 
 def draw_batches(part: Part, count: int, ctx: Context, network: nn.Module | None = None) -> Batches:

@@ -26,7 +26,7 @@ class Accumulator:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Inputs and wanted outputs of a batch, as the layer takes and gives them, the outputs of any number of channels."""
-        for patches, outputs in _sampled(self._layer, x, y, self._positions, self._draw):
+        for patches, outputs in _sample_patches(self._layer, x, y, self._positions, self._draw):
             rows = F.pad(patches.double(), (0, 1), value=1.0)
             answers = outputs.double()
             if self._sums is None:
@@ -62,17 +62,17 @@ def gather_moments(
     ``batches`` holds normalised images [B, C, H, W] where the networks lie. ``positions``: how many output positions,
     drawn at random, are used per layer and batch.
     """
-    wanted = list(names)
+    layers = list(names)
     draw = torch.Generator().manual_seed(seed)
-    found: dict[str, Accumulator] = {}
+    accumulators: dict[str, Accumulator] = {}
     for images in batches:
-        answered = run_until_seen(teacher, wanted, images)
-        given = answered if student is teacher else run_until_seen(student, wanted, images)
-        for name in wanted:
+        answers = run_until_seen(teacher, layers, images)
+        inputs = answers if student is teacher else run_until_seen(student, layers, images)
+        for name in layers:
             layer = teacher.get_submodule(name)
             assert isinstance(layer, (nn.Conv2d, nn.Linear))
-            found.setdefault(name, Accumulator(layer, positions, draw)).add(given[name][0], answered[name][1])
-    return {name: sums.moments() for name, sums in found.items()}
+            accumulators.setdefault(name, Accumulator(layer, positions, draw)).add(inputs[name][0], answers[name][1])
+    return {name: sums.moments() for name, sums in accumulators.items()}
 
 
 class Enough(Exception):
@@ -84,29 +84,29 @@ def run_until_seen(model: nn.Module, names: Iterable[str], images: Tensor) -> di
 
     The network is run no further than the last of them. A module that did not run is not among the result.
     """
-    wanted = set(names)
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    remaining = set(names)
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
 
     def hear(name: str, args: tuple[Any, ...], output: Any) -> None:
-        found[name] = args[0], output
-        if len(found) == len(wanted):
+        pairs[name] = args[0], output
+        if len(pairs) == len(remaining):
             raise Enough
 
-    with torch.no_grad(), suppress(Enough), listen_to_layers(model, wanted, hear):
+    with torch.no_grad(), suppress(Enough), listen_to_layers(model, remaining, hear):
         model(images)
-    return found
+    return pairs
 
 
 @contextmanager
 def capture_values(model: nn.Module, names: Iterable[str], what: str) -> Iterator[Mapping[str, Tensor]]:
     """While open: what the named modules were last given (``what`` is "input") or returned ("output")."""
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
 
     def hear(name: str, args: tuple[Any, ...], output: Any) -> None:
-        found[name] = args[0] if what == "input" else output
+        values[name] = args[0] if what == "input" else output
 
     with listen_to_layers(model, names, hear):
-        yield found
+        yield values
 
 
 @contextmanager
@@ -126,22 +126,22 @@ def listen_to_layers(
             handle.remove()
 
 
-def computes_as_declared(layer: nn.Conv2d | nn.Linear, given: Tensor, answered: Tensor) -> bool:
+def computes_as_declared(layer: nn.Conv2d | nn.Linear, inputs: Tensor, answered: Tensor) -> bool:
     """Whether a layer's own forward, which a subclass may replace, is what its attributes say: tried on what it was given."""
     if type(layer) in (nn.Conv2d, nn.Linear):
         return True
     base = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
     with torch.no_grad():
-        declared = base.forward(layer, given)  # type: ignore[arg-type]
+        declared = base.forward(layer, inputs)  # type: ignore[arg-type]
     return declared.shape == answered.shape and torch.allclose(declared, answered, rtol=1e-4, atol=1e-6)
 
 
-def _sampled(
+def _sample_patches(
     layer: nn.Conv2d | nn.Linear, x: Tensor, y: Tensor, positions: int, draw: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Patches [n, Cin·K] and outputs [n, Cout] at random positions of the images; memory stays bounded."""
     if isinstance(layer, nn.Linear):
-        yield _chosen(x.flatten(0, -2), y.flatten(0, -2), positions / y.flatten(0, -2).shape[0], draw)
+        yield _choose_patches(x.flatten(0, -2), y.flatten(0, -2), positions / y.flatten(0, -2).shape[0], draw)
         return
     per_image = x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1] * y.shape[2] * y.shape[3]
     step = max(1, _UNFOLDED_VALUES // per_image)
@@ -149,17 +149,17 @@ def _sampled(
     padding = explicit_padding(layer)
     assert padding is not None
     for part_x, part_y in zip(torch.split(x, step), torch.split(y, step), strict=True):
-        unfolded = F.unfold(part_x, layer.kernel_size, layer.dilation, padding, layer.stride)
-        patches = unfolded.transpose(1, 2).flatten(0, 1)
-        yield _chosen(patches, part_y.flatten(2).transpose(1, 2).flatten(0, 1), share, draw)
+        columns = F.unfold(part_x, layer.kernel_size, layer.dilation, padding, layer.stride)
+        patches = columns.transpose(1, 2).flatten(0, 1)
+        yield _choose_patches(patches, part_y.flatten(2).transpose(1, 2).flatten(0, 1), share, draw)
 
 
-def _chosen(patches: Tensor, outputs: Tensor, share: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+def _choose_patches(patches: Tensor, outputs: Tensor, share: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     if share >= 1:
         return patches, outputs
     count = max(1, round(share * len(patches)))
-    chosen = torch.randperm(len(patches), generator=draw)[:count].to(patches.device)
-    return patches[chosen], outputs[chosen]
+    index = torch.randperm(len(patches), generator=draw)[:count].to(patches.device)
+    return patches[index], outputs[index]
 
 
 def _moments(sums: _Sums) -> Moments:

@@ -50,7 +50,7 @@ class Fitted(Protocol):
         """The dense kernel it stands for, [Cout, Cin, K]."""
 
 
-def error(fitted: Fitted, moments: Moments) -> float:
+def relative_error(fitted: Fitted, moments: Moments) -> float:
     """Relative error of the outputs, the root of E‖y − V·x − b‖² / E‖y − E y‖²: 0 exact, 1 as bad as a constant."""
     kernel = fitted.kernel().flatten(1).T  # [D, Cout]
     spread = moments.var_y.sum() - 2 * (kernel * moments.cov_xy).sum() + (kernel * (moments.cov_xx @ kernel)).sum()
@@ -59,9 +59,9 @@ def error(fitted: Fitted, moments: Moments) -> float:
     return float(((spread.clamp_min(0) + offset.square().sum()) / energy).sqrt())
 
 
-def solve(system: Tensor, right: Tensor, damping: float = 1e-7) -> Tensor:
+def solve_damped(system: Tensor, right: Tensor, damping: float = 1e-7) -> Tensor:
     """Solution of a symmetric positive semidefinite system, each unknown damped in proportion to its own diagonal."""
     diagonal = system.diagonal()
     floor = diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
-    damped = system + torch.diag(damping * (diagonal + floor))
-    return torch.cholesky_solve(right, torch.linalg.cholesky(damped))
+    regularized = system + torch.diag(damping * (diagonal + floor))
+    return torch.cholesky_solve(right, torch.linalg.cholesky(regularized))

@@ -28,8 +28,8 @@ from edgewise.stage import Context
 from edgewise.stages.fitting.batch_norms import put_bias
 from edgewise.stages.fitting.image_batches import draw_batches
 from edgewise.stages.fitting.layer_io import Accumulator, computes_as_declared, explicit_padding, run_until_seen
-from edgewise.stages.fitting.least_squares import Moments, error, solve
-from edgewise.stages.fitting.shortcut_sums import Meeting, Sum, find_sums, meet
+from edgewise.stages.fitting.least_squares import Moments, relative_error, solve_damped
+from edgewise.stages.fitting.shortcut_sums import Meeting, Sum, capture_meeting, find_sums
 
 _DAMPING = 1e-6
 _ROUNDING = 1e-13
@@ -75,25 +75,25 @@ def reconstruct_layers(
     norms = find_norms(whole, probe).pairs
     ran = run_until_seen(whole, left, probe)
     layers = [
-        name for name, passed in ran.items() if _obstacle(pruned.get_submodule(name), whole, name, passed) is None
+        name for name, values in ran.items() if _obstacle(pruned.get_submodule(name), whole, name, values) is None
     ]
     ends = {name: norms.get(name, name) for name in layers}
     ours, theirs = find_sums(pruned, ends, probe), find_sums(whole, ends, probe)
     sums = {name: (ours[name], theirs[name]) for name in ours.keys() & theirs.keys()}
-    found: dict[str, tuple[float, float]] = {}
+    errors_by_layer: dict[str, tuple[float, float]] = {}
     for name in ctx.track(layers, "reconstruction", len(layers)):
         place = _Place(pruned, whole, name, norms.get(name), sums.get(name), left[name])
-        seen, judged = (place.moments(batches, ctx.seed) for batches in (fitting, judging))
-        if bool(judged.var_y.sum() <= _ROUNDING * judged.mean_y.square().sum()):
+        fitting_moments, judging_moments = (place.moments(batches, ctx.seed) for batches in (fitting, judging))
+        if bool(judging_moments.var_y.sum() <= _ROUNDING * judging_moments.mean_y.square().sum()):
             continue  # answers that do not vary have no relative error
         before = place.cut()
-        after = fit_layer(before, seen)
-        errors = place.error(before, judged), place.error(after, judged)
+        after = fit_layer(before, fitting_moments)
+        errors = place.error(before, judging_moments), place.error(after, judging_moments)
         if errors[0] > _EXACT:
-            found[name] = errors[0], min(errors)
+            errors_by_layer[name] = errors[0], min(errors)
         if errors[1] < errors[0]:
             place.write(after)
-    return found
+    return errors_by_layer
 
 
 def fit_layer(start: Dense, moments: Moments) -> Dense:
@@ -101,14 +101,14 @@ def fit_layer(start: Dense, moments: Moments) -> Dense:
     old = start.weight.T
     size = (moments.cov_xx.diagonal() + moments.mean_x.square()).sum()
     system = moments.cov_xx + _ROUNDING * size * torch.eye(len(old)).to(moments.cov_xx)
-    new = old + solve(system, moments.cov_xy - moments.cov_xx @ old, _DAMPING)
+    new = old + solve_damped(system, moments.cov_xy - moments.cov_xx @ old, _DAMPING)
     return Dense(new.T, moments.mean_y - moments.mean_x @ new)
 
 
-def unfitted(whole: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, str]:
+def layers_left_alone(whole: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, str]:
     """Layer -> why it stays as it was cut, of those named layers of ``whole`` that are never fitted."""
     ran = run_until_seen(whole, names, images)
-    reasons = {name: _obstacle(whole.get_submodule(name), whole, name, passed) for name, passed in ran.items()}
+    reasons = {name: _obstacle(whole.get_submodule(name), whole, name, values) for name, values in ran.items()}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
@@ -145,32 +145,32 @@ class _Place:
         self._layer = layer
         self._kept = torch.tensor(left, device=layer.weight.device)
         self._norm = None if norm is None else pruned.get_submodule(norm)
-        self._scale = _scale(None if norm is None else whole.get_submodule(norm), self._kept)
-        heard = self._scale.abs() > _SMALL_SCALE * self._scale.abs().median()
-        self._made_up = torch.where(heard, 1 / self._scale, 0.0)
+        self._scale = _norm_scale(None if norm is None else whole.get_submodule(norm), self._kept)
+        audible = self._scale.abs() > _SMALL_SCALE * self._scale.abs().median()
+        self._made_up = torch.where(audible, 1 / self._scale, 0.0)
         """What the layer has to answer for one that its shortcut lacks, per channel."""
 
     def moments(self, batches: Sequence[Tensor], seed: int) -> Moments:
         """Of what the layer is given, and of what it is to answer."""
         sums = Accumulator(self._layer, -(-_POSITIONS // len(batches)), torch.Generator().manual_seed(seed))
         for images in batches:
-            ours = meet(self._pruned, self._name, self._ours, images)
-            sums.add(ours.given, self._wanted(ours, meet(self._whole, self._name, self._theirs, images)))
-        found = sums.moments()
-        return found.uncentred() if self._layer.bias is None and self._norm is None else found
+            ours = capture_meeting(self._pruned, self._name, self._ours, images)
+            sums.add(ours.given, self._wanted(ours, capture_meeting(self._whole, self._name, self._theirs, images)))
+        moments = sums.moments()
+        return moments.uncentred() if self._layer.bias is None and self._norm is None else moments
 
     def _wanted(self, ours: Meeting, theirs: Meeting) -> Tensor:
         axis = 1 if isinstance(self._layer, nn.Conv2d) else -1
-        wanted = theirs.answered.index_select(axis, self._kept)
+        target = theirs.answered.index_select(axis, self._kept)
         if ours.other is None or theirs.other is None:
-            return wanted
+            return target
         lacking = theirs.other.index_select(axis, self._kept) - ours.other
-        return wanted + lacking * self._made_up.view(-1, *[1] * (wanted.ndim - 2 if axis == 1 else 0))
+        return target + lacking * self._made_up.view(-1, *[1] * (target.ndim - 2 if axis == 1 else 0))
 
     def error(self, weights: Dense, moments: Moments) -> float:
         """Relative error of what the layer answers, behind its batch norm."""
-        scaled = Dense(weights.weight * self._scale[:, None], weights.bias * self._scale)
-        return error(scaled, moments.scaled(self._scale))
+        rescaled = Dense(weights.weight * self._scale[:, None], weights.bias * self._scale)
+        return relative_error(rescaled, moments.scaled(self._scale))
 
     def cut(self) -> Dense:
         """The weights as they are."""
@@ -179,14 +179,14 @@ class _Place:
         return Dense(weight, bias)
 
     @torch.no_grad()
-    def write(self, found: Dense) -> None:
+    def write(self, fit: Dense) -> None:
         """Put the fit into the layer; a bias without a place there moves into the batch norm's mean."""
-        self._layer.weight.copy_(found.weight.view_as(self._layer.weight))
-        put_bias(self._layer, self._norm, found.bias)
+        self._layer.weight.copy_(fit.weight.view_as(self._layer.weight))
+        put_bias(self._layer, self._norm, fit.bias)
 
 
-def _scale(norm: nn.Module | None, kept: Tensor) -> Tensor:
+def _norm_scale(norm: nn.Module | None, channels: Tensor) -> Tensor:
     """What the batch norm multiplies each of the channels by, float64; 1 where there is none."""
     if norm is None:
-        return torch.ones(len(kept), dtype=torch.float64, device=kept.device)
-    return affine_of(norm)[0].detach()[kept]
+        return torch.ones(len(channels), dtype=torch.float64, device=channels.device)
+    return affine_of(norm)[0].detach()[channels]

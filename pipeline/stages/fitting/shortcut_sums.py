@@ -57,7 +57,7 @@ def find_sums(model: nn.Module, ends: Mapping[str, str], images: Tensor) -> dict
     return history.found
 
 
-def meet(model: nn.Module, layer: str, where: Sum | None, images: Tensor) -> Meeting:
+def capture_meeting(model: nn.Module, layer: str, where: Sum | None, images: Tensor) -> Meeting:
     """What ``layer`` was given and answered for ``images``; the network is run no further than needed."""
     if where is None:
         return Meeting(*run_until_seen(model, [layer], images)[layer], None)
@@ -65,12 +65,12 @@ def meet(model: nn.Module, layer: str, where: Sum | None, images: Tensor) -> Mee
     with (
         torch.no_grad(),
         suppress(Enough),
-        capture_values(model, [layer], "input") as given,
-        capture_values(model, [layer], "output") as answered,
+        capture_values(model, [layer], "input") as inputs,
+        capture_values(model, [layer], "output") as outputs,
         until,
     ):
         model(images)
-    return Meeting(given[layer], answered[layer], until.other)
+    return Meeting(inputs[layer], outputs[layer], until.other)
 
 
 class _Additions(Watched):

@@ -44,9 +44,9 @@ class Clock:
         """Write, load and time ``model``; takes seconds."""
         runner, _ = self._write(model)
         contenders = {"ours": partial(runner, self._image), "reference": partial(self._reference, self._image)}
-        found = interleave_calls(contenders, seconds=_SECONDS, threads=self._ctx.threads)
-        ratio, _ = ratio_interval(found["ours"].blocks, found["reference"].blocks)
-        return Reading(ratio, found["reference"].percentile(50))
+        times = interleave_calls(contenders, seconds=_SECONDS, threads=self._ctx.threads)
+        ratio, _ = ratio_interval(times["ours"].blocks, times["reference"].blocks)
+        return Reading(ratio, times["reference"].percentile(50))
 
     def size(self, model: nn.Module) -> int:
         """Bytes of the file that ``model`` becomes."""
@@ -58,7 +58,7 @@ class Clock:
 
 
 @contextmanager
-def clock(model: nn.Module, ctx: Context) -> Iterator[Clock]:
+def open_clock(model: nn.Module, ctx: Context) -> Iterator[Clock]:
     """A clock whose files are removed in the end. Raises StageError where the runtime does not exist on this host."""
     with tempfile.TemporaryDirectory(dir=ctx.scratch) as folder:
         yield Clock(Path(folder), model, ctx)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from annotated_types import Interval
 
 from edgewise.errors import RequestError, StageError
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 from edgewise.stage import Context, Traits
 from edgewise.stages.prune.settings import Budget, Importance, Scope
 
@@ -31,7 +31,7 @@ _DEEPEST = 0.05
 _SCAN = (0.25, 0.5, 0.75)
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Prune:
     """Structured pruning to a budget: channels, MACs, parameters, bytes, milliseconds on the target, or accuracy.
@@ -110,10 +110,10 @@ class Prune:
             )
 
     def _check_budget(self) -> None:
-        given = [name for name in _BUDGETS if getattr(self, name) is not None]
-        if len(given) > 1 or (not given and self.max_drop is None):
-            found = ", ".join(given) or "none"
-            raise RequestError(f"Prune wants exactly one of {', '.join(_BUDGETS)}, or max_drop, found {found}")
+        budgets = [name for name in _BUDGETS if getattr(self, name) is not None]
+        if len(budgets) > 1 or (not budgets and self.max_drop is None):
+            listing = ", ".join(budgets) or "none"
+            raise RequestError(f"Prune wants exactly one of {', '.join(_BUDGETS)}, or max_drop, found {listing}")
 
     @property
     def traits(self) -> Traits:
@@ -135,9 +135,9 @@ class Prune:
     def milder(self) -> Prune | None:
         """The same with half of the reduction, or of the drop; None for an absolute budget, which has no half."""
         for name in (*_SHARES, "bytes"):
-            kept = getattr(self, name)
-            if kept is not None and kept < 1:
-                return dataclasses.replace(self, **{name: (1 + kept) / 2})
+            budget = getattr(self, name)
+            if budget is not None and budget < 1:
+                return dataclasses.replace(self, **{name: (1 + budget) / 2})
         if self.max_drop and self.bytes is None and self.milliseconds is None:
             return dataclasses.replace(self, max_drop=self.max_drop / 2)
         return None
@@ -152,14 +152,14 @@ class Prune:
         if "prune" in ctx.spec.cannot:
             raise RequestError(f"{ctx.spec.name} cannot be pruned: {ctx.spec.cannot['prune']}")
         if self.max_drop is None:
-            pruned, spent = self._pruned(model, ctx, 1.0)
+            pruned, spending = self._pruned(model, ctx, 1.0)
         else:
             from edgewise.stages.prune.backoff import back_off
 
-            pruned, spent = back_off(model, self, ctx, lambda part, here: self._pruned(model, here, part))
-        for name, value in spent.facts.items():
+            pruned, spending = back_off(model, self, ctx, lambda part, here: self._pruned(model, here, part))
+        for name, value in spending.facts.items():
             ctx.fact(name, value)
-        ctx.note(spent.summary)
+        ctx.note(spending.summary)
         for before, after in zip(model.modules(), pruned.modules(), strict=True):
             after.training = before.training
         return pruned
@@ -173,19 +173,19 @@ class Prune:
         from edgewise.stages.prune.sensitivity import fit_norms
 
         pruned = copy.deepcopy(model).eval().requires_grad_(True)
-        spent = spend_budget(pruned, self, ctx, part)
+        spending = spend_budget(pruned, self, ctx, part)
         operation = surgery.difference(model, pruned)
         if not operation.shapes:
             raise StageError(
-                f"pruning changed nothing: {spent.summary}. Ask for more, or lower round_to ({self.rounding or 'eighths'})"
+                f"pruning changed nothing: {spending.summary}. Ask for more, or lower round_to ({self.rounding or 'eighths'})"
             )
-        facts = dict(spent.facts)
+        facts = dict(spending.facts)
         if not self.reconstruct:
             facts["norm_images"] = fit_norms(pruned, self.reestimate, ctx)
         if self.reconstruct or self.recover_steps:
-            facts |= self._taught(pruned, model, spent, ctx)
-        summary = f"pruned {len(operation.attributes)} layers: {spent.summary}"
-        return surgery.record(pruned, operation), dataclasses.replace(spent, summary=summary, facts=facts)
+            facts |= self._taught(pruned, model, spending, ctx)
+        summary = f"pruned {len(operation.attributes)} layers: {spending.summary}"
+        return surgery.record(pruned, operation), dataclasses.replace(spending, summary=summary, facts=facts)
 
     def _taught(self, pruned: nn.Module, model: nn.Module, spent: Spent, ctx: Context) -> dict[str, Any]:
         """Teach ``pruned`` in place to answer as ``model`` does; what came of it, for the report."""
@@ -193,13 +193,13 @@ class Prune:
 
         place = next(pruned.parameters()).device
         whole = copy.deepcopy(model).eval().to(ctx.device)
-        left = outputs_left(whole, spent.cuts)
+        outputs = outputs_left(whole, spent.cuts)
         pruned.to(ctx.device)
         facts: dict[str, Any] = {}
         if self.reconstruct:
-            facts["reconstruction"] = self._reconstructed(pruned, whole, left, ctx)
+            facts["reconstruction"] = self._reconstructed(pruned, whole, outputs, ctx)
         if self.recover_steps:
-            facts["recovery"] = self._recovered(pruned, whole, left, ctx)
+            facts["recovery"] = self._recovered(pruned, whole, outputs, ctx)
         pruned.to(place)
         return facts
 
@@ -207,10 +207,10 @@ class Prune:
         self, pruned: nn.Module, whole: nn.Module, left: Mapping[str, Sequence[int]], ctx: Context
     ) -> dict[str, Any]:
         from edgewise.stages.fitting.image_batches import draw_batches
-        from edgewise.stages.fitting.reconstruct import reconstruct_layers, unfitted
+        from edgewise.stages.fitting.reconstruct import layers_left_alone, reconstruct_layers
 
         errors = reconstruct_layers(pruned, whole, left, self.reconstruct, ctx)
-        ctx.fact("unfitted", unfitted(whole, left, draw_batches(ctx.data.calib, 2, ctx)[0]))
+        ctx.fact("unfitted", layers_left_alone(whole, left, draw_batches(ctx.data.calib, 2, ctx)[0]))
         before, after = (sum(pair[which] for pair in errors.values()) / max(len(errors), 1) for which in (0, 1))
         ctx.note(
             f"{len(errors)} layers fitted anew: relative error of their outputs {before:.2f} -> {after:.2f}, the mean"

@@ -44,38 +44,39 @@ def back_off(model: nn.Module, how: Settings, ctx: Context, make: Make) -> tuple
     assert how.max_drop is not None
     images = len(ctx.data.calib)
     before = read_network(model, images, ctx)
-    kept: tuple[nn.Module, Spent] | None = None
+    best: tuple[nn.Module, Spent] | None = None
     enough, too_much, part = 0.0, 1.0, 1.0
     trials: list[_Trial] = []
     for number in range(how.trials):
-        trial, found = _try(part, number, before, how, ctx, make)
+        trial, spending = _try_part(part, number, before, how, ctx, make)
         trials.append(trial)
         ctx.note(
-            f"trial {number + 1}: {trial.outcome}" + ("" if trial.drop is None else f", {_lost(trial.drop, images)}")
+            f"trial {number + 1}: {trial.outcome}"
+            + ("" if trial.drop is None else f", {_loss_words(trial.drop, images)}")
         )
-        if found is not None and trial.drop is not None and trial.drop <= how.max_drop:
-            kept, enough = found, part
+        if spending is not None and trial.drop is not None and trial.drop <= how.max_drop:
+            best, enough = spending, part
         else:
             too_much = part
         if enough == 1.0:
             break
         part = (enough + too_much) / 2
-    told = {"max_drop": how.max_drop, "n": images, "top1_before": before.top1, "trials": [t.to_json() for t in trials]}
-    if kept is None:
-        tried = "; ".join(
+    facts = {"max_drop": how.max_drop, "n": images, "top1_before": before.top1, "trials": [t.to_json() for t in trials]}
+    if best is None:
+        trials_text = "; ".join(
             f"{trial.part:.0%} of the reduction: "
-            + (trial.outcome if trial.drop is None else _lost(trial.drop, images))
+            + (trial.outcome if trial.drop is None else _loss_words(trial.drop, images))
             for trial in trials
         )
         raise StageError(
-            f"no trial lost at most {100 * how.max_drop:.2f} points ({tried}). Allow more, give each trial some training, "
+            f"no trial lost at most {100 * how.max_drop:.2f} points ({trials_text}). Allow more, give each trial some training, "
             "or ask for less"
         )
-    pruned, spent = kept
-    return pruned, dataclasses.replace(spent, facts={**spent.facts, "accuracy_budget": told})
+    pruned, spent = best
+    return pruned, dataclasses.replace(spent, facts={**spent.facts, "accuracy_budget": facts})
 
 
-def _try(
+def _try_part(
     part: float, number: int, before: Reading, how: Settings, ctx: Context, make: Make
 ) -> tuple[_Trial, tuple[nn.Module, Spent] | None]:
     folder = ctx.scratch / f"trial-{number}"
@@ -95,5 +96,5 @@ def _try(
     return _Trial(part, spent.summary, before.top1 - after.top1), (pruned, spent)
 
 
-def _lost(drop: float, images: int) -> str:
+def _loss_words(drop: float, images: int) -> str:
     return f"{100 * drop:.2f} points lost (n = {images:,})"

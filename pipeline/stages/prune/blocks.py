@@ -25,7 +25,7 @@ from edgewise.stages.prune.channels import (
     tie_of,
 )
 from edgewise.stages.prune.coupling import Alone, Coupling, Group, Member
-from edgewise.stages.prune.flow import follow
+from edgewise.stages.prune.flow import follow_channels
 from edgewise.stages.prune.labels import Flow, Touch
 
 _CUTTABLE = (*WEIGHTED, *BATCH_NORMS, *INSTANCE_NORMS, *NORMS_OVER_CHANNELS, nn.PReLU, PadShortcut)
@@ -67,16 +67,16 @@ def trace_groups(
 
 def follow_all(model: nn.Module, example: Tensor) -> tuple[Flow, set[str]]:
     """Where the channels go, and the layers that run in training only."""
-    flow = follow(model, example)
-    resting = {name for name, module in model.named_modules() if isinstance(module, WEIGHTED)} - _touched(flow)
+    flow = follow_channels(model, example)
+    resting = {name for name, module in model.named_modules() if isinstance(module, WEIGHTED)} - _touched_layers(flow)
     if not resting:
         return flow, set()
-    aided = follow(model, example, aided=True)
-    idle = resting & _touched(aided)
-    return (aided, idle) if idle else (flow, set())
+    with_help = follow_channels(model, example, aided=True)
+    idle = resting & _touched_layers(with_help)
+    return (with_help, idle) if idle else (flow, set())
 
 
-def _touched(flow: Flow) -> set[str]:
+def _touched_layers(flow: Flow) -> set[str]:
     return {touch.name for touch in flow.touches}
 
 
@@ -87,9 +87,9 @@ def couple_channels(
     lessons = lessons or Lessons()
     blocks = _Blocks(flow, lessons)
     reasons = _reasons(flow, blocks, request, idle, lessons)
-    groups, single = _groups(model, flow, blocks, set(reasons))
+    groups, single = _form_groups(model, flow, blocks, set(reasons))
     reasons |= dict.fromkeys(single, "they can only go all together")
-    return Coupling(groups=groups, alone=_alone(model, flow, blocks, reasons, groups))
+    return Coupling(groups=groups, alone=_layers_alone(model, flow, blocks, reasons, groups))
 
 
 class _Blocks:
@@ -103,25 +103,25 @@ class _Blocks:
             if len(pairs) and lessons.level
         ]
         edges = np.concatenate([np.zeros((0, 2), np.int64), *ties])
-        self.of = components(flow.labels + 1, edges)
+        self.of = connected_sets(flow.labels + 1, edges)
         """int [labels + 1]: each label's block."""
         self.nobody = int(self.of[0])
         """The block of label 0."""
 
     def at(self, labels: Tensor) -> list[int]:
         """The blocks of a layer's channels."""
-        found: list[int] = self.of[labels.cpu().numpy()].tolist()
-        return found
+        numbers: list[int] = self.of[labels.cpu().numpy()].tolist()
+        return numbers
 
 
-def components(count: int, pairs: np.ndarray) -> np.ndarray:
+def connected_sets(count: int, pairs: np.ndarray) -> np.ndarray:
     """For each of ``count`` labels the number of its set, where ``pairs`` [n, 2] go together; int [count]."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     matrix = coo_matrix((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    found: np.ndarray = connected_components(matrix, directed=False)[1]
-    return found
+    numbers: np.ndarray = connected_components(matrix, directed=False)[1]
+    return numbers
 
 
 def _place_ties(touch: Touch) -> np.ndarray:
@@ -136,15 +136,15 @@ def _reasons(flow: Flow, blocks: _Blocks, request: Request, idle: Collection[str
     """Block -> why it stays; the most telling reason first."""
     reasons: dict[int, str] = {blocks.nobody: "it has a single channel"}
 
-    def stay(found: Iterable[int], reason: str) -> None:
-        for block in found:
+    def stay(numbers: Iterable[int], reason: str) -> None:
+        for block in numbers:
             reasons.setdefault(block, reason)
 
     for touch in flow.touches:
         if touch.side == "out" and touch.name in idle:
             stay(blocks.at(touch.labels), "it runs in training only")
     if not request.shortcuts:
-        stay(_sums(flow, blocks), "its channels are added to other layers'")
+        stay(_sum_blocks(flow, blocks), "its channels are added to other layers'")
     for touch in flow.touches:
         if touch.side == "out" and touch.name == request.classifier:
             stay(blocks.at(touch.labels), "its channels are the network's outputs")
@@ -155,40 +155,42 @@ def _reasons(flow: Flow, blocks: _Blocks, request: Request, idle: Collection[str
                 blocks.at(touch.labels),
                 f"they reach {touch.name}, a {type(touch.module).__name__}, which cannot be cut",
             )
-    for found in (lessons.refused, flow.stopped):
-        for label, reason in found.items():
+    for block_reasons in (lessons.refused, flow.stopped):
+        for label, reason in block_reasons.items():
             stay([int(blocks.of[label])], reason)
     read = {block for touch in flow.touches if touch.side == "in" for block in blocks.at(touch.labels)}
     stay((set(blocks.of.tolist()) - read), "no layer reads them")
     return reasons
 
 
-def _sums(flow: Flow, blocks: _Blocks) -> set[int]:
+def _sum_blocks(flow: Flow, blocks: _Blocks) -> set[int]:
     """The blocks in which several layers' outputs meet in an addition; a bias or a constant makes no sum."""
     makers: dict[int, set[str]] = {}
     for touch in flow.touches:
-        if touch.side == "out" and _makes(touch.module):
+        if touch.side == "out" and _makes_channels(touch.module):
             for block in set(blocks.at(touch.labels)):
                 makers.setdefault(block, set()).add(touch.name)
-    added = {int(blocks.of[label]) for label in flow.added}
-    return {block for block in added if len(makers.get(block, ())) > 1}
+    additions = {int(blocks.of[label]) for label in flow.added}
+    return {block for block in additions if len(makers.get(block, ())) > 1}
 
 
-def _makes(module: nn.Module) -> bool:
+def _makes_channels(module: nn.Module) -> bool:
     """Whether it makes channels of its own; a depthwise convolution only filters those that it is given."""
     if isinstance(module, CONVS) and module.groups > 1:
         return module.groups < module.out_channels
     return isinstance(module, (*WEIGHTED, PadShortcut))
 
 
-def _groups(model: nn.Module, flow: Flow, blocks: _Blocks, staying: set[int]) -> tuple[tuple[Group, ...], set[int]]:
+def _form_groups(
+    model: nn.Module, flow: Flow, blocks: _Blocks, staying: set[int]
+) -> tuple[tuple[Group, ...], set[int]]:
     """The groups; and the blocks of those whose blocks come out alone."""
     places = {name: place for place, (name, _) in enumerate(model.named_modules())}
     channels = [(touch, _by_block(blocks.at(touch.labels))) for touch in flow.touches]
     made_of: dict[int, list[tuple[int, int]]] = {}
-    for number, (_, found) in enumerate(channels):
-        for block in found.keys() - staying:
-            made_of.setdefault(block, []).append((number, len(found[block])))
+    for number, (_, channel) in enumerate(channels):
+        for block in channel.keys() - staying:
+            made_of.setdefault(block, []).append((number, len(channel[block])))
     alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for block, parts in made_of.items():
         alike.setdefault(tuple(parts), []).append(block)
@@ -200,26 +202,26 @@ def _groups(model: nn.Module, flow: Flow, blocks: _Blocks, staying: set[int]) ->
         if len(numbers) == 1 or not any(t.side == "out" and isinstance(t.module, WEIGHTED) for t, _ in touches):
             single.update(numbers)
             continue
-        groups.append(_group(model, touches, numbers, places, labels))
+        groups.append(_form_group(model, touches, numbers, places, labels))
     return _named_apart(sorted(groups, key=lambda group: places[group.name])), single
 
 
 def _labels_of(blocks: _Blocks) -> dict[int, frozenset[int]]:
-    found: dict[int, set[int]] = {}
+    labels_by_block: dict[int, set[int]] = {}
     for label, block in enumerate(blocks.of.tolist()):
-        found.setdefault(block, set()).add(label)
-    return {block: frozenset(labels) for block, labels in found.items()}
+        labels_by_block.setdefault(block, set()).add(label)
+    return {block: frozenset(labels) for block, labels in labels_by_block.items()}
 
 
 def _by_block(blocks: Sequence[int]) -> dict[int, list[int]]:
     """Block -> channels, in order of the first channels."""
-    found: dict[int, list[int]] = {}
+    members: dict[int, list[int]] = {}
     for channel, block in enumerate(blocks):
-        found.setdefault(block, []).append(channel)
-    return found
+        members.setdefault(block, []).append(channel)
+    return members
 
 
-def _group(
+def _form_group(
     model: nn.Module,
     touches: Sequence[tuple[Touch, Mapping[int, list[int]]]],
     numbers: Collection[int],
@@ -227,12 +229,12 @@ def _group(
     labels: Mapping[int, frozenset[int]],
 ) -> Group:
     attention = _attention_inside([touch.name for touch, _ in touches], model)
-    first = _reader(touches) if attention else _namesake(touches, places)
+    first = _first_reader(touches) if attention else _naming_layer(touches, places)
     order = [block for block in first[1] if block in numbers]
-    ordered = [first, *(pair for pair in touches if pair is not first)]
+    sequence = [first, *(pair for pair in touches if pair is not first)]
     members = tuple(
-        Member(touch.name, touch.module, touch.side, torch.tensor([found[block] for block in order]))
-        for touch, found in ordered
+        Member(touch.name, touch.module, touch.side, torch.tensor([axis[block] for block in order]))
+        for touch, axis in sequence
     )
     return Group(
         name=first[0].name,
@@ -243,11 +245,11 @@ def _group(
     )
 
 
-def _reader(touches: Sequence[tuple[Touch, Mapping[int, list[int]]]]) -> tuple[Touch, Mapping[int, list[int]]]:
+def _first_reader(touches: Sequence[tuple[Touch, Mapping[int, list[int]]]]) -> tuple[Touch, Mapping[int, list[int]]]:
     return next(pair for pair in touches if pair[0].side == "in")
 
 
-def _namesake(
+def _naming_layer(
     touches: Sequence[tuple[Touch, Mapping[int, list[int]]]], places: Mapping[str, int]
 ) -> tuple[Touch, Mapping[int, list[int]]]:
     """The first layer that makes the channels; a depthwise convolution, which only filters them, where it is alone."""
@@ -266,16 +268,16 @@ def _attention_inside(names: Sequence[str], model: nn.Module) -> str | None:
 
 def _named_apart(groups: Sequence[Group]) -> tuple[Group, ...]:
     """Groups of one layer's channels that go different ways get names of their own."""
-    seen: dict[str, int] = {}
-    found = []
+    counts: dict[str, int] = {}
+    names = []
     for group in groups:
-        seen[group.name] = number = seen.get(group.name, 0) + 1
+        counts[group.name] = number = counts.get(group.name, 0) + 1
         name = group.name if number == 1 else f"{group.name} ({number})"
-        found.append(Group(name, group.members, group.width, group.attention, group.labels))
-    return tuple(found)
+        names.append(Group(name, group.members, group.width, group.attention, group.labels))
+    return tuple(names)
 
 
-def _alone(
+def _layers_alone(
     model: nn.Module,
     flow: Flow,
     blocks: _Blocks,
@@ -284,20 +286,22 @@ def _alone(
 ) -> dict[str, Alone]:
     """Every layer with weights of which some output channel stays."""
     ours = {label for group in groups for block in group.labels for label in block}
-    found = {}
+    labels_alone = {}
     for touch in flow.touches:
         if touch.side == "out" and isinstance(touch.module, WEIGHTED):
             labels = [label for label in touch.labels.tolist() if label not in ours]
             if labels:
-                told = [reasons[int(blocks.of[label])] for label in labels]
-                found[touch.name] = Alone(width=len(touch.labels), stay=len(labels), reason=_most_telling(told))
+                causes = [reasons[int(blocks.of[label])] for label in labels]
+                labels_alone[touch.name] = Alone(
+                    width=len(touch.labels), stay=len(labels), reason=_most_telling(causes)
+                )
     for name, module in model.named_modules():
-        if isinstance(module, WEIGHTED) and name not in found and not _told(name, flow):
+        if isinstance(module, WEIGHTED) and name not in labels_alone and not _is_told(name, flow):
             width = int(channels_of(module, "out"))
             own = "weight" in dict(module.named_parameters(recurse=False))
             reason = "it is not called as a layer" if own else "its weights are computed from other parameters"
-            found[name] = Alone(width=width, stay=width, reason=reason)
-    return found
+            labels_alone[name] = Alone(width=width, stay=width, reason=reason)
+    return labels_alone
 
 
 def _most_telling(reasons: Sequence[str]) -> str:
@@ -305,5 +309,5 @@ def _most_telling(reasons: Sequence[str]) -> str:
     return max(sorted(set(reasons)), key=lambda reason: (reasons.count(reason), len(reason)))
 
 
-def _told(name: str, flow: Flow) -> bool:
+def _is_told(name: str, flow: Flow) -> bool:
     return any(touch.name == name and touch.side == "out" for touch in flow.touches)

@@ -69,20 +69,20 @@ def channel_view(module: nn.Module, side: Side, tensor: Tensor) -> Tensor:
         return tensor.reshape(len(tensor), -1)
     if (side == "out") != module.transposed:
         return tensor.flatten(1)
-    grouped = tensor.reshape(module.groups, -1, *tensor.shape[1:])
-    return grouped.transpose(1, 2).flatten(0, 1).flatten(1)
+    groups = tensor.reshape(module.groups, -1, *tensor.shape[1:])
+    return groups.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def tie_of(module: nn.Module, side: Side) -> Callable[[int], int]:
     """What channels of ``module`` that must go together have in common: their place in a group."""
     if isinstance(module, nn.GroupNorm):
-        return _itself if per_channel(module) else _place_in(module.num_channels // module.num_groups)
+        return _same_channel if per_channel(module) else _place_in(module.num_channels // module.num_groups)
     if not isinstance(module, CONVS) or module.groups == 1 or is_depthwise(module) or is_multiplier(module):
-        return _itself  # the two sides of a depthwise convolution are linked, which ties the filters of a channel
+        return _same_channel  # the two sides of a depthwise convolution are linked, which ties the filters of a channel
     return _place_in((module.out_channels if side == "out" else module.in_channels) // module.groups)
 
 
-def _itself(channel: int) -> int:
+def _same_channel(channel: int) -> int:
     return channel
 
 
@@ -96,12 +96,12 @@ def cut_layer(module: nn.Module, out: Collection[int], into: Collection[int]) ->
     Raises ValueError where that leaves no layer of this kind: groups of different sizes, or no channel.
     """
     if isinstance(module, PadShortcut):
-        module.select(others(module.in_channels, into), others(len(module.source), out))
+        module.select(remaining_channels(module.in_channels, into), remaining_channels(len(module.source), out))
     elif isinstance(module, CONVS):
         _cut_convolution(module, out, into)
     elif isinstance(module, nn.Linear):
-        _set(module, "weight", _kept(_kept(module.weight, 0, out), 1, into))
-        _set(module, "bias", None if module.bias is None else _kept(module.bias, 0, out))
+        _set_tensor(module, "weight", _without_channels(_without_channels(module.weight, 0, out), 1, into))
+        _set_tensor(module, "bias", None if module.bias is None else _without_channels(module.bias, 0, out))
         module.out_features, module.in_features = module.weight.shape
     else:
         _cut_norm(module, out or into)
@@ -125,8 +125,8 @@ def _cut_convolution(module: Any, out: Collection[int], into: Collection[int]) -
     if not parts or len({part.shape for part in parts}) > 1 or sum(map(bool, outs)) != sum(map(bool, ins)):
         raise ValueError(f"the {groups} groups of a {type(module).__name__} would not be of one size")
     if module.bias is not None:
-        _set(module, "bias", _kept(module.bias, 0, out))
-    _set(module, "weight", torch.cat(parts))
+        _set_tensor(module, "bias", _without_channels(module.bias, 0, out))
+    _set_tensor(module, "weight", torch.cat(parts))
     module.groups = len(parts)
     module.out_channels -= len(set(out))
     module.in_channels -= len(set(into))
@@ -135,56 +135,56 @@ def _cut_convolution(module: Any, out: Collection[int], into: Collection[int]) -
 def _by_group(channels: int, groups: int, gone: Collection[int]) -> list[list[int]]:
     """For each group the places in it that stay."""
     size = channels // groups
-    lost = set(gone)
-    return [[place for place in range(size) if group * size + place not in lost] for group in range(groups)]
+    indices = set(gone)
+    return [[place for place in range(size) if group * size + place not in indices] for group in range(groups)]
 
 
 def _cut_norm(module: Any, gone: Collection[int]) -> None:
     """A norm, or a PReLU with a slope per channel."""
-    left = int(channels_of(module, "out")) - len(set(gone))
+    channels = int(channels_of(module, "out")) - len(set(gone))
     if isinstance(module, nn.GroupNorm):
         if per_channel(module):
-            module.num_groups = left
-        elif left % module.num_groups:
-            raise ValueError(f"{left} channels do not form {module.num_groups} groups of one size")
-        module.num_channels = left
+            module.num_groups = channels
+        elif channels % module.num_groups:
+            raise ValueError(f"{channels} channels do not form {module.num_groups} groups of one size")
+        module.num_channels = channels
     elif isinstance(module, nn.LayerNorm):
-        module.normalized_shape = (*module.normalized_shape[:-1], left)
+        module.normalized_shape = (*module.normalized_shape[:-1], channels)
     elif isinstance(module, nn.PReLU):
-        module.num_parameters = left
+        module.num_parameters = channels
     else:
-        module.num_features = left
+        module.num_features = channels
     for name in _PER_CHANNEL:
         tensor = getattr(module, name, None)
         if isinstance(tensor, Tensor):
-            _set(module, name, _kept(tensor, tensor.dim() - 1, gone))
+            _set_tensor(module, name, _without_channels(tensor, tensor.dim() - 1, gone))
 
 
-def _kept(tensor: Tensor, dim: int, gone: Collection[int]) -> Tensor:
-    return tensor.index_select(dim, torch.tensor(others(tensor.shape[dim], gone), device=tensor.device))
+def _without_channels(tensor: Tensor, dim: int, gone: Collection[int]) -> Tensor:
+    return tensor.index_select(dim, torch.tensor(remaining_channels(tensor.shape[dim], gone), device=tensor.device))
 
 
-def _set(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+def _set_tensor(module: nn.Module, name: str, tensor: Tensor | None) -> None:
     old = getattr(module, name)
     if tensor is not None and isinstance(old, nn.Parameter):
         tensor = nn.Parameter(tensor.detach().clone(), requires_grad=old.requires_grad)
     setattr(module, name, tensor)
 
 
-def others(count: int, gone: Collection[int]) -> list[int]:
+def remaining_channels(count: int, gone: Collection[int]) -> list[int]:
     """The numbers below ``count`` that are not in ``gone``."""
-    lost = set(gone)
-    return [channel for channel in range(count) if channel not in lost]
+    indices = set(gone)
+    return [channel for channel in range(count) if channel not in indices]
 
 
 def ignore_inputs(module: nn.Module, channels: Sequence[int]) -> None:
     """Make a layer that reads channels compute as if these were zero, in place, without changing a shape."""
     if isinstance(module, PadShortcut):
-        lost = set(channels)
-        module.remap(module.in_channels, [-1 if channel in lost else channel for channel in module.source])
+        indices = set(channels)
+        module.remap(module.in_channels, [-1 if channel in indices else channel for channel in module.source])
         return
     weight = module.get_parameter("weight").data
     places = torch.arange(weight.numel()).view(weight.shape)
-    ignored = torch.zeros(weight.numel(), dtype=torch.bool)
-    ignored[channel_view(module, "in", places)[list(channels)].flatten()] = True
-    weight.masked_fill_(ignored.view(weight.shape).to(weight.device), 0)
+    silence_mask = torch.zeros(weight.numel(), dtype=torch.bool)
+    silence_mask[channel_view(module, "in", places)[list(channels)].flatten()] = True
+    weight.masked_fill_(silence_mask.view(weight.shape).to(weight.device), 0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgewise.errors import StageError
 from edgewise.stages.prune import proof
-from edgewise.stages.prune.blocks import Lessons, Request, components, couple_channels, follow_all
+from edgewise.stages.prune.blocks import Lessons, Request, connected_sets, couple_channels, follow_all
 from edgewise.stages.prune.channels import WEIGHTED, channels_of
 from edgewise.stages.prune.coupling import Alone, Coupling, Cut, Group, Removed, cut_channels
 from edgewise.stages.prune.labels import Flow
@@ -29,8 +29,8 @@ class WrongCutError(StageError):
     def __init__(self, reasons: Mapping[str, str]) -> None:
         self.reasons = reasons
         """Group -> what is wrong with its cut."""
-        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        super().__init__(f"the network mixes channels in a way that pruning does not see: {told}; name them in keep")
+        listing = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        super().__init__(f"the network mixes channels in a way that pruning does not see: {listing}; name them in keep")
 
 
 def cut_and_check(model: nn.Module, groups: Sequence[Group], removed: Removed, ctx: Context) -> None:
@@ -38,18 +38,18 @@ def cut_and_check(model: nn.Module, groups: Sequence[Group], removed: Removed, c
 
     Raises WrongCutError, which names the groups, where it does not, or does not run; ``model`` is then as it was.
     """
-    bench = proof.own_bench(copy.deepcopy(model), _noise(model, ctx.input_shape, 2))
+    bench = proof.own_bench(copy.deepcopy(model), _noise_images(model, ctx.input_shape, 2))
     problem = bench.problem(groups, removed)
     if problem is None:
         cut_channels(model, groups, removed)
         return
-    touched = [number for number, blocks in enumerate(removed) if blocks]
+    group_numbers = [number for number, blocks in enumerate(removed) if blocks]
     wrong = {
         groups[number].name: reason
-        for number in touched
+        for number in group_numbers
         if (reason := bench.problem([groups[number]], [removed[number]])) is not None
     }
-    raise WrongCutError(wrong or {groups[touched[-1]].name: f"together with others {problem}"})
+    raise WrongCutError(wrong or {groups[group_numbers[-1]].name: f"together with others {problem}"})
 
 
 class Groups:
@@ -84,17 +84,17 @@ class Groups:
         """Cut what ``plan``, made from ``now``, says; where a group's cut is wrong, plan anew without that group."""
         while True:
             try:
-                planned = plan()
-                cut_and_check(self.model, *planned, self._ctx)
+                removal = plan()
+                cut_and_check(self.model, *removal, self._ctx)
             except WrongCutError as error:
                 self._refused |= error.reasons
                 self._ctx.note(f"left alone: {error}")
                 self.alone = {**self.alone, **self.now.alone}
             else:
                 self._known = None
-                for group, blocks in zip(*planned, strict=True):
+                for group, blocks in zip(*removal, strict=True):
                     self.left[group.name] = group.width - group.block_size * len(blocks)
-                return planned
+                return removal
 
 
 def without_groups(coupling: Coupling, refused: Mapping[str, str]) -> Coupling:
@@ -132,7 +132,7 @@ def trace_for(model: nn.Module, keep: Sequence[str], ctx: Context, *, shortcuts:
     if unknown:
         raise StageError(f"keep names layers that the network does not have: {', '.join(unknown)}")
     request = Request(classifier=ctx.spec.classifier, keep=keep, shortcuts=shortcuts)
-    coupling = _proven(model, _least_shape(model, ctx.input_shape), request)
+    coupling = _prove_groups(model, _least_shape(model, ctx.input_shape), request)
     return _not_empty(coupling)
 
 
@@ -143,11 +143,11 @@ def _not_empty(coupling: Coupling) -> Coupling:
     return coupling
 
 
-def _proven(model: nn.Module, shape: tuple[int, ...], request: Request) -> Coupling:
+def _prove_groups(model: nn.Module, shape: tuple[int, ...], request: Request) -> Coupling:
     """The groups whose cut is right. One that is not is tried with its channels counted in groups, then left alone."""
-    example = _noise(model, shape, 1)
+    example = _noise_images(model, shape, 1)
     flow, idle = follow_all(model, example)
-    bench = proof.drawn_bench(model, _noise(model, shape, 3))
+    bench = proof.drawn_bench(model, _noise_images(model, shape, 3))
     learnt = _Learnt(flow)
     while True:
         coupling = couple_channels(model, flow, request, idle, learnt.lessons)
@@ -176,16 +176,16 @@ class _Learnt:
             level += 1
         words = sorted({self.flow.passed[label] for label in labels if label in self.flow.passed})
         where = f" (they pass {', '.join(words[:3])})" if words else ""
-        told = dict.fromkeys(labels, f"a cut of them would be wrong{where}: {reason}")
-        self.lessons = replace(self.lessons, refused={**self.lessons.refused, **told})
+        notes = dict.fromkeys(labels, f"a cut of them would be wrong{where}: {reason}")
+        self.lessons = replace(self.lessons, refused={**self.lessons.refused, **notes})
 
     def _family(self, labels: frozenset[int], level: int) -> frozenset[int]:
         """All that are counted in groups with these labels, and they; none where these are not counted so."""
         pairs = self.flow.regrouped[level - 1].numpy()
-        families = components(self.flow.labels + 1, pairs)
+        families = connected_sets(self.flow.labels + 1, pairs)
         ours = np.isin(families, families[sorted(labels)])
-        counted = np.isin(np.arange(len(families)), pairs)
-        return frozenset(np.flatnonzero(ours).tolist()) if (ours & counted).any() else frozenset()
+        in_family = np.isin(np.arange(len(families)), pairs)
+        return frozenset(np.flatnonzero(ours).tolist()) if (ours & in_family).any() else frozenset()
 
 
 def _least_shape(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -196,14 +196,14 @@ def _least_shape(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     small = (shape[0], *(max(32, round(side * factor)) for side in shape[1:]))
     try:
         with torch.no_grad():
-            logits = [model(_noise(model, one, 1)).shape for one in (small, shape)]
+            logits = [model(_noise_images(model, one, 1)).shape for one in (small, shape)]
     except (RuntimeError, ValueError, AssertionError):
         return shape
     return small if logits[0] == logits[1] else shape
 
 
-def _noise(model: nn.Module, shape: tuple[int, ...], images: int) -> Tensor:
+def _noise_images(model: nn.Module, shape: tuple[int, ...], images: int) -> Tensor:
     """Random images [N, C, H, W] where the model lies, the same ones every time."""
     weight = next(model.parameters())
-    drawn = torch.randn(images, *shape, generator=torch.Generator().manual_seed(0))
-    return drawn.to(device=weight.device, dtype=weight.dtype)
+    noise = torch.randn(images, *shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(device=weight.device, dtype=weight.dtype)

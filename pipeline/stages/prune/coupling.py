@@ -22,8 +22,8 @@ from edgewise.stages.prune.channels import (
     heads_of,
     ignore_inputs,
     is_multiplier,
-    others,
     per_channel,
+    remaining_channels,
 )
 
 Removed = Sequence[Sequence[int]]
@@ -111,54 +111,56 @@ def cut_channels(model: nn.Module, groups: Sequence[Group], removed: Removed) ->
         if group.attention is not None:
             attention = model.get_submodule(group.attention)
             attention.num_heads = heads_of(attention) - len(blocks)  # type: ignore[assignment]
-    for name, lost in gone(groups, removed).items():
-        cut_layer(model.get_submodule(name), sorted(lost.get("out", ())), sorted(lost.get("in", ())))
+    for name, indices in channels_to_cut(groups, removed).items():
+        cut_layer(model.get_submodule(name), sorted(indices.get("out", ())), sorted(indices.get("in", ())))
 
 
 def outputs_left(model: nn.Module, cuts: Sequence[Cut]) -> dict[str, list[int]]:
     """For every convolution and linear layer of ``model``, which of its outputs are left after ``cuts``, one by one."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
-    left = {name: list(range(int(channels_of(module, "out")))) for name, module in layers.items()}
-    for groups, removed in cuts:
-        for name, lost in gone(groups, removed).items():
-            if name in left:
-                left[name] = [left[name][place] for place in others(len(left[name]), lost.get("out", ()))]
-    return left
+    outputs = {name: list(range(int(channels_of(module, "out")))) for name, module in layers.items()}
+    for groups, removals in cuts:
+        for name, indices in channels_to_cut(groups, removals).items():
+            if name in outputs:
+                outputs[name] = [
+                    outputs[name][place] for place in remaining_channels(len(outputs[name]), indices.get("out", ()))
+                ]
+    return outputs
 
 
-def gone(groups: Sequence[Group], removed: Removed) -> dict[str, dict[Side, set[int]]]:
+def channels_to_cut(groups: Sequence[Group], removed: Removed) -> dict[str, dict[Side, set[int]]]:
     """Layer -> side -> the channels that go."""
-    found: dict[str, dict[Side, set[int]]] = {}
+    sides: dict[str, dict[Side, set[int]]] = {}
     for group, blocks in zip(groups, removed, strict=True):
         for member in group.members if blocks else ():
-            found.setdefault(member.name, {}).setdefault(member.side, set()).update(_chosen(member, blocks))
-    return found
+            sides.setdefault(member.name, {}).setdefault(member.side, set()).update(_channels_of_blocks(member, blocks))
+    return sides
 
 
 def silence_channels(model: nn.Module, groups: Sequence[Group], removed: Removed) -> None:
     """Make every layer of ``model`` that reads the blocks ignore them, in place, without changing a shape.
 
     ``model`` has the module names of the traced network. Its function is then that of the network without the blocks,
-    except where a layer or group norm averages over them (``averaging``).
+    except where a layer or group norm averages over them (``averaging_norms``).
     """
     for group, blocks in zip(groups, removed, strict=True):
         for member in group.consumers:
-            ignore_inputs(model.get_submodule(member.name), _chosen(member, blocks))
+            ignore_inputs(model.get_submodule(member.name), _channels_of_blocks(member, blocks))
 
 
-def averaging(groups: Sequence[Group], removed: Removed) -> dict[str, set[int]]:
+def averaging_norms(groups: Sequence[Group], removed: Removed) -> dict[str, set[int]]:
     """Norms that average over channels of which some go -> which."""
-    touched = [(group, blocks) for group, blocks in zip(groups, removed, strict=True) if blocks]
-    found: dict[str, set[int]] = {}
-    for group, blocks in touched:
+    touches = [(group, blocks) for group, blocks in zip(groups, removed, strict=True) if blocks]
+    channels_by_norm: dict[str, set[int]] = {}
+    for group, blocks in touches:
         for member in group.members:
             module = member.module
             if isinstance(module, NORMS_OVER_CHANNELS) and not (
                 isinstance(module, nn.GroupNorm) and per_channel(module)
             ):
-                found.setdefault(member.name, set()).update(_chosen(member, blocks))
-    return found
+                channels_by_norm.setdefault(member.name, set()).update(_channels_of_blocks(member, blocks))
+    return channels_by_norm
 
 
-def _chosen(member: Member, blocks: Sequence[int]) -> list[int]:
+def _channels_of_blocks(member: Member, blocks: Sequence[int]) -> list[int]:
     return [channel for block in blocks for channel in member.channels[block].tolist()]

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from edgewise.models._layers import PadShortcut
 from edgewise.stages.prune.channels import WEIGHTED
-from edgewise.stages.prune.labels import Flow, pairs_of, varying
+from edgewise.stages.prune.labels import Flow, pairs_of, varying_dims
 from edgewise.stages.prune.layer_rules import RULES
 from edgewise.stages.prune.one_pass import Pass
 from edgewise.stages.prune.operations import (
@@ -34,25 +34,25 @@ from edgewise.stages.prune.operations import (
     MIXES,
     MOVES,
     VIEWS,
-    bind,
+    bind_arguments,
     is_pointwise,
     mixed_dims,
     name_of,
-    padded,
+    pad_labels,
 )
 from edgewise.stages.prune.own_tensors import Owned, same_storage
 
 
-def follow(model: nn.Module, example: Tensor, aided: bool = False) -> Flow:
+def follow_channels(model: nn.Module, example: Tensor, aided: bool = False) -> Flow:
     """Run ``model`` on ``example`` [1, C, H, W] in eval mode and follow the channels.
 
     ``aided``: with all that it computes in training beside the logits; the layers themselves stay in evaluation.
     """
     model.eval()
-    seen = Pass(model)
-    follower = _Follower(seen)
+    tracker = Pass(model)
+    follower = _Follower(tracker)
     with torch.no_grad(), follower.listening(), follower:
-        seen.feed(example)
+        tracker.feed(example)
         model.training = aided
         try:
             output = model(example)
@@ -60,8 +60,8 @@ def follow(model: nn.Module, example: Tensor, aided: bool = False) -> Flow:
             model.training = False
     for tensor in tree_leaves(output):
         if isinstance(tensor, Tensor):
-            seen.notes.stop(seen.shadow(tensor), "its channels are the network's outputs")
-    return seen.notes.flow()
+            tracker.notes.stop(tracker.shadow(tensor), "its channels are the network's outputs")
+    return tracker.notes.flow()
 
 
 class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -99,43 +99,43 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if any(self._seen.is_fed(t) for t in given):
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if any(self._seen.is_fed(t) for t in tensors):
             for tensor in tree_leaves(result):
                 self._seen.feed(tensor)
         if not self._apart:
-            if any(self._seen.labelled(t) for t in given):
-                self._follow(func, args, kwargs, given, result)
+            if any(self._seen.labelled(t) for t in tensors):
+                self._follow(func, args, kwargs, tensors, result)
             else:
-                self._pass_on(func, args, kwargs, given, result)
+                self._pass_on(func, args, kwargs, tensors, result)
         return result
 
-    def _pass_on(self, func: Any, args: Any, kwargs: Any, given: Sequence[Tensor], result: Any) -> None:
+    def _pass_on(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], result: Any) -> None:
         """No labels yet: layers make them; what is computed from the network's own tensors is told as theirs."""
         name = name_of(func)
-        fed = any(self._seen.is_fed(tensor) for tensor in given)
-        owner = next((found for tensor in given if (found := self._seen.owner(tensor))), None)
-        if owner is not None and not fed:
+        is_fed = any(self._seen.is_fed(tensor) for tensor in tensors)
+        owner = next((owner_of for tensor in tensors if (owner_of := self._seen.owner(tensor))), None)
+        if owner is not None and not is_fed:
             for tensor in tree_leaves(result):
-                self._seen.own(tensor, Owned(owner.layer, owner.tensor, owner.itself and same_storage(tensor, given)))
+                self._seen.own(tensor, Owned(owner.layer, owner.tensor, owner.itself and same_storage(tensor, tensors)))
         elif name in RULES:
-            RULES[name](self._seen, bind(func, args, kwargs), result)
-        elif name in MOVES and given:
+            RULES[name](self._seen, bind_arguments(func, args, kwargs), result)
+        elif name in MOVES and tensors:
             self._move(func, args, kwargs, result)
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, given: Sequence[Tensor], result: Any) -> None:
-        name, bound = name_of(func), bind(func, args, kwargs)
+    def _follow(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], result: Any) -> None:
+        name, arguments = name_of(func), bind_arguments(func, args, kwargs)
         if name in RULES:
-            RULES[name](self._seen, bound, result)
+            RULES[name](self._seen, arguments, result)
         elif name in MOVES:
             self._move(func, args, kwargs, result)
-            self._regroup(name, bound, result)
+            self._regroup(name, arguments, result)
         elif name in MIXES:
-            self._mix(name, bound, result)
+            self._mix(name, arguments, result)
         elif is_pointwise(func, name):
-            self._pointwise(name, given, result, func._schema.is_mutable)
+            self._pointwise(name, tensors, result, func._schema.is_mutable)
         else:
-            for tensor in given:
+            for tensor in tensors:
                 self._seen.notes.stop(
                     self._seen.shadow(tensor),
                     f"they pass {name.strip('_')} in {self._seen.here}, which is not understood",
@@ -151,10 +151,10 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name in VIEWS:
             self._seen.keep(result, self._seen.shadow(args[0]).reshape(result.shape))
         elif name == "constant_pad_nd":
-            self._seen.keep(result, padded(self._seen.shadow(args[0]), args[1]))
+            self._seen.keep(result, pad_labels(self._seen.shadow(args[0]), args[1]))
         else:
-            moved = func(*_shadowed(args, self._seen, name), **kwargs)
-            for tensor, labels in zip(tree_leaves(result), tree_leaves(moved), strict=True):
+            shadow = func(*_shadow_arguments(args, self._seen, name), **kwargs)
+            for tensor, labels in zip(tree_leaves(result), tree_leaves(shadow), strict=True):
                 self._seen.keep(tensor, labels)
 
     def _regroup(self, name: str, bound: Mapping[str, Any], result: Any) -> None:
@@ -162,15 +162,15 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = [self._seen.shadow(tensor) for tensor in tree_leaves(result)]
         if name in BY_NUMBER or name == "stack":
             for labels in outputs:
-                self._warn(name, labels, varying(labels))
+                self._warn(name, labels, varying_dims(labels))
         if name in VIEWS:
             self._counted(name, outputs[0])
         elif name == "stack":
             self._alike([outputs[0], outputs[0].narrow(bound["dim"], 0, 1)])
         elif name in ("channel_shuffle", "native_channel_shuffle"):
             labels = self._seen.shadow(bound["self"])
-            counted = labels.reshape(len(labels), bound["groups"], -1, *labels.shape[2:])
-            self._alike([counted, counted.narrow(1, 0, 1)])
+            channels = labels.reshape(len(labels), bound["groups"], -1, *labels.shape[2:])
+            self._alike([channels, channels.narrow(1, 0, 1)])
         elif name.startswith(("split", "unbind")):
             self._alike([piece for piece in outputs if piece.shape == outputs[0].shape])
         elif name in ("slice", "narrow"):
@@ -187,7 +187,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _counted(self, name: str, labels: Tensor) -> None:
         """A view along two dimensions of which channels differ: groups, and places in them."""
-        dims = varying(labels)
+        dims = varying_dims(labels)
         if len(dims) < 2:
             return
         self._warn(name, labels, dims)
@@ -195,28 +195,28 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for dim in dims[:-1]:
             self._alike([labels, labels.narrow(dim, 0, 1)])
 
-    def _pointwise(self, name: str, given: Sequence[Tensor], result: Any, mutable: bool) -> None:
+    def _pointwise(self, name: str, tensors: Sequence[Tensor], result: Any, mutable: bool) -> None:
         notes = self._seen.notes
-        labelled = [t for t in given if self._seen.labelled(t)]
-        merged = self._seen.shadow(labelled[0])
-        for tensor in labelled[1:]:
+        with_labels = [t for t in tensors if self._seen.labelled(t)]
+        joint = self._seen.shadow(with_labels[0])
+        for tensor in with_labels[1:]:
             other = self._seen.shadow(tensor)
-            pairs = pairs_of(merged, other)
+            pairs = pairs_of(joint, other)
             notes.ties.append(pairs)
             if name in ADDITIONS:
                 notes.added.update(pairs.flatten().tolist())
-            merged = torch.where(merged != 0, merged, other)
-        for tensor in given:
+            joint = torch.where(joint != 0, joint, other)
+        for tensor in tensors:
             owner = None if self._seen.labelled(tensor) else self._seen.owner(tensor)
             if owner is not None and self._is_free(owner):
-                notes.stop(_across(merged, tensor), f"its channels meet a free parameter ({owner.words})")
+                notes.stop(_labels_across(joint, tensor), f"its channels meet a free parameter ({owner.words})")
         for tensor in tree_leaves(result):
             if not isinstance(tensor, Tensor):
                 continue
             if mutable and self._seen.has_shadow(tensor):
-                self._seen.shadow(tensor).copy_(merged)
+                self._seen.shadow(tensor).copy_(joint)
             else:
-                self._seen.keep(tensor, merged.expand(tensor.shape).clone())
+                self._seen.keep(tensor, joint.expand(tensor.shape).clone())
 
     def _is_free(self, owner: Owned) -> bool:
         """Whether a tensor of the network is not cut with the layer that holds it."""
@@ -228,14 +228,14 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         x = bound["self"] if "self" in bound else bound["input"]
         labels, words = self._seen.shadow(x), f"{name.strip('_')} in {self._seen.here}"
         dims = mixed_dims(name, bound, x.dim())
-        left = self._seen.notes.merge(labels, dims, words)
+        remainder = self._seen.notes.merge(labels, dims, words)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                kept = left if tensor.dim() == x.dim() else left.squeeze(tuple(dims))
-                self._seen.keep(tensor, kept.expand(tensor.shape).clone())
+                result_labels = remainder if tensor.dim() == x.dim() else remainder.squeeze(tuple(dims))
+                self._seen.keep(tensor, result_labels.expand(tensor.shape).clone())
 
 
-def _shadowed(args: Any, seen: Pass, name: str) -> list[Any]:
+def _shadow_arguments(args: Any, seen: Pass, name: str) -> list[Any]:
     """Arguments with shadows instead of tensors; indices stay what they are."""
     indices = name in ("index", "index_select", "gather")
 
@@ -249,8 +249,8 @@ def _shadowed(args: Any, seen: Pass, name: str) -> list[Any]:
     return [swap(value, number == 0) for number, value in enumerate(args)]
 
 
-def _across(labels: Tensor, tensor: Tensor) -> Tensor:
+def _labels_across(labels: Tensor, tensor: Tensor) -> Tensor:
     """The labels, if they differ along a dimension in which ``tensor`` has a value for each."""
     sizes = (*[1] * (labels.dim() - tensor.dim()), *tensor.shape)
-    met = any(sizes[dim - labels.dim()] > 1 for dim in varying(labels))
-    return labels if met else labels.new_zeros(0)
+    is_crossed = any(sizes[dim - labels.dim()] > 1 for dim in varying_dims(labels))
+    return labels if is_crossed else labels.new_zeros(0)

@@ -43,35 +43,37 @@ def score_blocks(
     if kind == "taylor":
         return _taylor(model, groups, ctx, images)
     if kind == "activation":
-        return _activation(model, groups, ctx, images)
+        return _activation_importance(model, groups, ctx, images)
     return [_BY_WEIGHT[kind](group) for group in groups]
 
 
 @torch.no_grad()
-def _norm(group: Group, power: int) -> Tensor:
+def _norm_importance(group: Group, power: int) -> Tensor:
     """Group magnitude (Fang et al. 2023, arXiv 2301.12900): sum of |w|^p over a block, mean over the layers."""
-    layers = [_sum(member, _weights(member).abs().pow(power).sum(1)) for member in _readable(group)]
+    layers = [
+        _sum_blocks(member, _member_weights(member).abs().pow(power).sum(1)) for member in _readable_members(group)
+    ]
     return torch.stack(layers).mean(0).float().cpu()
 
 
-def _relative(importance: Tensor) -> Tensor:
+def _relative_to_mean(importance: Tensor) -> Tensor:
     return importance / importance.mean().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _lamp(group: Group) -> Tensor:
     """Layer-adaptive magnitude (Lee et al. 2021, arXiv 2010.07611, equation 4): over the sum of all not smaller."""
-    squared, order = _norm(group, 2).sort()
-    remaining = squared.flip(0).cumsum(0).flip(0)
-    return torch.empty_like(squared).scatter_(0, order, squared / remaining.clamp_min(torch.finfo(torch.float32).tiny))
+    squares, order = _norm_importance(group, 2).sort()
+    remaining = squares.flip(0).cumsum(0).flip(0)
+    return torch.empty_like(squares).scatter_(0, order, squares / remaining.clamp_min(torch.finfo(torch.float32).tiny))
 
 
 @torch.no_grad()
 def _fpgm(group: Group) -> Tensor:
     """Distance to all others (He et al. 2019, arXiv 1811.00250): the filter nearest the geometric median goes first."""
     distances = []
-    for member in _readable(group):
+    for member in _readable_members(group):
         if member.side == "out" and isinstance(member.module, WEIGHTED):
-            filters = _weights(member)[member.channels.to(_device(member))].flatten(1)
+            filters = _member_weights(member)[member.channels.to(_member_device(member))].flatten(1)
             distances.append(torch.cdist(filters, filters).sum(1))
     return torch.stack(distances).mean(0).float().cpu() if distances else torch.full((group.blocks,), torch.inf)
 
@@ -79,14 +81,18 @@ def _fpgm(group: Group) -> Tensor:
 @torch.no_grad()
 def _bn_scale(group: Group) -> Tensor:
     """Scale of the batch norms (Liu et al. 2017, arXiv 1708.06519)."""
-    scales = [_sum(m, _weights(m).abs().sum(1)) for m in _readable(group) if isinstance(m.module, BATCH_NORMS)]
+    scales = [
+        _sum_blocks(m, _member_weights(m).abs().sum(1))
+        for m in _readable_members(group)
+        if isinstance(m.module, BATCH_NORMS)
+    ]
     return torch.stack(scales).mean(0).float().cpu() if scales else torch.full((group.blocks,), torch.inf)
 
 
 _BY_WEIGHT: Mapping[str, Callable[[Group], Tensor]] = {
-    "l1": lambda group: _relative(_norm(group, 1)),
-    "l2": lambda group: _relative(_norm(group, 2)),
-    "fpgm": lambda group: _relative(_fpgm(group)),
+    "l1": lambda group: _relative_to_mean(_norm_importance(group, 1)),
+    "l2": lambda group: _relative_to_mean(_norm_importance(group, 2)),
+    "fpgm": lambda group: _relative_to_mean(_fpgm(group)),
     "lamp": _lamp,
     "bn_scale": _bn_scale,
 }
@@ -99,7 +105,7 @@ def _taylor(model: nn.Module, groups: Sequence[Group], ctx: Context, images: int
     """
     readers = _readers(groups)
     totals = [torch.zeros(group.blocks) for group in groups]
-    seen = 0
+    count = 0
     for batch, labels in _batches(model, ctx, images):
         with _gates(readers) as gates, torch.enable_grad():
             loss = F.cross_entropy(model(batch), labels, reduction="sum")
@@ -110,8 +116,8 @@ def _taylor(model: nn.Module, groups: Sequence[Group], ctx: Context, images: int
             parts = [_slope(member, slope_of[member.module], len(batch)) for member in readers_run]
             # Where no reader runs as a layer (its weights are used by a function) nothing is known: never pruned.
             total += torch.stack(parts).sum(0).square().sum(0) if parts else torch.inf
-        seen += len(batch)
-    return [total / seen for total in totals]
+        count += len(batch)
+    return [total / count for total in totals]
 
 
 def _slope(member: Member, slope: Tensor, images: int) -> Tensor:
@@ -128,7 +134,7 @@ def _gates(readers: Mapping[nn.Module, int]) -> Iterator[dict[nn.Module, Tensor]
         x = inputs[0]
         if module not in gates:
             gates[module] = torch.ones(len(x), readers[module], device=x.device, dtype=x.dtype, requires_grad=True)
-        return x * _spread(gates[module], module, x)
+        return x * _spread_gate(gates[module], module, x)
 
     hooks = [module.register_forward_pre_hook(gate) for module in readers]
     try:
@@ -138,14 +144,14 @@ def _gates(readers: Mapping[nn.Module, int]) -> Iterator[dict[nn.Module, Tensor]
             hook.remove()
 
 
-def _spread(gate: Tensor, module: nn.Module, x: Tensor) -> Tensor:
+def _spread_gate(gate: Tensor, module: nn.Module, x: Tensor) -> Tensor:
     """A gate [N, C] in the shape that multiplies ``x``: channels last for linear layers, second elsewhere."""
     between = (1,) * (x.dim() - 2)
     return gate.view(len(gate), *between, -1) if isinstance(module, nn.Linear) else gate.view(*gate.shape, *between)
 
 
 @torch.no_grad()
-def _activation(model: nn.Module, groups: Sequence[Group], ctx: Context, images: int) -> list[Tensor]:
+def _activation_importance(model: nn.Module, groups: Sequence[Group], ctx: Context, images: int) -> list[Tensor]:
     """Share of a block in what its readers compute: mean square of its channels times their squared weights.
 
     Summed over the readers; the shares of one reader's inputs add up to 1.
@@ -165,10 +171,10 @@ def _activation(model: nn.Module, groups: Sequence[Group], ctx: Context, images:
         for hook in hooks:
             hook.remove()
     shares = {module: _share(power[module] * _gain(module)) for module in readers}
-    heard = {module for module in readers if bool(power[module].any())}
+    active = {module for module in readers if bool(power[module].any())}
     return [
-        torch.stack([_sum(m, shares[m.module]) for m in group.consumers]).sum(0)
-        if any(m.module in heard for m in group.consumers)
+        torch.stack([_sum_blocks(m, shares[m.module]) for m in group.consumers]).sum(0)
+        if any(m.module in active for m in group.consumers)
         else torch.full((group.blocks,), torch.inf)
         for group in groups
     ]
@@ -187,10 +193,10 @@ def _gain(module: nn.Module) -> Tensor:
 
 def _readers(groups: Sequence[Group]) -> dict[nn.Module, int]:
     """Every layer that reads a channel of the groups -> number of its input channels."""
-    return {member.module: _inputs(member.module) for group in groups for member in group.consumers}
+    return {member.module: _input_count(member.module) for group in groups for member in group.consumers}
 
 
-def _inputs(module: nn.Module) -> int:
+def _input_count(module: nn.Module) -> int:
     count = module.in_features if isinstance(module, nn.Linear) else module.in_channels
     assert isinstance(count, int)
     return count
@@ -202,26 +208,26 @@ def _batches(model: nn.Module, ctx: Context, images: int) -> Iterator[tuple[Tens
     from edgewise.measure.batches import images_at_once
 
     part, device = ctx.data.calib, next(model.parameters()).device
-    chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:images]
-    parts = torch.split(chosen, images_at_once(model, ctx.input_shape, _BATCH))
-    for index in ctx.track(parts, "looking at calibration images", len(parts), count=len(chosen)):
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:images]
+    parts = torch.split(order, images_at_once(model, ctx.input_shape, _BATCH))
+    for index in ctx.track(parts, "looking at calibration images", len(parts), count=len(order)):
         yield normalise(part.batch(index), ctx.spec).to(device), part.labels[index].to(device)
 
 
-def _readable(group: Group) -> list[Member]:
+def _readable_members(group: Group) -> list[Member]:
     """Members whose weights tell something: convolutions, linear layers and the scales of batch norms."""
     kinds = (*WEIGHTED, *BATCH_NORMS)
     return [m for m in group.members if isinstance(m.module, kinds) and getattr(m.module, "weight", None) is not None]
 
 
-def _weights(member: Member) -> Tensor:
+def _member_weights(member: Member) -> Tensor:
     return channel_view(member.module, member.side, member.module.get_parameter("weight").detach())
 
 
-def _sum(member: Member, values: Tensor) -> Tensor:
+def _sum_blocks(member: Member, values: Tensor) -> Tensor:
     """Values per channel [channels] summed over each block: [blocks]."""
     return values[member.channels.to(values.device)].sum(1)
 
 
-def _device(member: Member) -> torch.device:
+def _member_device(member: Member) -> torch.device:
     return member.module.get_parameter("weight").device

@@ -15,7 +15,9 @@ _LEAST = 1e-12
 """A cost of nothing, where something is divided by it."""
 
 
-def lightest(table: Table, choices: Sequence[Sequence[int]], curves: Sequence[Curve], target_ms: float) -> Counts:
+def lightest_counts(
+    table: Table, choices: Sequence[Sequence[int]], curves: Sequence[Curve], target_ms: float
+) -> Counts:
     """The cheapest counts found with at most ``target_ms`` in ``table``; ``choices[g]`` are the counts of group g.
 
     Greedy: again and again the move, of whatever length, that saves most milliseconds for what it costs, where what is
@@ -24,7 +26,7 @@ def lightest(table: Table, choices: Sequence[Sequence[int]], curves: Sequence[Cu
     """
     counts, now = [0] * len(choices), table.ms([0] * len(choices))
     while now > target_ms:
-        best = max(_moves(table, choices, curves, counts, now - target_ms), default=None)
+        best = max(_possible_moves(table, choices, curves, counts, now - target_ms), default=None)
         if best is None or best[0] <= 0:
             raise StageError(
                 f"wanted {target_ms / table.ms([0] * len(counts)):.1%} of the layers' time; with every layer at the smallest "
@@ -34,22 +36,22 @@ def lightest(table: Table, choices: Sequence[Sequence[int]], curves: Sequence[Cu
         _, group, count = best
         counts[group] = count
         now = table.ms(counts)
-    return _widened(table, choices, curves, counts, target_ms)
+    return _take_back_moves(table, choices, curves, counts, target_ms)
 
 
-def _moves(
-    table: Table, choices: Sequence[Sequence[int]], curves: Sequence[Curve], counts: list[int], wanted: float
+def _possible_moves(
+    table: Table, choices: Sequence[Sequence[int]], curves: Sequence[Curve], counts: list[int], target: float
 ) -> list[tuple[float, int, int]]:
     """(milliseconds saved for what the move costs, group, blocks gone after it)."""
     return [
-        (min(saved, wanted) / max(curves[group][count] - curves[group][counts[group]], _LEAST), group, count)
+        (min(gain, target) / max(curves[group][count] - curves[group][counts[group]], _LEAST), group, count)
         for group, possible in enumerate(choices)
         for count in possible
-        if count > counts[group] and (saved := table.saved(counts, group, count)) > 0
+        if count > counts[group] and (gain := table.saved(counts, group, count)) > 0
     ]
 
 
-def _widened(
+def _take_back_moves(
     table: Table, choices: Sequence[Sequence[int]], curves: Sequence[Curve], counts: list[int], target_ms: float
 ) -> Counts:
     """Take moves back, the costliest first, as long as the target is kept."""
@@ -61,13 +63,13 @@ def _widened(
             for count in (0, *possible)
             if count < counts[group] and -table.saved(counts, group, count) <= room
         ]
-        gained, group, count = max(back, default=(0.0, 0, 0))
-        if gained <= 0:
+        gain, group, count = max(back, default=(0.0, 0, 0))
+        if gain <= 0:
             return tuple(counts)
         counts[-group] = -count
 
 
 def by_importance(scores: Sequence[Tensor]) -> list[list[float]]:
     """Curves that add up the importance of what is gone, the least important first."""
-    ranked = [torch.cat([torch.zeros(1), score.sort().values.cumsum(0)]) for score in scores]
-    return [curve.tolist() for curve in ranked]
+    cumulative = [torch.cat([torch.zeros(1), score.sort().values.cumsum(0)]) for score in scores]
+    return [curve.tolist() for curve in cumulative]

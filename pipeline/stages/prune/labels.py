@@ -70,9 +70,9 @@ class Notes:
         """Channels of a layer's side carry ``labels``; of one that runs again, both times' labels go together."""
         if name in self.shared:
             self.stop(labels, f"{name} shares its weights with {self.shared[name]}")
-        found = Touch(name, module, side, labels.long())
-        before = self.touches.setdefault((name, side), found)
-        if before is not found:
+        note = Touch(name, module, side, labels.long())
+        before = self.touches.setdefault((name, side), note)
+        if before is not note:
             self.tie(before.labels.to(labels), labels)
 
     def tie(self, one: Tensor, other: Tensor) -> None:
@@ -83,12 +83,12 @@ class Notes:
 
     def stop(self, labels: Tensor, reason: str) -> None:
         """The channels have to stay."""
-        for label in distinct(labels):
+        for label in distinct_labels(labels):
             self.stopped.setdefault(label, reason)
 
     def hint(self, labels: Tensor, words: str) -> None:
         """An operation that a cut may upset was passed."""
-        for label in distinct(labels):
+        for label in distinct_labels(labels):
             self.passed.setdefault(label, words)
 
     def merge(self, labels: Tensor, dims: Sequence[int], words: str) -> Tensor:
@@ -98,24 +98,24 @@ class Notes:
         """
         if not dims or labels.numel() == 0:
             return labels
-        left = labels.amax(list(dims), keepdim=True)
-        if not bool(((labels != left) & (labels != 0)).any()):
-            return left
-        self.ties.append(pairs_of(labels, left.expand_as(labels)))
-        if len(distinct(left)) == 1:
+        largest = labels.amax(list(dims), keepdim=True)
+        if not bool(((labels != largest) & (labels != 0)).any()):
+            return largest
+        self.ties.append(pairs_of(labels, largest.expand_as(labels)))
+        if len(distinct_labels(largest)) == 1:
             self.stop(labels, f"all of them are mixed by {words}")
-            return torch.zeros_like(left)
-        return left
+            return torch.zeros_like(largest)
+        return largest
 
     def flow(self) -> Flow:
         """All of it, as a value."""
         return Flow(
             touches=tuple(self.touches.values()),
             labels=self.count,
-            ties=stacked(self.ties),
+            ties=stack_pairs(self.ties),
             added=frozenset(self.added),
             stopped=self.stopped,
-            regrouped=(stacked(self.places), stacked(self.groups)),
+            regrouped=(stack_pairs(self.places), stack_pairs(self.groups)),
             passed=self.passed,
         )
 
@@ -127,20 +127,20 @@ def pairs_of(one: Tensor, other: Tensor) -> Tensor:
         return torch.zeros(0, 2, dtype=torch.int64)
     both = torch.stack([labels.expand(differ.shape)[differ] for labels in (one, other)], 1)
     base = float(both.max()) + 1
-    packed = torch.unique((both[:, 0] * base + both[:, 1]).long()).cpu()
-    return torch.stack([packed // int(base), packed % int(base)], 1)
+    pairs = torch.unique((both[:, 0] * base + both[:, 1]).long()).cpu()
+    return torch.stack([pairs // int(base), pairs % int(base)], 1)
 
 
-def stacked(pairs: Sequence[Tensor]) -> Tensor:
+def stack_pairs(pairs: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.zeros(0, 2, dtype=torch.int64), *pairs])
 
 
-def distinct(labels: Tensor) -> list[int]:
+def distinct_labels(labels: Tensor) -> list[int]:
     """The labels in a shadow, without 0."""
     return [label for label in torch.unique(labels).long().tolist() if label]
 
 
-def varying(labels: Tensor) -> list[int]:
+def varying_dims(labels: Tensor) -> list[int]:
     """The dimensions along which the labels differ."""
     return [
         dim for dim, size in enumerate(labels.shape) if size > 1 and bool((labels != labels.narrow(dim, 0, 1)).any())

@@ -66,11 +66,11 @@ class Kind:
 
     def layer(self, inputs: int, outputs: int) -> nn.Module:
         """A layer of this kind with other widths."""
-        made = next(kind for kind in _SETTINGS if kind.__name__ == self.type)
+        layer_class = next(kind for kind in _SETTINGS if kind.__name__ == self.type)
         settings = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(self.settings).items()}
-        if made is not nn.Linear:
+        if layer_class is not nn.Linear:
             settings["groups"] = inputs if self.grouping == "depthwise" else self.groups
-        layer: nn.Module = made(inputs, outputs, **settings)
+        layer: nn.Module = layer_class(inputs, outputs, **settings)
         return layer
 
     def image(self, inputs: int) -> Tensor:
@@ -92,7 +92,7 @@ class Profile:
 
     def ms(self, inputs: int, outputs: int) -> float:
         """Time at these widths; linear between the timed ones."""
-        f, g = _between(self.inputs, inputs), _between(self.outputs, outputs)
+        f, g = _interpolate_time(self.inputs, inputs), _interpolate_time(self.outputs, outputs)
         whole = self.inputs[max(self.inputs)] - self.base
         return self.base + (f - self.base) * (g - self.base) / max(whole, 1e-9)
 
@@ -141,8 +141,8 @@ class Table:
                 "layer": f"{kind.type} {kind.inputs} to {kind.outputs}",
                 "settings": json.loads(kind.settings) | {"groups": kind.groups, "input": list(kind.places)},
                 "layers": sum(layer.calls for layer in self.layers if layer.kind == kind),
-                "ms_by_inputs": _plain(profile.inputs),
-                "ms_by_outputs": _plain(profile.outputs),
+                "ms_by_inputs": _plain_keys(profile.inputs),
+                "ms_by_outputs": _plain_keys(profile.outputs),
                 "base_ms": profile.base,
             }
             for kind, profile in kinds.items()
@@ -155,8 +155,8 @@ def tabulate_layers(model: nn.Module, groups: Sequence[Group], ctx: Context) -> 
     Kinds that ``ctx.store`` knows are not timed again. Raises StageError where no layer can be timed.
     """
     shapes = _inputs_of(model, ctx)
-    sides = _sides(groups)
-    kinds = {name: kind for name, shape in shapes.items() if (kind := _kind(model, name, shape[0], sides))}
+    sides = _sides_of_layers(groups)
+    kinds = {name: kind for name, shape in shapes.items() if (kind := _layer_kind(model, name, shape[0], sides))}
     if not kinds:
         raise StageError("no convolution or linear layer here can be timed alone; give a budget in macs instead")
     weight = {kind: _macs(kind) * sum(shapes[n][1] for n in kinds if kinds[n] == kind) for kind in kinds.values()}
@@ -164,34 +164,38 @@ def tabulate_layers(model: nn.Module, groups: Sequence[Group], ctx: Context) -> 
     profiles = {}
     for kind in ctx.track(list(weight), f"timing layers on {ctx.runtime}", len(weight)):
         points = POINTS if weight[kind] >= _MINOR * all_of_it else _FEW
-        profiles[kind] = _profile(kind, points, ctx)
+        profiles[kind] = _stored_profile(kind, points, ctx)
     layers = tuple(
         Timed(
-            name, kind, profiles[kind], shapes[name][1], *(_loses(groups, name, kind, side) for side in ("in", "out"))
+            name,
+            kind,
+            profiles[kind],
+            shapes[name][1],
+            *(_channel_losses(groups, name, kind, side) for side in ("in", "out")),
         )
         for name, kind in kinds.items()
     )
-    touched = {
+    layers_by_group = {
         index: tuple(layer for layer in layers if index in {g for g, _ in (*layer.takes, *layer.gives)})
         for index in range(len(groups))
     }
-    return Table(layers, touched)
+    return Table(layers, layers_by_group)
 
 
 def _inputs_of(model: nn.Module, ctx: Context) -> dict[str, tuple[tuple[int, ...], int]]:
     """Layer -> shape of its input for one image, and how often it runs in one pass."""
-    found: dict[str, tuple[tuple[int, ...], int]] = {}
+    inputs: dict[str, tuple[tuple[int, ...], int]] = {}
 
     def listen(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found[name] = (tuple(args[0].shape), found.get(name, ((), 0))[1] + 1)
+            inputs[name] = (tuple(args[0].shape), inputs.get(name, ((), 0))[1] + 1)
 
         return hook
 
-    known = [
+    shapes = [
         (name, m) for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
     ]
-    hooks = [module.register_forward_pre_hook(listen(name)) for name, module in known]
+    hooks = [module.register_forward_pre_hook(listen(name)) for name, module in shapes]
     weight = next(model.parameters())
     try:
         with torch.no_grad():
@@ -199,37 +203,39 @@ def _inputs_of(model: nn.Module, ctx: Context) -> dict[str, tuple[tuple[int, ...
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return inputs
 
 
-def _sides(groups: Sequence[Group]) -> dict[str, set[Side]]:
-    found: dict[str, set[Side]] = {}
+def _sides_of_layers(groups: Sequence[Group]) -> dict[str, set[Side]]:
+    sides_by_layer: dict[str, set[Side]] = {}
     for group in groups:
         for member in group.members:
-            found.setdefault(member.name, set()).add(member.side)
-    return found
+            sides_by_layer.setdefault(member.name, set()).add(member.side)
+    return sides_by_layer
 
 
-def _kind(model: nn.Module, name: str, shape: tuple[int, ...], sides: Mapping[str, set[Side]]) -> Kind | None:
+def _layer_kind(model: nn.Module, name: str, shape: tuple[int, ...], sides: Mapping[str, set[Side]]) -> Kind | None:
     module: Any = model.get_submodule(name)
-    made = next(kind for kind in _SETTINGS if isinstance(module, kind))  # a subclass takes about the time of its base
-    settings = {key: getattr(module, key) for key in _SETTINGS[made]} | {"bias": module.bias is not None}
-    linear = made is nn.Linear
+    layer_class = next(
+        kind for kind in _SETTINGS if isinstance(module, kind)
+    )  # a subclass takes about the time of its base
+    settings = {key: getattr(module, key) for key in _SETTINGS[layer_class]} | {"bias": module.bias is not None}
+    linear = layer_class is nn.Linear
     inputs, outputs = (module.in_features, module.out_features) if linear else (module.in_channels, module.out_channels)
     groups = 1 if linear else module.groups
     depthwise = groups > 1 and (groups == inputs == outputs or is_multiplier(module))
     if shape[0] != 1:
         return None  # patches folded into the batch: the runtime is not called so for one layer
-    changed: tuple[Side, ...] = tuple(side for side in ("in", "out") if side in sides.get(name, ()))
+    cut_sides: tuple[Side, ...] = tuple(side for side in ("in", "out") if side in sides.get(name, ()))
     return Kind(
-        type=made.__name__,
+        type=layer_class.__name__,
         settings=json.dumps(settings, sort_keys=True),
         places=shape[1:-1] if linear else shape[2:],
         inputs=inputs,
         outputs=outputs,
         grouping="depthwise" if depthwise else "grouped" if groups > 1 else "dense",
         groups=groups,
-        sides=("in",) if depthwise and changed else changed,
+        sides=("in",) if depthwise and cut_sides else cut_sides,
     )
 
 
@@ -240,7 +246,7 @@ def _macs(kind: Kind) -> int:
     return max(1, work // (kind.groups * (int(np.prod(stride)) if kind.type == "Conv2d" else 1)))
 
 
-def _loses(groups: Sequence[Group], name: str, kind: Kind, side: Side) -> tuple[tuple[int, int], ...]:
+def _channel_losses(groups: Sequence[Group], name: str, kind: Kind, side: Side) -> tuple[tuple[int, int], ...]:
     if kind.grouping == "depthwise":
         if side == "out":
             return ()
@@ -255,10 +261,10 @@ def _loses(groups: Sequence[Group], name: str, kind: Kind, side: Side) -> tuple[
     )
 
 
-def _profile(kind: Kind, points: int, ctx: Context) -> Profile:
+def _stored_profile(kind: Kind, points: int, ctx: Context) -> Profile:
     """The times of a kind, from the store where it has them."""
     if ctx.store is None:
-        return _measured(kind, points, ctx)
+        return _measure_profile(kind, points, ctx)
     target = targets.get(ctx.runtime)
     key = key_of(
         kind="layer-time",
@@ -271,32 +277,36 @@ def _profile(kind: Kind, points: int, ctx: Context) -> Profile:
     )
 
     def make(folder: Path, _: Path) -> None:
-        found = _measured(kind, points, ctx)
-        document = {"inputs": _plain(found.inputs), "outputs": _plain(found.outputs), "base": found.base}
+        profile = _measure_profile(kind, points, ctx)
+        document = {
+            "inputs": _plain_keys(profile.inputs),
+            "outputs": _plain_keys(profile.outputs),
+            "base": profile.base,
+        }
         (folder / "profile.json").write_text(json.dumps(document), encoding="utf-8")
 
-    return _read(ctx.store, key, make)
+    return _read_profile(ctx.store, key, make)
 
 
-def _read(store: Keeper, key: str, make: Any) -> Profile:
-    kept = json.loads((store.keep(key, make).path / "profile.json").read_text(encoding="utf-8"))
-    inputs, outputs = ({int(w): float(ms) for w, ms in kept[side].items()} for side in ("inputs", "outputs"))
-    return Profile(inputs, outputs, float(kept["base"]))
+def _read_profile(store: Keeper, key: str, make: Any) -> Profile:
+    record = json.loads((store.keep(key, make).path / "profile.json").read_text(encoding="utf-8"))
+    inputs, outputs = ({int(w): float(ms) for w, ms in record[side].items()} for side in ("inputs", "outputs"))
+    return Profile(inputs, outputs, float(record["base"]))
 
 
-def _measured(kind: Kind, points: int, ctx: Context) -> Profile:
+def _measure_profile(kind: Kind, points: int, ctx: Context) -> Profile:
     unit = kind.groups if kind.grouping == "grouped" else 1
-    ins = ladder(kind.inputs, points, unit) if "in" in kind.sides else [kind.inputs]
-    outs = ladder(kind.outputs, points, unit) if "out" in kind.sides else [kind.outputs]
+    ins = width_ladder(kind.inputs, points, unit) if "in" in kind.sides else [kind.inputs]
+    outs = width_ladder(kind.outputs, points, unit) if "out" in kind.sides else [kind.outputs]
     if kind.grouping == "depthwise":
         filters = kind.outputs // kind.inputs
-        times = _timed(kind, [(w, w * filters) for w in ins], ctx)
+        times = _time_layers(kind, [(w, w * filters) for w in ins], ctx)
         return Profile({w: times[w, w * filters] for w in ins}, {kind.outputs: times[kind.inputs, kind.outputs]})
     corner = (ins[0], outs[0])
     pairs = dict.fromkeys([(w, kind.outputs) for w in ins] + [(kind.inputs, w) for w in outs] + [corner])
-    times = _timed(kind, list(pairs), ctx)
-    found = Profile({w: times[w, kind.outputs] for w in ins}, {w: times[kind.inputs, w] for w in outs})
-    return Profile(found.inputs, found.outputs, base_of(found, times[corner]))
+    times = _time_layers(kind, list(pairs), ctx)
+    profile = Profile({w: times[w, kind.outputs] for w in ins}, {w: times[kind.inputs, w] for w in outs})
+    return Profile(profile.inputs, profile.outputs, base_of(profile, times[corner]))
 
 
 def base_of(profile: Profile, corner: float) -> float:
@@ -309,12 +319,12 @@ def base_of(profile: Profile, corner: float) -> float:
     return float(np.clip((corner * whole - f * g) / curvature, 0.0, min(corner, f, g)))
 
 
-def ladder(width: int, points: int, unit: int = 1) -> list[int]:
+def width_ladder(width: int, points: int, unit: int = 1) -> list[int]:
     """Widths at equal distances up to ``width``, each a multiple of ``unit``, ascending."""
     return sorted({max(1, round(width / unit * k / points)) * unit for k in range(1, points + 1)})
 
 
-def _timed(kind: Kind, pairs: Sequence[tuple[int, int]], ctx: Context) -> dict[tuple[int, int], float]:
+def _time_layers(kind: Kind, pairs: Sequence[tuple[int, int]], ctx: Context) -> dict[tuple[int, int], float]:
     """Milliseconds of layers of one kind with these (inputs, outputs), interleaved in one run."""
     with tempfile.TemporaryDirectory(dir=ctx.scratch) as folder:
         calls = {}
@@ -323,16 +333,16 @@ def _timed(kind: Kind, pairs: Sequence[tuple[int, int]], ctx: Context) -> dict[t
             path = Path(folder) / f"{inputs}-{outputs}"
             runner, _ = write_and_load(kind.layer(inputs, outputs), image, path, ctx)
             calls[f"{inputs} {outputs}"] = partial(runner, image)
-        found = interleave_calls(calls, seconds=_SECONDS_EACH * len(calls), blocks=20, threads=ctx.threads)
-    return {(i, o): found[f"{i} {o}"].percentile(_FASTEST) for i, o in pairs}
+        times = interleave_calls(calls, seconds=_SECONDS_EACH * len(calls), blocks=20, threads=ctx.threads)
+    return {(i, o): times[f"{i} {o}"].percentile(_FASTEST) for i, o in pairs}
 
 
-def _between(times: Mapping[int, float], width: int) -> float:
+def _interpolate_time(times: Mapping[int, float], width: int) -> float:
     if len(times) == 1:
         return next(iter(times.values()))
     widths = sorted(times)
     return float(np.interp(width, widths, [times[w] for w in widths]))
 
 
-def _plain(times: Mapping[int, float]) -> dict[str, float]:
+def _plain_keys(times: Mapping[int, float]) -> dict[str, float]:
     return {str(width): ms for width, ms in times.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.stages.prune.channels import INSTANCE_NORMS, WEIGHTED
-from edgewise.stages.prune.labels import every_dim_but, pairs_of, varying
+from edgewise.stages.prune.labels import every_dim_but, pairs_of, varying_dims
 from edgewise.stages.prune.one_pass import Pass
 
 Bound = Mapping[str, Any]
@@ -28,10 +28,10 @@ def convolution(seen: Pass, bound: Bound, result: Tensor) -> None:
     depthwise = groups == len(read) > 1
     if not (depthwise and result.shape[1] == groups):
         seen.notes.touch(name, module, "in", read)
-    made = seen.made(name, module, result, result.shape[1])
+    labels = seen.made(name, module, result, result.shape[1])
     if depthwise:
-        filters = len(made) // groups
-        seen.notes.tie(made, read.repeat_interleave(filters))
+        filters = len(labels) // groups
+        seen.notes.tie(labels, read.repeat_interleave(filters))
 
 
 def _foreign_convolution(seen: Pass, x: Tensor, weight: Tensor, groups: int, result: Tensor) -> None:
@@ -98,9 +98,9 @@ def attention(seen: Pass, bound: Bound, result: Any) -> None:
 def _norm(seen: Pass, x: Tensor, dim: int, name: str | None, output: Tensor) -> None:
     """A layer whose answers are its inputs, channel by channel: its channels carry what it is given."""
     labels = seen.shadow(x)
-    if name is not None and dim in varying(labels):
+    if name is not None and dim in varying_dims(labels):
         seen.notes.touch(name, seen.modules[name], "out", seen.read(x, dim, name))
-    elif name is None and dim in varying(labels):
+    elif name is None and dim in varying_dims(labels):
         seen.notes.hint(labels, f"a norm in {seen.here}")
     seen.keep(output, labels.clone())
 

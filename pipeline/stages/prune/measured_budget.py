@@ -94,17 +94,17 @@ def aim_at_budget(gauge: Gauge, share: float, cut: Callable[[Counts], nn.Module]
             counts = gauge.least()
         if counts in trials:
             break
-        predicted = gauge.predict(counts)
-        trials[counts] = (line.measured(predicted), gauge.measure(cut(counts)))
-        line = Line(line.start, (*line.seen, (predicted, trials[counts][1])))
+        prediction = gauge.predict(counts)
+        trials[counts] = (line.measured(prediction), gauge.measure(cut(counts)))
+        line = Line(line.start, (*line.seen, (prediction, trials[counts][1])))
         if 1 - _CLOSE <= trials[counts][1] / share <= 1 + gauge.slack:
             break
-    within = [(measured, counts) for counts, (_, measured) in trials.items() if measured <= share * (1 + gauge.slack)]
+    within = [(value, counts) for counts, (_, value) in trials.items() if value <= share * (1 + gauge.slack)]
     if not within:
-        least = min(measured for _, measured in trials.values())
+        least = min(value for _, value in trials.values())
         raise StageError(
             f"wanted {share:.1%}, and the nearest of {len(trials)} trials has {least:.1%} left. Ask for less, or lower "
             "round_to or min_layer, or shorten keep"
         )
-    measured, counts = max(within)
-    return Aimed(counts, trials[counts][0], measured, tuple(trials.values()))
+    amount, counts = max(within)
+    return Aimed(counts, trials[counts][0], amount, tuple(trials.values()))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgewise.stages.prune.labels import varying
+from edgewise.stages.prune.labels import varying_dims
 
 ADDITIONS = {"add", "sub", "rsub"}
 POINTWISE = {
@@ -50,11 +50,11 @@ def name_of(func: Any) -> str:
     return name[:-1] if name.endswith("_") and name != "copy_" and not name.endswith("__") else name
 
 
-def bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bind_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by name, with defaults."""
     names = func._schema.arguments
-    found = {argument.name: argument.default_value for argument in names if argument.has_default_value()}
-    return found | {argument.name: value for argument, value in zip(names, args, strict=False)} | dict(kwargs)
+    arguments = {argument.name: argument.default_value for argument in names if argument.has_default_value()}
+    return arguments | {argument.name: value for argument, value in zip(names, args, strict=False)} | dict(kwargs)
 
 
 def is_pointwise(func: Any, name: str) -> bool:
@@ -64,14 +64,14 @@ def is_pointwise(func: Any, name: str) -> bool:
     return name in POINTWISE or any(torch.Tag.pointwise in overload.tags for overload in overloads)
 
 
-def padded(labels: Tensor, padding: Sequence[int]) -> Tensor:
+def pad_labels(labels: Tensor, padding: Sequence[int]) -> Tensor:
     """Labels of a padded tensor: a border of an image is its channel's, new channels are nobody's."""
-    along, found = varying(labels), F.pad(labels, list(padding))
+    along, padding_labels = varying_dims(labels), F.pad(labels, list(padding))
     for number in range(len(padding) // 2):
         dim = labels.dim() - 1 - number
-        if dim not in along and found.numel():
-            found = found.amax(dim, keepdim=True).expand_as(found)
-    return found.clone()
+        if dim not in along and padding_labels.numel():
+            padding_labels = padding_labels.amax(dim, keepdim=True).expand_as(padding_labels)
+    return padding_labels.clone()
 
 
 def mixed_dims(name: str, bound: Mapping[str, Any], dims: int) -> list[int]:

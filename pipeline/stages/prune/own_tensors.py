@@ -49,8 +49,8 @@ class OwnTensors:
         return {layer: next((o for o in group if o != layer), layer) for group in groups for layer in group}
 
 
-def same_storage(tensor: object, given: Sequence[Tensor]) -> bool:
+def same_storage(tensor: object, tensors: Sequence[Tensor]) -> bool:
     """Whether ``tensor`` is a view of one of those."""
     return isinstance(tensor, Tensor) and any(
-        tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in given
+        tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in tensors
     )

@@ -58,18 +58,18 @@ def moves(groups: Sequence[Group], scores: Sequence[Tensor], rules: Rules, curve
     its width is rounded to the nearest allowed one (scope "layer"), or the point of its curve that the group has then
     come to (scope "sensitivity"), so that all groups are thinned to about the same cost.
     """
-    found = []
+    steps = []
     for index, (group, importance) in enumerate(zip(groups, scores, strict=True)):
-        ranked, before, price = importance.sort().values, 0, -torch.inf
+        increasing, before, price = importance.sort().values, 0, -torch.inf
         for count in allowed_counts(group, importance, rules):
             middle = (before + count) / 2 / group.blocks
             if rules.scope == "sensitivity":
                 price = max(price, float(curves[index][count]))
             else:
-                price = max(price, float(ranked[before:count].mean()) if rules.scope == "global" else middle)
+                price = max(price, float(increasing[before:count].mean()) if rules.scope == "global" else middle)
             before = count
-            found.append(Move(index, count, price))
-    return sorted(found, key=lambda move: (move.price, move.group, move.count))
+            steps.append(Move(index, count, price))
+    return sorted(steps, key=lambda move: (move.price, move.group, move.count))
 
 
 def meet_budget(moves: Sequence[Move], groups: int, cost: Callable[[Counts], float], target: float) -> Counts:
@@ -113,8 +113,8 @@ def uniform(moves: Sequence[Move], groups: Sequence[Group], ratio: float) -> Cou
 def refuse_emptying(groups: Sequence[Group], scores: Sequence[Tensor], ratio: float) -> None:
     """Raise StageError, naming the layer, if one threshold for ``ratio`` of all channels would leave a layer none."""
     each = [importance.repeat_interleave(group.block_size) for group, importance in zip(groups, scores, strict=True)]
-    ranked = torch.cat(each).sort().values
-    threshold = ranked[min(int(len(ranked) * ratio), len(ranked) - 1)]
+    increasing = torch.cat(each).sort().values
+    threshold = increasing[min(int(len(increasing) * ratio), len(increasing) - 1)]
     for group, importance in zip(groups, scores, strict=True):
         if bool((importance < threshold).all()):
             raise StageError(describe_emptied(group, ratio))
@@ -140,11 +140,13 @@ def allowed_counts(group: Group, importance: Tensor, rules: Rules) -> list[int]:
     """
     least = rules.widths.get(group.name, group.width) * rules.min_layer
     most = int(torch.isfinite(importance).sum())
-    left = {count: (group.blocks - count) * group.block_size for count in _wanted(group, rules) if count <= most}
-    return [count for count, width in left.items() if width >= least - 1e-6]
+    channels = {
+        count: (group.blocks - count) * group.block_size for count in _allowed_widths(group, rules) if count <= most
+    }
+    return [count for count, width in channels.items() if width >= least - 1e-6]
 
 
-def _wanted(group: Group, rules: Rules) -> list[int]:
+def _allowed_widths(group: Group, rules: Rules) -> list[int]:
     if rules.round_to is None:
         counts = {round(group.blocks * k / EIGHTHS) for k in range(1, EIGHTHS)}
         return sorted(count for count in counts if 0 < count < group.blocks)

@@ -12,7 +12,7 @@ from edgewise.stage import Context
 from edgewise.stages.fitting.timer import Clock
 from edgewise.stages.prune import plan
 from edgewise.stages.prune.coupling import Group
-from edgewise.stages.prune.knapsack import lightest
+from edgewise.stages.prune.knapsack import lightest_counts
 from edgewise.stages.prune.latency_table import Table, tabulate_layers
 from edgewise.stages.prune.plan import Counts
 
@@ -52,7 +52,7 @@ class Time:
         """The same share of every layer (scope "layer"), or what costs least accuracy."""
         if self.scope == "layer":
             return plan.meet_budget(self.moves, len(self.choices), self.predict, share)
-        return lightest(self.table, self.choices, self.curves, share * self._now)
+        return lightest_counts(self.table, self.choices, self.curves, share * self._now)
 
     def least(self) -> Counts:
         """All moves made."""

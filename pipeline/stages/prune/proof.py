@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from edgewise.stages.prune.channels import BATCH_NORMS, INSTANCE_NORMS, WEIGHTED, channels_of, others
-from edgewise.stages.prune.coupling import Group, Removed, averaging, cut_channels, silence_channels
+from edgewise.stages.prune.channels import BATCH_NORMS, INSTANCE_NORMS, WEIGHTED, channels_of, remaining_channels
+from edgewise.stages.prune.coupling import Group, Removed, averaging_norms, cut_channels, silence_channels
 
 SMALL = 64
 """Images are no larger than this where a network takes smaller ones."""
@@ -50,24 +50,24 @@ class Bench:
         after = copy.deepcopy(self.model)
         try:
             cut_channels(after, groups, removed)
-            expected = without(self.model, groups, removed, self.images)
+            expected_answers = logits_without(self.model, groups, removed, self.images)
             with torch.no_grad():
-                found = after(self.images)
+                answers = after(self.images)
         except Exception as error:  # whatever a network's own code raises on other widths
             return f"the pruned network does not run ({_first_line(error)})"
-        return self._difference(found, expected)
+        return self._difference(answers, expected_answers)
 
-    def _difference(self, found: Tensor, expected: Tensor) -> str | None:
-        if found.shape != expected.shape:
-            return f"its output has the shape {tuple(found.shape)}, not {tuple(expected.shape)}"
-        off, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    def _difference(self, answers: Tensor, expected: Tensor) -> str | None:
+        if answers.shape != expected.shape:
+            return f"its output has the shape {tuple(answers.shape)}, not {tuple(expected.shape)}"
+        off, largest = float((answers - expected).abs().max()), float(expected.abs().max())
         if self.images.dtype == torch.float64:
             with torch.no_grad():
                 effect = float((self.model(self.images) - expected).abs().max())
-            allowed = _OFF * effect + _ROUNDING * largest
+            tolerance = _OFF * effect + _ROUNDING * largest
         else:
-            allowed = _OFF_FLOAT32 * largest + 1e-6
-        if off <= allowed:  # and not for NaN
+            tolerance = _OFF_FLOAT32 * largest + 1e-6
+        if off <= tolerance:  # and not for NaN
             return None
         share = f" ({off / largest:.1%} of the largest)" if largest > 0 and math.isfinite(off) else ""
         return f"logits differ by {off:.3g}{share} from those of the network with the removed channels ignored"
@@ -84,9 +84,9 @@ def drawn_bench(model: nn.Module, images: Tensor) -> Bench:
 
     With one image where it takes no more; with its own weights where the drawn ones give no finite logits.
     """
-    drawn = _drawn(copy.deepcopy(model).cpu().eval())
+    randomized = _draw_weights(copy.deepcopy(model).cpu().eval())
     for dtype, count in itertools.product((torch.float64, torch.float32), (len(images), 1)):
-        bench = Bench(copy.deepcopy(drawn).to(dtype), images[:count].cpu().to(dtype))
+        bench = Bench(copy.deepcopy(randomized).to(dtype), images[:count].cpu().to(dtype))
         if _is_sound(bench):
             return bench
     return own_bench(copy.deepcopy(model).cpu().eval(), images.cpu().to(next(model.parameters()).dtype))
@@ -101,7 +101,7 @@ def _is_sound(bench: Bench) -> bool:
 
 
 @torch.no_grad()
-def _drawn(model: nn.Module) -> nn.Module:
+def _draw_weights(model: nn.Module) -> nn.Module:
     """Weights of the size that keeps signals alive (He et al. 2015, arXiv 1502.01852), norms that leave none of them at 0."""
     draw = torch.Generator().manual_seed(0)
 
@@ -124,27 +124,27 @@ def _drawn(model: nn.Module) -> nn.Module:
     return model
 
 
-def without(model: nn.Module, groups: Sequence[Group], removed: Removed, images: Tensor) -> Tensor:
+def logits_without(model: nn.Module, groups: Sequence[Group], removed: Removed, images: Tensor) -> Tensor:
     """The logits of the uncut ``model`` with the removed channels ignored: exact, also where norms average over some."""
     ignoring = copy.deepcopy(model)
     silence_channels(ignoring, groups, removed)
-    lost = averaging(groups, removed)
-    with torch.no_grad(), _averaging_without(ignoring, lost):
+    channels = averaging_norms(groups, removed)
+    with torch.no_grad(), _averaging_without(ignoring, channels):
         logits: Tensor = ignoring(images)
     return logits
 
 
 @contextmanager
-def _averaging_without(model: nn.Module, lost: Mapping[str, Collection[int]]) -> Iterator[None]:
+def _averaging_without(model: nn.Module, channels_by_norm: Mapping[str, Collection[int]]) -> Iterator[None]:
     """While open the named norms average over the channels that are not lost, and leave the others as they are."""
     mode = _Partial()
     with ExitStack() as hooks:
-        for name, channels in lost.items():
+        for name, channels in channels_by_norm.items():
             module = model.get_submodule(name)
             enter, leave = mode.inside(module, channels)
             hooks.callback(module.register_forward_pre_hook(enter).remove)
             hooks.callback(module.register_forward_hook(leave).remove)
-        if lost:
+        if channels_by_norm:
             hooks.enter_context(mode)
         yield
 
@@ -156,10 +156,10 @@ class _Partial(TorchFunctionMode):
         super().__init__()
         self._running: list[tuple[nn.Module, list[int]]] = []
 
-    def inside(self, module: nn.Module, lost: Collection[int]) -> tuple[Callable[..., None], Callable[..., None]]:
+    def inside(self, module: nn.Module, channels: Collection[int]) -> tuple[Callable[..., None], Callable[..., None]]:
         """Hooks for before and after ``module`` runs."""
-        kept = others(int(channels_of(module, "out")), lost)
-        return lambda *_: self._running.append((module, kept)), lambda *_: self._leave()
+        remaining = remaining_channels(int(channels_of(module, "out")), channels)
+        return lambda *_: self._running.append((module, remaining)), lambda *_: self._leave()
 
     def _leave(self) -> None:
         self._running.pop()
@@ -173,17 +173,17 @@ class _Partial(TorchFunctionMode):
 
 
 def _partial_norm(
-    func: Callable[..., Any], module: Any, kept: Sequence[int], x: Tensor, *args: Any, **kwargs: Any
+    func: Callable[..., Any], module: Any, channels: Sequence[int], x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     """``func``, a layer or group norm, on the kept channels alone; the others are left as they are."""
     dim = 1 if func is F.group_norm else x.dim() - 1
-    places = torch.tensor(kept, device=x.device)
+    places = torch.tensor(channels, device=x.device)
     part = x.index_select(dim, places)
     weight, bias = (None if t is None else t[places] for t in (module.weight, module.bias))
     if func is F.group_norm:
         answer = F.group_norm(part, module.num_groups, weight, bias, module.eps)
     else:
-        answer = F.layer_norm(part, (len(kept),), weight, bias, module.eps)
+        answer = F.layer_norm(part, (len(channels),), weight, bias, module.eps)
     return x.index_copy(dim, places, answer)
 
 
@@ -211,26 +211,26 @@ def wrong_group(bench: Bench, groups: Sequence[Group]) -> tuple[int, str] | None
     told apart by adding one after the other.
     """
     for seed in (1, 2) if groups else ():
-        removed = draw_removed(groups, seed)
+        removal = draw_removed(groups, seed)
 
-        def problem(numbers: Sequence[int], removed: Removed = removed) -> str | None:
+        def problem(numbers: Sequence[int], removed: Removed = removal) -> str | None:
             return bench.problem([groups[n] for n in numbers], [removed[n] for n in numbers])
 
         numbers = range(len(groups))
         if problem(numbers) is not None:
-            return _culprit(problem, numbers) or _last_straw(problem, numbers)
+            return _find_culprit(problem, numbers) or _last_straw(problem, numbers)
     return None
 
 
-def _culprit(problem: Callable[[Sequence[int]], str | None], numbers: Sequence[int]) -> tuple[int, str] | None:
+def _find_culprit(problem: Callable[[Sequence[int]], str | None], numbers: Sequence[int]) -> tuple[int, str] | None:
     """A number that is wrong alone, among some that are wrong together."""
     if len(numbers) == 1:
         wrong = problem(numbers)
         return None if wrong is None else (numbers[0], wrong)
     middle = len(numbers) // 2
     for half in (numbers[:middle], numbers[middle:]):
-        if problem(half) is not None and (found := _culprit(problem, half)) is not None:
-            return found
+        if problem(half) is not None and (culprit := _find_culprit(problem, half)) is not None:
+            return culprit
     return None
 
 
@@ -249,4 +249,4 @@ def _first_line(error: Exception) -> str:
 
 def has_averaging(groups: Sequence[Group]) -> list[str]:
     """Norms of the groups whose averages a cut takes over fewer channels."""
-    return sorted(averaging(groups, [[0]] * len(groups)))
+    return sorted(averaging_norms(groups, [[0]] * len(groups)))

@@ -56,8 +56,8 @@ def top1_by_ratio(
     model: nn.Module, how: Settings, ctx: Context, ratios: Sequence[float]
 ) -> dict[str, dict[float, float]]:
     """Group -> ratio -> top-1 (a fraction) with that share of the group's channels removed; see ``scan``."""
-    found = scan_groups(model, how, ctx, ratios)
-    return {group: {ratio: reading.top1 for ratio, reading in curve.items()} for group, curve in found.items()}
+    scan = scan_groups(model, how, ctx, ratios)
+    return {group: {ratio: reading.top1 for ratio, reading in curve.items()} for group, curve in scan.items()}
 
 
 def scan_groups(model: nn.Module, how: Settings, ctx: Context, ratios: Sequence[float]) -> Scan:
@@ -72,22 +72,25 @@ def scan_groups(model: nn.Module, how: Settings, ctx: Context, ratios: Sequence[
     wrong = [ratio for ratio in ratios if not 0 <= ratio < 1]
     if wrong:
         raise RequestError(f"a ratio of a sensitivity scan must lie in 0 … 1, 1 excluded, found {wrong}")
-    wanted = sorted({ratio for ratio in ratios if ratio > 0})
+    sorted_ratios = sorted({ratio for ratio in ratios if ratio > 0})
     whole = copy.deepcopy(model).eval().requires_grad_(True)
     groups = find_groups(whole, how, ctx).groups
     scores = score_blocks(how.importance, whole, groups, ctx, how.images)
-    untouched, key = read_network(whole, how.images, ctx), _digest(whole)
-    shown = ctx.track(list(zip(groups, scores, strict=True)), "sensitivity of layers", len(groups))
-    return {g.name: {0.0: untouched} | _kept(whole, g, ranked, how, ctx, wanted, key) for g, ranked in shown}
+    reading, key = read_network(whole, how.images, ctx), _digest(whole)
+    progress = ctx.track(list(zip(groups, scores, strict=True)), "sensitivity of layers", len(groups))
+    return {
+        g.name: {0.0: reading} | _stored_readings(whole, g, importance, how, ctx, sorted_ratios, key)
+        for g, importance in progress
+    }
 
 
-def loss_curves(found: Scan, groups: Sequence[Group], scores: Sequence[Tensor]) -> list[list[float]]:
+def loss_curves(scan: Scan, groups: Sequence[Group], scores: Sequence[Tensor]) -> list[list[float]]:
     """For every group what is lost after 0, 1, 2, … of its blocks are gone: the rise of the loss, never falling.
 
     Linear between the ratios read, and beyond the last with the last slope. Importance adds a millionth of the untouched
     network's loss in the end, which decides where the readings show no difference.
     """
-    return [_curve(found[group.name], group, importance) for group, importance in zip(groups, scores, strict=True)]
+    return [_curve(scan[group.name], group, importance) for group, importance in zip(groups, scores, strict=True)]
 
 
 def read_network(model: nn.Module, images: int, ctx: Context) -> Reading:
@@ -96,8 +99,8 @@ def read_network(model: nn.Module, images: int, ctx: Context) -> Reading:
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:images]
     with torch.inference_mode():
         chunks = torch.split(order, images_at_once(model, ctx.input_shape, _BATCH))
-        found = [model(normalise(part.batch(c), ctx.spec).to(device)).float().cpu() for c in chunks]
-    logits, labels = torch.cat(found), part.labels[order]
+        answers = [model(normalise(part.batch(c), ctx.spec).to(device)).float().cpu() for c in chunks]
+    logits, labels = torch.cat(answers), part.labels[order]
     return Reading(float((logits.argmax(1) == labels).float().mean()), float(F.cross_entropy(logits, labels)))
 
 
@@ -111,21 +114,19 @@ def fit_norms(model: nn.Module, images: int, ctx: Context) -> int:
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:images]
     # One image alone has no spread that a batch norm could be set to.
     size = max(_FEWEST, images_at_once(model, ctx.input_shape, _BATCH))
-    batches = [chosen for chosen in torch.split(order, size) if len(chosen) > 1]
+    batches = [index for index in torch.split(order, size) if len(index) > 1]
     if not names or not batches:
         return 0
-    batch_norms.reestimate_norms(
-        model, names, (normalise(part.batch(chosen), ctx.spec).to(device) for chosen in batches)
-    )
+    batch_norms.reestimate_norms(model, names, (normalise(part.batch(index), ctx.spec).to(device) for index in batches))
     return sum(map(len, batches))
 
 
-def to_json(found: Scan) -> dict[str, dict[str, dict[str, float]]]:
+def to_json(scan: Scan) -> dict[str, dict[str, dict[str, float]]]:
     """The scan as JSON types."""
-    return {group: {f"{ratio:g}": asdict(r) for ratio, r in curve.items()} for group, curve in found.items()}
+    return {group: {f"{ratio:g}": asdict(r) for ratio, r in curve.items()} for group, curve in scan.items()}
 
 
-def _kept(
+def _stored_readings(
     whole: nn.Module, group: Group, scores: Tensor, how: Settings, ctx: Context, ratios: Sequence[float], network: str
 ) -> dict[float, Reading]:
     if ctx.store is None:
@@ -154,22 +155,22 @@ def _kept(
 def _readings(
     whole: nn.Module, group: Group, scores: Tensor, how: Settings, ctx: Context, ratios: Sequence[float]
 ) -> dict[float, Reading]:
-    found: dict[float, Reading] = {}
+    readings: dict[float, Reading] = {}
     for ratio in ratios:
         trial = copy.deepcopy(whole)
-        gone = plan.weakest_blocks([scores], (min(round(ratio * group.blocks), group.blocks - 1),))
-        cut_and_check(trial, [group], gone, ctx)
+        blocks = plan.weakest_blocks([scores], (min(round(ratio * group.blocks), group.blocks - 1),))
+        cut_and_check(trial, [group], blocks, ctx)
         fit_norms(trial, min(how.reestimate, _NORM_IMAGES), ctx)
-        found[ratio] = read_network(trial, how.images, ctx)
-    return found
+        readings[ratio] = read_network(trial, how.images, ctx)
+    return readings
 
 
 def _curve(readings: Mapping[float, Reading], group: Group, importance: Tensor) -> list[float]:
     shares = np.array(sorted(readings))
     rises = np.maximum.accumulate([readings[share].loss - readings[0.0].loss for share in shares])
-    removed = np.arange(group.blocks + 1) / group.blocks
+    ratios = np.arange(group.blocks + 1) / group.blocks
     slope = (rises[-1] - rises[-2]) / (shares[-1] - shares[-2]) if len(shares) > 1 else 0.0
-    along = np.interp(removed, shares, rises) + slope * np.maximum(removed - shares[-1], 0)
+    along = np.interp(ratios, shares, rises) + slope * np.maximum(ratios - shares[-1], 0)
     finite = torch.where(torch.isfinite(importance), importance, 0.0).sort().values.cumsum(0)
     tie = np.concatenate([[0.0], (finite / finite[-1].clamp_min(1e-12)).numpy()])
     return [float(value) for value in along + 1e-6 * max(readings[0.0].loss, 1e-6) * tie]

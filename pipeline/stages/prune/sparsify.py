@@ -17,7 +17,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from edgewise.errors import RequestError
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 from edgewise.stage import Context, Traits
 from edgewise.stages.prune.channels import BATCH_NORMS, WEIGHTED, channel_view
 from edgewise.stages.prune.checked_cut import trace_for
@@ -34,7 +34,7 @@ _SMALL = 0.01
 """A block whose squared weights are a smaller share of its group's largest counts as sparse in the report."""
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Sparsify:
     """Trains on with group regularisation, so that the channels a later ``Prune`` removes matter less."""
@@ -61,12 +61,12 @@ class Sparsify:
         trained = copy.deepcopy(model)
         groups = trace_for(copy.deepcopy(model).eval().requires_grad_(True), self.keep, ctx).groups
         pull = _Pull(groups, self.strength, self.sharpness)
-        before = _sparse(trained, groups)
+        before = _count_sparse(trained, groups)
         try:
             fit(trained, self.training, ctx, teacher_for(self.training, ctx), pull.renew)
         finally:
             pull.release()
-        after = _sparse(trained, groups)
+        after = _count_sparse(trained, groups)
         ctx.fact("sparse_blocks", {"before": before, "after": after, "of": sum(group.blocks for group in groups)})
         ctx.note(f"{after} of {sum(group.blocks for group in groups)} blocks are sparse, {before} were")
         return trained
@@ -82,8 +82,8 @@ class _Pull:
     def renew(self, model: nn.Module, _: int) -> None:
         """Look at the weights as they are now."""
         self.release()
-        for parameter, factor in factors(model, self._groups, self._sharpness).items():
-            self._hooks.append(_pulled(parameter, 2 * self._strength * factor))
+        for parameter, factor in penalty_factors(model, self._groups, self._sharpness).items():
+            self._hooks.append(_pull_parameter(parameter, 2 * self._strength * factor))
 
     def release(self) -> None:
         for hook in self._hooks:
@@ -91,7 +91,7 @@ class _Pull:
         self._hooks.clear()
 
 
-def _pulled(parameter: nn.Parameter, factor: Tensor) -> RemovableHandle:
+def _pull_parameter(parameter: nn.Parameter, factor: Tensor) -> RemovableHandle:
     def add(gradient: Tensor) -> Tensor:
         return gradient + factor * parameter.detach()
 
@@ -100,24 +100,24 @@ def _pulled(parameter: nn.Parameter, factor: Tensor) -> RemovableHandle:
     return handle
 
 
-def factors(model: nn.Module, groups: Sequence[Group], sharpness: float) -> Mapping[nn.Parameter, Tensor]:
+def penalty_factors(model: nn.Module, groups: Sequence[Group], sharpness: float) -> Mapping[nn.Parameter, Tensor]:
     """Parameter -> sum of γ over the blocks that each of its numbers belongs to, shaped as the parameter.
 
     ``model`` has the module names of the network the groups were traced in.
     """
-    found: dict[nn.Parameter, Tensor] = {}
+    terms: dict[nn.Parameter, Tensor] = {}
     for group in groups:
-        gamma = _gamma(_squares(model, group), sharpness)
-        for member in _regularised(group):
+        gamma = _gamma(_block_squares(model, group), sharpness)
+        for member in _regularised_members(group):
             layer = model.get_submodule(member.name)
             weight = layer.get_parameter("weight")
-            factor = found.setdefault(weight, torch.zeros_like(weight))
+            factor = terms.setdefault(weight, torch.zeros_like(weight))
             places = torch.arange(weight.numel(), device=weight.device).view(weight.shape)
             rows = channel_view(layer, member.side, places)[member.channels.to(weight.device)].flatten(1)
             flat = factor.contiguous().view(-1)
             flat.index_add_(0, rows.flatten(), gamma[:, None].expand_as(rows).flatten().to(weight))
-            found[weight] = flat.view(weight.shape)
-    return found
+            terms[weight] = flat.view(weight.shape)
+    return terms
 
 
 def _gamma(importance: Tensor, sharpness: float) -> Tensor:
@@ -127,10 +127,10 @@ def _gamma(importance: Tensor, sharpness: float) -> Tensor:
 
 
 @torch.no_grad()
-def _squares(model: nn.Module, group: Group) -> Tensor:
+def _block_squares(model: nn.Module, group: Group) -> Tensor:
     """Squared weights of every block, summed over all layers: [blocks]."""
     total = torch.zeros(group.blocks)
-    for member in _regularised(group):
+    for member in _regularised_members(group):
         layer = model.get_submodule(member.name)
         weight = layer.get_parameter("weight").detach()
         rows = channel_view(layer, member.side, weight).square().sum(1).float().cpu()
@@ -138,10 +138,10 @@ def _squares(model: nn.Module, group: Group) -> Tensor:
     return total
 
 
-def _regularised(group: Group) -> list[Member]:
+def _regularised_members(group: Group) -> list[Member]:
     kinds = (*WEIGHTED, *BATCH_NORMS)
     return [m for m in group.members if isinstance(m.module, kinds) and getattr(m.module, "weight", None) is not None]
 
 
-def _sparse(model: nn.Module, groups: Sequence[Group]) -> int:
-    return sum(int((squares < _SMALL * squares.max()).sum()) for squares in (_squares(model, g) for g in groups))
+def _count_sparse(model: nn.Module, groups: Sequence[Group]) -> int:
+    return sum(int((squares < _SMALL * squares.max()).sum()) for squares in (_block_squares(model, g) for g in groups))

@@ -24,7 +24,7 @@ from edgewise.errors import RequestError, StageError
 from edgewise.measure.batches import images_at_once
 from edgewise.network import float16_constants, graph_layers
 from edgewise.network.captured import Prepare
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 from edgewise.stage import Context, Traits
 from edgewise.stages.fitting.image_batches import batches_of
 from edgewise.stages.quantize import sensitivity
@@ -36,7 +36,7 @@ from edgewise.stages.training.settings import Training
 from edgewise.stages.training.teaching import teacher_for
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Quantize:
     """Quantization on the grid that ``ctx.grid`` names: calibrated, then trained (Jacob et al. 2018, arXiv 1712.05877).
@@ -103,14 +103,16 @@ class Quantize:
         if self.when_needed and self.training is not None and (calibrated := self._enough(model, ctx)) is not None:
             return calibrated
         prepared = self._prepare(model, ctx, ())
-        left = self._examine(prepared, ctx) if self.sensitivity else ()
-        if left:
-            prepared = self._prepare(model, ctx, left)
+        float_layers = self._examine(prepared, ctx) if self.sensitivity else ()
+        if float_layers:
+            prepared = self._prepare(model, ctx, float_layers)
         settings = read_constants(prepared)
         if self.training is not None:
-            self._train(prepared, _Rebuild(model, ctx.grid.to_json(), ctx.input_shape, left, self.learn_ranges), ctx)
+            self._train(
+                prepared, _Rebuild(model, ctx.grid.to_json(), ctx.input_shape, float_layers, self.learn_ranges), ctx
+            )
         check_unchanged(prepared, settings)
-        freeze(prepared)
+        freeze_ranges(prepared)
         float16_constants.round_prepared(prepared)
         return prepared
 
@@ -121,11 +123,11 @@ class Quantize:
         if calibrated is None:
             calibrated = untrained(model, ctx)
         assert isinstance(calibrated, GraphModule)
-        before, after = (_right(network, ctx) for network in (copy.deepcopy(model).eval(), calibrated))
+        before, after = (_count_correct(network, ctx) for network in (copy.deepcopy(model).eval(), calibrated))
         n = len(ctx.data.calib)
         enough = before - after <= self.budget * n
-        told = {"n": n, "lost": (before - after) / n, "allowed": self.budget, "trained": not enough}
-        ctx.fact("training_needed", told)
+        facts = {"n": n, "lost": (before - after) / n, "allowed": self.budget, "trained": not enough}
+        ctx.fact("training_needed", facts)
         ctx.note(
             f"calibration alone {'loses' if before >= after else 'gains'} {100 * abs(before - after) / n:.2f} points of top-1 on {n:,} calibration images, "
             f"{100 * self.budget:g} allowed: {'no training' if enough else 'trained'}"
@@ -145,15 +147,17 @@ class Quantize:
         index = torch.arange(min(self.sensitivity, len(ctx.data.calib)))
         scan = sensitivity.Scan(prepared, batches_of(ctx.data.calib, index, replace(ctx, device="cpu"), prepared))
         costs = sensitivity.measure_sensitivity(scan, ctx.track)
-        left = sensitivity.fall_back(scan, costs, ctx.data.calib.labels[index], self.budget, self.max_float_layers)
+        float_layers = sensitivity.fall_back(
+            scan, costs, ctx.data.calib.labels[index], self.budget, self.max_float_layers
+        )
         ctx.fact("sensitivity", [cost.to_json() for cost in costs])
-        ctx.fact("float_layers", list(left))
-        if left:
-            ctx.note(f"left in float: {', '.join(left)}")
-        return left
+        ctx.fact("float_layers", list(float_layers))
+        if float_layers:
+            ctx.note(f"left in float: {', '.join(float_layers)}")
+        return float_layers
 
     def _calibrate(self, prepared: GraphModule, ctx: Context) -> None:
-        started = time.perf_counter()
+        start = time.perf_counter()
         prepared.to(ctx.device)
         index = torch.arange(min(self.calibrate, len(ctx.data.calib)))
         batches = batches_of(ctx.data.calib, index, ctx, prepared, most=128)
@@ -162,7 +166,7 @@ class Quantize:
             most = max(1, _AT_ONCE // math.prod(ctx.input_shape))
             correct_biases(prepared, batches.first(images_at_once(prepared, ctx.input_shape, most, _MOST_BYTES)))
         prepared.to("cpu")
-        ctx.fact("calibration", {"images": len(index), "seconds": time.perf_counter() - started})
+        ctx.fact("calibration", {"images": len(index), "seconds": time.perf_counter() - start})
 
     def _train(self, prepared: GraphModule, rebuild: _Rebuild, ctx: Context) -> None:
         training = self.training
@@ -176,16 +180,16 @@ class Quantize:
 
     def _before_epoch(self, model: nn.Module, epoch: int) -> None:
         if self.training is not None and epoch >= self.observe * self.training.epochs:
-            freeze(model)
+            freeze_ranges(model)
 
 
 @torch.no_grad()
-def _right(network: nn.Module, ctx: Context) -> int:
+def _count_correct(network: nn.Module, ctx: Context) -> int:
     """How many of the calibration images a network puts into their class."""
     part = ctx.data.calib
     batches = batches_of(part, torch.arange(len(part)), replace(ctx, device="cpu"), network, most=128)
-    answered = torch.cat([network(images).argmax(1) for images in batches])
-    return int((answered == part.labels).sum())
+    classes = torch.cat([network(images).argmax(1) for images in batches])
+    return int((classes == part.labels).sum())
 
 
 @dataclass(frozen=True)
@@ -218,7 +222,7 @@ def _weights_on_their_grid(prepared: GraphModule) -> None:
             prepared.get_submodule(node.target)(prepared.get_parameter(node.args[0].target))
 
 
-def freeze(model: nn.Module) -> None:
+def freeze_ranges(model: nn.Module) -> None:
     """Stop following ranges; the scales become what every runtime holds, before training goes on with them."""
     from torchao.quantization.pt2e.fake_quantize import disable_observer
 

@@ -52,7 +52,7 @@ def set_ranges(prepared: GraphModule, batches: Sequence[Tensor], how: Ranges) ->
         ranges = extremes
         if how != "minmax":
             counts = _histograms(prepared, quantizers, batches, extremes)
-            choose = _percentile if how == "percentile" else _least_error
+            choose = _percentile_range if how == "percentile" else _least_error
             ranges = {name: choose(quantizers[name], counts[name], *extremes[name]) for name in quantizers}
     for name, (low, high) in ranges.items():
         observer = quantizers[name].activation_post_process
@@ -77,20 +77,20 @@ def _in_float(prepared: GraphModule) -> Iterator[None]:
     """Within the block ``prepared`` neither rounds nor observes."""
     from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
-    switched = [module for module in prepared.modules() if isinstance(module, FakeQuantizeBase)]
-    observing = [bool(module.observer_enabled[0]) for module in switched]
-    for module in switched:
+    quantizers = [module for module in prepared.modules() if isinstance(module, FakeQuantizeBase)]
+    observing = [bool(module.observer_enabled[0]) for module in quantizers]
+    for module in quantizers:
         module.disable_observer()
         module.disable_fake_quant()
     try:
         yield
     finally:
-        for module, observed in zip(switched, observing, strict=True):
+        for module, state in zip(quantizers, observing, strict=True):
             module.enable_fake_quant()
-            module.enable_observer(observed)
+            module.enable_observer(state)
 
 
-def _watch(
+def _watch_values(
     prepared: GraphModule, quantizers: Mapping[str, Any], batches: Sequence[Tensor], see: Callable[[str, Tensor], None]
 ) -> None:
     hooks = [
@@ -106,37 +106,37 @@ def _watch(
 
 
 def _extremes(prepared: GraphModule, quantizers: Mapping[str, Any], batches: Sequence[Tensor]) -> dict[str, Range]:
-    found: dict[str, Range] = {}
+    ranges: dict[str, Range] = {}
 
     def see(name: str, values: Tensor) -> None:
         low, high = torch.aminmax(values)
-        if name in found:
-            low, high = torch.minimum(found[name][0], low), torch.maximum(found[name][1], high)
-        found[name] = (low, high)
+        if name in ranges:
+            low, high = torch.minimum(ranges[name][0], low), torch.maximum(ranges[name][1], high)
+        ranges[name] = (low, high)
 
-    _watch(prepared, quantizers, batches, see)
-    return found
+    _watch_values(prepared, quantizers, batches, see)
+    return ranges
 
 
 def _histograms(
     prepared: GraphModule, quantizers: Mapping[str, Any], batches: Sequence[Tensor], extremes: Mapping[str, Range]
 ) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    histograms: dict[str, Tensor] = {}
 
     def see(name: str, values: Tensor) -> None:
-        low, high = (float(bound) for bound in extremes[name])
+        low, high = (float(limit) for limit in extremes[name])
         counts = torch.histc(values.float(), _BINS, low, high if high > low else low + 1)
-        found[name] = found[name] + counts if name in found else counts
+        histograms[name] = histograms[name] + counts if name in histograms else counts
 
-    _watch(prepared, quantizers, batches, see)
-    return found
+    _watch_values(prepared, quantizers, batches, see)
+    return histograms
 
 
 def _centres(low: Tensor, high: Tensor) -> Tensor:
     return low + (high - low) * (torch.arange(_BINS, device=low.device) + 0.5) / _BINS
 
 
-def _percentile(quantizer: ActivationFakeQuantize, counts: Tensor, low: Tensor, high: Tensor) -> Range:
+def _percentile_range(quantizer: ActivationFakeQuantize, counts: Tensor, low: Tensor, high: Tensor) -> Range:
     share, centres = counts.double().cumsum(0) / counts.double().sum(), _centres(low, high)
     outside = (1 - PERCENTILE) / 2
     first = int((share <= outside).sum())
@@ -190,16 +190,16 @@ class _Means(Interpreter):
 
     def channel_means(self, node: Node, result: Tensor) -> Tensor:
         """[channels]"""
-        kept = _BIASES[node.target][1] % result.dim()
-        return result.float().mean([axis for axis in range(result.dim()) if axis != kept])
+        channel_axis = _BIASES[node.target][1] % result.dim()
+        return result.float().mean([axis for axis in range(result.dim()) if axis != channel_axis])
 
 
 class _Corrected(_Means):
     """Runs a graph and moves each bias by what the mean of its channel lacks."""
 
-    def __init__(self, module: GraphModule, wanted: Mapping[Node, Tensor]) -> None:
+    def __init__(self, module: GraphModule, means: Mapping[Node, Tensor]) -> None:
         super().__init__(module)
-        self.wanted = wanted
+        self.wanted = means
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
@@ -208,8 +208,8 @@ class _Corrected(_Means):
             return result
         missing = self.wanted[n] - self.found[n]
         bias += missing
-        kept = _BIASES[n.target][1] % result.dim()
-        return result + missing.view([-1 if axis == kept else 1 for axis in range(result.dim())])
+        channel_axis = _BIASES[n.target][1] % result.dim()
+        return result + missing.view([-1 if axis == channel_axis else 1 for axis in range(result.dim())])
 
     def _bias(self, node: Node) -> Tensor | None:
         """The bias that ``node`` alone reads."""

@@ -30,17 +30,17 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 
 def read_constants(graph: GraphModule) -> dict[str, list[Numbers]]:
     """Operator -> the settings of each of its occurrences, in the graph's order."""
-    found: dict[str, list[Numbers]] = {}
+    constants: dict[str, list[Numbers]] = {}
     for node in graph.graph.nodes:
         schema: Any = getattr(node.target, "_schema", None)
         kind = "" if schema is None else str(schema.name).split("::")[-1].rstrip("_")
         if kind in _KINDS:
-            given = _arguments(node, schema)
-            found.setdefault(kind, []).append(tuple(given[name] for name in _KINDS[kind] if name in given))
-    return found
+            arguments = _read_arguments(node, schema)
+            constants.setdefault(kind, []).append(tuple(arguments[name] for name in _KINDS[kind] if name in arguments))
+    return constants
 
 
-def _arguments(node: torch.fx.Node, schema: torch.FunctionSchema) -> dict[str, float | int | bool]:
+def _read_arguments(node: torch.fx.Node, schema: torch.FunctionSchema) -> dict[str, float | int | bool]:
     values = {}
     for index, argument in enumerate(schema.arguments):
         default = argument.default_value

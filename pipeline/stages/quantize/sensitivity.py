@@ -97,13 +97,13 @@ def fall_back(scan: Scan, costs: Sequence[Cost], labels: Tensor, budget: float, 
     ``labels``: int64 [N], of the images scanned; of unlabelled ones (−1) the float network's classes stand for them.
     """
     labels = torch.where(labels < 0, scan.plain.argmax(1), labels)
-    before, left = _top1(scan.plain, labels), list[str]()
+    before, float_layers = _top1(scan.plain, labels), list[str]()
     for cost in costs[: most + 1]:
-        quantized = [name for name in scan.layers if name not in left]
-        if before - _top1(scan.answers(quantized), labels) <= budget + _ROUNDING or len(left) == most:
+        quantized = [name for name in scan.layers if name not in float_layers]
+        if before - _top1(scan.answers(quantized), labels) <= budget + _ROUNDING or len(float_layers) == most:
             break
-        left.append(cost.layer)
-    return tuple(left)
+        float_layers.append(cost.layer)
+    return tuple(float_layers)
 
 
 _ROUNDING = 1e-6

@@ -64,16 +64,16 @@ class RemoveBlocks:
         Raises StageError where no block can be removed and where the budget cannot be met, RequestError for blocks that
         the network does not have.
         """
-        from edgewise.stages.remove_blocks.choose import choose
-        from edgewise.stages.remove_blocks.plan import without
-        from edgewise.stages.remove_blocks.refit import refit
+        from edgewise.stages.remove_blocks.choose import choose_blocks
+        from edgewise.stages.remove_blocks.plan import without_blocks
+        from edgewise.stages.remove_blocks.refit import refit_network
 
         whole = copy.deepcopy(model).eval().to(ctx.device)
-        plan = choose(whole, self.budget, ctx)
+        plan = choose_blocks(whole, self.budget, ctx)
         ctx.note(plan.summary)
         ctx.fact("removed_blocks", plan.to_json())
-        shallower = without(whole, plan.gone)
-        refit(shallower, whole, plan, self, ctx)
+        shallower = without_blocks(whole, plan.gone)
+        refit_network(shallower, whole, plan, self, ctx)
         return shallower.to(next(model.parameters()).device).train(model.training)
 
     @property

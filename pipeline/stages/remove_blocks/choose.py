@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from edgewise.errors import RequestError, StageError
 from edgewise.stage import Context
 from edgewise.stages.fitting.image_batches import draw_batches
-from edgewise.stages.fitting.timer import Clock, clock
+from edgewise.stages.fitting.timer import Clock, open_clock
 from edgewise.stages.remove_blocks.find import Block, find_blocks
-from edgewise.stages.remove_blocks.plan import Plan, Removed, without
+from edgewise.stages.remove_blocks.plan import Plan, Removed, without_blocks
 from edgewise.stages.remove_blocks.settings import Budget
 
 _SLACK = 0.01
@@ -36,7 +36,7 @@ _LEAST_SAVED = 1e-3
 """Of the whole time: what a block is taken to save at least, so that noise makes none free."""
 
 
-def choose(model: nn.Module, budget: Budget, ctx: Context) -> Plan:
+def choose_blocks(model: nn.Module, budget: Budget, ctx: Context) -> Plan:
     """The plan for ``model``, in evaluation mode on the context's device; raises as ``RemoveBlocks`` does."""
     blocks = find_blocks(model, draw_batches(ctx.data.calib, 1, ctx)[0])
     _refuse_unknown(budget, blocks, ctx)
@@ -45,11 +45,11 @@ def choose(model: nn.Module, budget: Budget, ctx: Context) -> Plan:
         why = "keep names all that could go" if blocks else "none has a shortcut, and no run of layers keeps its shape"
         raise StageError(f"no block of {ctx.spec.name} can be removed: {why}")
     if budget.blocks:
-        named = [Removed(block=block, rise=None) for block in blocks if block.name in budget.blocks]
-        return Plan(blocks=blocks, removed=named)
+        removals = [Removed(block=block, rise=None) for block in blocks if block.name in budget.blocks]
+        return Plan(blocks=blocks, removed=removals)
     losses = _Losses(model, draw_batches(ctx.data.calib, budget.images, ctx))
-    with clock(copy.deepcopy(model), ctx) as watch:
-        return _timed(model, budget, ctx, blocks, free, losses, watch)
+    with open_clock(copy.deepcopy(model), ctx) as watch:
+        return _choose_by_time(model, budget, ctx, blocks, free, losses, watch)
 
 
 def _refuse_unknown(budget: Budget, blocks: Sequence[Block], ctx: Context) -> None:
@@ -61,46 +61,44 @@ def _refuse_unknown(budget: Budget, blocks: Sequence[Block], ctx: Context) -> No
         )
 
 
-def _timed(
+def _choose_by_time(
     model: nn.Module, budget: Budget, ctx: Context, blocks: Sequence[Block], free: Sequence[Block], losses: _Losses,
     watch: Clock,
 ) -> Plan:  # fmt: skip
     whole_ms = watch.read(model).reference_ms
-    wanted = budget.share(whole_ms)
-    saves = _savings(model, free, watch, ctx)
-    removed, measured = list[Removed](), 1.0
-    predicted = 1.0
+    target = budget.share(whole_ms)
+    saves = _measure_savings(model, free, watch, ctx)
+    removals, time = list[Removed](), 1.0
+    prediction = 1.0
     for removal in ctx.track(losses.order(free, saves), "removing blocks", len(free)):
-        removed.append(removal)
-        predicted -= saves[removal.block.name]
-        if wanted is None and len(removed) < (budget.count or 0):
+        removals.append(removal)
+        prediction -= saves[removal.block.name]
+        if target is None and len(removals) < (budget.count or 0):
             continue
-        if wanted is not None and predicted > wanted * (1 + _NEAR) and len(removed) < len(free):
+        if target is not None and prediction > target * (1 + _NEAR) and len(removals) < len(free):
             continue
-        measured = watch.read(without(model, [r.block for r in removed])).time
-        if wanted is None or measured <= wanted * (1 + _SLACK):
-            return Plan(
-                blocks=blocks, removed=removed, saves=saves, whole_ms=whole_ms, wanted=wanted, measured=measured
-            )
-    if wanted is None:
+        time = watch.read(without_blocks(model, [r.block for r in removals])).time
+        if target is None or time <= target * (1 + _SLACK):
+            return Plan(blocks=blocks, removed=removals, saves=saves, whole_ms=whole_ms, wanted=target, measured=time)
+    if target is None:
         raise StageError(f"wanted {budget.count} blocks to go; {len(free)} can: {', '.join(b.name for b in free)}")
     raise StageError(
-        f"wanted {wanted:.1%} of {whole_ms:.3g} ms; without all {len(free)} blocks that can go {measured:.1%} are left. "
+        f"wanted {target:.1%} of {whole_ms:.3g} ms; without all {len(free)} blocks that can go {time:.1%} are left. "
         "Ask for less, shorten keep, or let Prune cut widths as well"
     )
 
 
-def _savings(model: nn.Module, blocks: Sequence[Block], watch: Clock, ctx: Context) -> dict[str, float]:
+def _measure_savings(model: nn.Module, blocks: Sequence[Block], watch: Clock, ctx: Context) -> dict[str, float]:
     """Block -> the share of the whole network's time that goes with it."""
     kinds = defaultdict(list)
     for block in blocks:
         kinds[block.kind].append(block)
-    found: dict[str, float] = {}
+    savings: dict[str, float] = {}
     for alike in ctx.track(kinds.values(), f"timing blocks on {ctx.runtime}", len(kinds)):
-        left = watch.read(without(model, alike)).time
-        found |= {block.name: max((1 - left) / len(alike), _LEAST_SAVED) for block in alike}
-    together = 1 - watch.read(without(model, blocks)).time
-    return {name: share * max(together, _LEAST_SAVED) / sum(found.values()) for name, share in found.items()}
+        remaining_time = watch.read(without_blocks(model, alike)).time
+        savings |= {block.name: max((1 - remaining_time) / len(alike), _LEAST_SAVED) for block in alike}
+    together = 1 - watch.read(without_blocks(model, blocks)).time
+    return {name: share * max(together, _LEAST_SAVED) / sum(savings.values()) for name, share in savings.items()}
 
 
 class _Losses:
@@ -113,25 +111,25 @@ class _Losses:
 
     def order(self, free: Sequence[Block], saves: Mapping[str, float]) -> Iterator[Removed]:
         """The blocks in the order in which they are best removed, one at a time; what is lost is read as they are asked for."""
-        gone: list[Block] = []
-        now = self.read(gone)
+        removals: list[Block] = []
+        now = self.read(removals)
         waiting = [(-float("inf"), number, -1) for number in range(len(free))]
         """(rise of the loss for the time saved, block, how many were gone when that was read)"""
         while waiting:
             _, number, then = heapq.heappop(waiting)
-            rise = self.read([*gone, free[number]]) - now
+            rise = self.read([*removals, free[number]]) - now
             price = rise / saves[free[number].name]
-            if then != len(gone) and waiting and price > waiting[0][0]:
-                heapq.heappush(waiting, (price, number, len(gone)))
+            if then != len(removals) and waiting and price > waiting[0][0]:
+                heapq.heappush(waiting, (price, number, len(removals)))
                 continue
-            gone.append(free[number])
+            removals.append(free[number])
             now += rise
             yield Removed(block=free[number], rise=rise)
 
     def read(self, gone: Sequence[Block]) -> float:
         """Mean Kullback-Leibler divergence in nats from the whole network's classes, without the blocks ``gone``."""
-        found = self._answers(without(self._model, gone) if gone else self._model)
-        return float(F.kl_div(found, self._wanted, reduction="batchmean", log_target=True))
+        answers = self._answers(without_blocks(self._model, gone) if gone else self._model)
+        return float(F.kl_div(answers, self._wanted, reduction="batchmean", log_target=True))
 
     def _answers(self, model: nn.Module) -> Tensor:
         """Logarithms of the classes' probabilities [N, classes]."""
@@ -144,14 +142,14 @@ def _own_statistics(model: nn.Module) -> Iterator[None]:
     """While open, batch norms normalise with each batch's own statistics, and keep theirs as they were."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
-    counted = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
+    batch_counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
     for norm in norms:
         norm.train()
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum, count in zip(norms, momenta, counted, strict=True):
+        for norm, momentum, count in zip(norms, momenta, batch_counts, strict=True):
             norm.eval()
             norm.momentum = momentum
             if norm.num_batches_tracked is not None and count is not None:

@@ -51,64 +51,64 @@ class _Seen:
     @property
     def keeps_shape(self) -> bool:
         """Whether it ran once, from one tensor to another of the same shape and type."""
-        given, answered = self.given, self.answered
-        tensors = isinstance(given, Tensor) and isinstance(answered, Tensor)
-        return self.calls == 1 and tensors and (given.shape, given.dtype) == (answered.shape, answered.dtype)
+        inputs, outputs = self.given, self.answered
+        tensors = isinstance(inputs, Tensor) and isinstance(outputs, Tensor)
+        return self.calls == 1 and tensors and (inputs.shape, inputs.dtype) == (outputs.shape, outputs.dtype)
 
 
 def find_blocks(model: nn.Module, images: Tensor) -> list[Block]:
     """All parts of ``model`` that can be taken out, in order of execution, found by running it on ``images`` [N, C, H, W]."""
-    copied = copy.deepcopy(model).eval()
-    seen = _watch(copied, images)
-    modules = dict(copied.named_modules())
-    can = [name for name, s in seen.items() if name and s.keeps_shape and s.adds_input and _has_weights(modules[name])]
+    clone = copy.deepcopy(model).eval()
+    calls = _watch_modules(clone, images)
+    modules = dict(clone.named_modules())
+    can = [name for name, s in calls.items() if name and s.keeps_shape and s.adds_input and _has_weights(modules[name])]
     residual = [name for name in can if not any(other.startswith(f"{name}.") for other in can)]
-    blocks = [_block(copied, (name,), seen, residual=True) for name in residual]
-    blocks += [_block(copied, run, seen, residual=False) for run in _runs(modules, seen, residual)]
-    order = list(seen)
+    blocks = [_make_block(clone, (name,), calls, residual=True) for name in residual]
+    blocks += [_make_block(clone, run, calls, residual=False) for run in _removable_runs(modules, calls, residual)]
+    order = list(calls)
     return sorted(blocks, key=lambda block: order.index(block.modules[-1]))
 
 
-def _block(model: nn.Module, names: tuple[str, ...], seen: Mapping[str, _Seen], *, residual: bool) -> Block:
+def _make_block(model: nn.Module, names: tuple[str, ...], seen: Mapping[str, _Seen], *, residual: bool) -> Block:
     shape = tuple(seen[names[0]].given.shape)
     kind = f"{shape} {[model.get_submodule(name) for name in names]}"
     return Block(name=names[0], modules=names, shape=shape, kind=kind, residual=residual)
 
 
-def _runs(
+def _removable_runs(
     modules: Mapping[str, nn.Module], seen: Mapping[str, _Seen], residual: list[str]
 ) -> Iterator[tuple[str, ...]]:
-    taken = list(residual)
+    members = list(residual)
     for name, module in modules.items():
-        if type(module) is nn.Sequential and not _overlaps(name, taken):
+        if type(module) is nn.Sequential and not _is_taken(name, members):
             for run in _runs_of(name, module, seen):
-                taken += run
+                members += run
                 yield run
 
 
-def _overlaps(name: str, taken: list[str]) -> bool:
+def _is_taken(name: str, names: list[str]) -> bool:
     """Whether a container lies in something that is taken. What holds it is no hindrance: its children are looked at."""
-    return any(name == other or name.startswith(f"{other}.") for other in taken)
+    return any(name == other or name.startswith(f"{other}.") for other in names)
 
 
 def _runs_of(prefix: str, container: nn.Sequential, seen: Mapping[str, _Seen]) -> Iterator[tuple[str, ...]]:
     start: list[str] = []
     for child, module in container.named_children():
         name = f"{prefix}.{child}" if prefix else child
-        heard = seen.get(name, _Seen())
-        if start and heard.keeps_shape and not _has_weights(module):
+        call = seen.get(name, _Seen())
+        if start and call.keeps_shape and not _has_weights(module):
             start.append(name)
             continue
         if start:
             yield tuple(start)
-        simple = isinstance(module, (nn.Conv2d, nn.Linear)) or not any(s.adds_input for s in _inside(name, seen))
-        start = [name] if simple and heard.keeps_shape and heard.others == 0 and _has_weights(module) else []
+        simple = isinstance(module, (nn.Conv2d, nn.Linear)) or not any(s.adds_input for s in _calls_inside(name, seen))
+        start = [name] if simple and call.keeps_shape and call.others == 0 and _has_weights(module) else []
     if start:
         yield tuple(start)
 
 
-def _inside(name: str, seen: Mapping[str, _Seen]) -> Iterator[_Seen]:
-    return (heard for other, heard in seen.items() if other == name or other.startswith(f"{name}."))
+def _calls_inside(name: str, seen: Mapping[str, _Seen]) -> Iterator[_Seen]:
+    return (call for other, call in seen.items() if other == name or other.startswith(f"{name}."))
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -116,20 +116,20 @@ def _has_weights(module: nn.Module) -> bool:
     return any(parameter.dim() > 1 for parameter in module.parameters())
 
 
-def _watch(model: nn.Module, images: Tensor) -> dict[str, _Seen]:
+def _watch_modules(model: nn.Module, images: Tensor) -> dict[str, _Seen]:
     """What every module was given and returned in one pass, in order of execution's end."""
     watch = _Additions()
     hooks = []
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(watch.enter(name), with_kwargs=True))
         hooks.append(module.register_forward_hook(watch.leave(name)))
-    fused = torch.backends.mha.get_fastpath_enabled()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # so that attention is seen as its parts
     try:
         with torch.no_grad(), watch:
             model(images)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
         for hook in hooks:
             hook.remove()
     return watch.ended
@@ -165,10 +165,10 @@ class _Additions(Watched):
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             mine = self._open.pop()
-            seen = self.ended.setdefault(name, _Seen())
-            seen.calls += 1
-            seen.given, seen.answered, seen.others = mine.given, output, mine.others
-            seen.adds_input |= mine.adds_input
+            call = self.ended.setdefault(name, _Seen())
+            call.calls += 1
+            call.given, call.answered, call.others = mine.given, output, mine.others
+            call.adds_input |= mine.adds_input
 
         return hook
 

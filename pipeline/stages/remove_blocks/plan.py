@@ -47,8 +47,8 @@ class Plan:
         line = f"{len(self.removed)} of {len(self.blocks)} blocks removed"
         if self.whole_ms is None or self.measured is None:
             return line
-        asked = "" if self.wanted is None else f", wanted {self.wanted:.1%}"
-        return f"{line}: {self.whole_ms:.3g} ms -> {self.measured:.1%}{asked}"
+        goal = "" if self.wanted is None else f", wanted {self.wanted:.1%}"
+        return f"{line}: {self.whole_ms:.3g} ms -> {self.measured:.1%}{goal}"
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types, for the report."""
@@ -68,7 +68,7 @@ class Plan:
         return {"blocks": rows, "whole_ms": self.whole_ms, "wanted": self.wanted, "measured": self.measured}
 
 
-def without(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:
+def without_blocks(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:
     """A copy of ``model`` in which ``blocks`` pass on what they are given; the rest keeps its weights."""
     names = [name for block in blocks for name in block.modules]
     return surgery.apply(model, surgery.Replace({name: {"type": "PassOn"} for name in names}))

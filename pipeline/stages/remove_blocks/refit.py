@@ -32,26 +32,26 @@ class Settings(Protocol):
     def recover_batch(self) -> int: ...
 
 
-def refit(shallower: nn.Module, whole: nn.Module, plan: Plan, how: Settings, ctx: Context) -> None:
+def refit_network(shallower: nn.Module, whole: nn.Module, plan: Plan, how: Settings, ctx: Context) -> None:
     """Fit ``shallower`` in place, as ``how`` says; both networks in evaluation mode on the context's device."""
     if how.reconstruct:
-        ctx.fact("reconstruction", _reconstructed(shallower, whole, how.reconstruct, ctx))
+        ctx.fact("reconstruction", _reconstruct_layers(shallower, whole, how.reconstruct, ctx))
     elif how.reestimate:
         batches = [images for images in draw_batches(ctx.data.train, how.reestimate, ctx) if len(images) > 1]
         if batches:
             reestimate_norms(shallower, batch_norms(shallower), batches)
     if how.recover_steps:
-        ctx.fact("recovery", _recovered(shallower, whole, plan, how, ctx))
+        ctx.fact("recovery", _distill_blocks(shallower, whole, plan, how, ctx))
 
 
-def _reconstructed(shallower: nn.Module, whole: nn.Module, images: int, ctx: Context) -> dict[str, list[float]]:
-    errors = reconstruct_layers(shallower, whole, _outputs(shallower), images, ctx)
+def _reconstruct_layers(shallower: nn.Module, whole: nn.Module, images: int, ctx: Context) -> dict[str, list[float]]:
+    errors = reconstruct_layers(shallower, whole, _layer_outputs(shallower), images, ctx)
     before, after = (sum(pair[which] for pair in errors.values()) / max(len(errors), 1) for which in (0, 1))
     ctx.note(f"{len(errors)} layers fitted anew: relative error of their outputs {before:.2f} -> {after:.2f}, the mean")
     return {name: [*pair] for name, pair in errors.items()}
 
 
-def _outputs(model: nn.Module) -> dict[str, range]:
+def _layer_outputs(model: nn.Module) -> dict[str, range]:
     """Every convolution and linear layer with all of its outputs."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
     return {
@@ -60,7 +60,7 @@ def _outputs(model: nn.Module) -> dict[str, range]:
     }
 
 
-def _recovered(shallower: nn.Module, whole: nn.Module, plan: Plan, how: Settings, ctx: Context) -> dict[str, Any]:
+def _distill_blocks(shallower: nn.Module, whole: nn.Module, plan: Plan, how: Settings, ctx: Context) -> dict[str, Any]:
     images = draw_batches(ctx.data.calib, _JUDGED, ctx)
     points = _points(shallower, plan, ctx)
     before = relative_distance(shallower, whole, points, images)
@@ -83,10 +83,10 @@ def points_of(plan: Plan) -> list[str]:
 
     Where blocks that went follow it, that is the last of them: it is to answer for them all.
     """
-    gone = {block.name for block in plan.gone}
+    names = {block.name for block in plan.gone}
     pairs = zip(plan.blocks, [*plan.blocks[1:], None], strict=True)
     return [
         block.modules[-1]
         for block, behind in pairs
-        if behind is None or behind.name not in gone or behind.shape != block.shape
+        if behind is None or behind.name not in names or behind.shape != block.shape
     ]

@@ -21,10 +21,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         ways = {"latency": self.latency, "milliseconds": self.milliseconds, "count": self.count}
-        given = [name for name, value in ways.items() if value is not None] + ["blocks"] * bool(self.blocks)
-        if len(given) != 1:
-            wanted = "latency, milliseconds, count, blocks"
-            raise RequestError(f"RemoveBlocks wants exactly one of {wanted}, found {', '.join(given) or 'none'}")
+        budgets = [name for name, value in ways.items() if value is not None] + ["blocks"] * bool(self.blocks)
+        if len(budgets) != 1:
+            expectation = "latency, milliseconds, count, blocks"
+            raise RequestError(f"RemoveBlocks wants exactly one of {expectation}, found {', '.join(budgets) or 'none'}")
         if self.latency is not None and not 0 < self.latency < 1:
             raise RequestError(f"RemoveBlocks.latency must lie between 0 and 1, both excluded, found {self.latency:g}")
         if self.milliseconds is not None and not 0 < self.milliseconds < float("inf"):

@@ -25,7 +25,7 @@ from torch import nn
 from edgewise.errors import RequestError, StageError
 from edgewise.measure.batches import images_at_once
 from edgewise.network.norm_pairs import find_norms
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 from edgewise.stage import Context, Traits
 from edgewise.stages.fitting.batch_norms import reestimate_norms
 from edgewise.stages.fitting.image_batches import BATCH, draw_batches
@@ -40,7 +40,7 @@ from edgewise.stages.separate.plan import (
     choose_layers,
     load_or_make_plan,
     plan_facts,
-    refuse,
+    refuse_unfit,
     survey_layers,
     undecided_candidates,
 )
@@ -52,7 +52,7 @@ from edgewise.stages.training.blockwise import distill_blockwise
 __all__ = ["AveragePool", "Candidate", "PooledHead", "Separate"]
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Separate:
     """Replaces dense convolutions by separable (or stacked) ones that start as the best fit of what was trained."""
@@ -95,7 +95,7 @@ class Separate:
     """Images per step."""
 
     def __post_init__(self) -> None:
-        check(self)
+        check_stage(self)
 
     @property
     def traits(self) -> Traits:
@@ -117,25 +117,25 @@ class Separate:
         can be replaced.
         """
         teacher = _on_device(model, ctx)
-        plan = load_or_make_plan(ctx.scratch, _subject(self, teacher, ctx), lambda: self.plan(model, ctx))
+        plan = load_or_make_plan(ctx.scratch, _plan_subject(self, teacher, ctx), lambda: self.plan(model, ctx))
         for candidate in plan:
             ctx.note(candidate.line())
-        chosen = [candidate.name for candidate in plan if candidate.accepted]
-        if not chosen:
-            raise StageError(_nothing(plan))
+        names = [candidate.name for candidate in plan if candidate.accepted]
+        if not names:
+            raise StageError(_nothing_reason(plan))
         judge = Judge(ctx=ctx)
-        found = judge.states(before=teacher)
+        states = judge.states(before=teacher)
         swap = self._swap(teacher, plan, ctx)
-        student = self._substituted(teacher, chosen, swap, ctx)
-        found |= judge.states(substituted=student)
+        student = self._substituted(teacher, names, swap, ctx)
+        states |= judge.states(substituted=student)
         if self.recover_steps:
-            points = {swap.norms.get(name, name): None for name in chosen}
+            points = {swap.norms.get(name, name): None for name in names}
             distill_blockwise(
                 student, teacher, points, ctx, steps=self.recover_steps, lr=self.recover_lr, batch=self.recover_batch
             )
-            found |= judge.states(distilled=student)
+            states |= judge.states(distilled=student)
         timed_on = ctx.runtime if any(candidate.dense_ms is not None for candidate in plan) else None
-        told_plan = plan_facts(self.into, plan, found, max_drop=self.max_drop, timed_on=timed_on, threads=ctx.threads)
+        told_plan = plan_facts(self.into, plan, states, max_drop=self.max_drop, timed_on=timed_on, threads=ctx.threads)
         ctx.fact("plan", told_plan)
         return _as_it_was(student, model)
 
@@ -146,20 +146,24 @@ class Separate:
         """
         teacher = _on_device(model, ctx)
         wishes = Wishes(layers=self.layers, keep=self.keep, max_error=self.max_error, max_layers=self.max_layers)
-        found = survey_layers(teacher, draw_batches(ctx.data.calib, 1, ctx)[0], self._form)
-        check_names(self.layers or (), found, "layers")
-        check_names(self.keep, found, "keep")
-        found = refuse(found, wishes)
+        candidates = survey_layers(teacher, draw_batches(ctx.data.calib, 1, ctx)[0], self._form)
+        check_names(self.layers or (), candidates, "layers")
+        check_names(self.keep, candidates, "keep")
+        candidates = refuse_unfit(candidates, wishes)
         fitting, judging = (draw_batches(part, self.images, ctx, teacher) for part in (ctx.data.train, ctx.data.calib))
-        swap = self._swap(teacher, found, ctx)
-        fits = swap.alone(teacher, [c.name for c in undecided_candidates(found)], fitting, judging)
-        found = refuse([replace(c, error=fits[c.name][1]) if c.name in fits else c for c in found], wishes)
-        found = refuse(self._timed(found, teacher, swap, ctx), wishes)
+        swap = self._swap(teacher, candidates, ctx)
+        fits = swap.alone(teacher, [c.name for c in undecided_candidates(candidates)], fitting, judging)
+        candidates = refuse_unfit(
+            [replace(c, error=fits[c.name][1]) if c.name in fits else c for c in candidates], wishes
+        )
+        candidates = refuse_unfit(self._timed(candidates, teacher, swap, ctx), wishes)
         if self.max_drop is None:
-            return choose_layers(found, wishes)
+            return choose_layers(candidates, wishes)
         judge = Judge(ctx=ctx)
-        found = price_candidates(found, teacher, {name: fitted for name, (fitted, _) in fits.items()}, swap, judge)
-        return spend_budget(found, teacher, swap, fitting, judge, max_drop=self.max_drop, max_layers=self.max_layers)
+        candidates = price_candidates(candidates, teacher, {name: fit for name, (fit, _) in fits.items()}, swap, judge)
+        return spend_budget(
+            candidates, teacher, swap, fitting, judge, max_drop=self.max_drop, max_layers=self.max_layers
+        )
 
     @property
     def _form(self) -> Form:
@@ -178,24 +182,24 @@ class Separate:
             seed=ctx.seed,
         )
 
-    def _timed(self, found: list[Candidate], teacher: nn.Module, swap: Swap, ctx: Context) -> list[Candidate]:
-        shapes = {c.name: c.input_shape for c in undecided_candidates(found)}
+    def _timed(self, candidates: list[Candidate], teacher: nn.Module, swap: Swap, ctx: Context) -> list[Candidate]:
+        shapes = {c.name: c.input_shape for c in undecided_candidates(candidates)}
         if not (self.measure_time and shapes):
-            return found
+            return candidates
         times = layer_times(teacher, swap.done(teacher, shapes), shapes, ctx)
         return [
             replace(c, dense_ms=t.dense_ms, new_ms=t.new_ms, ratio_ci95=t.ratio_ci95) if (t := times.get(c.name)) else c
-            for c in found
+            for c in candidates
         ]
 
-    def _substituted(self, teacher: nn.Module, chosen: list[str], swap: Swap, ctx: Context) -> nn.Module:
-        student = swap.done(teacher, chosen)
+    def _substituted(self, teacher: nn.Module, names: list[str], swap: Swap, ctx: Context) -> nn.Module:
+        student = swap.done(teacher, names)
         batches = draw_batches(ctx.data.train, self.images, ctx, teacher)
         if self.init != "fresh":
-            for name in ctx.track(chosen, "fitting", len(chosen)):
+            for name in ctx.track(names, "fitting", len(names)):
                 swap.fit(student, teacher, name, batches)
         if self.init != "outputs":
-            reestimate_norms(student, [swap.norms[name] for name in chosen if name in swap.norms], batches)
+            reestimate_norms(student, [swap.norms[name] for name in names if name in swap.norms], batches)
         return student
 
     def _fit(self, layer: nn.Conv2d, middle: int, moments: Moments) -> Fitted:
@@ -213,7 +217,7 @@ def _as_it_was(student: nn.Module, model: nn.Module) -> nn.Module:
     return student.to(first.device).train(model.training)
 
 
-def _subject(stage: Separate, teacher: nn.Module, ctx: Context) -> str:
+def _plan_subject(stage: Separate, teacher: nn.Module, ctx: Context) -> str:
     """What a plan belongs to, so that an interrupted step takes up its own and no other."""
     content = hashlib.sha256(f"{stage} {ctx.seed} {ctx.data.digest} {ctx.runtime} {ctx.threads}".encode())
     for tensor in teacher.state_dict().values():
@@ -221,7 +225,7 @@ def _subject(stage: Separate, teacher: nn.Module, ctx: Context) -> str:
     return content.hexdigest()
 
 
-def _nothing(plan: Sequence[Candidate]) -> str:
+def _nothing_reason(plan: Sequence[Candidate]) -> str:
     if not plan:
         return "no convolution here has a kernel larger than one pixel and mixes channels; leave this step out"
     reasons = "; ".join(f"{c.name}: {c.reason}" for c in plan)
@@ -231,7 +235,7 @@ def _nothing(plan: Sequence[Candidate]) -> str:
 Init = Literal["outputs", "kernel", "fresh"]
 
 
-def check(stage: Separate) -> None:
+def check_stage(stage: Separate) -> None:
     """Raise RequestError for fields that contradict each other."""
     if stage.into != "depthwise" and stage.rank != 1:
         raise RequestError(f"rank belongs to into='depthwise'; with {stage.into!r} set share, found rank={stage.rank}")

@@ -12,7 +12,7 @@ from edgewise.measure.answers import compute_logits
 from edgewise.measure.statistics import divergence
 from edgewise.stage import Context
 from edgewise.stages.fitting.least_squares import Fitted
-from edgewise.stages.separate.plan import Candidate, merits, undecided_candidates
+from edgewise.stages.separate.plan import Candidate, describe_merits, undecided_candidates
 from edgewise.stages.separate.substitute import Swap
 
 
@@ -33,8 +33,8 @@ class Judge:
 
     def states(self, **networks: nn.Module) -> dict[str, float]:
         """Top-1 of each network under its name, and ``n``, the number of images."""
-        found = {name: self.top1(self.answers(network)) for name, network in networks.items()}
-        return {"n": len(self.ctx.data.calib)} | found
+        accuracies = {name: self.top1(self.answers(network)) for name, network in networks.items()}
+        return {"n": len(self.ctx.data.calib)} | accuracies
 
 
 def price_candidates(
@@ -68,11 +68,11 @@ def spend_budget(
     with those accepted before it, and joins them if top-1 on the calibration images falls by at most ``max_drop`` in
     all. A layer that is refused leaves its share of the budget to those after it."""
     before, student = judge.top1(judge.answers(teacher)), teacher
-    ranked = sorted(undecided_candidates(candidates), key=lambda c: (c.cost or 0.0) / c.gain)
+    by_cost = sorted(undecided_candidates(candidates), key=lambda c: (c.cost or 0.0) / c.gain)
     verdicts: dict[str, Candidate] = {}
-    joined = 0
-    for rank, candidate in enumerate(judge.ctx.track(ranked, "which layers the budget takes", len(ranked)), start=1):
-        if joined == max_layers:
+    count = 0
+    for rank, candidate in enumerate(judge.ctx.track(by_cost, "which layers the budget takes", len(by_cost)), start=1):
+        if count == max_layers:
             verdicts[candidate.name] = replace(candidate, reason=f"{max_layers} others cost less for what they save")
             continue
         trial = swap.done(student, [candidate.name])
@@ -83,14 +83,14 @@ def spend_budget(
             candidate, top1=top1, accepted=fits, reason=_reason(candidate, rank, top1, before, max_drop, fits)
         )
         if fits:
-            student, joined = trial, joined + 1
+            student, count = trial, count + 1
     return tuple(verdicts.get(c.name, c) for c in candidates)
 
 
 def _reason(candidate: Candidate, rank: int, top1: float, before: float, max_drop: float, fits: bool) -> str:
     order = f"{_ordinal(rank)} by cost for what it saves"
     state = f"top-1 on calibration images {top1:.2%} with it, {before:.2%} before, {100 * max_drop:g} points allowed"
-    return f"{merits(candidate)}; {order}; {state}" if fits else f"{order}; {state}"
+    return f"{describe_merits(candidate)}; {order}; {state}" if fits else f"{order}; {state}"
 
 
 def _ordinal(number: int) -> str:

@@ -72,13 +72,13 @@ def spatial_fit(weight: Tensor, bias: Tensor, middle: int) -> Chain:
 
 def stacked_fit(weight: Tensor, bias: Tensor, middle: int) -> Chain:
     """3 x 3 kernels whose composition comes close to the odd square ``weight`` [Cout, Cin, K, K]."""
-    wanted = weight.double()
-    energy = wanted.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    target = weight.double()
+    energy = target.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
 
     def distance(kernel: Tensor) -> Tensor:
-        return (kernel - wanted).square().sum() / energy
+        return (kernel - target).square().sum() / energy
 
-    return Chain(_descended(_start(wanted, middle), distance, _KERNEL_STEPS), bias.double())
+    return Chain(_descend_kernels(_initial_kernels(target, middle), distance, _KERNEL_STEPS), bias.double())
 
 
 def output_fit(start: Chain, moments: Moments, sweeps: int) -> Chain:
@@ -89,12 +89,12 @@ def output_fit(start: Chain, moments: Moments, sweeps: int) -> Chain:
         flat = kernel.flatten(1)
         return ((flat * (flat @ moments.cov_xx)).sum() - 2 * (flat.T * moments.cov_xy).sum()) / energy
 
-    kernels = _descended(_even(start.kernels, moments), distance, sweeps * _STEPS_PER_SWEEP)
-    found = Chain(_even(kernels, moments), start.bias)
-    return Chain(found.kernels, moments.mean_y - found.kernel().flatten(1) @ moments.mean_x)
+    kernels = _descend_kernels(_even_variance(start.kernels, moments), distance, sweeps * _STEPS_PER_SWEEP)
+    chain = Chain(_even_variance(kernels, moments), start.bias)
+    return Chain(chain.kernels, moments.mean_y - chain.kernel().flatten(1) @ moments.mean_x)
 
 
-def _start(weight: Tensor, middle: int) -> tuple[Tensor, ...]:
+def _initial_kernels(weight: Tensor, middle: int) -> tuple[Tensor, ...]:
     outputs, inputs, size, _ = weight.shape
     edge = (size - 3) // 2
     centre = weight[:, :, edge : edge + 3, edge : edge + 3]
@@ -105,19 +105,19 @@ def _start(weight: Tensor, middle: int) -> tuple[Tensor, ...]:
     # Directions that the middle of the kernel leaves empty start small and not at 0, where their slope would vanish.
     first = 0.01 * torch.randn(middle, inputs, 3, 3, generator=draw, dtype=torch.float64) * weight.std()
     first[:terms] = (root[:, None] * right[:terms]).reshape(terms, inputs, 3, 3)
-    between = _centred(torch.eye(middle, dtype=torch.float64))
+    between = _centre_columns(torch.eye(middle, dtype=torch.float64))
     last = torch.zeros(outputs, middle, dtype=torch.float64)
     last[:, :terms] = left[:, :terms] * root
     spread = 0.01 * torch.randn(outputs, middle, 3, 3, generator=draw, dtype=torch.float64) * weight.std()
-    kernels = (first, *[between] * (size // 2 - 2), _centred(last) + spread)
+    kernels = (first, *[between] * (size // 2 - 2), _centre_columns(last) + spread)
     return tuple(kernel.to(weight.device) for kernel in kernels)
 
 
-def _centred(matrix: Tensor) -> Tensor:
+def _centre_columns(matrix: Tensor) -> Tensor:
     return F.pad(matrix[:, :, None, None], (1, 1, 1, 1))
 
 
-def _descended(kernels: Sequence[Tensor], distance: Callable[[Tensor], Tensor], steps: int) -> tuple[Tensor, ...]:
+def _descend_kernels(kernels: Sequence[Tensor], distance: Callable[[Tensor], Tensor], steps: int) -> tuple[Tensor, ...]:
     """The kernels after so many steps of L-BFGS on the distance of their composition."""
     if not steps:
         return tuple(kernels)
@@ -130,22 +130,22 @@ def _descended(kernels: Sequence[Tensor], distance: Callable[[Tensor], Tensor], 
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = distance(reduce(compose_kernels, _parts(flat, shapes)))
+        value = distance(reduce(compose_kernels, _split_flat(flat, shapes)))
         torch.autograd.backward(value)
         return value
 
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return _parts(flat.detach(), shapes)
+    return _split_flat(flat.detach(), shapes)
 
 
-def _parts(flat: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
+def _split_flat(flat: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
     """The kernels that lie one after the other in ``flat``."""
     pieces = torch.split(flat, [shape.numel() for shape in shapes])
     return tuple(piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True))
 
 
-def _even(kernels: Sequence[Tensor], moments: Moments) -> tuple[Tensor, ...]:
+def _even_variance(kernels: Sequence[Tensor], moments: Moments) -> tuple[Tensor, ...]:
     """The same chain with outputs of equal variance after each part but the last, so that one 8-bit range serves them.
 
     The variance is that in the middle of the patch, which the moments hold.
@@ -153,16 +153,16 @@ def _even(kernels: Sequence[Tensor], moments: Moments) -> tuple[Tensor, ...]:
     inputs = kernels[0].shape[1]
     whole = reduce(compose_kernels, kernels)
     covariance = moments.cov_xx.reshape(inputs, *whole.shape[2:], inputs, *whole.shape[2:])
-    scaled = list(kernels)
-    for index in range(len(scaled) - 1):
-        so_far = reduce(compose_kernels, scaled[: index + 1])
+    kernels_scaled = list(kernels)
+    for index in range(len(kernels_scaled) - 1):
+        so_far = reduce(compose_kernels, kernels_scaled[: index + 1])
         height, width = so_far.shape[2:]
-        top, left = (whole.shape[2] - height) // 2, (whole.shape[3] - width) // 2
-        rows_in, columns_in = slice(top, top + height), slice(left, left + width)
+        top, start = (whole.shape[2] - height) // 2, (whole.shape[3] - width) // 2
+        rows_in, columns_in = slice(top, top + height), slice(start, start + width)
         inside = covariance[:, rows_in, columns_in, :, rows_in, columns_in].reshape(so_far[0].numel(), -1)
         rows = so_far.flatten(1)
         variance = ((rows @ inside) * rows).sum(1)
         scale = torch.where(variance > 0, variance.clamp_min(0).sqrt(), 1.0)
-        scaled[index] = scaled[index] / scale[:, None, None, None]
-        scaled[index + 1] = scaled[index + 1] * scale[None, :, None, None]
-    return tuple(scaled)
+        kernels_scaled[index] = kernels_scaled[index] / scale[:, None, None, None]
+        kernels_scaled[index + 1] = kernels_scaled[index + 1] * scale[None, :, None, None]
+    return tuple(kernels_scaled)

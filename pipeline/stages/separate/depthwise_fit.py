@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from edgewise.stages.fitting.least_squares import Moments, solve
+from edgewise.stages.fitting.least_squares import Moments, solve_damped
 
 _LARGEST_SYSTEM = 6000
 
@@ -72,19 +72,19 @@ def output_fit(start: Factors, moments: Moments, sweeps: int) -> Factors:
     factors = _fit_pointwise(start, moments)
     for _ in range(sweeps if start.depthwise.numel() <= _LARGEST_SYSTEM else 0):
         factors = _fit_pointwise(_fit_depthwise(factors, moments), moments)
-    return _even(factors, moments)
+    return _even_variance(factors, moments)
 
 
 def _fit_pointwise(factors: Factors, moments: Moments) -> Factors:
-    cov_zx = _filtered(factors.depthwise, moments.cov_xx)
-    cov_zz = _filtered(factors.depthwise, cov_zx.T)
-    cov_zy = _filtered(factors.depthwise, moments.cov_xy)
+    cov_zx = _filter_patches(factors.depthwise, moments.cov_xx)
+    cov_zz = _filter_patches(factors.depthwise, cov_zx.T)
+    cov_zy = _filter_patches(factors.depthwise, moments.cov_xy)
     old = factors.pointwise.flatten(1).T  # [Cin·rank, Cout]
-    new = old + solve(cov_zz, cov_zy - cov_zz @ old)
+    new = old + solve_damped(cov_zz, cov_zy - cov_zz @ old)
     return _with_bias(replace(factors, pointwise=new.T.reshape(factors.pointwise.shape)), moments)
 
 
-def _filtered(depthwise: Tensor, patches: Tensor) -> Tensor:
+def _filter_patches(depthwise: Tensor, patches: Tensor) -> Tensor:
     """What the depthwise filters make of values per patch element: [Cin·K, n] -> [Cin·rank, n]."""
     by_channel = patches.reshape(depthwise.shape[0], depthwise.shape[2], -1)
     return (depthwise @ by_channel).flatten(0, 1)
@@ -96,9 +96,9 @@ def _fit_depthwise(factors: Factors, moments: Moments) -> Factors:
     outer = (pointwise.T @ pointwise).reshape(channels, rank, 1, channels, rank, 1)
     inner = moments.cov_xx.reshape(channels, 1, positions, channels, 1, positions)
     system = (outer * inner).reshape(factors.depthwise.numel(), -1)
-    wanted = torch.einsum("iko,oir->irk", moments.cov_xy.reshape(channels, positions, -1), factors.pointwise)
+    target = torch.einsum("iko,oir->irk", moments.cov_xy.reshape(channels, positions, -1), factors.pointwise)
     old = factors.depthwise.flatten()
-    new = old + solve(system, (wanted.flatten() - system @ old)[:, None])[:, 0]
+    new = old + solve_damped(system, (target.flatten() - system @ old)[:, None])[:, 0]
     return _with_bias(replace(factors, depthwise=new.reshape(factors.depthwise.shape)), moments)
 
 
@@ -106,7 +106,7 @@ def _with_bias(factors: Factors, moments: Moments) -> Factors:
     return replace(factors, bias=moments.mean_y - factors.kernel().flatten(1) @ moments.mean_x)
 
 
-def _even(factors: Factors, moments: Moments) -> Factors:
+def _even_variance(factors: Factors, moments: Moments) -> Factors:
     """The same kernel with depthwise outputs of equal variance, so that one 8-bit range serves them all."""
     channels, _, positions = factors.depthwise.shape
     blocks = moments.cov_xx.reshape(channels, positions, channels, positions).diagonal(dim1=0, dim2=2)  # [K, K, Cin]

@@ -62,7 +62,7 @@ class Depthwise:
         geometry = {
             "in_channels": layer.in_channels, "out_channels": layer.out_channels,
             "kernel_size": list(layer.kernel_size), "stride": list(layer.stride),
-            "padding": list(_padding(layer)), "dilation": list(layer.dilation),
+            "padding": list(_same_padding(layer)), "dilation": list(layer.dilation),
         }  # fmt: skip
         return {"type": "SeparableConv", "args": geometry | {"bias": bias, "multiplier": self.rank}}
 
@@ -89,7 +89,7 @@ class Spatial:
         return (
             ""
             if min(layer.kernel_size) > 1
-            else f"its kernel is {_by(layer.kernel_size)}, of one row or column already"
+            else f"its kernel is {_size_text(layer.kernel_size)}, of one row or column already"
         )
 
     def size(self, layer: nn.Conv2d, given: Sequence[int], output: Sequence[int]) -> tuple[int, int]:
@@ -102,11 +102,11 @@ class Spatial:
         return middle, middle * each
 
     def describe(self, layer: nn.Conv2d, middle: int, bias: bool) -> dict[str, Any]:
-        down, across = _padding(layer)
-        first = _conv(
+        down, across = _same_padding(layer)
+        first = _conv_description(
             layer.in_channels, middle, (layer.kernel_size[0], 1), (layer.stride[0], 1), (down, 0), layer, False
         )
-        last = _conv(
+        last = _conv_description(
             middle, layer.out_channels, (1, layer.kernel_size[1]), (1, layer.stride[1]), (0, across), layer, bias
         )
         return {"type": "Sequential", "children": [first, last]}
@@ -131,7 +131,7 @@ class Stacked:
         height, width = layer.kernel_size
         if height == width and height % 2 and height >= 5:
             return ""
-        return f"its kernel is {_by(layer.kernel_size)}; odd square ones from 5x5 on are stacks of 3x3"
+        return f"its kernel is {_size_text(layer.kernel_size)}; odd square ones from 5x5 on are stacks of 3x3"
 
     def size(self, layer: nn.Conv2d, given: Sequence[int], output: Sequence[int]) -> tuple[int, int]:
         dense = output[2] * output[3] * layer.in_channels * layer.out_channels * layer.kernel_size[0] ** 2
@@ -141,22 +141,22 @@ class Stacked:
         return middle, self._macs(layer, middle, given, output)
 
     def _macs(self, layer: nn.Conv2d, middle: int, given: Sequence[int], output: Sequence[int]) -> int:
-        down, across = _padding(layer)
+        down, across = _same_padding(layer)
         height, width = given[2] + 2 * down, given[3] + 2 * across
         total, channels = 0, layer.in_channels
-        for _ in range(_parts(layer) - 1):  # the padding is the first one's, the stride the last one's
+        for _ in range(_part_count(layer) - 1):  # the padding is the first one's, the stride the last one's
             height, width = height - 2 * layer.dilation[0], width - 2 * layer.dilation[1]
             total += height * width * 9 * channels * middle
             channels = middle
         return total + output[2] * output[3] * 9 * middle * layer.out_channels
 
     def describe(self, layer: nn.Conv2d, middle: int, bias: bool) -> dict[str, Any]:
-        parts, children = _parts(layer), []
+        parts, children = _part_count(layer), []
         for index in range(parts):
             first, last = index == 0, index == parts - 1
             channels = layer.in_channels if first else middle, layer.out_channels if last else middle
-            stride, padding = layer.stride if last else (1, 1), _padding(layer) if first else (0, 0)
-            children.append(_conv(*channels, (3, 3), stride, padding, layer, bias and last))
+            stride, padding = layer.stride if last else (1, 1), _same_padding(layer) if first else (0, 0)
+            children.append(_conv_description(*channels, (3, 3), stride, padding, layer, bias and last))
         return {"type": "Sequential", "children": children}
 
     def kernel_fit(self, weight: Tensor, bias: Tensor, middle: int) -> Chain:
@@ -175,21 +175,21 @@ def form_of(into: Into, rank: int, share: float) -> Form:
     return forms[into]
 
 
-def _padding(layer: nn.Conv2d) -> tuple[int, int]:
+def _same_padding(layer: nn.Conv2d) -> tuple[int, int]:
     padding = explicit_padding(layer)
     assert padding is not None
     return padding
 
 
-def _parts(layer: nn.Conv2d) -> int:
+def _part_count(layer: nn.Conv2d) -> int:
     return (layer.kernel_size[0] - 1) // 2
 
 
-def _by(size: Sequence[int]) -> str:
+def _size_text(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
-def _conv(
+def _conv_description(
     channels: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     like: nn.Conv2d, bias: bool,
 ) -> dict[str, Any]:  # fmt: skip
@@ -215,7 +215,7 @@ def bias_of(layer: nn.Conv2d) -> Tensor:
     return layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias.detach()
 
 
-def convolution(model: nn.Module, name: str) -> nn.Conv2d:
+def get_convolution(model: nn.Module, name: str) -> nn.Conv2d:
     """The convolution called ``name``."""
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Conv2d)

@@ -63,8 +63,8 @@ class Candidate:
     @property
     def gain(self) -> float:
         """What replacing it saves: milliseconds where they were measured, else multiply-accumulates."""
-        saved = self.ms_saved
-        return float(self.macs_saved) if saved is None else saved
+        milliseconds = self.ms_saved
+        return float(self.macs_saved) if milliseconds is None else milliseconds
 
     def line(self) -> str:
         """One line for the person watching."""
@@ -110,10 +110,10 @@ def survey_layers(model: nn.Module, images: Tensor, form: Form) -> list[Candidat
     finally:
         for hook in hooks:
             hook.remove()
-    return [_candidate(name, spatial[name], passes, form) for name, passes in calls.items()]
+    return [_make_candidate(name, spatial[name], passes, form) for name, passes in calls.items()]
 
 
-def refuse(candidates: Iterable[Candidate], wishes: Wishes) -> list[Candidate]:
+def refuse_unfit(candidates: Iterable[Candidate], wishes: Wishes) -> list[Candidate]:
     """The candidates with a reason at each that cannot or must not be replaced, from what is known of it so far."""
     return [c if c.reason else replace(c, reason=_objection(c, wishes)) for c in candidates]
 
@@ -125,17 +125,19 @@ def undecided_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 def choose_layers(candidates: Sequence[Candidate], wishes: Wishes) -> tuple[Candidate, ...]:
     """The verdict without an accuracy budget: those with the least error per time (or MAC) saved, up to the limit."""
-    ranked = sorted(undecided_candidates(candidates), key=lambda c: (c.error or 0.0) / c.gain)
-    chosen = [c.name for c in ranked[: wishes.max_layers]]
-    unit = "millisecond" if ranked and ranked[0].ms_saved is not None else "multiply-accumulate"
-    crowded = f"{wishes.max_layers} others err less per {unit} saved"
+    by_error = sorted(undecided_candidates(candidates), key=lambda c: (c.error or 0.0) / c.gain)
+    names = [c.name for c in by_error[: wishes.max_layers]]
+    unit = "millisecond" if by_error and by_error[0].ms_saved is not None else "multiply-accumulate"
+    reason = f"{wishes.max_layers} others err less per {unit} saved"
     return tuple(
-        c if c.reason else replace(c, accepted=c.name in chosen, reason=merits(c) if c.name in chosen else crowded)
+        c
+        if c.reason
+        else replace(c, accepted=c.name in names, reason=describe_merits(c) if c.name in names else reason)
         for c in candidates
     )
 
 
-def merits(candidate: Candidate) -> str:
+def describe_merits(candidate: Candidate) -> str:
     """What speaks for a layer."""
     text = f"{1 - candidate.new_macs / candidate.dense_macs:.0%} of its multiply-accumulates saved"
     if candidate.dense_ms and candidate.new_ms is not None:
@@ -143,12 +145,12 @@ def merits(candidate: Candidate) -> str:
     return text
 
 
-def check_names(wanted: Iterable[str], candidates: Iterable[Candidate], field: str) -> None:
+def check_names(named_layers: Iterable[str], candidates: Iterable[Candidate], field: str) -> None:
     """Raise RequestError for a name that is no candidate of the network."""
-    known = [c.name for c in candidates]
-    for name in wanted:
-        if name not in known:
-            near, choices = name_nearest(name, known), ", ".join(known) or "none"
+    names = [c.name for c in candidates]
+    for name in named_layers:
+        if name not in names:
+            near, choices = name_nearest(name, names), ", ".join(names) or "none"
             raise RequestError(f"{field} names {name!r}, which is nothing to replace here.{near} There are: {choices}")
 
 
@@ -158,19 +160,19 @@ def _is_spatial(module: nn.Module) -> bool:
     return not (module.groups == module.in_channels and module.groups > 1)
 
 
-def _candidate(name: str, layer: nn.Module, passes: list[tuple[Tensor, Tensor]], form: Form) -> Candidate:
+def _make_candidate(name: str, layer: nn.Module, passes: list[tuple[Tensor, Tensor]], form: Form) -> Candidate:
     assert isinstance(layer, nn.Conv2d)
     height, width = layer.kernel_size
-    given, output = passes[0]
+    inputs, output = passes[0]
     dense = output[0, 0].numel() * height * width * layer.in_channels * layer.out_channels // layer.groups
     reason = _obstacle(layer, passes) or form.obstacle(layer)
-    middle, macs = (0, dense) if reason else form.size(layer, given.shape, output.shape)
+    middle, macs = (0, dense) if reason else form.size(layer, inputs.shape, output.shape)
     return Candidate(
         name=name,
         shape=_shape(layer),
         dense_macs=dense * len(passes),
         new_macs=macs * len(passes),
-        input_shape=(1, *given.shape[1:]),
+        input_shape=(1, *inputs.shape[1:]),
         middle=middle,
         reason=reason,
     )
@@ -226,16 +228,16 @@ def plan_facts(
     threads: int | None = None,
 ) -> dict[str, Any]:
     """The fact ``plan``, from which the report draws its picture; ``calibration``: images, and top-1 at each state."""
-    accepted = [c for c in candidates if c.accepted]
+    accepted_layers = [c for c in candidates if c.accepted]
     return {
         "into": into,
         "max_drop": max_drop,
         "timed_on": timed_on,
         "threads": threads,
         "calibration": dict(calibration),
-        "accepted": len(accepted),
-        "dense_macs": sum(c.dense_macs for c in accepted),
-        "new_macs": sum(c.new_macs for c in accepted),
+        "accepted": len(accepted_layers),
+        "dense_macs": sum(c.dense_macs for c in accepted_layers),
+        "new_macs": sum(c.new_macs for c in accepted_layers),
         "layers": [candidate.to_json() for candidate in candidates],
     }
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from edgewise.errors import StageError
 from edgewise.models._layers import GridMean
 from edgewise.network import surgery
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 from edgewise.stage import Context, Traits
 from edgewise.stages.fitting.image_batches import draw_batches
 from edgewise.stages.fitting.layer_io import capture_values
@@ -35,7 +35,7 @@ _POOLS = (GridMean, nn.AdaptiveAvgPool2d)
 _SIMPLE = (nn.Linear, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Dropout, nn.Identity, nn.Flatten)
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class PooledHead:
     """Replaces a fully connected head by global average pooling and one linear layer fitted to its logits."""
@@ -55,18 +55,18 @@ class PooledHead:
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with the small head. Raises StageError where it has no such head, or the error is too large."""
         teacher = copy.deepcopy(model).to(ctx.device).eval()
-        head = _find(teacher, ctx.spec.classifier, draw_batches(ctx.data.calib, 2, ctx)[0])
+        head = _find_head(teacher, ctx.spec.classifier, draw_batches(ctx.data.calib, 2, ctx)[0])
         weight, bias = fit_head(
-            *_gathered(teacher, head, draw_batches(ctx.data.train, self.images, ctx, teacher)), self.ridge
+            *_gather_means(teacher, head, draw_batches(ctx.data.train, self.images, ctx, teacher)), self.ridge
         )
-        student = _done(teacher, head, weight, bias)
-        features, logits = _gathered(teacher, head, draw_batches(ctx.data.calib, len(ctx.data.calib), ctx, teacher))
-        error = _error(features @ weight.T + bias, logits)
-        accepted = error <= self.max_error
-        word = "within" if accepted else "above"
-        candidate = head.candidate(error, accepted, f"the error of the logits is {word} {self.max_error:g}")
+        student = _replace_head(teacher, head, weight, bias)
+        features, logits = _gather_means(teacher, head, draw_batches(ctx.data.calib, len(ctx.data.calib), ctx, teacher))
+        error = _relative_error(features @ weight.T + bias, logits)
+        is_accepted = error <= self.max_error
+        word = "within" if is_accepted else "above"
+        candidate = head.candidate(error, is_accepted, f"the error of the logits is {word} {self.max_error:g}")
         ctx.note(candidate.line())
-        if not accepted:
+        if not is_accepted:
             raise StageError(f"{candidate.line()}; relax max_error, or leave this step out")
         ctx.fact(
             "plan", plan_facts("pooled head", [candidate], Judge(ctx=ctx).states(before=teacher, substituted=student))
@@ -100,44 +100,44 @@ class _Head:
         )
 
 
-def _find(model: nn.Module, classifier: str, images: Tensor) -> _Head:
+def _find_head(model: nn.Module, classifier: str, images: Tensor) -> _Head:
     name = classifier.rpartition(".")[0]
     head = model.get_submodule(name)
     children = list(head.named_children())
     odd = [type(module).__name__ for _, module in children if not isinstance(module, _SIMPLE)]
     if not name or not isinstance(head, nn.Sequential) or f"{name}.{children[-1][0]}" != classifier or odd:
-        found = f", found {', '.join(odd)}" if odd else ""
+        detail = f", found {', '.join(odd)}" if odd else ""
         raise StageError(
-            f"the classifier {classifier!r} does not end a Sequential of linear layers and activations{found}; "
+            f"the classifier {classifier!r} does not end a Sequential of linear layers and activations{detail}; "
             "this step replaces heads as AlexNet's and VGG's, so leave it out"
         )
-    pool, given = _feeding(model, name, images)
+    pool, inputs = _feeding_pool(model, name, images)
     linear = [module for _, module in children if isinstance(module, nn.Linear)]
     widths = (*(layer.in_features for layer in linear), linear[-1].out_features)
-    if len(linear) == 1 and widths[0] == given.shape[1]:
+    if len(linear) == 1 and widths[0] == inputs.shape[1]:
         raise StageError(f"{name} is one linear layer on the mean of every feature map already; leave this step out")
     layers = tuple(f"{name}.{child}" for child, _ in children)
-    return _Head(pool=pool, name=name, layers=layers, widths=widths, channels=given.shape[1])
+    return _Head(pool=pool, name=name, layers=layers, widths=widths, channels=inputs.shape[1])
 
 
-def _feeding(model: nn.Module, head: str, images: Tensor) -> tuple[str, Tensor]:
+def _feeding_pool(model: nn.Module, head: str, images: Tensor) -> tuple[str, Tensor]:
     """The pooling whose flattened output is what ``head`` is given, and its own input [N, C, H, W]."""
     pools = [name for name, module in model.named_modules() if isinstance(module, _POOLS)]
     with (
         torch.no_grad(),
         capture_values(model, pools, "input") as inputs,
         capture_values(model, pools, "output") as outputs,
-        capture_values(model, [head], "input") as wanted,
+        capture_values(model, [head], "input") as head_inputs,
     ):
         model(images)
     for name in pools:
-        if name in outputs and torch.equal(outputs[name].flatten(1), wanted[head].flatten(1)):
+        if name in outputs and torch.equal(outputs[name].flatten(1), head_inputs[head].flatten(1)):
             return name, inputs[name]
     raise StageError(f"{head} is not fed by an average pooling over a grid; this step cannot tell its feature maps")
 
 
 @torch.no_grad()
-def _gathered(model: nn.Module, head: _Head, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _gather_means(model: nn.Module, head: _Head, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Means of the feature maps [N, C] and the logits [N, classes], float64."""
     features, logits = [], []
     with capture_values(model, [head.pool], "input") as inputs, capture_values(model, [head.name], "output") as outputs:
@@ -160,13 +160,13 @@ def fit_head(features: Tensor, logits: Tensor, ridge: float) -> tuple[Tensor, Te
     return weight, mean_y - weight @ mean_f
 
 
-def _error(found: Tensor, wanted: Tensor) -> float:
+def _relative_error(answers: Tensor, expected: Tensor) -> float:
     """Root of E‖y − found‖² / E‖y − E y‖²."""
-    spread = (wanted - wanted.mean(0)).square().sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return float(((found - wanted).square().sum() / spread).sqrt())
+    spread = (expected - expected.mean(0)).square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(((answers - expected).square().sum() / spread).sqrt())
 
 
-def _done(model: nn.Module, head: _Head, weight: Tensor, bias: Tensor) -> nn.Module:
+def _replace_head(model: nn.Module, head: _Head, weight: Tensor, bias: Tensor) -> nn.Module:
     last = head.layers[-1]
     modules: dict[str, dict[str, Any]] = {name: {"type": "Identity"} for name in head.layers[:-1]}
     modules[head.pool] = {"type": "GridMean", "args": {"size": 1}}

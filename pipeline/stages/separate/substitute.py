@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from edgewise.network import surgery
 from edgewise.stages.fitting.batch_norms import put_bias
 from edgewise.stages.fitting.layer_io import gather_moments
-from edgewise.stages.fitting.least_squares import Fitted, Moments, error
-from edgewise.stages.separate.forms import Form, convolution
+from edgewise.stages.fitting.least_squares import Fitted, Moments, relative_error
+from edgewise.stages.separate.forms import Form, get_convolution
 
 _BYTES_AT_ONCE = 1 << 30
 
@@ -41,7 +41,7 @@ class Swap:
         """
         modules = {}
         for name in names:
-            layer = convolution(model, name)
+            layer = get_convolution(model, name)
             bias = layer.bias is not None or name not in self.norms
             modules[name] = self.form.describe(layer, self.middles[name], bias)
         device, modes = next(model.parameters()).device, model.training
@@ -56,14 +56,14 @@ class Swap:
 
         Fitted on the batches ``fitting``, judged on ``judging``: normalised images where the network lies.
         """
-        found = {}
-        for group in _groups(model, names):
-            fitted = gather_moments(model, model, group, fitting, self.positions, self.seed)
-            judged = gather_moments(model, model, group, judging, self.positions, self.seed)
+        fits = {}
+        for group in _group_names(model, names):
+            fitting_moments = gather_moments(model, model, group, fitting, self.positions, self.seed)
+            judging_moments = gather_moments(model, model, group, judging, self.positions, self.seed)
             for name in group:
-                result = self.method(convolution(model, name), self.middles[name], fitted[name])
-                found[name] = result, error(result, judged[name])
-        return found
+                result = self.method(get_convolution(model, name), self.middles[name], fitting_moments[name])
+                fits[name] = result, relative_error(result, judging_moments[name])
+        return fits
 
     def fit(self, student: nn.Module, teacher: nn.Module, name: str, batches: Sequence[Tensor]) -> None:
         """Fit the new form at ``name`` in ``student``, in place.
@@ -72,8 +72,8 @@ class Swap:
         replaced, so that it makes up for their errors (the asymmetric reconstruction of Zhang et al. 2015,
         arXiv 1505.06798, section 2.3).
         """
-        found = gather_moments(student, teacher, [name], batches, self.positions, self.seed)[name]
-        self.fill(student, name, self.method(convolution(teacher, name), self.middles[name], found))
+        moments = gather_moments(student, teacher, [name], batches, self.positions, self.seed)[name]
+        self.fill(student, name, self.method(get_convolution(teacher, name), self.middles[name], moments))
 
     @torch.no_grad()
     def fill(self, student: nn.Module, name: str, fitted: Fitted) -> None:
@@ -82,12 +82,12 @@ class Swap:
         put_bias(self.form.fill(student.get_submodule(name), fitted), norm, fitted.bias)
 
 
-def _groups(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
+def _group_names(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
     """Names in runs whose moments fit in memory together."""
     groups: list[list[str]] = []
     room = 0
     for name in names:
-        size = 8 * convolution(model, name).weight[0].numel() ** 2
+        size = 8 * get_convolution(model, name).weight[0].numel() ** 2
         if size > room:
             groups.append([])
             room = _BYTES_AT_ONCE

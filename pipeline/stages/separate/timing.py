@@ -44,18 +44,18 @@ def layer_times(
     if targets.get(ctx.runtime).load is None:
         ctx.note(f"{ctx.runtime} does not run on this host: layers are not timed")
         return {}
-    known: dict[str, Times] = {}
-    found = {}
+    times: dict[str, Times] = {}
+    times_by_layer = {}
     for name, shape in ctx.track(layers.items(), f"timing layers on {ctx.runtime}", len(layers)):
         pair = dense.get_submodule(name), new.get_submodule(name)
         geometry = f"{shape} {pair}"  # a module's text holds all its settings
-        if geometry not in known:
-            known[geometry] = _timed(*pair, shape, ctx)
-        found[name] = known[geometry]
-    return found
+        if geometry not in times:
+            times[geometry] = _time_pair(*pair, shape, ctx)
+        times_by_layer[name] = times[geometry]
+    return times_by_layer
 
 
-def _timed(dense: nn.Module, new: nn.Module, shape: tuple[int, ...], ctx: Context) -> Times:
+def _time_pair(dense: nn.Module, new: nn.Module, shape: tuple[int, ...], ctx: Context) -> Times:
     image = torch.rand(shape, generator=torch.Generator().manual_seed(ctx.seed))
     with tempfile.TemporaryDirectory(dir=ctx.scratch) as folder:
         runners = {

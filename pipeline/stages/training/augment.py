@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from annotated_types import Interval
 from torch import Tensor
 
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """Which changes are made."""
@@ -45,21 +45,23 @@ class Changes:
 def draw_changes(count: int, how: Augment, flip: bool, draw: torch.Generator) -> Changes:
     """Random changes for ``count`` images, the same for the same generator state; ``flip``: what the data set says."""
     corner = torch.randint(0, 2 * how.crop + 1, (2, count), generator=draw)
-    mirrored = torch.rand(count, generator=draw) < 0.5
+    mirror = torch.rand(count, generator=draw) < 0.5
     if not (flip if how.flip is None else how.flip):
-        mirrored = torch.zeros_like(mirrored)
-    return Changes(corner=corner, mirrored=mirrored, middle=torch.rand(2, count, generator=draw))
+        mirror = torch.zeros_like(mirror)
+    return Changes(corner=corner, mirrored=mirror, middle=torch.rand(2, count, generator=draw))
 
 
-def change(images: Tensor, how: Augment, changes: Changes) -> Tensor:
+def change_images(images: Tensor, how: Augment, changes: Changes) -> Tensor:
     """Changed copies of uint8 images [B, C, H, W]."""
     count, channels, height, width = images.shape
     if how.crop:
-        padded = F.pad(images, (how.crop,) * 4)
+        with_border = F.pad(images, (how.crop,) * 4)
         top, left = changes.corner
         rows = (top[:, None] + torch.arange(height))[:, None, :, None]
         columns = (left[:, None] + torch.arange(width))[:, None, None, :]
-        images = padded[torch.arange(count)[:, None, None, None], torch.arange(channels)[:, None, None], rows, columns]
+        images = with_border[
+            torch.arange(count)[:, None, None, None], torch.arange(channels)[:, None, None], rows, columns
+        ]
     if changes.mirrored.any():
         images = torch.where(changes.mirrored[:, None, None, None], images.flip(3), images)
     if how.cutout:
@@ -67,9 +69,9 @@ def change(images: Tensor, how: Augment, changes: Changes) -> Tensor:
     return images
 
 
-def augment(images: Tensor, how: Augment, flip: bool, draw: torch.Generator) -> Tensor:
+def augment_images(images: Tensor, how: Augment, flip: bool, draw: torch.Generator) -> Tensor:
     """Randomly changed copies of uint8 images [B, C, H, W]; the same for the same generator state."""
-    return change(images, how, draw_changes(len(images), how, flip, draw))
+    return change_images(images, how, draw_changes(len(images), how, flip, draw))
 
 
 def _outside_square(middle: Tensor, height: int, width: int, side: int) -> Tensor:

@@ -17,11 +17,11 @@ from edgewise.network.fold_norms import without_norms
 from edgewise.network.norm_pairs import find_norms
 from edgewise.stage import Context
 from edgewise.stages.fitting.layer_io import capture_values
-from edgewise.stages.training.augment import Augment, augment
-from edgewise.stages.training.loop import ahead, autocast, rate
+from edgewise.stages.training.augment import Augment, augment_images
+from edgewise.stages.training.loop import autocast, learning_rate_share, make_ahead
 from edgewise.stages.training.memory_format import trains_channels_last
 from edgewise.stages.training.settings import ComputePrecision
-from edgewise.stages.training.state import State, resume, write_state
+from edgewise.stages.training.state import State, resume_state, write_state
 
 _SECONDS_BETWEEN = 60.0
 
@@ -53,21 +53,21 @@ def distill_blockwise(
     """
     device = torch.device(ctx.device)
     order = torch.channels_last if trains_channels_last(student, device) else torch.contiguous_format
-    asked = _ordered(_folded(teacher, points, ctx), order)
-    _ordered(student, order)
+    guide = _order_memory(_fold_teacher(teacher, points, ctx), order)
+    _order_memory(student, order)
     state = State(student, torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr))
-    resume(state, ctx.scratch)
+    resume_state(state, ctx.scratch)
     losses = []
     student.eval()
     for module in student.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()  # everything else as the teacher runs it: dropout would only add noise to what is compared
-    kept = time.monotonic()
-    with _apart(student, asked, points) as distance:
-        images = ahead(partial(_drawn, ctx, batch=batch), range(state.epoch, steps))
+    last_save = time.monotonic()
+    with _blockwise_distance(student, guide, points) as distance:
+        images = make_ahead(partial(_draw_batch, ctx, batch=batch), range(state.epoch, steps))
         for step in ctx.track(range(state.epoch, steps), f"imitating, {steps} steps", steps - state.epoch):
             for group in state.optimizer.param_groups:
-                group["lr"] = lr * rate(step, steps, 0)
+                group["lr"] = lr * learning_rate_share(step, steps, 0)
             with autocast(precision, device.type):  # for one step: within, it remembers the weights that it has rounded
                 loss = distance(next(images).contiguous(memory_format=order))
             state.optimizer.zero_grad()
@@ -75,61 +75,63 @@ def distill_blockwise(
             state.optimizer.step()
             losses.append(float(loss.detach()))
             state.epoch = step + 1
-            if time.monotonic() - kept > _SECONDS_BETWEEN:
+            if time.monotonic() - last_save > _SECONDS_BETWEEN:
                 write_state(state, ctx.scratch)
-                kept = time.monotonic()
-    _ordered(student.eval(), torch.contiguous_format)
+                last_save = time.monotonic()
+    _order_memory(student.eval(), torch.contiguous_format)
     return losses
 
 
-def _ordered(model: nn.Module, order: torch.memory_format) -> nn.Module:
+def _order_memory(model: nn.Module, order: torch.memory_format) -> nn.Module:
     """The network with its weights in that order in memory, changed in place."""
     return model.to(memory_format=order)  # type: ignore[call-overload, no-any-return]
 
 
-def _folded(teacher: nn.Module, points: Points, ctx: Context) -> nn.Module:
+def _fold_teacher(teacher: nn.Module, points: Points, ctx: Context) -> nn.Module:
     """A copy of the teacher in evaluation mode without batch norms, where that changes the answers at no point."""
-    probe = _drawn(ctx, 0, 2)
+    probe = _draw_batch(ctx, 0, 2)
     pairs = find_norms(teacher, probe).pairs
     if any(layer in points for layer in pairs):
         return copy.deepcopy(teacher).eval()
     return without_norms(teacher, probe).eval()
 
 
-def _drawn(ctx: Context, step: int, batch: int) -> Tensor:
+def _draw_batch(ctx: Context, step: int, batch: int) -> Tensor:
     """The augmented, normalised images of one step, on the device."""
     draw = torch.Generator().manual_seed(ctx.seed * 1_000_003 + step)
-    chosen = torch.randint(len(ctx.data.train), (batch,), generator=draw)
-    images = augment(ctx.data.train.batch(chosen), Augment(), ctx.data.flip, draw)
+    index = torch.randint(len(ctx.data.train), (batch,), generator=draw)
+    images = augment_images(ctx.data.train.batch(index), Augment(), ctx.data.flip, draw)
     return normalise(images, ctx.spec).to(torch.device(ctx.device))
 
 
 @torch.no_grad()
 def relative_distance(student: nn.Module, teacher: nn.Module, points: Points, batches: Sequence[Tensor]) -> float:
     """The loss of ``imitate`` on these normalised images, the mean over the batches; both networks in evaluation."""
-    with _apart(student, teacher, points) as distance:
+    with _blockwise_distance(student, teacher, points) as distance:
         return float(torch.stack([distance(images) for images in batches]).mean())
 
 
 @contextmanager
-def _apart(student: nn.Module, teacher: nn.Module, points: Points) -> Iterator[Callable[[Tensor], Tensor]]:
+def _blockwise_distance(student: nn.Module, teacher: nn.Module, points: Points) -> Iterator[Callable[[Tensor], Tensor]]:
     """While open: images -> the mean distance of the student's answers at the points."""
     device = next(student.parameters()).device
-    kept = {point: left and (left[0], torch.tensor(left[1], device=device)) for point, left in points.items()}
+    columns = {point: pair and (pair[0], torch.tensor(pair[1], device=device)) for point, pair in points.items()}
 
     def distance(images: Tensor) -> Tensor:
         with torch.no_grad():
             teacher(images)
         student(images)
-        return torch.stack([_distance(ours[p], _only(theirs[p], left)) for p, left in kept.items()]).mean()
+        return torch.stack(
+            [_relative_distance(ours[p], _select_channels(theirs[p], indices)) for p, indices in columns.items()]
+        ).mean()
 
     with capture_values(student, points, "output") as ours, capture_values(teacher, points, "output") as theirs:
         yield distance
 
 
-def _only(answer: Tensor, left: tuple[int, Tensor] | None) -> Tensor:
+def _select_channels(answer: Tensor, left: tuple[int, Tensor] | None) -> Tensor:
     return answer if left is None else answer.index_select(*left)
 
 
-def _distance(found: Tensor, wanted: Tensor) -> Tensor:
-    return F.mse_loss(found.float(), wanted.float()) / wanted.float().var().clamp_min(1e-12)
+def _relative_distance(answer: Tensor, expected: Tensor) -> Tensor:
+    return F.mse_loss(answer.float(), expected.float()) / expected.float().var().clamp_min(1e-12)

@@ -28,13 +28,13 @@ from torch.fx import GraphModule
 
 from edgewise.errors import RequestError, StageError
 from edgewise.images.normalise import normalise
-from edgewise.library_noise import quieten
+from edgewise.library_noise import quieten_libraries
 from edgewise.network.tensors import fill_tensors
 from edgewise.stage import Context
-from edgewise.stages.training.augment import Changes, change, draw_changes
+from edgewise.stages.training.augment import Changes, change_images, draw_changes
 from edgewise.stages.training.memory_format import stands_channels_last, trains_channels_last
 from edgewise.stages.training.settings import ComputePrecision, Decay, Training, resolve_precision
-from edgewise.stages.training.state import State, _plain_tensors, resume, write_state
+from edgewise.stages.training.state import State, _plain_tensors, resume_state, write_state
 from edgewise.stages.training.teacher import Teacher
 from edgewise.store.whole import write_whole
 
@@ -66,11 +66,11 @@ def fit(
         raise RequestError("distillation needs a trained baseline, and there is none while the baseline is trained")
     fabric = _fabric(how, ctx.device)
     if how.devices == 1:
-        result = _loop(fabric, model, how, ctx, teacher, before_epoch)
+        result = _run_epochs(fabric, model, how, ctx, teacher, before_epoch)
         fill_tensors(model, result)
     else:
-        _in_processes(fabric, _sent(model, rebuild), how, ctx, teacher, before_epoch)
-        fill_tensors(model, _result(ctx.scratch))
+        _in_processes(fabric, _portable_maker(model, rebuild), how, ctx, teacher, before_epoch)
+        fill_tensors(model, _read_result(ctx.scratch))
     _set_mode(model.to("cpu"), training=False)
 
 
@@ -96,7 +96,7 @@ def _quieten_fabric() -> None:
 Maker = Callable[[], nn.Module]
 
 
-def _sent(model: nn.Module, rebuild: Maker | None) -> Maker:
+def _portable_maker(model: nn.Module, rebuild: Maker | None) -> Maker:
     """What makes ``model`` with its values in another process."""
     if not isinstance(model, GraphModule):
         return _Same(model)
@@ -127,16 +127,16 @@ def _in_processes(
     fabric: Any, maker: Maker, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
 ) -> None:
     """Train in one process a device; the first writes the result."""
-    quiet = Context(spec=_portable(ctx), data=ctx.data, scratch=ctx.scratch, device=ctx.device, seed=ctx.seed)
+    quiet = Context(spec=_portable_context(ctx), data=ctx.data, scratch=ctx.scratch, device=ctx.device, seed=ctx.seed)
     fabric.launch(_Work(maker, how, quiet, teacher, before_epoch).do)
 
 
-def _result(folder: Path) -> dict[str, Tensor]:
+def _read_result(folder: Path) -> dict[str, Tensor]:
     with safe_open(folder / "result.safetensors", "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def _portable(ctx: Context) -> Any:
+def _portable_context(ctx: Context) -> Any:
     """The spec without its build function, which another process could not import from a user's file."""
     return replace(ctx.spec, build=nn.Identity, small={})
 
@@ -151,49 +151,51 @@ class _Work:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrived in another process, where Fabric announces itself before it calls ``do``."""
-        quieten()
+        quieten_libraries()
         _quieten_fabric()
         self.__dict__.update(state)
 
     def do(self, fabric: Any) -> None:
         """Train; the first process writes the result."""
-        result = _loop(fabric, self.maker(), self.how, self.ctx, self.teacher, self.before_epoch)
+        result = _run_epochs(fabric, self.maker(), self.how, self.ctx, self.teacher, self.before_epoch)
         if fabric.is_global_zero:
             write_whole(self.ctx.scratch / "result.safetensors", save(_plain_tensors(result)))
         fabric.barrier()
 
 
-def _loop(
+def _run_epochs(
     fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
 ) -> dict[str, Tensor]:
     if how.channels_last and not _stand_channels_last(fabric.device, ctx.input_shape, model, teacher):
         how = replace(how, channels_last=False)
-    state = _start(model, how)
-    resume(state, ctx.scratch)
-    module, optimizer = fabric.setup(_place(model, how, fabric.device), state.optimizer)
+    state = _initial_state(model, how)
+    resume_state(state, ctx.scratch)
+    module, optimizer = fabric.setup(_place_model(model, how, fabric.device), state.optimizer)
     if state.average is not None:
         state.average.to(fabric.device)
-    asked = None if teacher is None or not how.distill else _teacher(fabric, teacher, how, ctx)
+    guide = None if teacher is None or not how.distill else _prepare_teacher(fabric, teacher, how, ctx)
     epochs, clock = range(state.epoch, how.epochs), _Stopwatch(ctx, how)
     for epoch in ctx.track(epochs, f"training, {how.epochs} epochs", how.epochs - state.epoch):
         clock.start(whole=state.step == 0)
         if before_epoch is not None:
             before_epoch(model, epoch)
         # What may change the network before an epoch may not do so again within it.
-        keep = _every_few_minutes(state, ctx.scratch) if fabric.is_global_zero and before_epoch is None else _never
-        _epoch(fabric, module, optimizer, state, how, ctx, asked, epoch, keep)
-        if asked is not None:
-            asked.end_epoch(fabric, epoch)
+        keep = (
+            _every_few_minutes(state, ctx.scratch) if fabric.is_global_zero and before_epoch is None else _keep_nothing
+        )
+        _train_epoch(fabric, module, optimizer, state, how, ctx, guide, epoch, keep)
+        if guide is not None:
+            guide.end_epoch(fabric, epoch)
         state.epoch, state.step, state.losses = epoch + 1, 0, []
         if fabric.is_global_zero:
             write_state(state, ctx.scratch)
         fabric.barrier()
         clock.stop(epoch)
-    chosen = model if state.average is None else state.average
-    return {name: tensor.detach().cpu() for name, tensor in chosen.state_dict().items()}
+    network = model if state.average is None else state.average
+    return {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
 
 
-def _never() -> None:
+def _keep_nothing() -> None:
     pass
 
 
@@ -224,14 +226,16 @@ class _Stopwatch:
 
     def stop(self, epoch: int) -> None:
         """Epoch ``epoch`` has ended."""
-        left, asking = self._how.epochs - epoch - 1, epoch < self._how.views
-        if self._began is None or not left or (self._told and epoch != self._how.views):
+        epochs, asking = self._how.epochs - epoch - 1, epoch < self._how.views
+        if self._began is None or not epochs or (self._told and epoch != self._how.views):
             return
         self._told = True
         took = time.monotonic() - self._began
-        if took * left > _WORTH_TELLING:
+        if took * epochs > _WORTH_TELLING:
             most = "at most " if asking else ""
-            self._ctx.note(f"an epoch took {_duration(took)}; {left} more take {most}about {_duration(took * left)}")
+            self._ctx.note(
+                f"an epoch took {_duration(took)}; {epochs} more take {most}about {_duration(took * epochs)}"
+            )
 
 
 def _duration(seconds: float) -> str:
@@ -248,15 +252,15 @@ def _stand_channels_last(device: torch.device, shape: tuple[int, int, int], *net
     )
 
 
-def _teacher(fabric: Any, network: nn.Module, how: Training, ctx: Context) -> Teacher:
-    frozen = _place(copy.deepcopy(network).eval().requires_grad_(False), how, fabric.device)
+def _prepare_teacher(fabric: Any, network: nn.Module, how: Training, ctx: Context) -> Teacher:
+    frozen = _place_model(copy.deepcopy(network).eval().requires_grad_(False), how, fabric.device)
     return Teacher(frozen, views=how.views, images=len(ctx.data.train), folder=ctx.scratch)
 
 
-def _start(model: nn.Module, how: Training) -> State:
-    decayed = [p for p in model.parameters() if p.ndim > 1]
+def _initial_state(model: nn.Module, how: Training) -> State:
+    weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": how.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": weights, "weight_decay": how.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer: torch.optim.Optimizer
     if how.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, lr=how.lr, momentum=how.momentum, nesterov=how.momentum > 0)
@@ -266,14 +270,14 @@ def _start(model: nn.Module, how: Training) -> State:
     return State(model, optimizer, average)
 
 
-def _place(model: nn.Module, how: Training, device: torch.device) -> nn.Module:
+def _place_model(model: nn.Module, how: Training, device: torch.device) -> nn.Module:
     model.to(device)
     if how.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
-def _epoch(
+def _train_epoch(
     fabric: Any,
     module: nn.Module,
     optimizer: Any,
@@ -289,22 +293,22 @@ def _epoch(
     with torch.random.fork_rng(devices=[]):
         for step, (images, labels, which) in enumerate(_batches(fabric, how, ctx, epoch, state.step), state.step):
             place = 1 + step * fabric.world_size + fabric.global_rank
-            torch.manual_seed(_mix(ctx.seed, epoch, place))  # dropout and stochastic depth
+            torch.manual_seed(_mix_seed(ctx.seed, epoch, place))  # dropout and stochastic depth
             for group in optimizer.param_groups:
-                group["lr"] = how.lr * rate(epoch + step / steps, how.epochs, how.warmup, how.decay)
+                group["lr"] = how.lr * learning_rate_share(epoch + step / steps, how.epochs, how.warmup, how.decay)
             images, labels = images.to(fabric.device), labels.to(fabric.device)
             if how.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             with fabric.autocast():
-                wanted = None if teacher is None else teacher.answer(images, which, epoch)
+                target = None if teacher is None else teacher.answer(images, which, epoch)
                 outputs = module(images)
-            loss = _loss(outputs, labels, wanted, how)
+            loss = _loss(outputs, labels, target, how)
             fabric.backward(loss)
             if how.clip:
                 fabric.clip_gradients(module, optimizer, max_norm=how.clip)
             optimizer.step()
             optimizer.zero_grad()
-            _average(state, how.ema)
+            _update_average(state, how.ema)
             state.losses.append(loss.detach())
             state.step = step + 1
             keep()
@@ -315,27 +319,27 @@ def _epoch(
         )
 
 
-def rate(position: float, epochs: int, warmup: float, decay: Decay = "cosine") -> float:
+def learning_rate_share(position: float, epochs: int, warmup: float, decay: Decay = "cosine") -> float:
     """Share of the peak learning rate at ``position`` epochs: linear warm-up, then a half cosine or a line down to 0."""
     if position < warmup:
         return (position + 1e-3) / (warmup + 1e-3)
-    gone = (position - warmup) / max(epochs - warmup, 1e-9)
-    return 1 - gone if decay == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
+    progress = (position - warmup) / max(epochs - warmup, 1e-9)
+    return 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _loss(outputs: Tensor | tuple[Tensor | None, ...], labels: Tensor, wanted: Tensor | None, how: Training) -> Tensor:
+def _loss(outputs: Tensor | tuple[Tensor | None, ...], labels: Tensor, target: Tensor | None, how: Training) -> Tensor:
     main, *others = outputs if isinstance(outputs, tuple) else (outputs,)
     assert main is not None
     loss = F.cross_entropy(main.float(), labels, label_smoothing=how.label_smoothing)
     for extra in others:
         if extra is not None:
             loss = loss + how.auxiliary * F.cross_entropy(extra.float(), labels, label_smoothing=how.label_smoothing)
-    if wanted is None:
+    if target is None:
         return loss
-    return (1 - how.distill) * loss + how.distill * distillation(main.float(), wanted.float(), how.temperature)
+    return (1 - how.distill) * loss + how.distill * distillation_loss(main.float(), target.float(), how.temperature)
 
 
-def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T² times the mean Kullback-Leibler divergence of the softened classes (Hinton et al. 2015, section 2).
 
     Both logits [N, classes]; returns a scalar in nats times T².
@@ -347,7 +351,7 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 @torch.no_grad()
-def _average(state: State, decay: float) -> None:
+def _update_average(state: State, decay: float) -> None:
     if state.average is None:
         return
     model = state.model.state_dict()
@@ -368,30 +372,30 @@ def _batches(
     Each is images [B, C, H, W], labels [B] and which of the training images they are [B].
     """
     part = ctx.data.train
-    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(_mix(ctx.seed, epoch, 0)))
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(_mix_seed(ctx.seed, epoch, 0)))
     chunks = [c[fabric.global_rank :: fabric.world_size] for c in torch.split(order, how.batch_size)]
     # A batch norm cannot be trained on one value a channel.
     chunks = ([chunk for chunk in chunks if len(chunk) > 1] or chunks)[: how.steps or None]
 
-    view = _changes(how, ctx, len(part), epoch % how.views, 1) if how.views else None
+    view = _draw_epoch_changes(how, ctx, len(part), epoch % how.views, 1) if how.views else None
 
     def make(number: int) -> tuple[Tensor, Tensor, Tensor]:
         which = chunks[number]
         place = 1 + number * fabric.world_size + fabric.global_rank
-        changes = _changes(how, ctx, len(which), epoch, place) if view is None else view.of(which)
-        return normalise(change(part.batch(which), how.augment, changes), ctx.spec), part.labels[which], which
+        changes = _draw_epoch_changes(how, ctx, len(which), epoch, place) if view is None else view.of(which)
+        return normalise(change_images(part.batch(which), how.augment, changes), ctx.spec), part.labels[which], which
 
-    return ahead(make, range(first, len(chunks)))
+    return make_ahead(make, range(first, len(chunks)))
 
 
-def ahead(make: Callable[[int], T], numbers: Sequence[int]) -> Iterator[T]:
+def make_ahead(make: Callable[[int], T], numbers: Sequence[int]) -> Iterator[T]:
     """What ``make`` makes of each number; the next is made while this one is used."""
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[T] | None = None
         for number in numbers:
-            made, waiting = waiting, pool.submit(make, number)
-            if made is not None:
-                yield made.result()
+            item, waiting = waiting, pool.submit(make, number)
+            if item is not None:
+                yield item.result()
         if waiting is not None:
             yield waiting.result()
 
@@ -402,13 +406,13 @@ def autocast(precision: ComputePrecision, device: str) -> AbstractContextManager
     return nullcontext() if kind is None else torch.autocast(device, kind)
 
 
-def _changes(how: Training, ctx: Context, count: int, epoch: int, number: int) -> Changes:
+def _draw_epoch_changes(how: Training, ctx: Context, count: int, epoch: int, number: int) -> Changes:
     """Random changes for ``count`` images, the same for the same seed, epoch and number."""
-    draw = torch.Generator().manual_seed(_mix(ctx.seed, epoch, number))
+    draw = torch.Generator().manual_seed(_mix_seed(ctx.seed, epoch, number))
     return draw_changes(count, how.augment, ctx.data.flip, draw)
 
 
-def _mix(seed: int, epoch: int, number: int) -> int:
+def _mix_seed(seed: int, epoch: int, number: int) -> int:
     return (seed * 1_000_003 + epoch) * 1_000_033 + number
 
 

@@ -24,7 +24,7 @@ def trains_channels_last(model: nn.Module, device: torch.device) -> bool:
     """
     return device.type != "cpu" or not any(
         shape[2:] == (1, 1) and shape[1] < _BLOCK and max(stride) > 1 and groups == 1
-        for shape, stride, groups in _convolutions(model)
+        for shape, stride, groups in _convolution_shapes(model)
     )
 
 
@@ -45,21 +45,21 @@ def stands_channels_last(model: nn.Module, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def _convolutions(model: nn.Module) -> Iterator[tuple[Size, Sequence[int], int]]:
+def _convolution_shapes(model: nn.Module) -> Iterator[tuple[Size, Sequence[int], int]]:
     """Weight's shape, stride and groups of every two-dimensional convolution, whether a module or called in a graph."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             yield module.weight.shape, module.stride, module.groups
         elif isinstance(module, GraphModule):
-            yield from (_called(module, node) for node in module.graph.nodes if node.target in _CALLED)
+            yield from (_call_shape(module, node) for node in module.graph.nodes if node.target in _CALLED)
 
 
-def _called(graph: GraphModule, node: Node) -> tuple[Size, Sequence[int], int]:
+def _call_shape(graph: GraphModule, node: Node) -> tuple[Size, Sequence[int], int]:
     """The same of one call, whose weight may have come through fake quantization."""
-    given: Any = dict(
+    arguments: Any = dict(
         zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False)
     )
-    source = given["weight"]
+    source = arguments["weight"]
     while source.op != "get_attr":
         source = source.args[0]
-    return attrgetter(str(source.target))(graph).shape, given.get("stride", [1]), given.get("groups", 1)
+    return attrgetter(str(source.target))(graph).shape, arguments.get("stride", [1]), arguments.get("groups", 1)

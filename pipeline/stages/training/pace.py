@@ -16,7 +16,7 @@ from edgewise.calib_data import Data
 from edgewise.images.normalise import normalise
 from edgewise.models import Spec
 from edgewise.network.fold_norms import without_norms
-from edgewise.stages.training.augment import change, draw_changes
+from edgewise.stages.training.augment import change_images, draw_changes
 from edgewise.stages.training.loop import autocast
 from edgewise.stages.training.memory_format import stands_channels_last, trains_channels_last
 from edgewise.stages.training.settings import Training, resolve_precision
@@ -53,9 +53,9 @@ def measure_pace(network: nn.Module, how: Training, data: Data, spec: Spec, devi
         fits = int(seconds / _MOST_STEPS / max(steps.train(first) / first, 1e-9))
         steps.clock.reset()
         batch = max(first, min(fits, how.batch_size, len(data.train)))
-        train = _warm(steps.train, batch, seconds)
+        train = _warm_step_time(steps.train, batch, seconds)
         ready = min(steps.make(batch) for _ in range(2))
-        ask = _warm(steps.ask, batch, seconds / 2) if how.distill else 0.0
+        ask = _warm_step_time(steps.ask, batch, seconds / 2) if how.distill else 0.0
     # A batch is made ready while the one before it is trained on.
     return Pace(
         train=max(train, ready) / batch,
@@ -66,7 +66,7 @@ def measure_pace(network: nn.Module, how: Training, data: Data, spec: Spec, devi
     )
 
 
-def _warm(step: Callable[[int], float], batch: int, seconds: float) -> float:
+def _warm_step_time(step: Callable[[int], float], batch: int, seconds: float) -> float:
     """Median seconds of a step once it is warm: the first at a batch pays for memory, and for choosing kernels."""
     cold = step(batch)
     count = max(1, min(_MOST_STEPS, int(seconds / max(cold, 1e-9)) - 1))
@@ -95,14 +95,14 @@ class Clock:
         A lone thread computes all the time, so that its processor's time is what it takes; several wait for each other,
         so that only half of theirs says that others came between. What a GPU does is timed by the wall.
         """
-        began, used = time.perf_counter(), time.process_time()
+        began, cpu_time = time.perf_counter(), time.process_time()
         work()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        wall, used = time.perf_counter() - began, time.process_time() - used
+        wall, cpu_time = time.perf_counter() - began, time.process_time() - cpu_time
         threads = torch.get_num_threads()
-        alone = self.device.type == "cuda" or used > (0.9 if threads == 1 else 0.5) * threads * wall
-        own = wall if alone else min(wall, used / threads)
+        alone = self.device.type == "cuda" or cpu_time > (0.9 if threads == 1 else 0.5) * threads * wall
+        own = wall if alone else min(wall, cpu_time / threads)
         self.wall, self.own = self.wall + wall, self.own + own
         return own
 
@@ -135,7 +135,7 @@ class _Steps:
     def _make(self, count: int) -> None:
         index = torch.arange(count)
         changes = draw_changes(count, self.how.augment, self.data.flip, torch.Generator().manual_seed(0))
-        normalise(change(self.data.train.batch(index), self.how.augment, changes), self.spec)
+        normalise(change_images(self.data.train.batch(index), self.how.augment, changes), self.spec)
 
     def train(self, count: int) -> float:
         """Seconds for forward, backward, and the optimizer's step."""

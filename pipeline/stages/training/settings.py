@@ -9,7 +9,7 @@ import torch
 from annotated_types import Interval
 
 from edgewise.errors import RequestError
-from edgewise.settings import checked
+from edgewise.settings import check_fields
 from edgewise.stage import in_range
 from edgewise.stages.training.augment import Augment
 
@@ -17,7 +17,7 @@ Decay = Literal["cosine", "linear"]
 ComputePrecision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
-@checked
+@check_fields
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """How a network is trained."""

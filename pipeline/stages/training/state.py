@@ -45,12 +45,12 @@ def write_state(state: State, folder: Path) -> None:
         tensors |= {f"optimizer.{index}.{name}": v for name, v in slots.items() if isinstance(v, Tensor)}
     if state.losses:
         tensors["losses"] = torch.stack(state.losses)
-    told = {"epoch": str(state.epoch), "step": str(state.step), "saved": json.dumps(time.time())}
-    content = save(_plain_tensors(tensors), told)
+    fields = {"epoch": str(state.epoch), "step": str(state.step), "saved": json.dumps(time.time())}
+    content = save(_plain_tensors(tensors), fields)
     write_whole(folder / "epoch.safetensors", content)
 
 
-def resume(state: State, folder: Path) -> None:
+def resume_state(state: State, folder: Path) -> None:
     """Take up the state that was last kept, where there is one."""
     path = folder / "epoch.safetensors"
     if not path.is_file():
@@ -59,15 +59,15 @@ def resume(state: State, folder: Path) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state.epoch, state.step = int(file.metadata()["epoch"]), int(file.metadata().get("step", "0"))
     state.losses = list(tensors["losses"]) if "losses" in tensors else []
-    fill_tensors(state.model, _under("model.", tensors))
+    fill_tensors(state.model, _tensors_under("model.", tensors))
     if state.average is not None:
-        fill_tensors(state.average, _under("average.", tensors))
+        fill_tensors(state.average, _tensors_under("average.", tensors))
     slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _under("optimizer.", tensors).items():
+    for name, tensor in _tensors_under("optimizer.", tensors).items():
         index, _, slot = name.partition(".")
         slots.setdefault(int(index), {})[slot] = tensor
     state.optimizer.load_state_dict({"state": slots, "param_groups": state.optimizer.state_dict()["param_groups"]})
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _tensors_under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

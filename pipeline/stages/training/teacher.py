@@ -29,7 +29,7 @@ class Teacher:
 
     def __init__(self, network: nn.Module, *, views: int, images: int, folder: Path) -> None:
         self.network, self.views, self.images, self.folder = network, views, images, folder
-        self._answers: dict[int, Tensor] = _read(folder) if views else {}
+        self._answers: dict[int, Tensor] = _read_tables(folder) if views else {}
         self._news = False
 
     @torch.no_grad()
@@ -38,9 +38,9 @@ class Teacher:
         if not self.views:
             return self._ask(images)
         table = self._answers.get(epoch % self.views)
-        known = None if table is None else table[which]
-        if known is not None and not known.isnan().any():
-            return known.to(images.device)
+        answers = None if table is None else table[which]
+        if answers is not None and not answers.isnan().any():
+            return answers.to(images.device)
         fresh = self._ask(images)
         if table is None:
             table = self._answers[epoch % self.views] = torch.full((self.images, fresh.shape[1]), torch.nan)
@@ -71,7 +71,7 @@ class Teacher:
         return bool(fabric.all_gather(torch.tensor(float(self._news), device=fabric.device)).any())
 
 
-def _read(folder: Path) -> dict[int, Tensor]:
+def _read_tables(folder: Path) -> dict[int, Tensor]:
     path = folder / _FILE
     if not path.is_file():
         return {}

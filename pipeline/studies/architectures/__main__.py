@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgewise.commands.console import FAILED, PASSED, run_guarded
 from edgewise.studies.architectures import cells
-from edgewise.studies.architectures.adopt import adopt
+from edgewise.studies.architectures.adopt import adopt_results
 from edgewise.studies.architectures.cells import PRECISIONS, Cell
 from edgewise.studies.architectures.keys import cell_key
 from edgewise.studies.architectures.results import Results
@@ -20,23 +20,23 @@ from edgewise.studies.architectures.results import Results
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status, as ``python -m edgewise`` has them."""
     options = _parser().parse_args(arguments)
-    return run_guarded(lambda: _run(options))
+    return run_guarded(lambda: _run_study(options))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run_study(options: argparse.Namespace) -> int:
     """0 where every chosen cell has a result, 1 where one failed."""
-    chosen = _chosen(options)
+    cells = _choose_cells(options)
     results = Results(options.out / "cells")
     table = options.docs / "architectures.json"
-    if adopted := adopt(table, results):
-        _say(f"{adopted} results taken over from {table}")
+    if adoption := adopt_results(table, results):
+        _print_note(f"{adoption} results taken over from {table}")
     status = PASSED
     if not options.table:
-        status = _measure(options, results, list(results.pending(chosen, options.again)), len(chosen))
+        status = _measure_cells(options, results, list(results.pending(cells, options.again)), len(cells))
     from edgewise.studies.architectures.table import write
 
     for path in write(results, options.docs):
-        _say(f"written: {path}")
+        _print_note(f"written: {path}")
     return status
 
 
@@ -59,42 +59,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _chosen(options: argparse.Namespace) -> list[Cell]:
+def _choose_cells(options: argparse.Namespace) -> list[Cell]:
     from edgewise import models, targets
 
     for name in options.models:
         models.get(name)
     here, missing = cells.installed_targets()
-    wanted = options.target or here
-    for name in wanted:
+    target_names = options.target or here
+    for name in target_names:
         targets.get(name)
     for name, why in missing.items() if not options.target else ():
-        _say(f"without {name}: {why}")
-    return cells.plan(options.models, wanted, [options.precision] if options.precision else PRECISIONS)
+        _print_note(f"without {name}: {why}")
+    return cells.plan(options.models, target_names, [options.precision] if options.precision else PRECISIONS)
 
 
-def _measure(options: argparse.Namespace, results: Results, pending: list[Cell], total: int) -> int:
+def _measure_cells(options: argparse.Namespace, results: Results, pending: list[Cell], total: int) -> int:
     from edgewise.studies.architectures.supervise import Worker
-    from edgewise.studies.architectures.work import size_up, work
+    from edgewise.studies.architectures.work import size_up, work_on_cell
 
     scratch = (options.out / "scratch").resolve()
     shutil.rmtree(scratch, ignore_errors=True)
-    _say(f"{total - len(pending)} of {total} files measured before, {len(pending)} to do")
-    failed = False
+    _print_note(f"{total - len(pending)} of {total} files measured before, {len(pending)} to do")
+    has_failed = False
     try:
         with Worker(60 * options.minutes, int(1e9 * options.memory)) as worker:
             for name in dict.fromkeys(cell.model for cell in pending):
                 if results.costs(name) is None:
                     results.keep_costs(name, worker.do(size_up, name))
             for number, cell in enumerate(pending, total - len(pending) + 1):
-                started = time.perf_counter()
-                key, result = cell_key(cell), worker.do(work, cell, scratch)
+                start = time.perf_counter()
+                key, result = cell_key(cell), worker.do(work_on_cell, cell, scratch)
                 results.keep(cell, result | {"key": key})
-                failed |= "failed" in result
-                _say(f"{number}/{total} {cell}: {_in_words(result)}, {time.perf_counter() - started:.0f} s")
+                has_failed |= "failed" in result
+                _print_note(f"{number}/{total} {cell}: {_in_words(result)}, {time.perf_counter() - start:.0f} s")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return FAILED if failed else PASSED
+    return FAILED if has_failed else PASSED
 
 
 def _in_words(result: dict[str, object]) -> str:
@@ -105,7 +105,7 @@ def _in_words(result: dict[str, object]) -> str:
     return f"error {error_of(result)}, {size_of(result)}, {ratio_of(result)} of float ONNX"
 
 
-def _say(text: str) -> None:
+def _print_note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

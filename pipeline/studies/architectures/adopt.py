@@ -15,27 +15,27 @@ _ADDED = ("model", "target", "precision", "current", "published", "key")
 """What the table adds to a result, and the key, which decides whether it is still one of the present code."""
 
 
-def adopt(document: Path, results: Results) -> int:
+def adopt_results(document: Path, results: Results) -> int:
     """Keep the results of ``document`` (architectures.json) that are missing; returns how many files' there were."""
     try:
-        found: dict[str, Any] = json.loads(document.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(document.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return 0
-    known = models.names()
-    for row in (row for row in found["models"] if row["model"] in known):
+    registered_names = models.names()
+    for row in (row for row in content["models"] if row["model"] in registered_names):
         current = row.get("key") == architecture.code_digest(row["model"])
         if current and results.costs(row["model"]) is None:
-            results.keep_costs(row["model"], _measured(row))
+            results.keep_costs(row["model"], _measured_fields(row))
     rows = [
         (Cell(model=r["model"], target=r["target"], precision=r["precision"]), r)
-        for r in found["files"]
-        if r["model"] in known
+        for r in content["files"]
+        if r["model"] in registered_names
     ]
     missing = [(cell, row) for cell, row in rows if "key" in row and results.read(cell) is None]
     for cell, row in missing:
-        results.keep(cell, _measured(row) | {"key": row["key"]})
+        results.keep(cell, _measured_fields(row) | {"key": row["key"]})
     return len(missing)
 
 
-def _measured(row: dict[str, Any]) -> dict[str, Any]:
+def _measured_fields(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in _ADDED}

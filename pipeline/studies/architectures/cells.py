@@ -28,16 +28,18 @@ class Cell:
 
 def plan(names: Sequence[str], wanted: Sequence[str], precisions: Sequence[FileKind]) -> list[Cell]:
     """Every cell, small architectures first; of one architecture, float ONNX first, which the others are timed against."""
-    chosen = sorted(names or models.names(), key=_size)
+    names_by_size = sorted(names or models.names(), key=_published_size)
     files = [(target, precision) for target in wanted for precision in precisions]
     files.sort(key=lambda file: (file != ("onnx", "float"), file[1] != "float"))
-    return [Cell(model=name, target=target, precision=precision) for name in chosen for target, precision in files]
+    return [
+        Cell(model=name, target=target, precision=precision) for name in names_by_size for target, precision in files
+    ]
 
 
-def _size(name: str) -> float:
+def _published_size(name: str) -> float:
     """MACs and parameters, as far as they were published: what lowering and running take grows with both."""
-    published = PUBLISHED.get(name)
-    return 0.0 if published is None else (published.macs or 0.0) + 20 * published.params
+    figures = PUBLISHED.get(name)
+    return 0.0 if figures is None else (figures.macs or 0.0) + 20 * figures.params
 
 
 def installed_targets() -> tuple[list[str], dict[str, str]]:

@@ -22,11 +22,11 @@ _LOOKING = ("_inside", "_xnnpack_inside", "_profile", "_executorch_profile")
 
 def cell_key(cell: Cell) -> str:
     """Digest of all that a cell's result depends on, but the machine."""
-    return key_of(cell=str(cell), model=_model(cell.model), target=_target(cell.target, cell.precision))
+    return key_of(cell=str(cell), model=_model_digests(cell.model), target=_target_digests(cell.target, cell.precision))
 
 
 @cache
-def _model(name: str) -> list[str]:
+def _model_digests(name: str) -> list[str]:
     """Digests of an architecture's sources, and of those that measure it."""
     parts = (Path(network.__file__), Path(measure.__file__))
     ours = [sources.source_digest(path, within=_HERE) for path in parts]
@@ -34,7 +34,7 @@ def _model(name: str) -> list[str]:
 
 
 @cache
-def _target(name: str, precision: str) -> dict[str, Any]:
+def _target_digests(name: str, precision: str) -> dict[str, Any]:
     """Digest of the sources that make, run and evaluate a target's files, and its backend's versions.
 
     The quantizer's sources count for an int8 file only; those that look inside a finished file, for none.

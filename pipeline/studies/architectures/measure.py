@@ -18,16 +18,16 @@ from torch.fx import GraphModule
 from edgewise import models, targets
 from edgewise.files.open import open_file
 from edgewise.measure import latency, memory, statistics
-from edgewise.store.machine import machine
+from edgewise.store.machine import machine_name
 from edgewise.studies.architectures.cells import Cell, installed_targets
 from edgewise.studies.architectures.network import (
     Prepared,
-    agreement,
-    answers,
-    calibrated,
-    capture,
+    answer_images,
+    calibrate_network,
+    capture_network,
+    compare_logits,
     float_islands,
-    prepare,
+    prepare_network,
 )
 from edgewise.targets import Artifact, Runner, Target
 
@@ -42,19 +42,19 @@ class Refused(Exception):
 
 
 @lru_cache(maxsize=1)
-def _prepared(name: str) -> Prepared:
-    return prepare(models.get(name))
+def _prepare_model(name: str) -> Prepared:
+    return prepare_network(models.get(name))
 
 
 @lru_cache(maxsize=1)
-def _floating(name: str) -> torch.export.ExportedProgram:
-    prepared = _prepared(name)
-    return capture(prepared.folded, prepared.shape)
+def _capture_float(name: str) -> torch.export.ExportedProgram:
+    prepared = _prepare_model(name)
+    return capture_network(prepared.folded, prepared.shape)
 
 
 @lru_cache(maxsize=2)
-def _graph(name: str, quantizer: Any) -> GraphModule:
-    return calibrated(_prepared(name), quantizer)
+def _calibrate_graph(name: str, quantizer: Any) -> GraphModule:
+    return calibrate_network(_prepare_model(name), quantizer)
 
 
 class _File:
@@ -63,9 +63,9 @@ class _File:
     def __init__(self, program: torch.export.ExportedProgram, target: Target, scratch: Path) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(dir=scratch)
-        started = time.perf_counter()
+        start = time.perf_counter()
         self.artifact: Artifact = target.export(program, Path(self._folder.name) / f"net{target.suffix}", targets.USUAL)
-        self.seconds = time.perf_counter() - started
+        self.seconds = time.perf_counter() - start
 
     @property
     def bytes(self) -> int:
@@ -76,51 +76,51 @@ class _File:
 @lru_cache(maxsize=1)
 def _baseline(name: str, scratch: Path) -> _File:
     """The float ONNX file that every time is compared with."""
-    return _File(_floating(name), targets.get("onnx"), scratch)
+    return _File(_capture_float(name), targets.get("onnx"), scratch)
 
 
-def measure(cell: Cell, scratch: Path) -> dict[str, Any]:
+def measure_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
     """Everything that is known of a cell, as JSON values. Raises whatever the backend raises."""
     target = targets.get(cell.target)
-    prepared = _prepared(cell.model)
+    prepared = _prepare_model(cell.model)
     if cell.target in prepared.spec.cannot:
         raise Refused(prepared.spec.cannot[cell.target])
-    made, wanted, found = _made(cell, target, prepared, scratch)
-    opened = open_file(target, made.artifact.path)
-    if opened.refused:
-        raise targets.TargetError(opened.reason)
-    grade, runner, why = opened.grade, opened.runner, opened.reason
-    judged, pace = _judged(runner, prepared, wanted)
+    file, expected, facts = _make_file(cell, target, prepared, scratch)
+    handle = open_file(target, file.artifact.path)
+    if handle.refused:
+        raise targets.TargetError(handle.reason)
+    grade, runner, why = handle.grade, handle.runner, handle.reason
+    verdict, pace = _judge_answers(runner, prepared, expected)
     return {
         **asdict(cell),
         "grade": grade,
         "why": why,
-        "agreement": judged,
-        **found,
-        "undelegated": dict(sorted(Counter(_kinds(made.artifact)).items())),
-        "facts": dict(made.artifact.facts),
-        "bytes": made.bytes,
-        "latency": _timed(cell, target, runner, prepared, scratch, pace) if grade == "runtime" else None,
-        "seconds": {"writing": round(made.seconds, 1)},
-        "machine": machine(),
+        "agreement": verdict,
+        **facts,
+        "undelegated": dict(sorted(Counter(_kinds(file.artifact)).items())),
+        "facts": dict(file.artifact.facts),
+        "bytes": file.bytes,
+        "latency": _time_file(cell, target, runner, prepared, scratch, pace) if grade == "runtime" else None,
+        "seconds": {"writing": round(file.seconds, 1)},
+        "machine": machine_name(),
         "memory_bytes": memory.high_water() or 0,
     }
 
 
-def _made(cell: Cell, target: Target, prepared: Prepared, scratch: Path) -> tuple[_File, Tensor, dict[str, Any]]:
+def _make_file(cell: Cell, target: Target, prepared: Prepared, scratch: Path) -> tuple[_File, Tensor, dict[str, Any]]:
     """The file, the logits of the PyTorch model it was made from, and what is known of that model."""
     if cell.precision == "float":
-        program = _floating(cell.model)
-        made = _baseline(cell.model, scratch) if cell.target == "onnx" else _File(program, target, scratch)
-        return made, prepared.logits, {}
-    graph = _graph(cell.model, target.quantizer(target.grids[0]))
-    logits = answers(graph, prepared.images)
-    found = {
+        program = _capture_float(cell.model)
+        file = _baseline(cell.model, scratch) if cell.target == "onnx" else _File(program, target, scratch)
+        return file, prepared.logits, {}
+    graph = _calibrate_graph(cell.model, target.quantizer(target.grids[0]))
+    logits = answer_images(graph, prepared.images)
+    facts = {
         "islands": dict(sorted(float_islands(graph).items())),
-        "drift": asdict(agreement(logits, prepared.logits)),
+        "drift": asdict(compare_logits(logits, prepared.logits)),
         "grid": target.grids[0].to_json(),
     }
-    return _File(capture(graph, prepared.shape), target, scratch), logits, found
+    return _File(capture_network(graph, prepared.shape), target, scratch), logits, facts
 
 
 def _kinds(artifact: Artifact) -> list[str]:
@@ -129,21 +129,21 @@ def _kinds(artifact: Artifact) -> list[str]:
     return list(Counter(counts).elements()) if isinstance(counts, dict) else list(artifact.undelegated)
 
 
-def _judged(runner: Runner | None, prepared: Prepared, wanted: Tensor) -> tuple[dict[str, Any] | None, float]:
+def _judge_answers(runner: Runner | None, prepared: Prepared, expected: Tensor) -> tuple[dict[str, Any] | None, float]:
     """Agreement with the model the file was made from, and seconds an image."""
     if runner is None:
         return None, 0.0
-    found: list[Tensor] = []
-    started = time.perf_counter()
+    answers: list[Tensor] = []
+    start = time.perf_counter()
     for image in prepared.images:
-        if len(found) >= 2 and time.perf_counter() - started > _EVALUATING:
+        if len(answers) >= 2 and time.perf_counter() - start > _EVALUATING:
             break
-        found.append(runner(image))
-    pace = (time.perf_counter() - started) / len(found)
-    return asdict(agreement(torch.cat(found).float(), wanted)), pace
+        answers.append(runner(image))
+    pace = (time.perf_counter() - start) / len(answers)
+    return asdict(compare_logits(torch.cat(answers).float(), expected)), pace
 
 
-def _timed(
+def _time_file(
     cell: Cell, target: Target, runner: Runner | None, prepared: Prepared, scratch: Path, pace: float
 ) -> dict[str, Any] | None:
     """Milliseconds of one image on one thread, and the ratio to the float ONNX file in the same rounds."""
@@ -156,7 +156,7 @@ def _timed(
         assert onnx.load is not None
         contenders["float onnx"] = partial(onnx.load(_baseline(cell.model, scratch).artifact.path, 1), image)
     rounds = max(5, min(30, int(_TIMING / max(2 * pace, 1e-9))))
-    found = latency.interleave_calls(contenders, seconds=_TIMING, blocks=rounds)
-    ours = found["ours"]
-    ratio, interval = statistics.ratio_interval(ours.blocks, found.get("float onnx", ours).blocks)
+    times = latency.interleave_calls(contenders, seconds=_TIMING, blocks=rounds)
+    ours = times["ours"]
+    ratio, interval = statistics.ratio_interval(ours.blocks, times.get("float onnx", ours).blocks)
     return {"p50_ms": ours.percentile(50), "ratio": ratio, "ci95": list(interval), "rounds": rounds}

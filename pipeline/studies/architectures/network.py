@@ -21,7 +21,7 @@ from edgewise.network import captured
 from edgewise.stage import Context
 from edgewise.stages.fitting.batch_norms import batch_norms, reestimate_norms
 from edgewise.stages.fold import Fold
-from edgewise.studies.architectures.photographs import photographs
+from edgewise.studies.architectures.photographs import photograph_crops
 
 _CALIBRATION = 4
 """Images that the ranges of the int8 graph are observed on."""
@@ -54,7 +54,7 @@ class Prepared:
     @cached_property
     def logits(self) -> Tensor:
         """What the folded network answers to ``images``, [N, classes]."""
-        return answers(self.folded, self.images)
+        return answer_images(self.folded, self.images)
 
     @cached_property
     def calibration(self) -> tuple[Tensor, ...]:
@@ -67,13 +67,13 @@ class Prepared:
         return torch.split(normalise(images.batch(torch.arange(len(images))), self.spec), 1)
 
 
-def costs(spec: Spec) -> dict[str, Any]:
+def network_costs(spec: Spec) -> dict[str, Any]:
     """Input shape, parameters as trained (``params``) and as deployed, and MACs of one image."""
     model = spec.build()
-    found = analyze(model, spec.input_shape)
-    idle = set(found.unused)
+    analysis = analyze(model, spec.input_shape)
+    idle = set(analysis.unused)
     aids = sum(parameter.numel() for name, parameter in model.named_parameters() if name in idle)
-    totals = found.totals
+    totals = analysis.totals
     return {
         "input_shape": list(spec.input_shape),
         "params": totals.params,
@@ -82,7 +82,7 @@ def costs(spec: Spec) -> dict[str, Any]:
     }
 
 
-def prepare(spec: Spec, *, small: bool = False, images: int = 8) -> Prepared:
+def prepare_network(spec: Spec, *, small: bool = False, images: int = 8) -> Prepared:
     """The architecture with its own initialisation, and batch norms that have seen photographs.
 
     ``small``: the reduced network of the tests. Without statistics of images, activations would fade or explode
@@ -91,30 +91,30 @@ def prepare(spec: Spec, *, small: bool = False, images: int = 8) -> Prepared:
     torch.manual_seed(0)
     shape = (spec.small_input or spec.input_shape) if small else spec.input_shape
     model = spec.build(**(spec.small if small else {}))
-    data = photographs(shape, spec.num_classes, images)
+    data = photograph_crops(shape, spec.num_classes, images)
     prepared = Prepared(spec=spec, model=model.eval(), context=Context(spec=spec, data=data, scratch=Path("unused")))
-    _wake(model)
+    _wake_branches(model)
     if norms := batch_norms(model):
         reestimate_norms(model, norms, [torch.cat(prepared.normalised("train"))])
     return prepared
 
 
 @torch.no_grad()
-def _wake(model: nn.Module) -> None:
+def _wake_branches(model: nn.Module) -> None:
     """Set learned scales of residual branches, which start near zero, to one: a silent branch would prove nothing."""
     for name, parameter in model.named_parameters():
         if name.endswith("layer_scale"):
             parameter.fill_(1.0)
 
 
-def capture(model: nn.Module, shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
+def capture_network(model: nn.Module, shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
     """The program of ``model`` for one image, as a target's ``export`` wants it."""
     with library_noise.quiet_capture():
         return torch.export.export(model, (torch.zeros(1, *shape),))
 
 
 @torch.no_grad()
-def calibrated(prepared: Prepared, quantizer: Any) -> GraphModule:
+def calibrate_network(prepared: Prepared, quantizer: Any) -> GraphModule:
     """The folded network as integers on the quantizer's grid, its ranges observed on the calibration images."""
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
@@ -127,7 +127,7 @@ def calibrated(prepared: Prepared, quantizer: Any) -> GraphModule:
 
 
 @torch.no_grad()
-def answers(network: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Tensor:
+def answer_images(network: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Tensor:
     """Logits [N, classes] of images given one by one."""
     return torch.cat([network(image).float() for image in images])
 
@@ -143,12 +143,12 @@ class Agreement:
     images: int
 
 
-def agreement(found: Tensor, wanted: Tensor) -> Agreement:
+def compare_logits(answers_of_file: Tensor, expected: Tensor) -> Agreement:
     """Logits [N, classes] of a file against those of what it was made from; only as many images as were found."""
-    wanted = wanted[: len(found)]
-    spread = (wanted - wanted.mean(1, keepdim=True)).norm().clamp_min(torch.finfo(torch.float32).tiny)
-    same = int((found.argmax(1) == wanted.argmax(1)).sum())
-    return Agreement(float((found - wanted).norm() / spread), same, len(found))
+    expected = expected[: len(answers_of_file)]
+    spread = (expected - expected.mean(1, keepdim=True)).norm().clamp_min(torch.finfo(torch.float32).tiny)
+    same = int((answers_of_file.argmax(1) == expected.argmax(1)).sum())
+    return Agreement(float((answers_of_file - expected).norm() / spread), same, len(answers_of_file))
 
 
 _MOVES = (

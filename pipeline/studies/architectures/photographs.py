@@ -13,7 +13,7 @@ class Crops:
     """A part of a data set: square crops of scikit-learn's two sample photographs, drawn by a seed and resized."""
 
     def __init__(self, count: int, shape: tuple[int, int, int], seed: int) -> None:
-        self._images = _crops(count, shape, seed)
+        self._images = _cut_crops(count, shape, seed)
         self.labels = torch.zeros(count, dtype=torch.int64)
 
     def __len__(self) -> int:
@@ -24,14 +24,14 @@ class Crops:
         return self._images[index]
 
 
-def photographs(shape: tuple[int, int, int], classes: int, count: int = 8) -> Data:
+def photograph_crops(shape: tuple[int, int, int], classes: int, count: int = 8) -> Data:
     """Crops as a data set whose parts share no crop; there is nothing to learn from it, only ranges to observe."""
     train, calib, test = (Crops(count, shape, seed) for seed in (1, 2, 3))
     names = tuple(map(str, range(classes)))
     return Data(name="photographs", train=train, calib=calib, test=test, classes=names, shape=shape, digest="sklearn")
 
 
-def _crops(count: int, shape: tuple[int, int, int], seed: int) -> Tensor:
+def _cut_crops(count: int, shape: tuple[int, int, int], seed: int) -> Tensor:
     """uint8 [count, C, H, W]; one channel: the luma. Crops take 30 to 100 % of the photograph's shorter side."""
     from PIL import Image
     from sklearn.datasets import load_sample_images

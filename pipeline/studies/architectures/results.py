@@ -24,10 +24,10 @@ class Results:
         """The kept result, of whatever key, or None."""
         path = self._path(cell)
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return found
+        return result
 
     def keep(self, cell: Cell, result: dict[str, Any]) -> None:
         """Write a result, whole or not at all."""
@@ -36,21 +36,21 @@ class Results:
     def pending(self, cells: Iterable[Cell], again: bool) -> Iterator[Cell]:
         """Cells without a result of the present code; ``again``: those that failed too."""
         for cell in cells:
-            kept = self.read(cell)
-            if kept is None or kept.get("key") != cell_key(cell) or (again and kept.get("failed")):
+            record = self.read(cell)
+            if record is None or record.get("key") != cell_key(cell) or (again and record.get("failed")):
                 yield cell
 
     def costs(self, name: str) -> dict[str, Any] | None:
         """Parameters and MACs of an architecture as its present code has them, or None."""
         try:
-            found: dict[str, Any] = json.loads(self._costs(name).read_text(encoding="utf-8"))
+            costs_of: dict[str, Any] = json.loads(self._costs(name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return found if found.get("key") == architecture.code_digest(name) else None
+        return costs_of if costs_of.get("key") == architecture.code_digest(name) else None
 
-    def keep_costs(self, name: str, found: dict[str, Any]) -> None:
+    def keep_costs(self, name: str, figures: dict[str, Any]) -> None:
         """Write them, whole or not at all."""
-        document = found | {"key": architecture.code_digest(name)}
+        document = figures | {"key": architecture.code_digest(name)}
         write_whole(self._costs(name), json.dumps(document, indent=1, allow_nan=False).encode())
 
     def _costs(self, name: str) -> Path:

@@ -58,12 +58,12 @@ class Worker:
         return result
 
     def _wait(self, future: Future[dict[str, Any]]) -> dict[str, Any] | None:
-        started = time.monotonic()
+        start = time.monotonic()
         while True:
             try:
                 return future.result(_LOOK_EVERY)
             except TimeoutError:
-                if time.monotonic() - started > self._seconds or self._held() > self._memory:
+                if time.monotonic() - start > self._seconds or self._held() > self._memory:
                     return None
 
     def _held(self) -> int:

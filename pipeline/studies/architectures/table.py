@@ -44,23 +44,26 @@ same with every figure.
 
 def write(results: Results, folder: Path) -> list[Path]:
     """Write both files into ``folder`` and return their paths."""
-    wanted = [name for name in targets.names() if any(results.folder.glob(f"*.{name}.*.json"))]
-    found = _collect(results, plan((), wanted, PRECISIONS))
+    names = [name for name in targets.names() if any(results.folder.glob(f"*.{name}.*.json"))]
+    results_by_cell = _collect_results(results, plan((), names, PRECISIONS))
     text, document = folder / "architectures.md", folder / "architectures.json"
     costs = {name: results.costs(name) or {} for name in models.names()}
-    write_whole(text, _markdown(found, wanted, costs).encode())
-    write_whole(document, json.dumps(_document(found, costs), indent=1, ensure_ascii=False, allow_nan=False).encode())
+    write_whole(text, _markdown(results_by_cell, names, costs).encode())
+    write_whole(
+        document,
+        json.dumps(_json_document(results_by_cell, costs), indent=1, ensure_ascii=False, allow_nan=False).encode(),
+    )
     return [text, document]
 
 
-def _collect(results: Results, cells: Iterable[Cell]) -> Found:
-    found: Found = {}
+def _collect_results(results: Results, cells: Iterable[Cell]) -> Found:
+    collection: Found = {}
     for cell in cells:
         result = results.read(cell)
         if result is not None:
             current = {"current": _is_current(result, cell)}
-            found[cell.model, cell.target, cell.precision] = {**result, **current}
-    return found
+            collection[cell.model, cell.target, cell.precision] = {**result, **current}
+    return collection
 
 
 def _is_current(result: Result, cell: Cell) -> bool:
@@ -70,67 +73,67 @@ def _is_current(result: Result, cell: Cell) -> bool:
         return True  # measured elsewhere; nothing here can tell
 
 
-def _document(found: Found, costs: Mapping[str, Result]) -> dict[str, Any]:
-    sizes = [{"model": name, **costs[name], "published": _published(name)} for name in costs]
+def _json_document(results: Found, costs: Mapping[str, Result]) -> dict[str, Any]:
+    sizes = [{"model": name, **costs[name], "published": _published_figures(name)} for name in costs]
     rows = [
         {"model": model, "target": target, "precision": precision}
         | {k: v for k, v in result.items() if k not in ("facts", "grid")}
-        for (model, target, precision), result in found.items()
+        for (model, target, precision), result in results.items()
     ]
     return {"schema": 1, "models": sizes, "files": rows}
 
 
-def _published(name: str) -> dict[str, Any] | None:
+def _published_figures(name: str) -> dict[str, Any] | None:
     return asdict(PUBLISHED[name]) if name in PUBLISHED else None
 
 
-def _markdown(found: Found, wanted: Sequence[str], costs: Mapping[str, Result]) -> str:
+def _markdown(results: Found, wanted: Sequence[str], costs: Mapping[str, Result]) -> str:
     parts = [_INTRODUCTION, _sizes(costs)]
-    parts += [_of_target(found, target) for target in wanted]
-    parts.append(_rest(found, wanted))
+    parts += [_of_target(results, target) for target in wanted]
+    parts.append(_rest_note(results, wanted))
     return "\n".join(parts)
 
 
-def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join([f"## {title}", "", *markdown.table(head, rows), ""])
+def _titled_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join([f"## {title}", "", *markdown.markdown_table(head, rows), ""])
 
 
 def _sizes(costs: Mapping[str, Result]) -> str:
-    rows = [[name, *_size_columns(name, measured)] for name, measured in costs.items()]
+    rows = [[name, *_size_columns(name, cost)] for name, cost in costs.items()]
     head = ["architecture", "input", "parameters", "published", "MACs", "published", "by"]
-    return _table("Parameters and multiply-accumulates", head, rows)
+    return _titled_table("Parameters and multiply-accumulates", head, rows)
 
 
 def _size_columns(name: str, measured: Result) -> list[str]:
-    published = PUBLISHED.get(name)
-    macs = published.macs if published else None
-    theirs = "–" if published is None else f"{published.params:,}"
-    quoted = ["–", "–"]
-    if published is not None and macs is not None:
-        quoted = [_amount(macs), published.source + (f", at {published.side}" if published.side else "")]
+    figures = PUBLISHED.get(name)
+    macs = figures.macs if figures else None
+    theirs = "–" if figures is None else f"{figures.params:,}"
+    published_cells = ["–", "–"]
+    if figures is not None and macs is not None:
+        published_cells = [_amount(macs), figures.source + (f", at {figures.side}" if figures.side else "")]
     if "macs" not in measured:
-        return ["–", measured.get("failed", "–"), theirs, "–", *quoted]
-    params, deployed = measured["params"], measured["deployed"]
-    own = f"{params:,}" + (f" ({deployed:,} deployed)" if deployed != params else "")
-    return ["×".join(map(str, measured["input_shape"])), own, theirs, _amount(measured["macs"]), *quoted]
+        return ["–", measured.get("failed", "–"), theirs, "–", *published_cells]
+    params, file_params = measured["params"], measured["deployed"]
+    own = f"{params:,}" + (f" ({file_params:,} deployed)" if file_params != params else "")
+    return ["×".join(map(str, measured["input_shape"])), own, theirs, _amount(measured["macs"]), *published_cells]
 
 
-def _of_target(found: Found, target: str) -> str:
+def _of_target(results: Found, target: str) -> str:
     head = ["architecture"]
     head += ["float error, top-1", "outside", "size", "time"]
     head += ["int8 error, top-1", "drift", "outside", "islands", "size", "time"]
-    run = [name for name in models.names() if any((name, target, precision) in found for precision in PRECISIONS)]
-    rows = [[name, *_columns(found, name, target)] for name in run]
-    grades = Counter(r["grade"] for (_, t, _), r in found.items() if t == target and "grade" in r)
+    run = [name for name in models.names() if any((name, target, precision) in results for precision in PRECISIONS)]
+    rows = [[name, *_columns(results, name, target)] for name in run]
+    grades = Counter(r["grade"] for (_, t, _), r in results.items() if t == target and "grade" in r)
     grade = ", ".join(f"{grade} ({count} files)" for grade, count in grades.items()) or "nothing was run"
     missing = len(models.names()) - len(run)
-    return _table(f"{target}: {grade}", head, rows) + (
+    return _titled_table(f"{target}: {grade}", head, rows) + (
         f"\n{missing} other architectures: not run.\n" if missing else ""
     )
 
 
-def _columns(found: Found, name: str, target: str) -> list[str]:
-    floating, int8 = (found.get((name, target, precision)) for precision in PRECISIONS)
+def _columns(results: Found, name: str, target: str) -> list[str]:
+    floating, int8 = (results.get((name, target, precision)) for precision in PRECISIONS)
     return [*_cells(floating, 4, _float_columns), *_cells(int8, 6, _int8_columns)]
 
 
@@ -143,25 +146,25 @@ def _cells(result: Result | None, width: int, columns: Any) -> list[str]:
     if result is None:
         return ["–"] * width
     if reason := why_unmeasured(result):
-        return [_escaped(reason), *[""] * (width - 1)]
-    filled: list[str] = columns(result)
-    return filled if result["current"] else [f"{filled[0]} †", *filled[1:]]
+        return [_escape_cell(reason), *[""] * (width - 1)]
+    cells: list[str] = columns(result)
+    return cells if result["current"] else [f"{cells[0]} †", *cells[1:]]
 
 
 def _float_columns(result: Result) -> list[str]:
-    return [error_of(result), _counts(result["undelegated"]), size_of(result), _time(result)]
+    return [error_of(result), _counts_text(result["undelegated"]), size_of(result), _time_text(result)]
 
 
 def _int8_columns(result: Result) -> list[str]:
     drift = f"{100 * result['drift']['error']:.2g} %"
-    outside, islands = _counts(result["undelegated"]), _counts(result["islands"])
-    return [error_of(result), drift, outside, islands, size_of(result), _time(result)]
+    outside, islands = _counts_text(result["undelegated"]), _counts_text(result["islands"])
+    return [error_of(result), drift, outside, islands, size_of(result), _time_text(result)]
 
 
 def error_of(result: Result) -> str:
     """``0.01 %, 8/8``: error of the logits, and images with the same largest one."""
-    found = result["agreement"]
-    return "not run" if found is None else f"{100 * found['error']:.2g} %, {found['same']}/{found['images']}"
+    figures = result["agreement"]
+    return "not run" if figures is None else f"{100 * figures['error']:.2g} %, {figures['same']}/{figures['images']}"
 
 
 def size_of(result: Result) -> str:
@@ -174,7 +177,7 @@ def ratio_of(result: Result) -> str:
     return f"{result['latency']['ratio']:.2f}×" if result["latency"] else "–"
 
 
-def _time(result: Result) -> str:
+def _time_text(result: Result) -> str:
     if not result["latency"]:
         return "–"
     low, high = result["latency"]["ci95"]
@@ -182,8 +185,8 @@ def _time(result: Result) -> str:
     return f"{ratio_of(result)}{interval}, {result['latency']['p50_ms']:.3g} ms"
 
 
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {_escaped(name)}" for name, count in counts.items()) or "0"
+def _counts_text(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {_escape_cell(name)}" for name, count in counts.items()) or "0"
 
 
 def _amount(macs: float) -> str:
@@ -191,17 +194,17 @@ def _amount(macs: float) -> str:
     return f"{macs / unit:.4g} {name}"
 
 
-def _escaped(text: str) -> str:
+def _escape_cell(text: str) -> str:
     return " ".join(text.split())[:240].replace("|", "\\|").replace("_", "\\_").replace("<", "&lt;")
 
 
-def _rest(found: Found, wanted: Sequence[str]) -> str:
+def _rest_note(results: Found, wanted: Sequence[str]) -> str:
     """What was not measured, and where the rest was."""
     total = len(models.names()) * len(PRECISIONS)
     lines = ["## What was run", ""]
     for target in targets.names():
-        count = sum(1 for _, name, _ in found if name == target)
+        count = sum(1 for _, name, _ in results if name == target)
         lines.append(f"- {target}: {count} of {total} files" if target in wanted else f"- {target}: not run")
-    machines = Counter(result["machine"] for result in found.values() if "machine" in result)
+    machines = Counter(result["machine"] for result in results.values() if "machine" in result)
     lines += [f"- on {name}: {count} files" for name, count in machines.items()]
     return "\n".join([*lines, ""])

@@ -11,20 +11,20 @@ from edgewise.studies.architectures.cells import Cell
 def size_up(name: str) -> dict[str, Any]:
     """Parameters and MACs of an architecture, or ``{"failed": reason}``."""
     from edgewise import models
-    from edgewise.studies.architectures.network import costs
+    from edgewise.studies.architectures.network import network_costs
 
     try:
-        return costs(models.get(name))
+        return network_costs(models.get(name))
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
 
 
-def work(cell: Cell, scratch: Path) -> dict[str, Any]:
-    """The result of ``measure``, or ``{"failed": reason}``."""
-    from edgewise.studies.architectures.measure import Refused, measure
+def work_on_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
+    """The result of ``measure_cell``, or ``{"failed": reason}``."""
+    from edgewise.studies.architectures.measure import Refused, measure_cell
 
     try:
-        return measure(cell, scratch)
+        return measure_cell(cell, scratch)
     except Refused as reason:
         return {"cannot": str(reason)}
     except Exception as error:

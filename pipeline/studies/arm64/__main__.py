@@ -24,7 +24,7 @@ CPUS = ("cortex-a53", "cortex-a76")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status, as ``python -m edgewise`` has them."""
     options = _parser().parse_args(arguments)
-    return run_guarded(lambda: _run(options))
+    return run_guarded(lambda: _run_study(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,18 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run_study(options: argparse.Namespace) -> int:
     from edgewise.errors import RequestError
     from edgewise.report.watch import Watch
     from edgewise.studies.arm64 import root
-    from edgewise.studies.arm64.check import check
+    from edgewise.studies.arm64.check import check_files
 
     if options.images is not None and options.images < 1:
         raise RequestError(f"--images must be at least 1, found {options.images}")
     root.check()
     watch = Watch()
     system = root.build(options.root, options.mirror or root.MIRROR, watch.say)
-    rows = check(options.artifacts, options.data, options.images, options.cpu or CPUS, system, watch)
+    rows = check_files(options.artifacts, options.data, options.images, options.cpu or CPUS, system, watch)
     document = {"versions": root.versions(), "emulator": root.emulator(), "rows": [row.to_json() for row in rows]}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     if options.out is not None:
@@ -71,23 +71,23 @@ def _run(options: argparse.Namespace) -> int:
     else:
         from rich.console import Console
 
-        Console(highlight=False, width=None if sys.stdout.isatty() else 130).print(_table(rows))
+        Console(highlight=False, width=None if sys.stdout.isatty() else 130).print(_result_table(rows))
     return FAILED if any(row.verdict == "fail" for row in rows) else PASSED
 
 
-def _table(rows: Sequence[OnMachine]) -> Table:
+def _result_table(rows: Sequence[OnMachine]) -> Table:
     from rich import box
     from rich.table import Table
 
     from edgewise.report.numbers import percent, significant
 
-    shown = Table(
+    table = Table(
         box=box.SIMPLE_HEAD, caption="Emulated times compare files with each other at most, never with a board."
     )
     for title in ("file", "machine", "top-1 %", "n", "same class %", "largest difference", "ms", "verdict"):
-        shown.add_column(title, justify="left" if title in ("file", "machine", "verdict") else "right")
+        table.add_column(title, justify="left" if title in ("file", "machine", "verdict") else "right")
     for row in rows:
-        shown.add_row(
+        table.add_row(
             f"{Path(row.file).name} ({row.precision})",
             row.machine,
             percent(row.accuracy.top1),
@@ -97,7 +97,7 @@ def _table(rows: Sequence[OnMachine]) -> Table:
             significant(row.p50_ms) + (" emulated" if row.emulated else ""),
             row.verdict,
         )
-    return shown
+    return table
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from edgewise import targets
 from edgewise.errors import RequestError
 from edgewise.files import parts
 from edgewise.files.open import open_runtime
-from edgewise.images.normalise import feed
+from edgewise.images.normalise import feed_images
 from edgewise.measure import statistics
 from edgewise.measure.agreement import compare_answers
 from edgewise.measure.values import Accuracy, Agreement
 from edgewise.report.rows import Verdict
 from edgewise.store.json_values import encode
-from edgewise.store.machine import machine
+from edgewise.store.machine import machine_name
 from edgewise.studies.arm64 import inside
 from edgewise.studies.arm64.root import Root, run
 from edgewise.verify import card, gates
@@ -66,11 +66,11 @@ class OnMachine:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types."""
-        found: dict[str, Any] = encode(self)
-        return found
+        fields: dict[str, Any] = encode(self)
+        return fields
 
 
-def check(
+def check_files(
     paths: Sequence[Path], data_name: str, count: int | None, cpus: Sequence[str], root: Root, watch: Watch
 ) -> list[OnMachine]:
     """Evaluate each file on the first ``count`` test images (None: all), here and on each processor.
@@ -78,49 +78,51 @@ def check(
     Raises RequestError for a file without its card, of another target or verified on other images, TargetError for one
     that onnxruntime cannot read, EmulationError where the Arm side fails.
     """
-    opened = [(path, *_open(path, data_name)) for path in paths]
+    subjects = [(path, *_open_file(path, data_name)) for path in paths]
     rows: list[OnMachine] = []
-    for path, kept, data in opened:
+    for path, own_card, data in subjects:
         number = len(data.test) if count is None else min(count, len(data.test))
-        images = feed(data.test.batch(torch.arange(number)), kept, kept.fed)
+        images = feed_images(data.test.batch(torch.arange(number)), own_card, own_card.fed)
         labels = data.test.labels[:number]
-        mine = _here(path, images, watch)
+        mine = _answer_here(path, images, watch)
         rows.append(
-            _row(path, kept, machine(), mine, mine, labels, Finding("pass", "what the others are held against"))
+            _make_row(
+                path, own_card, machine_name(), mine, mine, labels, Finding("pass", "what the others are held against")
+            )
         )
         for cpu in cpus:
-            theirs = _there(path, images, cpu, root, watch)
-            found = _row(path, kept, f"aarch64 {cpu}", theirs, mine, labels, None)
-            watch.detail(f"{path.name} on {cpu}: {found.verdict}, {found.reason}")
-            rows.append(found)
+            theirs = _answer_there(path, images, cpu, root, watch)
+            row = _make_row(path, own_card, f"aarch64 {cpu}", theirs, mine, labels, None)
+            watch.detail(f"{path.name} on {cpu}: {row.verdict}, {row.reason}")
+            rows.append(row)
     return rows
 
 
-def _open(path: Path, data_name: str) -> tuple[Card, Data]:
+def _open_file(path: Path, data_name: str) -> tuple[Card, Data]:
     if not path.is_file():
         raise RequestError(f"there is no file {path}")
-    kept = card.read(path)
-    if kept.target != "onnx":
-        raise RequestError(f"{path} is for {kept.target}; only onnx has a runtime for the emulated system")
-    if parts.digest(path) != kept.sha256:
+    own_card = card.read(path)
+    if own_card.target != "onnx":
+        raise RequestError(f"{path} is for {own_card.target}; only onnx has a runtime for the emulated system")
+    if parts.digest(path) != own_card.sha256:
         raise RequestError(f"{path} is not the file its card describes; verify it, or write it again")
-    data = card.load_images(kept, data_name)
-    if data.digest != kept.data_digest:
+    data = card.load_images(own_card, data_name)
+    if data.digest != own_card.data_digest:
         raise RequestError(f"{path} was verified on other images than {data_name}; give the --data it was made with")
-    return kept, data
+    return own_card, data
 
 
-def _here(path: Path, images: Tensor, watch: Watch) -> Answers:
+def _answer_here(path: Path, images: Tensor, watch: Watch) -> Answers:
     runner = open_runtime(targets.get("onnx"), path)
     logits, times = [], []
     for index in watch.track(range(len(images)), f"{path.name} on this machine", len(images)):
-        started = time.perf_counter()
+        start = time.perf_counter()
         logits.append(runner(images[index : index + 1]))
-        times.append(1000 * (time.perf_counter() - started))
+        times.append(1000 * (time.perf_counter() - start))
     return Answers(logits=torch.cat(logits), ms=np.array(times))
 
 
-def _there(path: Path, images: Tensor, cpu: str, root: Root, watch: Watch) -> Answers:
+def _answer_there(path: Path, images: Tensor, cpu: str, root: Root, watch: Watch) -> Answers:
     """The same inside: the file, the program and the images are copied in, the answers read back."""
     with root.workspace() as folder:
         for source in (*parts.roots(path), Path(inside.__file__)):
@@ -131,34 +133,34 @@ def _there(path: Path, images: Tensor, cpu: str, root: Root, watch: Watch) -> An
         lines = run(root, cpu, *(f"{at}/{name}" for name in names))
         for _ in watch.track(lines, f"{path.name} on {cpu}", math.ceil(len(images) / inside.STEP)):
             pass
-        with np.load(folder / "answers.npz", allow_pickle=False) as found:
-            return Answers(logits=torch.from_numpy(found["logits"]), ms=found["ms"])
+        with np.load(folder / "answers.npz", allow_pickle=False) as arrays:
+            return Answers(logits=torch.from_numpy(arrays["logits"]), ms=arrays["ms"])
 
 
-def _row(
-    path: Path, kept: Card, name: str, theirs: Answers, mine: Answers, labels: Tensor, finding: Finding | None
+def _make_row(
+    path: Path, own_card: Card, name: str, theirs: Answers, mine: Answers, labels: Tensor, finding: Finding | None
 ) -> OnMachine:
-    correct, reference = (_correct(answers, labels) for answers in (theirs, mine))
+    correct, reference = (_correct_images(answers, labels) for answers in (theirs, mine))
     accuracy = statistics.judge_top1(reference if theirs is mine else correct, reference)
-    finding = finding or judge(accuracy, kept.max_drop)
+    finding = finding or judge_loss(accuracy, own_card.max_drop)
     return OnMachine(
         file=str(path),
-        precision=kept.row.precision or "",
+        precision=own_card.row.precision or "",
         machine=name,
         emulated=theirs is not mine,
         accuracy=accuracy,
-        agreement=compare_answers(theirs.logits.numpy(), mine.logits.numpy(), kept.row.precision or "float32"),
+        agreement=compare_answers(theirs.logits.numpy(), mine.logits.numpy(), own_card.row.precision or "float32"),
         p50_ms=float(np.median(theirs.ms)),
         verdict=finding.verdict,
         reason=finding.reason,
     )
 
 
-def _correct(answers: Answers, labels: Tensor) -> NDArray[np.bool_]:
+def _correct_images(answers: Answers, labels: Tensor) -> NDArray[np.bool_]:
     right: NDArray[np.bool_] = (answers.logits.argmax(1) == labels).numpy()
     return right
 
 
-def judge(accuracy: Accuracy, max_drop: float) -> Finding:
+def judge_loss(accuracy: Accuracy, max_drop: float) -> Finding:
     """A file may lose as little between machines as it might between steps: ``max_drop``, on the same images."""
     return gates.on_accuracy(accuracy, Limits(max_drop=max_drop), "this machine's")

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgewise.commands.console import FAILED, PASSED, run_guarded, say
+from edgewise.commands.console import FAILED, PASSED, print_note, run_guarded
 from edgewise.device.runner.native import VARIABLE
 from edgewise.studies.arm64 import native, root
 from edgewise.studies.arm64.root import MIRROR, PYTHON, EmulationError, Root, build
@@ -43,20 +43,20 @@ exec unshare -m /bin/sh -c 'mount -t proc none "$0/proc" && mount --bind /dev "$
 """
 
 
-def check() -> tuple[str, str]:
+def check_tools() -> tuple[str, str]:
     """The SSH server and busybox. Raises MissingBackend, with the line that installs what is missing."""
     root.check()
-    found = {"sshd": shutil.which("sshd", path="/usr/sbin:/sbin:/usr/bin"), "busybox": shutil.which("busybox")}
+    tools = {"sshd": shutil.which("sshd", path="/usr/sbin:/sbin:/usr/bin"), "busybox": shutil.which("busybox")}
     missing = {"sshd": "openssh-server", "busybox": "busybox-static"}
-    absent = [package for tool, package in missing.items() if found[tool] is None]
+    absent = [package for tool, package in missing.items() if tools[tool] is None]
     if absent:
         raise MissingBackend(
             f"an Arm device behind SSH needs {', '.join(absent)}: sudo apt-get install {' '.join(absent)}"
         )
-    return str(found["sshd"]), str(found["busybox"])
+    return str(tools["sshd"]), str(tools["busybox"])
 
 
-def furnish(system: Root, busybox: str, cpu: str, executorch: str | None = None) -> None:
+def furnish_system(system: Root, busybox: str, cpu: str, executorch: str | None = None) -> None:
     """Give the Arm system a shell, tools, and a ``python3`` that runs on the emulated ``cpu``.
 
     ``executorch``: the folder in it that holds ExecuTorch's runtime.
@@ -81,7 +81,7 @@ def furnish(system: Root, busybox: str, cpu: str, executorch: str | None = None)
 
 
 @contextmanager
-def serve(system: Root, sshd: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+def serve_system(system: Root, sshd: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The system behind an SSH server on loopback; gives its address and the client's options."""
     with tempfile.TemporaryDirectory(prefix="edgewise-sshd-") as name:
         folder = Path(name)
@@ -89,7 +89,7 @@ def serve(system: Root, sshd: str) -> Iterator[tuple[str, tuple[str, ...]]]:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        _configure(folder, system, port)
+        _configure_sshd(folder, system, port)
         Path("/run/sshd").mkdir(exist_ok=True)
         process = subprocess.Popen([sshd, "-D", "-e", "-f", folder / "config"], stderr=subprocess.DEVNULL)
         try:
@@ -101,7 +101,7 @@ def serve(system: Root, sshd: str) -> Iterator[tuple[str, tuple[str, ...]]]:
             process.wait()
 
 
-def _configure(folder: Path, system: Root, port: int) -> None:
+def _configure_sshd(folder: Path, system: Root, port: int) -> None:
     enter = folder / "enter"
     enter.write_text(_ENTER.format(applets=_APPLETS, root=system.path.resolve()), encoding="utf-8")
     enter.chmod(0o755)
@@ -143,40 +143,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mirror", default=MIRROR, metavar="URL", help="of Debian's packages")
     parser.add_argument("--brief", type=float, default=2.0, metavar="S", help="seconds of each file (default 2)")
     options = parser.parse_args(arguments)
-    return run_guarded(lambda: _run(options))
+    return run_guarded(lambda: _run_bench(options))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run_bench(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from edgewise.device import bench, bundle
     from edgewise.device.bench import Request
     from edgewise.report.terminal import device_table
 
-    sshd, busybox = check()
-    held = bundle.read(options.bundle)
-    system = build(options.root, options.mirror, say)
-    there = [file for file in held.manifest.files if file.target in ("onnx", "ort", "xnnpack")]
+    sshd, busybox = check_tools()
+    bundle_file = bundle.read(options.bundle)
+    system = build(options.root, options.mirror, print_note)
+    there = [file for file in bundle_file.manifest.files if file.target in ("onnx", "ort", "xnnpack")]
     only = tuple(file.name for file in there)
     if any(file.target == "xnnpack" for file in there):
         native.check()
-        executorch = native.build(system, say)
+        executorch = native.build(system, print_note)
     else:
         executorch = None
     rows: list[DeviceRow] = []
-    with serve(system, sshd) as (address, ssh_options):
+    with serve_system(system, sshd) as (address, ssh_options):
         request = Request(mode=("--brief", f"{options.brief:g}"), only=only, ssh_options=ssh_options)
         for cpu in options.cpu or ("cortex-a53", "cortex-a76"):
-            furnish(system, busybox, cpu, executorch)
+            furnish_system(system, busybox, cpu, executorch)
             link = bench.connect(address, request)
             try:
-                rows += bench.measure(held, link, request, say, f"qemu-{cpu}").rows
+                rows += bench.measure(bundle_file, link, request, print_note, f"qemu-{cpu}").rows
             finally:
                 link.close()
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(device_table(rows))
     for row in rows:
         print(f"{row.device}, {row.file}: {row.reason}")
-    return FAILED if bench.failed(rows) else PASSED
+    return FAILED if bench.has_failures(rows) else PASSED
 
 
 if __name__ == "__main__":

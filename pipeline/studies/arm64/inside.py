@@ -25,9 +25,9 @@ def main(file: str, images_file: str, answers_file: str) -> None:
     images = np.load(images_file)["images"]
     logits, times = [], []
     for index in range(len(images)):
-        started = time.perf_counter()
+        start = time.perf_counter()
         logits.append(session.run(None, {name: images[index : index + 1]})[0])
-        times.append(1000 * (time.perf_counter() - started))
+        times.append(1000 * (time.perf_counter() - start))
         if (index + 1) % STEP == 0 or index + 1 == len(images):
             print(index + 1, flush=True)
     np.savez(answers_file, logits=np.concatenate(logits), ms=np.array(times), machine=np.array(platform.machine()))

@@ -51,24 +51,24 @@ def build(system: Root, say: Callable[[str], None]) -> str:
 
     Raises EmulationError where a wheel cannot be fetched or the library cannot be compiled.
     """
-    wanted = versions()
+    packages = versions()
     key = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:8]
-    inside = f"opt/executorch-{wanted['executorch']}-{key}"
+    inside = f"opt/executorch-{packages['executorch']}-{key}"
     place = system.path / inside
     if not place.is_dir():
-        say(f"fetching {', '.join(f'{name} {version}' for name, version in wanted.items())} for arm64 (450 MB)")
+        say(f"fetching {', '.join(f'{name} {version}' for name, version in packages.items())} for arm64 (450 MB)")
         partial = place.with_name(f".{place.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
-            _fetch(wanted, Path(folder))
-            _fill(partial, Path(folder), wanted["executorch"])
+            _fetch(packages, Path(folder))
+            _fill(partial, Path(folder), packages["executorch"])
         partial.rename(place)
     return f"/{inside}"
 
 
-def _fetch(wanted: dict[str, str], folder: Path) -> None:
-    exact = [f"{name}=={version}" for name, version in wanted.items()]
+def _fetch(packages: dict[str, str], folder: Path) -> None:
+    exact = [f"{name}=={version}" for name, version in packages.items()]
     kind = ("--platform", _PLATFORM, "--python-version", PYTHON, "--only-binary=:all:", "--no-deps", "--quiet")
     _do(sys.executable, "-m", "pip", "download", *kind, "--dest", str(folder), *exact)
 
@@ -86,9 +86,9 @@ def _fill(place: Path, wheels: Path, version: str) -> None:
     runtime = next(place.glob("_portable_lib*.so"))
     _stand_in(place, runtime)
     include = headers / "executorch/include"
-    found = (f"-I{include}", f"-I{include}/executorch/runtime/core/portable_type/c10")
+    include_options = (f"-I{include}", f"-I{include}/executorch/runtime/core/portable_type/c10")
     flags = ("-std=c++20", "-O2", "-shared", "-fPIC", "-DC10_USING_CUSTOM_GENERATED_MACROS", _NEEDED_AT_LINK)
-    _do(_COMPILER, *flags, *found, str(SOURCE), "-o", str(place / "libedgewise_pte.so"))
+    _do(_COMPILER, *flags, *include_options, str(SOURCE), "-o", str(place / "libedgewise_pte.so"))
     (place / "libraries").write_text(f"{runtime.name}\nlibedgewise_pte.so\n", encoding="ascii")
     (place / "version").write_text(f"{version}\n", encoding="ascii")
 
@@ -115,11 +115,11 @@ def _stand_in(place: Path, runtime: Path) -> None:
 
 def _undefined(library: Path) -> list[tuple[str, str]]:
     """Names that a library asks of others, each with the version, which is the library's name where it has one."""
-    said = subprocess.run(
+    output = subprocess.run(
         [_LISTER, "-D", "--undefined-only", library], capture_output=True, text=True, check=True
     ).stdout
-    found = [line.split()[-1].partition("@") for line in said.splitlines() if line.strip()]
-    return [(name, version.lstrip("@")) for name, _, version in found]
+    symbols = [line.split()[-1].partition("@") for line in output.splitlines() if line.strip()]
+    return [(name, version.lstrip("@")) for name, _, version in symbols]
 
 
 def _compile_stand_in(path: Path, symbols: set[str], versioned: bool) -> None:
@@ -134,7 +134,7 @@ def _compile_stand_in(path: Path, symbols: set[str], versioned: bool) -> None:
 
 
 def _do(*command: str) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode:
-        tail = "\n".join(done.stdout.strip().splitlines()[-8:])
-        raise EmulationError(f"{command[0]} ended with status {done.returncode}: {tail}")
+    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if process.returncode:
+        tail = "\n".join(process.stdout.strip().splitlines()[-8:])
+        raise EmulationError(f"{command[0]} ended with status {process.returncode}: {tail}")

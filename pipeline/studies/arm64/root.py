@@ -41,8 +41,8 @@ class Root:
 
     def command(self, cpu: str, *arguments: str) -> list[str]:
         """The command that runs Python in it on an emulated processor, for example ``cortex-a53``."""
-        emulated = ["chroot", str(self.path), f"/usr/bin/{_EMULATOR}", "-cpu", cpu]
-        return [*emulated, "-E", f"PYTHONPATH=/{_PACKAGES}", f"/usr/bin/python{PYTHON}", *arguments]
+        prefix = ["chroot", str(self.path), f"/usr/bin/{_EMULATOR}", "-cpu", cpu]
+        return [*prefix, "-E", f"PYTHONPATH=/{_PACKAGES}", f"/usr/bin/python{PYTHON}", *arguments]
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
@@ -75,23 +75,23 @@ def versions() -> dict[str, str]:
 
 def emulator() -> str:
     """The emulator and its version, in its own words."""
-    said = subprocess.run([_EMULATOR, "--version"], capture_output=True, text=True, check=True).stdout
-    return said.splitlines()[0]
+    version = subprocess.run([_EMULATOR, "--version"], capture_output=True, text=True, check=True).stdout
+    return version.splitlines()[0]
 
 
 def build(place: Path, mirror: str, say: Callable[[str], None]) -> Root:
     """The system in ``place``; made there, whole or not at all, where it is not yet. Raises EmulationError."""
-    wanted = versions()
-    path = place / f"{SUITE}-{'-'.join(f'{name}{version}' for name, version in wanted.items())}"
+    packages = versions()
+    path = place / f"{SUITE}-{'-'.join(f'{name}{version}' for name, version in packages.items())}"
     if path.is_dir():
         return Root(path)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     place.mkdir(parents=True, exist_ok=True)
     say(f"fetching an arm64 {SUITE} into {path}")
-    _debian(partial, mirror)
-    say(f"fetching {', '.join(f'{name} {version}' for name, version in wanted.items())} for arm64")
-    _wheels(partial, wanted)
+    _install_debian(partial, mirror)
+    say(f"fetching {', '.join(f'{name} {version}' for name, version in packages.items())} for arm64")
+    _install_wheels(partial, packages)
     program = shutil.which(_EMULATOR)
     assert program is not None
     shutil.copy2(program, partial / "usr/bin" / _EMULATOR)
@@ -99,29 +99,29 @@ def build(place: Path, mirror: str, say: Callable[[str], None]) -> Root:
     return Root(path)
 
 
-def _debian(folder: Path, mirror: str) -> None:
+def _install_debian(folder: Path, mirror: str) -> None:
     include = f"--include=python{PYTHON},libstdc++6"
     options = ("--arch=arm64", "--variant=minbase", "--foreign", "--force-check-gpg", include)
-    _do("debootstrap", *options, SUITE, str(folder), mirror)
+    _run_command("debootstrap", *options, SUITE, str(folder), mirror)
     for package in sorted((folder / "var/cache/apt/archives").glob("*.deb")):
-        _do("dpkg-deb", "--extract", str(package), str(folder))
+        _run_command("dpkg-deb", "--extract", str(package), str(folder))
         package.unlink()
 
 
-def _wheels(folder: Path, wanted: dict[str, str]) -> None:
+def _install_wheels(folder: Path, packages: dict[str, str]) -> None:
     platforms = [part for name in _WHEELS for part in ("--platform", name)]
     place = ("--target", str(folder / _PACKAGES), "--python-version", PYTHON, "--only-binary=:all:", "--quiet")
-    exact = [f"{name}=={version}" for name, version in wanted.items()]
-    _do(sys.executable, "-m", "pip", "install", *place, *platforms, *exact)
+    exact = [f"{name}=={version}" for name, version in packages.items()]
+    _run_command(sys.executable, "-m", "pip", "install", *place, *platforms, *exact)
 
 
-def _do(*command: str) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode:
-        raise EmulationError(f"{command[0]} ended with status {done.returncode}: {_tail(done.stdout)}")
+def _run_command(*command: str) -> None:
+    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if process.returncode:
+        raise EmulationError(f"{command[0]} ended with status {process.returncode}: {_last_lines(process.stdout)}")
 
 
-def _tail(text: str, lines: int = 8) -> str:
+def _last_lines(text: str, lines: int = 8) -> str:
     return "\n".join(text.strip().splitlines()[-lines:])
 
 
@@ -139,4 +139,4 @@ def run(root: Root, cpu: str, *arguments: str) -> Iterator[str]:
             process.wait()
         if status:
             complaints.seek(0)
-            raise EmulationError(f"on the emulated {cpu}, status {status}: {_tail(complaints.read())}")
+            raise EmulationError(f"on the emulated {cpu}, status {status}: {_last_lines(complaints.read())}")

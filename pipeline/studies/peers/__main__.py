@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from edgewise.library_noise import quieten
+from edgewise.library_noise import quieten_libraries
 
 KINDS = ("files", "accuracy", "time")
 
@@ -20,13 +20,13 @@ KINDS = ("files", "accuracy", "time")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what is still to be done and show the table; 1 where a contender of ours failed to be made."""
     options = _parser().parse_args(arguments)
-    quieten()
+    quieten_libraries()
     networks = options.network or ["tiny_resnet"]
-    for given in networks:
-        name, _, weights = given.partition("=")
-        _network(name, Path(weights) if weights else None, options)
-    results = _collected(options.out)
-    return _show(results, options)
+    for network in networks:
+        name, _, weights = network.partition("=")
+        _measure_network(name, Path(weights) if weights else None, options)
+    results = _collect_results(options.out)
+    return _show_results(results, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _network(name: str, weights: Path | None, options: argparse.Namespace) -> None:
+def _measure_network(name: str, weights: Path | None, options: argparse.Namespace) -> None:
     from edgewise.report.watch import Watch
     from edgewise.studies.peers import contenders, measure
     from edgewise.studies.peers.subject import load
@@ -52,7 +52,7 @@ def _network(name: str, weights: Path | None, options: argparse.Namespace) -> No
     watch, folder = Watch(), options.out / name
     folder.mkdir(parents=True, exist_ok=True)
     kinds = options.only or KINDS
-    results = _read(folder)
+    results = _read_results(folder)
     if "files" in kinds or "accuracy" in kinds or not (folder / "image.safetensors").exists():
         subject = load(name, weights, options.data, folder)
         save_file({"image": measure.image_of(subject).contiguous()}, folder / "image.safetensors")
@@ -60,46 +60,46 @@ def _network(name: str, weights: Path | None, options: argparse.Namespace) -> No
         for contender in contenders.CONTENDERS:
             if contender.name not in results:
                 watch.say(f"{name}: making {contender.name}")
-                results[contender.name] = _made(contender, subject, folder)
-                _write(folder, results)
+                results[contender.name] = _make_entry(contender, subject, folder)
+                _write_results(folder, results)
     whole = {c.name: c for c in contenders.CONTENDERS if c.name in results and not results[c.name].get("error")}
     if "accuracy" in kinds:
         for contender in whole.values():
             entry = results[contender.name]
             if "judged" not in entry:
-                own = _answers(contender, subject, folder, watch.track)
-                reference = _answers(_float_of(contender, whole), subject, folder, watch.track)
+                own = _stored_answers(contender, subject, folder, watch.track)
+                reference = _stored_answers(_float_of(contender, whole), subject, folder, watch.track)
                 entry["judged"] = measure.accuracy(own, reference, subject.data.test.labels, subject.trained)
-                _write(folder, results)
+                _write_results(folder, results)
     if "time" in kinds and (options.again or not all("timed" in results[n] for n in whole)):
         watch.say(f"{name}: timing {len(whole)} files")
         image = load_file(folder / "image.safetensors")["image"]
-        for found, timed in measure.times(whole, image, folder, options.seconds).items():
-            results[found]["timed"] = timed
-        _write(folder, results)
+        for contender_name, times in measure.times(whole, image, folder, options.seconds).items():
+            results[contender_name]["timed"] = times
+        _write_results(folder, results)
 
 
-def _made(contender: Any, subject: Any, folder: Path) -> dict[str, Any]:
+def _make_entry(contender: Any, subject: Any, folder: Path) -> dict[str, Any]:
     """The entry of a contender, whose failure is a result too."""
     from edgewise.studies.peers import contenders
 
-    started = time.perf_counter()
+    start = time.perf_counter()
     entry = {"title": contender.title, "runtime": contender.runtime, "side": contender.side}
     try:
         contenders.write(contender, subject, folder)
     except Exception as error:  # whatever a peer's quantizer raises is told in its line of the table
         return entry | {"error": f"{type(error).__name__}: {error}"[:500]}
     size = contenders.path_of(contender, folder).stat().st_size
-    return entry | {"bytes": size, "seconds": time.perf_counter() - started}
+    return entry | {"bytes": size, "seconds": time.perf_counter() - start}
 
 
-def _answers(contender: Any, subject: Any, folder: Path, track: Any) -> Any:
+def _stored_answers(contender: Any, subject: Any, folder: Path, track: Any) -> Any:
     from edgewise.studies.peers import measure
 
     place = folder / f"{contender.name}.answers.safetensors"
     if not place.exists():
-        found = measure.answers(contender, subject, folder, track)
-        save_file({"logits": found.contiguous()}, place)
+        answers = measure.answers(contender, subject, folder, track)
+        save_file({"logits": answers.contiguous()}, place)
     return load_file(place)["logits"]
 
 
@@ -107,37 +107,37 @@ def _float_of(contender: Any, whole: dict[str, Any]) -> Any:
     return next(c for c in whole.values() if c.runtime == contender.runtime and c.side == "float")
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read_results(folder: Path) -> dict[str, Any]:
     place = folder / "results.json"
-    found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
-    return found
+    results: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+    return results
 
 
-def _write(folder: Path, results: dict[str, Any]) -> None:
+def _write_results(folder: Path, results: dict[str, Any]) -> None:
     from edgewise.store.whole import write_whole
 
     write_whole(folder / "results.json", json.dumps(results, indent=1).encode())
 
 
-def _collected(out: Path) -> dict[str, Any]:
+def _collect_results(out: Path) -> dict[str, Any]:
     """Network -> its files in the contenders' order, of all that was ever measured in ``out``."""
     from edgewise.studies.peers.contenders import CONTENDERS
 
-    found = {}
+    results = {}
     for place in sorted(out.glob("*/results.json")):
-        entries = _read(place.parent)
-        found[place.parent.name] = {
+        entries = _read_results(place.parent)
+        results[place.parent.name] = {
             "files": [{"name": c.name} | entries[c.name] for c in CONTENDERS if c.name in entries]
         }
-    return found
+    return results
 
 
-def _show(results: dict[str, Any], options: argparse.Namespace) -> int:
-    from edgewise.store.machine import environment
+def _show_results(results: dict[str, Any], options: argparse.Namespace) -> int:
+    from edgewise.store.machine import read_environment
     from edgewise.store.whole import write_whole
     from edgewise.studies.peers import tables
 
-    machine = environment(1)
+    machine = read_environment(1)
     document = {"environment": machine, "networks": results, "verdicts": list(tables.verdicts(results))}
     write_whole(options.out / "peers.json", json.dumps(document, indent=1).encode())
     if options.page is not None:
@@ -149,8 +149,8 @@ def _show(results: dict[str, Any], options: argparse.Namespace) -> int:
 
         Console(highlight=False, width=None if sys.stdout.isatty() else 150).print(*tables.tables(results))
         print("\n".join(document["verdicts"]))
-    lost = [f for d in results.values() for f in d["files"] if f["side"] == "ours" and f.get("error")]
-    return 1 if lost else 0
+    failures = [f for d in results.values() for f in d["files"] if f["side"] == "ours" and f.get("error")]
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Contender:
     """Writes the file for a network."""
 
 
-def _float(runtime: str) -> Callable[[Subject, Path], None]:
+def _float_maker(runtime: str) -> Callable[[Subject, Path], None]:
     def make(subject: Subject, path: Path) -> None:
         with quiet_capture():
             program = torch.export.export(subject.folded, (torch.zeros(1, *subject.shape),))
@@ -47,7 +47,7 @@ def _float(runtime: str) -> Callable[[Subject, Path], None]:
     return make
 
 
-def _ours(runtime: str) -> Callable[[Subject, Path], None]:
+def _quantized_maker(runtime: str) -> Callable[[Subject, Path], None]:
     """The project's own way: its quantizer on the target's widest grid, calibrated, no training."""
 
     def make(subject: Subject, path: Path) -> None:
@@ -61,9 +61,9 @@ def quantize_subject(subject: Subject, grid: Grid, folder: Path) -> ExportedProg
     """The network calibrated on ``grid``, captured at batch 1 as every target is given it."""
     count = len(subject.calibration())
     context = Context(spec=subject.spec, data=subject.data, scratch=folder, grid=grid)
-    calibrated = Quantize(training=None, calibrate=count, sensitivity=0)(subject.folded, context)
+    graph = Quantize(training=None, calibrate=count, sensitivity=0)(subject.folded, context)
     single = Prepare(grid.to_json(), subject.shape).capture(subject.folded, batch=1)
-    fill_tensors(single, calibrated.state_dict())
+    fill_tensors(single, graph.state_dict())
     with quiet_capture():
         return torch.export.export(convert(single), (torch.zeros(1, *subject.shape),))
 
@@ -79,7 +79,7 @@ def _quantize_static(reduce_range: bool) -> Callable[[Subject, Path], None]:
 
         class Reader(CalibrationDataReader):
             def __init__(self, name: str) -> None:
-                self._images = iter(_feeds(name, images))
+                self._images = iter(_feed_images(name, images))
 
             def get_next(self) -> dict[str, Any] | None:
                 return next(self._images, None)
@@ -89,7 +89,7 @@ def _quantize_static(reduce_range: bool) -> Callable[[Subject, Path], None]:
         quantize_static(
             str(prepared),
             str(path),
-            Reader(_input(prepared)),
+            Reader(_input_name(prepared)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=reduce_range,
@@ -101,13 +101,13 @@ def _quantize_static(reduce_range: bool) -> Callable[[Subject, Path], None]:
     return make
 
 
-def _nncf(subject: Subject, path: Path) -> None:
+def _quantize_nncf(subject: Subject, path: Path) -> None:
     """NNCF's post-training quantization with its defaults."""
     import nncf
     import onnx
 
     source = path.with_name("onnx-float.onnx")
-    feeds = list(_feeds(_input(source), subject.calibration()))
+    feeds = list(_feed_images(_input_name(source), subject.calibration()))
     kind = nncf.ModelType.TRANSFORMER if "vit" in subject.name else None
     model = nncf.quantize(onnx.load(source), nncf.Dataset(feeds), subset_size=len(feeds), model_type=kind)
     onnx.save(model, path)
@@ -134,19 +134,19 @@ def _stock_xnnpack(subject: Subject, path: Path) -> None:
     path.write_bytes(edge.to_executorch().buffer)
 
 
-def _feeds(name: str, images: Tensor) -> Iterator[dict[str, Any]]:
+def _feed_images(name: str, images: Tensor) -> Iterator[dict[str, Any]]:
     yield from ({name: image[None].numpy()} for image in images)
 
 
-def _input(path: Path) -> str:
+def _input_name(path: Path) -> str:
     import onnx
 
     return str(onnx.load(path, load_external_data=False).graph.input[0].name)
 
 
 CONTENDERS = (
-    Contender(name="onnx-float", title="float", runtime="onnx", side="float", make=_float("onnx")),
-    Contender(name="onnx-ours", title="int8, this project", runtime="onnx", side="ours", make=_ours("onnx")),
+    Contender(name="onnx-float", title="float", runtime="onnx", side="float", make=_float_maker("onnx")),
+    Contender(name="onnx-ours", title="int8, this project", runtime="onnx", side="ours", make=_quantized_maker("onnx")),
     Contender(
         name="onnx-static",
         title="int8, quantize_static",
@@ -161,9 +161,15 @@ CONTENDERS = (
         side="peer",
         make=_quantize_static(True),
     ),
-    Contender(name="onnx-nncf", title="int8, NNCF post-training", runtime="onnx", side="peer", make=_nncf),
-    Contender(name="xnnpack-float", title="float", runtime="xnnpack", side="float", make=_float("xnnpack")),
-    Contender(name="xnnpack-ours", title="int8, this project", runtime="xnnpack", side="ours", make=_ours("xnnpack")),
+    Contender(name="onnx-nncf", title="int8, NNCF post-training", runtime="onnx", side="peer", make=_quantize_nncf),
+    Contender(name="xnnpack-float", title="float", runtime="xnnpack", side="float", make=_float_maker("xnnpack")),
+    Contender(
+        name="xnnpack-ours",
+        title="int8, this project",
+        runtime="xnnpack",
+        side="ours",
+        make=_quantized_maker("xnnpack"),
+    ),
     Contender(name="xnnpack-stock", title="int8, stock recipe", runtime="xnnpack", side="peer", make=_stock_xnnpack),
 )
 

@@ -66,7 +66,7 @@ def load(name: str, weights: Path | None, data_name: str, folder: Path) -> Subje
     spec, data = architecture.spec_of(name), calib_data.load(data_name, 0)
     large = spec.input_shape[1] > _LARGE
     if large:
-        data = _enlarged(data, spec.input_shape)
+        data = _enlarge_data(data, spec.input_shape)
     base = Base(name, len(data.classes) if not large else spec.num_classes, data.shape[0])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -94,7 +94,7 @@ def load(name: str, weights: Path | None, data_name: str, folder: Path) -> Subje
 _TRAINING = Training(epochs=20, lr=0.1, batch_size=64, warmup=1, augment=Augment(crop=1, flip=False))
 
 
-def _enlarged(data: Data, shape: tuple[int, int, int]) -> Data:
+def _enlarge_data(data: Data, shape: tuple[int, int, int]) -> Data:
     """The first images of the calibration and the test part at another size, bilinear; grey ones in three channels."""
 
     def part(of: object, count: int) -> MemoryPart:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgewise.report.markdown import table
+from edgewise.report.markdown import markdown_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,26 +17,26 @@ _TITLES = ("network", "runtime", "file", "bytes", "top-1 %", "vs float", "same %
 def lines(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One line a file, the cells as text."""
     return [
-        (network, entry["runtime"], entry["title"], *_measured(entry))
+        (network, entry["runtime"], entry["title"], *_measured_cells(entry))
         for network, document in results.items()
         for entry in document["files"]
     ]
 
 
-def _measured(entry: Mapping[str, Any]) -> tuple[str, ...]:
+def _measured_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
     if entry.get("error"):
         return (f"failed: {entry['error']}"[:120], *[""] * 7)
-    judged, timed = entry.get("judged") or {}, entry.get("timed") or {}
-    accuracy = judged.get("accuracy")
+    quality, time = entry.get("judged") or {}, entry.get("timed") or {}
+    accuracy = quality.get("accuracy")
     return (
         f"{entry['bytes']:,}",
         f"{100 * accuracy['top1']:.2f}" if accuracy else "",
         f"{100 * accuracy['vs_baseline']['delta']:+.2f}" if accuracy else "",
-        f"{100 * judged['agreement']:.2f}" if judged else "",
-        ("equal" if judged["snr_db"] is None else f"{judged['snr_db']:.1f}") if judged else "",
-        f"{timed['p50_ms']:.3g}" if timed else "",
-        _ratio(timed, "float_onnx"),
-        _ratio(timed, "fastest_peer"),
+        f"{100 * quality['agreement']:.2f}" if quality else "",
+        ("equal" if quality["snr_db"] is None else f"{quality['snr_db']:.1f}") if quality else "",
+        f"{time['p50_ms']:.3g}" if time else "",
+        _ratio(time, "float_onnx"),
+        _ratio(time, "fastest_peer"),
     )
 
 
@@ -53,12 +53,12 @@ def tables(results: Mapping[str, Any]) -> Iterator[Table]:
     from rich.table import Table
 
     for network, document in results.items():
-        shown = Table(box=box.SIMPLE_HEAD, title=network, title_justify="left", padding=(0, 1, 0, 0))
+        table = Table(box=box.SIMPLE_HEAD, title=network, title_justify="left", padding=(0, 1, 0, 0))
         for title in _TITLES[1:]:
-            shown.add_column(title, justify="left" if title in _TITLES[:3] else "right", no_wrap=title != "bytes")
+            table.add_column(title, justify="left" if title in _TITLES[:3] else "right", no_wrap=title != "bytes")
         for line in lines({network: document}):
-            shown.add_row(*line[1:])
-        yield shown
+            table.add_row(*line[1:])
+        yield table
 
 
 def markdown(results: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
@@ -73,34 +73,42 @@ def markdown(results: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
         "estimated on enlarged images: for them only time and the agreement with the float file mean something.\n\n"
         f"{_versions(environment)}\n\n"
     )
-    found = verdicts(results)
-    return first + "\n".join(table(_TITLES, lines(results))) + "\n\n" + "\n".join(f"- {line}" for line in found) + "\n"
+    findings = verdicts(results)
+    return (
+        first
+        + "\n".join(markdown_table(_TITLES, lines(results)))
+        + "\n\n"
+        + "\n".join(f"- {line}" for line in findings)
+        + "\n"
+    )
 
 
 def _versions(environment: Mapping[str, Any]) -> str:
     packages = environment["packages"]
-    named = [f"{name} {packages[name]}" for name in ("torch", "onnxruntime", "executorch", "nncf") if name in packages]
-    return f"{environment['cpu']}, {', '.join(named)}."
+    entries = [
+        f"{name} {packages[name]}" for name in ("torch", "onnxruntime", "executorch", "nncf") if name in packages
+    ]
+    return f"{environment['cpu']}, {', '.join(entries)}."
 
 
 def verdicts(results: Mapping[str, Any]) -> Sequence[str]:
     """For each file of ours: whether it is as accurate as float and as fast as the fastest peer, in a sentence."""
     return [
-        f"{network}, {entry['runtime']}: {'; '.join(_goals(entry))}"
+        f"{network}, {entry['runtime']}: {'; '.join(_unmet_goals(entry))}"
         for network, document in results.items()
         for entry in document["files"]
         if entry["side"] == "ours" and not entry.get("error")
     ]
 
 
-def _goals(entry: Mapping[str, Any]) -> Sequence[str]:
-    judged, timed = entry.get("judged") or {}, entry.get("timed") or {}
+def _unmet_goals(entry: Mapping[str, Any]) -> Sequence[str]:
+    quality, time = entry.get("judged") or {}, entry.get("timed") or {}
     parts = []
-    if accuracy := judged.get("accuracy"):
+    if accuracy := quality.get("accuracy"):
         delta = 100 * accuracy["vs_baseline"]["delta"]
         parts.append(f"top-1 {delta:+.2f} points against float ({'reached' if delta >= 0 else 'missed'})")
-    if "ratio_to_fastest_peer" in timed:
-        ratio, (low, high) = timed["ratio_to_fastest_peer"], timed["ratio_to_fastest_peer_ci95"]
+    if "ratio_to_fastest_peer" in time:
+        ratio, (low, high) = time["ratio_to_fastest_peer"], time["ratio_to_fastest_peer_ci95"]
         word = "reached" if high <= 1.0 else "missed" if low > 1.0 else "level within the noise"
-        parts.append(f"{ratio:.2f} of the time of {timed['fastest_peer']} ({word})")
+        parts.append(f"{ratio:.2f} of the time of {time['fastest_peer']} ({word})")
     return parts or ["not measured"]

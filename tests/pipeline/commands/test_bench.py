@@ -16,8 +16,8 @@ from rich.console import Console
 
 from edgewise import targets
 from edgewise.commands import side_by_side
-from edgewise.commands.bench import distinct_names, table, verdicts
-from edgewise.commands.side_by_side import Timing, compare
+from edgewise.commands.bench import distinct_names, speed_verdicts, timing_table
+from edgewise.commands.side_by_side import Timing, compare_speed
 from edgewise.errors import EvidenceError, RequestError
 from edgewise.verify import card, manifest
 
@@ -46,7 +46,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(targets, "get", lambda name: seen["target"])
     kept = SimpleNamespace(target="fake", input_shape=(1, 8, 8), fed="normalised", takes=lambda size: True)
     monkeypatch.setattr(card, "read", lambda path: kept)
-    monkeypatch.setattr(side_by_side, "remote", lambda make, *given, what: contextlib.nullcontext(make(*given)))
+    monkeypatch.setattr(side_by_side, "call_remotely", lambda make, *given, what: contextlib.nullcontext(make(*given)))
     for name in COST:
         (tmp_path / name).touch()
         (tmp_path / f"{name}.card.json").touch()
@@ -55,7 +55,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_ratio_is_to_the_first_file(asked: dict[str, Any], tmp_path: Path) -> None:
-    first, second = compare([tmp_path / "fast.fake", tmp_path / "slow.fake"], [2], 0.3)
+    first, second = compare_speed([tmp_path / "fast.fake", tmp_path / "slow.fake"], [2], 0.3)
     assert (first.ratio_to_first, first.ci95) == (1.0, (1.0, 1.0))
     assert 1.5 < second.ratio_to_first < 6
     assert second.ci95[0] > 1 and (first.speed, second.speed) == ("cannot tell", "slower")
@@ -64,25 +64,25 @@ def test_ratio_is_to_the_first_file(asked: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_order_of_the_files_is_kept(asked: dict[str, Any], tmp_path: Path) -> None:
-    slow, fast = compare([tmp_path / "slow.fake", tmp_path / "fast.fake"], [1], 0.2)
+    slow, fast = compare_speed([tmp_path / "slow.fake", tmp_path / "fast.fake"], [1], 0.2)
     assert (Path(slow.artifact).name, Path(fast.artifact).name) == ("slow.fake", "fast.fake")
     assert fast.ci95[1] < 1
 
 
 def test_one_file_alone(asked: dict[str, Any], tmp_path: Path) -> None:
-    (only,) = compare([tmp_path / "fast.fake"], [1], 0.05)
+    (only,) = compare_speed([tmp_path / "fast.fake"], [1], 0.05)
     assert only.ratio_to_first == 1.0 and only.batch == 1
 
 
 def test_json_and_table(asked: dict[str, Any], tmp_path: Path) -> None:
-    found = compare([tmp_path / "fast.fake"], [1], 0.05)
+    found = compare_speed([tmp_path / "fast.fake"], [1], 0.05)
     document = json.loads(json.dumps(found[0].to_json()))
     assert list(document) == [
         "artifact", "target", "threads", "batch", "p50_ms", "p90_ms", "images_per_s", "ratio_to_first", "ci95", "speed",
         "fastest", "remarks", "trusted",
     ]  # fmt: skip
     assert document["ci95"] == [1.0, 1.0]
-    assert table(found).row_count == 1
+    assert timing_table(found).row_count == 1
 
 
 @pytest.mark.parametrize(
@@ -90,27 +90,27 @@ def test_json_and_table(asked: dict[str, Any], tmp_path: Path) -> None:
 )
 def test_settings_that_measure_nothing(asked: dict[str, Any], tmp_path: Path, threads: int, seconds: float) -> None:
     with pytest.raises(RequestError, match="at least 1 thread and a positive time"):
-        compare([tmp_path / "fast.fake"], [threads], seconds)
+        compare_speed([tmp_path / "fast.fake"], [threads], seconds)
 
 
 def test_target_without_a_runtime_here(asked: dict[str, Any], tmp_path: Path) -> None:
     asked["target"].load = None
     with pytest.raises(RequestError, match="has no time here"):
-        compare([tmp_path / "fast.fake"], [1], 0.1)
+        compare_speed([tmp_path / "fast.fake"], [1], 0.1)
 
 
 def test_missing_file_and_unknown_kind(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="there is no file"):
-        compare([tmp_path / "none"], [1], 0.1)
+        compare_speed([tmp_path / "none"], [1], 0.1)
     (tmp_path / "bare.txt").touch()
     with pytest.raises(RequestError, match=r"no runtime on this machine reads \.txt files"):
-        compare([tmp_path / "bare.txt"], [1], 0.1)
+        compare_speed([tmp_path / "bare.txt"], [1], 0.1)
 
 
 def test_a_file_that_was_changed_is_not_opened(asked: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "fast.fake").write_bytes(b"another")
     with pytest.raises(EvidenceError, match=r"is not the file that was verified: fast\.fake was changed"):
-        compare([tmp_path / "fast.fake"], [1], 0.1)
+        compare_speed([tmp_path / "fast.fake"], [1], 0.1)
     assert asked["threads"] == []
 
 
@@ -123,21 +123,25 @@ def test_a_file_without_a_card_is_untrusted(tmp_path: Path) -> None:
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10),
         tmp_path / "bare.onnx",
     )
-    (found,) = compare([tmp_path / "bare.onnx"], [1], 0.05, (6, 5))
-    assert not found.trusted and found.target == "onnx" and "untrusted" in str(list(table([found]).columns[0].cells))
+    (found,) = compare_speed([tmp_path / "bare.onnx"], [1], 0.05, (6, 5))
+    assert (
+        not found.trusted
+        and found.target == "onnx"
+        and "untrusted" in str(list(timing_table([found]).columns[0].cells))
+    )
     with pytest.raises(RequestError, match="takes no image of 1×3×7×7"):
-        compare([tmp_path / "bare.onnx"], [1], 0.05, (7, 7))
-    (own,) = compare([tmp_path / "bare.onnx"], [1], 0.05)
+        compare_speed([tmp_path / "bare.onnx"], [1], 0.05, (7, 7))
+    (own,) = compare_speed([tmp_path / "bare.onnx"], [1], 0.05)
     assert not own.trusted, "what it says that it takes will do"
     (tmp_path / "bare.onnx").write_bytes(b"\x08\xff" * 40)
     with pytest.raises(targets.TargetError, match="export it again"):
-        compare([tmp_path / "bare.onnx"], [1], 0.05, (6, 5))
+        compare_speed([tmp_path / "bare.onnx"], [1], 0.05, (6, 5))
 
 
 def test_throughput_at_threads_and_batches(asked: dict[str, Any], tmp_path: Path) -> None:
     """The runtimes here take as long for a batch as for an image."""
     paths = [tmp_path / "slow.fake", tmp_path / "fast.fake"]
-    found = compare(paths, [1, 2], 0.1, batches=[1, 8])
+    found = compare_speed(paths, [1, 2], 0.1, batches=[1, 8])
     assert [(entry.threads, entry.batch) for entry in found] == [(1, 1)] * 2 + [(1, 8)] * 2 + [(2, 1)] * 2 + [
         (2, 8)
     ] * 2
@@ -152,13 +156,13 @@ def test_throughput_at_threads_and_batches(asked: dict[str, Any], tmp_path: Path
 @pytest.mark.parametrize("batches", [[0], [-1], [], [10_000]])
 def test_batches_that_are_none(asked: dict[str, Any], tmp_path: Path, batches: list[int]) -> None:
     with pytest.raises(RequestError, match="--batch: wanted 1 to"):
-        compare([tmp_path / "fast.fake"], [1], 0.1, batches=batches)
+        compare_speed([tmp_path / "fast.fake"], [1], 0.1, batches=batches)
 
 
 def shown(found: list[Timing], width: int) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(table(found, width))
-    for line in verdicts(found):
+    console.print(timing_table(found, width))
+    for line in speed_verdicts(found):
         console.print(line)
     return console.export_text()
 
@@ -205,4 +209,4 @@ def test_every_file_has_its_own_name_and_no_line_is_too_long(width: int) -> None
 
 
 def test_what_cannot_be_told_is_said() -> None:
-    assert "Cannot tell which is fastest: a.onnx, b.onnx." in verdicts([timing("x/a.onnx"), timing("x/b.onnx")])
+    assert "Cannot tell which is fastest: a.onnx, b.onnx." in speed_verdicts([timing("x/a.onnx"), timing("x/b.onnx")])

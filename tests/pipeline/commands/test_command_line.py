@@ -249,7 +249,7 @@ def test_an_error_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
     def broken(kind: str) -> list[Any]:
         raise ZeroDivisionError(kind)
 
-    monkeypatch.setattr("edgewise.catalogue.listing", broken)
+    monkeypatch.setattr("edgewise.catalogue.list_entries", broken)
     with pytest.raises(ZeroDivisionError):
         main(["list", "models"])
 
@@ -258,7 +258,7 @@ def test_interruption_has_its_own_status(monkeypatch: pytest.MonkeyPatch, capsys
     def stopped(kind: str) -> list[Any]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgewise.catalogue.listing", stopped)
+    monkeypatch.setattr("edgewise.catalogue.list_entries", stopped)
     assert main(["list", "models"]) == 130
     assert "interrupted" in capsys.readouterr().err
 

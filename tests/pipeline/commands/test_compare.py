@@ -178,7 +178,7 @@ def test_files_are_timed_in_turn(
         comparison, "open_runtime", lambda target, path, threads: lambda image: sum(range(cost[path.name]))
     )
     monkeypatch.setattr(comparison, "refuse_without_runtime", lambda target, path: None)
-    monkeypatch.setattr(comparison, "remote", here)
+    monkeypatch.setattr(comparison, "call_remotely", here)
     for name in cost:
         (tmp_path / name).write_bytes(b"12345")
         card.path_of(tmp_path / name).write_text("{}", encoding="utf-8")

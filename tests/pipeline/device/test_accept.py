@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgewise.device import result
-from edgewise.device.accept import accept, same_place
+from edgewise.device.accept import accept_result, same_place
 from edgewise.device.bundle import Bundle
 from edgewise.device.host_answers import decode_classes, encode_classes
 from edgewise.device.manifest import Golden
@@ -23,7 +23,7 @@ Document = dict[str, Any]
 
 
 def rows(content: bytes, bundled: Bundle) -> list[DeviceRow]:
-    return accept(result.parse(content, "r.json"), bundled.manifest, bundled.sha256, "board")
+    return accept_result(result.parse(content, "r.json"), bundled.manifest, bundled.sha256, "board")
 
 
 def changed(content: bytes, change: Callable[[Document], object]) -> bytes:

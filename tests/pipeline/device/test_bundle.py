@@ -43,8 +43,8 @@ def test_the_same_run_gives_the_same_bytes(bundled: Bundle, run_folder: Path, tm
 
 def test_a_bundle_is_read_back_and_its_run_knows_it(bundled: Bundle, run_folder: Path) -> None:
     assert bundle.read(bundled.path) == bundled
-    assert manifest.kept(run_folder, bundled.sha256) == bundled.manifest
-    assert manifest.kept(run_folder, "0" * 64) is None
+    assert manifest.find_kept(run_folder, bundled.sha256) == bundled.manifest
+    assert manifest.find_kept(run_folder, "0" * 64) is None
 
 
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.9])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from edgewise.device.conditions import judge
+from edgewise.device.conditions import judge_conditions
 from edgewise.device.result import Block
 from edgewise.device.runner.measure import Plan, measure, reference
 
@@ -26,29 +26,29 @@ def blocks(reference_ms: Sequence[float], share: float | None = 1.0, **fields: o
 
 
 def test_a_processor_of_its_own_at_an_even_clock_is_steady() -> None:
-    found = judge(blocks([1.0] * 30, 0.98), 1)
+    found = judge_conditions(blocks([1.0] * 30, 0.98), 1)
     assert (found.state, found.cpu_share) == ("steady", pytest.approx(0.98))
 
 
 @pytest.mark.parametrize(("share", "state"), [(0.951, "steady"), (0.949, "starved"), (0.5, "starved")])
 def test_less_than_95_percent_of_the_processor_is_starved(share: float, state: str) -> None:
-    assert judge(blocks([1.0] * 30, share), 1).state == state
-    assert judge(blocks([1.0] * 30, share), 4).state == state
+    assert judge_conditions(blocks([1.0] * 30, share), 1).state == state
+    assert judge_conditions(blocks([1.0] * 30, share), 4).state == state
 
 
 @pytest.mark.parametrize(("last", "state"), [(1.04, "steady"), (1.06, "throttled"), (1.5, "throttled")])
 def test_fixed_work_that_slows_by_more_than_5_percent_is_throttled(last: float, state: str) -> None:
-    assert judge(blocks([1.0] * 20 + [last] * 10), 1).state == state
+    assert judge_conditions(blocks([1.0] * 20 + [last] * 10), 1).state == state
 
 
 def test_a_clock_that_was_raised_in_between_and_fell_again_is_throttled() -> None:
-    assert judge(blocks([1.2] * 10 + [1.0] * 10 + [1.2] * 10), 1).state == "throttled"
-    assert judge(blocks([1.2] * 10 + [1.0] * 20), 1).state == "steady"
+    assert judge_conditions(blocks([1.2] * 10 + [1.0] * 10 + [1.2] * 10), 1).state == "throttled"
+    assert judge_conditions(blocks([1.2] * 10 + [1.0] * 20), 1).state == "steady"
 
 
 def test_where_fixed_work_varies_or_nothing_is_told_it_is_unknown() -> None:
-    assert judge(blocks([1.0, 1.3] * 15), 1).state == "unknown"
-    found = judge(blocks([1.0] * 30, None), 1)
+    assert judge_conditions(blocks([1.0, 1.3] * 15), 1).state == "unknown"
+    found = judge_conditions(blocks([1.0] * 30, None), 1)
     assert (found.state, found.cpu_share) == ("unknown", None)
 
 
@@ -74,7 +74,7 @@ def test_a_competitor_on_the_pinned_processor_is_called_starved() -> None:
         competitor.wait()
         assert competitor.stdout is not None
         competitor.stdout.close()
-    verdict = judge([Block(**block) for block in found["blocks"]], 1)
+    verdict = judge_conditions([Block(**block) for block in found["blocks"]], 1)
     assert verdict.state == "starved" and verdict.cpu_share is not None and verdict.cpu_share < 0.8
 
 

@@ -18,7 +18,7 @@ from edgewise.device.link import DeviceError
 from edgewise.errors import RequestError
 from edgewise.report.document import Report
 from edgewise.report.page import write_html
-from edgewise.report.terminal import table
+from edgewise.report.terminal import terminal_table
 from edgewise.targets import MissingBackend
 
 
@@ -133,7 +133,7 @@ def test_results_join_the_report_and_changed_ones_are_refused(
     from rich.console import Console
 
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(table(again))
+    console.print(terminal_table(again))
     said = console.export_text()
     assert "board" in said and "narrow.onnx" in said and "never rank" in said
 

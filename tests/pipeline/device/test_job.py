@@ -22,7 +22,7 @@ from edgewise.device.bundle import Bundle
 from edgewise.device.job import Job
 from edgewise.device.link import DeviceError, LinkLost, Raw
 from edgewise.device.local import Local
-from edgewise.device.probe import Probe, check, probe
+from edgewise.device.probe import Probe, check_device, probe_device
 from edgewise.device.result import ResultError
 from edgewise.targets import MissingBackend
 
@@ -258,10 +258,10 @@ def test_a_lost_link_is_tried_again_so_many_times() -> None:
 def test_a_probe_tells_python_packages_and_room(tmp_path: Path) -> None:
     import sys
 
-    found = probe(Local(folder=str(tmp_path)), sys.executable)
+    found = probe_device(Local(folder=str(tmp_path)), sys.executable)
     assert found.python == sys.version_info[:3] and found.packages["numpy"] and found.room and found.room > 1_000_000
     assert (found.machine, found.digest) == (os.uname().machine, "sha256sum")
-    assert probe(Local(folder=str(tmp_path)), "no-such-python").python == ()
+    assert probe_device(Local(folder=str(tmp_path)), "no-such-python").python == ()
 
 
 def _probe(**fields: object) -> Probe:
@@ -283,8 +283,8 @@ def _probe(**fields: object) -> Probe:
 )
 def test_what_a_device_lacks_is_told_before_anything_is_sent(found: Probe, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
-        check(found, Local(), "python3", {"onnxruntime": "1.32.0"}, 1000)
-    check(_probe(room=None), Local(), "python3", {"onnxruntime": "1.32.0"}, 1000)
+        check_device(found, Local(), "python3", {"onnxruntime": "1.32.0"}, 1000)
+    check_device(_probe(room=None), Local(), "python3", {"onnxruntime": "1.32.0"}, 1000)
 
 
 BRIEF = Request(mode=("--brief", "0.2"))
@@ -292,7 +292,7 @@ BRIEF = Request(mode=("--brief", "0.2"))
 
 def test_a_bundle_is_measured_here_and_nothing_is_left(bundled: Bundle, tmp_path: Path) -> None:
     found = bench.measure(bundled, Local(folder=str(tmp_path)), BRIEF, silent, "here", every=0.1)
-    assert [row.verdict for row in found.rows] == ["pass", "pass"] and not bench.failed(found.rows)
+    assert [row.verdict for row in found.rows] == ["pass", "pass"] and not bench.has_failures(found.rows)
     assert found.path == bundled.path.parent / f"devices/here/{bundled.sha256[:16]}-brief.json"
     assert json.loads(found.path.read_text())["bundle_sha256"] == bundled.sha256
     assert not any(tmp_path.iterdir())

@@ -70,9 +70,9 @@ def _fake(tmp_path: Path) -> Path:
 
 def test_only_the_bundle_and_the_page_are_served_and_only_with_the_token(bundled: Bundle, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
-    runtime = web._runtime(_fake(tmp_path))
+    runtime = web._runtime_folder(_fake(tmp_path))
     desk = web._Desk(token="token", bundle=bundled.path, runtime=runtime, request=b"{}")
-    with web._served(desk, 0) as port:
+    with web._serve_page(desk, 0) as port:
         base = f"http://127.0.0.1:{port}/"
         with urllib.request.urlopen(f"{base}token/") as page:
             assert page.headers["Cross-Origin-Embedder-Policy"] == "require-corp" and b"<title>" in page.read()

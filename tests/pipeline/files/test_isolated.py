@@ -10,7 +10,7 @@ import torch
 
 from edgewise import targets
 from edgewise.errors import CrashError, RequestError
-from edgewise.files.isolated import opened, remote
+from edgewise.files.isolated import call_remotely, open_isolated
 
 MODULE = """
 import ctypes, os, signal, sys
@@ -62,7 +62,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_results_come_back_call_after_call(made: Any) -> None:
-    with remote(made.doubled, 1, what="doubling") as far:
+    with call_remotely(made.doubled, 1, what="doubling") as far:
         assert [far(2), far(5)] == [5, 11]
 
 
@@ -82,14 +82,14 @@ def test_whatever_happens_there_is_an_error_here(
     made: Any, how: str, kind: type[Exception], words: str, when: str
 ) -> None:
     make, call = (made.fails, False) if when == "made" else (made.work, True)
-    with pytest.raises(kind, match=words) as caught, remote(make, how, what="trying") as far:
+    with pytest.raises(kind, match=words) as caught, call_remotely(make, how, what="trying") as far:
         if call:
             far(0)
     assert "\x1b" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_no_process_is_left(made: Any) -> None:
-    with pytest.raises(KeyError), remote(made.doubled, 1, what="doubling") as far:
+    with pytest.raises(KeyError), call_remotely(made.doubled, 1, what="doubling") as far:
         process = far.process  # type: ignore[attr-defined]
         raise KeyError
     assert process.exitcode is not None
@@ -102,8 +102,8 @@ def test_a_written_file_answers_from_there_as_it_does_here(tmp_path: Path) -> No
     program = torch.export.export(net, (torch.zeros(1, 3, 2, 2),))
     path = targets.get("onnx").export(program, tmp_path / "net.onnx", targets.USUAL).path
     images = torch.randn(5, 3, 2, 2)
-    with opened("onnx", path) as runner:
+    with open_isolated("onnx", path) as runner:
         torch.testing.assert_close(runner(images), net(images).detach())
     path.write_bytes(b"\xff" + path.read_bytes()[1:])
-    with pytest.raises(targets.TargetError, match="export it again"), opened("onnx", path):
+    with pytest.raises(targets.TargetError, match="export it again"), open_isolated("onnx", path):
         pass

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgewise.images.normalise import feed, normalise
+from edgewise.images.normalise import feed_images, normalise
 from edgewise.images.preprocess import OUTSIDE, Preprocess, blank_image
 from edgewise.images.wrapper import NOTHING, Wrapper
 
@@ -35,9 +35,9 @@ def test_bytes_and_normalised_images_give_the_network_the_same() -> None:
         mean, std = MEAN, STD
 
     images = torch.randint(0, 256, (3, 2, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    inside = baking(fed="bytes").around(Identity())(feed(images, Spec(), "bytes"))
+    inside = baking(fed="bytes").around(Identity())(feed_images(images, Spec(), "bytes"))
     assert torch.allclose(inside, normalise(images, Spec()), atol=2e-6)
-    assert torch.equal(feed(images, Spec(), "normalised"), normalise(images, Spec()))
+    assert torch.equal(feed_images(images, Spec(), "normalised"), normalise(images, Spec()))
 
 
 def test_softmax_turns_logits_into_probabilities() -> None:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from edgewise.measure.agreement import NOISE_STEPS, TIE_STEPS, compare_answers, differing_images, grid_step, rounding
+from edgewise.measure.agreement import NOISE_STEPS, TIE_STEPS, compare_answers, differing_images, grid_step, rounding_of
 from edgewise.verify.gates import Limits, on_agreement
 
 STEP = 0.05
@@ -41,14 +41,14 @@ def test_the_step_of_a_grid_is_read_from_its_values() -> None:
 
 def test_what_rounding_explains_in_each_precision() -> None:
     logits = on_grid()
-    assert rounding(logits, "int8").margin == pytest.approx(TIE_STEPS * STEP, rel=1e-5)
-    assert rounding(logits, "int8").unit_name == "steps"
+    assert rounding_of(logits, "int8").margin == pytest.approx(TIE_STEPS * STEP, rel=1e-5)
+    assert rounding_of(logits, "int8").unit_name == "steps"
     spread = float(np.ptp(logits))
     for precision, share in (("float32", 1e-4), ("float16", 0.01)):
-        found = rounding(logits, precision)
+        found = rounding_of(logits, precision)
         assert found.margin == pytest.approx(share * spread) and found.unit == pytest.approx(float(logits.std()))
     off_grid = RNG.normal(size=(100, 10))
-    assert rounding(off_grid, "int8").margin == pytest.approx(0.02 * float(np.ptp(off_grid)))
+    assert rounding_of(off_grid, "int8").margin == pytest.approx(0.02 * float(np.ptp(off_grid)))
 
 
 def test_the_margin_of_a_tie_follows_from_the_noise_that_is_explained() -> None:

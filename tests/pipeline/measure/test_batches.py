@@ -78,7 +78,7 @@ def test_the_faster_order_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         def timed(ready: Ready, images: Tensor, seconds: float = seconds) -> float:
             return seconds if ready.order is torch.channels_last else 1.0
 
-        monkeypatch.setattr(batches, "_seconds", timed)
+        monkeypatch.setattr(batches, "_time_batch", timed)
         found = in_fastest_order(network, images)
         assert found.order is order
         assert torch.allclose(found(images), network(images), atol=1e-5)
@@ -107,5 +107,5 @@ def test_an_order_that_changes_the_answers_is_not_taken(monkeypatch: pytest.Monk
         def forward(self, images: Tensor) -> Tensor:
             return torch.full((len(images), 2), float(images.is_contiguous()))
 
-    monkeypatch.setattr(batches, "_seconds", lambda ready, images: float(ready.order is not torch.channels_last))
+    monkeypatch.setattr(batches, "_time_batch", lambda ready, images: float(ready.order is not torch.channels_last))
     assert in_fastest_order(Strided(), torch.randn(2, 3, 65, 65)).order is torch.contiguous_format

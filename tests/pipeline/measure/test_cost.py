@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from edgewise import models
 from edgewise.errors import RequestError
 from edgewise.measure.cost.geometry import Window
-from edgewise.measure.cost.layers import analyze, candidates
+from edgewise.measure.cost.layers import analyze, separable_candidates
 from edgewise.measure.cost.picture import kind_of, write_picture
-from edgewise.measure.cost.show import amount, size_of, table, to_json
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.show import layer_table, si_amount, size_of, to_json
+from edgewise.measure.cost.totals import count_costs
 
 
 class Lambda(nn.Module):
@@ -65,7 +65,7 @@ def captured(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     ],
 )
 def test_macs_of_one_layer(layer: nn.Module, shape: tuple[int, int, int], macs: int) -> None:
-    assert count(layer, shape).macs == macs
+    assert count_costs(layer, shape).macs == macs
 
 
 @pytest.mark.parametrize(
@@ -82,14 +82,14 @@ def test_macs_of_one_layer(layer: nn.Module, shape: tuple[int, int, int], macs: 
     ],
 )
 def test_macs_of_functions(function: Callable[[Tensor], Tensor], macs: int) -> None:
-    assert count(Lambda(function), (4, 6, 8)).macs == macs
+    assert count_costs(Lambda(function), (4, 6, 8)).macs == macs
 
 
 def test_multi_head_attention_is_counted_by_its_parts_in_evaluation_too() -> None:
     encoder = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
     net = Lambda(lambda x, encoder: encoder(x.flatten(2).transpose(1, 2)), encoder=encoder)
     tokens = 16
-    assert count(net, (32, 4, 4)).macs == tokens * (4 * 32 * 32 + 2 * 32 * 64) + 2 * tokens * tokens * 32
+    assert count_costs(net, (32, 4, 4)).macs == tokens * (4 * 32 * 32 + 2 * 32 * 64) + 2 * tokens * tokens * 32
 
 
 def test_inference_mode_inside_a_network_hides_nothing() -> None:
@@ -97,7 +97,7 @@ def test_inference_mode_inside_a_network_hides_nothing() -> None:
         with torch.inference_mode():
             return conv(x)
 
-    assert count(Lambda(forward, conv=nn.Conv2d(1, 2, 3)), (1, 5, 5)).macs == 2 * 9 * 9
+    assert count_costs(Lambda(forward, conv=nn.Conv2d(1, 2, 3)), (1, 5, 5)).macs == 2 * 9 * 9
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_inference_mode_inside_a_network_hides_nothing() -> None:
 def test_published_totals(name: str, params: int, macs: int) -> None:
     """Torchvision prints 1.814 and 0.301 G for the ImageNet two; the CIFAR two have He et al.'s padded shortcuts."""
     spec = models.get(name)
-    totals = count(spec.build(), spec.input_shape)
+    totals = count_costs(spec.build(), spec.input_shape)
     assert (totals.params, totals.macs) == (params, macs)
 
 
@@ -122,7 +122,7 @@ def test_published_totals(name: str, params: int, macs: int) -> None:
 )
 def test_published_totals_of_large_networks(name: str, giga: float) -> None:
     spec = models.get(name)
-    assert round(count(spec.build(), spec.input_shape).macs / 1e9, 3) == giga
+    assert round(count_costs(spec.build(), spec.input_shape).macs / 1e9, 3) == giga
 
 
 # --- parameters and memory ---
@@ -140,33 +140,35 @@ def test_a_shared_parameter_is_counted_once() -> None:
 
 def test_weight_bytes_hold_buffers_and_follow_the_data_type() -> None:
     conv = nn.Conv2d(1, 1, 3, bias=False)
-    assert count(conv, (1, 5, 5)).weight_bytes == 9 * 4
-    assert count(conv.half(), (1, 5, 5)).weight_bytes == 9 * 2
-    assert count(nn.BatchNorm2d(3), (3, 5, 5)).weight_bytes == 4 * 3 * 4 + 8  # and the count of batches, int64
+    assert count_costs(conv, (1, 5, 5)).weight_bytes == 9 * 4
+    assert count_costs(conv.half(), (1, 5, 5)).weight_bytes == 9 * 2
+    assert count_costs(nn.BatchNorm2d(3), (3, 5, 5)).weight_bytes == 4 * 3 * 4 + 8  # and the count of batches, int64
 
 
 def test_peak_of_a_chain_is_its_widest_neighbours() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(3, 1, 1))
-    assert count(net, (1, 10, 10)).peak_activation_bytes == (4 + 3) * 100 * 4
+    assert count_costs(net, (1, 10, 10)).peak_activation_bytes == (4 + 3) * 100 * 4
 
 
 def test_a_shortcut_is_alive_across_its_block() -> None:
     net = Lambda(lambda x, a, b: x + b(a(x)), a=nn.Conv2d(2, 4, 1), b=nn.Conv2d(4, 2, 1))
-    assert count(net, (2, 5, 5)).peak_activation_bytes == (2 + 4 + 2) * 25 * 4
+    assert count_costs(net, (2, 5, 5)).peak_activation_bytes == (2 + 4 + 2) * 25 * 4
 
 
 def test_views_and_work_in_place_cost_no_memory() -> None:
-    assert count(nn.Sequential(nn.ReLU(inplace=True), nn.Flatten()), (2, 5, 5)).peak_activation_bytes == 200
-    assert count(nn.ReLU(), (2, 5, 5)).peak_activation_bytes == 400
+    assert count_costs(nn.Sequential(nn.ReLU(inplace=True), nn.Flatten()), (2, 5, 5)).peak_activation_bytes == 200
+    assert count_costs(nn.ReLU(), (2, 5, 5)).peak_activation_bytes == 400
 
 
 def test_the_unread_indices_of_a_pooling_are_not_kept() -> None:
-    assert count(nn.MaxPool2d(2), (1, 4, 4)).peak_activation_bytes == (16 + 4) * 4
+    assert count_costs(nn.MaxPool2d(2), (1, 4, 4)).peak_activation_bytes == (16 + 4) * 4
 
 
 def test_results_stay_alive_to_the_end() -> None:
     net = Lambda(lambda x: (early := x + 1, (early * 2).sum().reshape(1) * 3))
-    assert count(net, (1, 10, 10)).peak_activation_bytes == 2 * 400 + 4  # the first result, what is summed, and the sum
+    assert (
+        count_costs(net, (1, 10, 10)).peak_activation_bytes == 2 * 400 + 4
+    )  # the first result, what is summed, and the sum
     assert analyze(net, (1, 10, 10)).layers[-1].alive_bytes == 400 + 4 + 4
 
 
@@ -184,7 +186,7 @@ def test_the_model_and_the_random_numbers_are_left_as_they_were() -> None:
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(), nn.Conv2d(1, 1, 1)).train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     random = torch.random.get_rng_state()
-    count(net, (1, 4, 4))
+    count_costs(net, (1, 4, 4))
     assert all(module.training for module in net.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), random)
@@ -205,7 +207,7 @@ def test_a_captured_graph_gives_the_rows_of_the_module(batch: int) -> None:
 
 def test_a_graph_with_training_batch_norm_over_one_position_keeps_its_batch() -> None:
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3)).train()
-    assert count(captured(net, (4, 2, 5, 5)), (2, 5, 5)).macs == 6
+    assert count_costs(captured(net, (4, 2, 5, 5)), (2, 5, 5)).macs == 6
 
 
 def test_a_fake_quantizer_is_no_layer_and_no_tensor() -> None:
@@ -239,7 +241,7 @@ def test_copying_a_captured_graph_warns_of_nothing() -> None:
     graph = captured(small_net().eval(), (1, 3, 8, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        count(graph, (3, 8, 8))
+        count_costs(graph, (3, 8, 8))
 
 
 # --- errors ---
@@ -253,18 +255,18 @@ def test_an_image_too_small_names_the_layer_and_its_shape() -> None:
 
 def test_an_image_with_other_channels_names_the_first_layer() -> None:
     with pytest.raises(RequestError, match=r"layer '0' \(Conv2d\), which was given \(1, 1, 8, 8\)"):
-        count(small_net(), (1, 8, 8))
+        count_costs(small_net(), (1, 8, 8))
 
 
 def test_a_graph_that_fails_names_the_operator() -> None:
     with pytest.raises(RequestError, match=r"operator aten::convolution on shapes \(\(1, 4, 8, 8\), \(8, 3, 3, 3\)\)"):
-        count(captured(small_net().eval(), (1, 3, 8, 8)), (4, 8, 8))
+        count_costs(captured(small_net().eval(), (1, 3, 8, 8)), (4, 8, 8))
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (3, 0, 8), (1, 3, 8, 8)])
 def test_an_input_shape_that_is_none_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(RequestError, match="channels, height, width"):
-        count(small_net(), shape)  # type: ignore[arg-type]
+        count_costs(small_net(), shape)  # type: ignore[arg-type]
 
 
 # --- geometry ---
@@ -435,22 +437,22 @@ def test_separable_savings_by_hand() -> None:
 def test_what_is_no_candidate(layer: nn.Module) -> None:
     [row] = analyze(layer, (8, 8, 8)).layers
     assert row.separable is None
-    assert candidates(layer, (8, 8, 8)) == []
+    assert separable_candidates(layer, (8, 8, 8)) == []
 
 
 def test_the_substitution_saves_what_was_promised() -> None:
     from edgewise.models._layers import SeparableConv
 
     dense = nn.Conv2d(8, 16, 3, 2, 1)
-    [candidate] = candidates(nn.Sequential(dense), (8, 9, 9))
-    before, after = count(dense, (8, 9, 9)), count(SeparableConv(8, 16, (3, 3), (2, 2), (1, 1)), (8, 9, 9))
+    [candidate] = separable_candidates(nn.Sequential(dense), (8, 9, 9))
+    before, after = count_costs(dense, (8, 9, 9)), count_costs(SeparableConv(8, 16, (3, 3), (2, 2), (1, 1)), (8, 9, 9))
     assert candidate.module == "0"
     assert (candidate.params_saved, candidate.macs_saved) == (before.params - after.params, before.macs - after.macs)
 
 
 def test_candidates_come_largest_first_and_a_shared_one_once() -> None:
     shared = nn.Conv2d(4, 4, 3, padding=1)
-    found = candidates(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), shared, shared), (1, 6, 6))
+    found = separable_candidates(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), shared, shared), (1, 6, 6))
     assert [c.module for c in found] == ["1", "0"]
     one_use = (9 * 16 - (36 + 16)) * 36
     assert (found[0].params_saved, found[0].macs_saved, found[0].macs) == (92, 2 * one_use, 2 * 9 * 16 * 36)
@@ -473,7 +475,7 @@ def rendered(net: nn.Module, shape: tuple[int, int, int]) -> str:
     from rich.console import Console
 
     console = Console(width=100, file=io.StringIO(), record=True, highlight=False)
-    console.print(table(analyze(net, shape)))
+    console.print(layer_table(analyze(net, shape)))
     return console.export_text()
 
 
@@ -499,7 +501,7 @@ def test_the_table_shows_window_totals_and_what_is_unused() -> None:
     [(7, "7"), (999, "999"), (1500, "1.50 k"), (9999, "10.0 k"), (1.814e9, "1.81 G"), (1e8, "100 M")],
 )
 def test_amounts(value: float, shown: str) -> None:
-    assert amount(value) == shown
+    assert si_amount(value) == shown
 
 
 def test_sizes() -> None:

@@ -214,4 +214,4 @@ def test_no_more_processors_than_are_allowed_and_none_unasked() -> None:
 
 def test_a_second_processor_of_a_core_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpus, "_siblings", lambda cpu: {0: {0, 1}, 1: {0, 1}, 2: {2, 3}, 3: {2, 3}, 5: {4, 5}}[cpu])
-    assert cpus._apart({0, 1, 2, 3, 5}) == [0, 2, 5, 1, 3]
+    assert cpus._cores_first({0, 1, 2, 3, 5}) == [0, 2, 5, 1, 3]

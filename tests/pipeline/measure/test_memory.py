@@ -56,6 +56,6 @@ def _die(*_: object) -> None:
 
 
 def test_a_process_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_growth", _die)
+    monkeypatch.setattr(memory, "_measure_growth", _die)
     with pytest.raises(LoweringError, match=r"onnx: the process that measured the memory of a\.onnx died"):
         memory.measure_peak("onnx", tmp_path / "a.onnx", 1, (1, 8, 8), "normalised")

@@ -7,7 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from edgewise.measure.paired import Z, images_to_bound, images_to_decide, proportion_bounds, score_interval, smallest
+from edgewise.measure.paired import (
+    Z,
+    images_to_bound,
+    images_to_decide,
+    proportion_bounds,
+    score_interval,
+    smallest_number,
+)
 
 
 def test_the_interval_of_the_published_example() -> None:
@@ -76,6 +83,6 @@ def test_images_that_bound_a_share() -> None:
 
 @pytest.mark.parametrize("threshold", [1, 2, 3, 100, 12_345])
 def test_the_smallest_number(threshold: int) -> None:
-    found = smallest(lambda n: n >= threshold)
+    found = smallest_number(lambda n: n >= threshold)
     assert found is not None and threshold <= found <= threshold * 1.01 + 1
-    assert smallest(lambda n: False) is None
+    assert smallest_number(lambda n: False) is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgewise.measure.per_class import distinct, largest_falls, per_class, recall_by_name
+from edgewise.measure.per_class import distinct_names, largest_falls, per_class, recall_by_name
 
 
 def answering(predicted: list[int], classes: int) -> Tensor:
@@ -57,7 +57,7 @@ def test_answers_that_are_not_finite_are_wrong() -> None:
 
 def test_names_that_come_twice_are_told_apart() -> None:
     found = per_class(answering([0, 1, 1], 3), torch.tensor([0, 1, 2]))
-    assert distinct(["crane", "tench", "crane"]) == ["crane [0]", "tench", "crane [2]"]
+    assert distinct_names(["crane", "tench", "crane"]) == ["crane [0]", "tench", "crane [2]"]
     assert recall_by_name(found, ["crane", "tench", "crane"]) == {"crane [0]": 1.0, "tench": 1.0, "crane [2]": 0.0}
 
 

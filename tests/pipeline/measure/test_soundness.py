@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgewise.measure.soundness import right, soundness
+from edgewise.measure.soundness import correct_images, soundness_of
 from edgewise.report.rows import Verdict
 from edgewise.verify.gates import on_soundness
 
@@ -14,19 +14,19 @@ GOOD = np.eye(3, dtype=np.float32)[LABELS]
 
 
 def test_good_answers_are_counted() -> None:
-    found = soundness(GOOD, LABELS)
+    found = soundness_of(GOOD, LABELS)
     assert (found.n, found.not_finite, found.classes_answered, found.classes_present) == (4, 0, 3, 3)
     assert on_soundness(found).verdict == "pass"
-    assert right(GOOD, LABELS).all()
+    assert correct_images(GOOD, LABELS).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_answer_that_is_no_number_is_wrong_and_fails(value: float) -> None:
     answers = GOOD.copy()
     answers[3] = [0, value, 0]
-    found = on_soundness(soundness(answers, LABELS))
+    found = on_soundness(soundness_of(answers, LABELS))
     assert found.verdict == "fail" and "1 of 4 test images are no finite numbers" in found.reason
-    assert right(answers, LABELS).tolist() == [True, True, True, False]
+    assert correct_images(answers, LABELS).tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def test_an_answer_that_is_no_number_is_wrong_and_fails(value: float) -> None:
     ],
 )
 def test_always_the_same_class(answers: list[int], labels: list[int], verdict: Verdict) -> None:
-    found = on_soundness(soundness(np.eye(3, dtype=np.float32)[answers], np.array(labels)))
+    found = on_soundness(soundness_of(np.eye(3, dtype=np.float32)[answers], np.array(labels)))
     assert found.verdict == verdict
     assert ("one class only" in found.reason) == (verdict == "fail")
 
 
 def test_only_nan() -> None:
-    found = soundness(np.full((4, 3), np.nan, dtype=np.float32), LABELS)
+    found = soundness_of(np.full((4, 3), np.nan, dtype=np.float32), LABELS)
     assert (found.not_finite, found.classes_answered) == (4, 0)
     assert on_soundness(found).verdict == "fail"
 

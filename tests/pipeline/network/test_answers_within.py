@@ -17,7 +17,7 @@ from edgewise.network import checkpoint
 from edgewise.network.answers_within import logits_within
 from edgewise.network.architecture import Base
 from edgewise.network.checkpoint import Checkpoint
-from edgewise.network.start import begin
+from edgewise.network.start import begin_network
 
 LOGITS, FEATURES = torch.randn(1, 3), torch.randn(1, 8)
 
@@ -81,7 +81,7 @@ class Net(nn.Module):
 def test_such_a_network_goes_to_disk_and_through_a_capture(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(SOURCE)
     base, images = Base(f"{tmp_path}/net.py:Net", 3, 1), torch.randn(2, 1, 6, 6)
-    begun = begin(base, images)
+    begun = begin_network(base, images)
     assert any("['logits'] of what the network answers" in sentence for sentence in begun.told)
     checkpoint.save(Checkpoint(base, begun.model), tmp_path / "kept")
     network: Callable[[Tensor], Tensor] = checkpoint.load(tmp_path / "kept").model

@@ -43,7 +43,7 @@ def trained() -> GraphModule:
     graph = prepared(None)
     for image in torch.randn(8, 1, 3, 8, 8, generator=torch.Generator().manual_seed(1)):
         graph(image)
-    quantize.freeze(graph)
+    quantize.freeze_ranges(graph)
     for parameter in graph.parameters():
         parameter.mul_(1.25)
     return graph

@@ -15,9 +15,9 @@ from edgewise.network import checkpoint, surgery
 from edgewise.network.architecture import Base
 from edgewise.network.batch_mates import takes_batches
 from edgewise.network.checkpoint import Checkpoint
-from edgewise.network.probabilities import ending, last_softmax
-from edgewise.network.start import begin
-from edgewise.network.unwrapped import unwrapped
+from edgewise.network.probabilities import judge_ending, last_softmax
+from edgewise.network.start import begin_network
+from edgewise.network.unwrapped import unwrap_network
 
 IMAGES = torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -47,7 +47,7 @@ WRAPPED: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("kind", WRAPPED)
 def test_every_wrapper_is_taken_off(kind: str) -> None:
-    found = unwrapped(WRAPPED[kind](), "net")
+    found = unwrap_network(WRAPPED[kind](), "net")
     assert list(found.model.state_dict()) == list(plain().state_dict())
     assert all(part in " ".join(found.told) for part in kind.split(" and "))
     again = copy.deepcopy(found.model).train().eval()
@@ -57,13 +57,13 @@ def test_every_wrapper_is_taken_off(kind: str) -> None:
 
 def test_nothing_is_said_of_a_plain_network() -> None:
     model = plain()
-    found = unwrapped(model, "net")
+    found = unwrap_network(model, "net")
     assert found.model is model and found.told == ()
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.bfloat16])
 def test_other_precisions_are_taken_in_float32_and_said(kind: torch.dtype) -> None:
-    found = unwrapped(plain().to(kind), "net")
+    found = unwrap_network(plain().to(kind), "net")
     assert {t.dtype for t in found.model.state_dict().values()} == {torch.float32, torch.int64}
     assert str(kind).removeprefix("torch.") in found.told[0]
 
@@ -71,9 +71,9 @@ def test_other_precisions_are_taken_in_float32_and_said(kind: torch.dtype) -> No
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_holds_no_values_or_no_structure_is_refused() -> None:
     with pytest.raises(RequestError, match=r"meta device"), torch.device("meta"):
-        unwrapped(plain(), "net")
+        unwrap_network(plain(), "net")
     with pytest.raises(RequestError, match="TorchScript"):
-        unwrapped(nn.Sequential(torch.jit.script(plain())), "net")
+        unwrap_network(nn.Sequential(torch.jit.script(plain())), "net")
 
 
 SOURCE = """
@@ -124,7 +124,7 @@ def mine(tmp_path: Path) -> Callable[[str], Base]:
 
 
 def test_lazy_layers_get_their_shapes_and_come_back_from_disk(mine: Callable[[str], Base], tmp_path: Path) -> None:
-    begun = begin(mine("lazy"), IMAGES)
+    begun = begin_network(mine("lazy"), IMAGES)
     assert begun.model[3].in_features == 4 * 4 * 4
     assert begun.told == ("3 lazy layers were given their shapes by an image (1, 6, 6)",)
     checkpoint.save(Checkpoint(mine("lazy"), begun.model), tmp_path / "kept")
@@ -134,11 +134,11 @@ def test_lazy_layers_get_their_shapes_and_come_back_from_disk(mine: Callable[[st
 
 def test_a_lazy_layer_that_no_image_reaches_is_named(mine: Callable[[str], Base]) -> None:
     with pytest.raises(RequestError, match=r"'side' \(LazyLinear\)"):
-        begin(mine("unreached"), IMAGES)
+        begin_network(mine("unreached"), IMAGES)
 
 
 def test_a_network_that_writes_into_its_input_is_handed_a_copy(mine: Callable[[str], Base], tmp_path: Path) -> None:
-    begun = begin(mine("Writes"), IMAGES)
+    begun = begin_network(mine("Writes"), IMAGES)
     given = IMAGES.clone()
     answer = begun.model(given)
     assert torch.equal(given, IMAGES)
@@ -149,13 +149,13 @@ def test_a_network_that_writes_into_its_input_is_handed_a_copy(mine: Callable[[s
 
 
 def test_a_softmax_layer_at_the_end_goes_behind_the_network(mine: Callable[[str], Base]) -> None:
-    begun = begin(mine("softmax"), IMAGES)
+    begun = begin_network(mine("softmax"), IMAGES)
     assert begun.gave_probabilities and begun.ending == "logits" and "'2'" in begun.told[-1]
     assert not torch.allclose(begun.model(IMAGES).sum(1), torch.ones(3))
 
 
 def test_a_softmax_inside_the_code_is_seen(mine: Callable[[str], Base]) -> None:
-    begun = begin(mine("Inside"), IMAGES)
+    begun = begin_network(mine("Inside"), IMAGES)
     assert not begun.gave_probabilities and begun.ending == "probabilities"
 
 
@@ -165,7 +165,7 @@ def test_a_softmax_inside_the_code_is_seen(mine: Callable[[str], Base]) -> None:
 )
 def test_endings(last: nn.Module, expected: str) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), last).eval()
-    assert ending(model, IMAGES[:1]) == expected
+    assert judge_ending(model, IMAGES[:1]) == expected
     assert last_softmax(model, IMAGES[:1]) == ("2" if expected == "probabilities" else None)
 
 
@@ -173,9 +173,9 @@ def test_failures_name_the_users_line(mine: Callable[[str], Base]) -> None:
     with pytest.raises(
         RequestError, match=r"fails on an image: shape .*mine\.py, line \d+ \(return x\.reshape\(7, 7\)\)"
     ):
-        begin(mine("Fails"), IMAGES)
+        begin_network(mine("Fails"), IMAGES)
     with pytest.raises(RequestError, match=r"could not be built: NameError.*mine\.py, line \d+ \(return undefined\)"):
-        begin(mine("broken"), IMAGES)
+        begin_network(mine("broken"), IMAGES)
 
 
 class Centred(nn.Module):
@@ -231,4 +231,4 @@ def test_batches_of_one_and_of_any_size() -> None:
 
 
 def test_surgery_of_a_start_is_in_its_history(mine: Callable[[str], Base]) -> None:
-    assert [type(op).__name__ for op in surgery.history(begin(mine("lazy"), IMAGES).model)] == ["Materialise"]
+    assert [type(op).__name__ for op in surgery.history(begin_network(mine("lazy"), IMAGES).model)] == ["Materialise"]

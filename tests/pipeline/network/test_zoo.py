@@ -14,7 +14,7 @@ from torch import nn
 from edgewise.errors import RequestError
 from edgewise.network import zoo
 from edgewise.network.architecture import Base, build, code_digest, is_foreign, spec_of
-from edgewise.network.start import begin
+from edgewise.network.start import begin_network
 from edgewise.targets import MissingBackend
 
 CONFIG = {"input_size": (3, 96, 64), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "num_classes": 7, "crop_pct": 0.9}
@@ -69,13 +69,13 @@ def test_its_own_weights_where_they_can_be_had_and_fit(timm: None) -> None:
     from pathlib import Path
 
     images = torch.randn(2, 3, 4, 4)
-    begun = begin(Base("timm:tiny", 7, 3), images, Path(zoo.PRETRAINED))
+    begun = begin_network(Base("timm:tiny", 7, 3), images, Path(zoo.PRETRAINED))
     assert float(begun.model[0].weight.mean()) == 3
-    assert float(begin(Base("timm:tiny", 7, 3), images).model[0].weight.mean()) == 1
+    assert float(begin_network(Base("timm:tiny", 7, 3), images).model[0].weight.mean()) == 1
     with pytest.raises(RequestError, match="for 7 classes, the data has 10"):
-        begin(Base("timm:tiny", 10, 3), images, Path(zoo.PRETRAINED))
+        begin_network(Base("timm:tiny", 10, 3), images, Path(zoo.PRETRAINED))
     with pytest.raises(RequestError, match="no network to the hub"):
-        begin(Base("timm:tinier", 7, 3), images, Path(zoo.PRETRAINED))
+        begin_network(Base("timm:tinier", 7, 3), images, Path(zoo.PRETRAINED))
 
 
 @pytest.mark.parametrize("package", ["timm", "torchvision"])

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from edgewise.report.document import Report
-from edgewise.report.page import render
+from edgewise.report.page import render_page
 
 ROOT = Path(__file__).resolve().parents[3]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -53,7 +53,7 @@ def answered(report: Report, folder: Path, script: str, width: int = 1280, *opti
 
     The page stands in a frame of ``width`` pixels: a headless window is never narrower than 500.
     """
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render(report))
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render_page(report))
     tell = "const tell = (found) => parent.postMessage(JSON.stringify(found), '*');"
     within = f"<script>{tell}\n{script}</script></body>"
     (folder / "page.html").write_text(page.replace("</body>", within), encoding="utf-8")
@@ -140,7 +140,7 @@ def test_the_filter_hides_rows_and_marks_of_a_target(passing: Report, tmp_path: 
 
 def test_it_prints_on_few_sheets(passing: Report, tmp_path: Path) -> None:
     place = tmp_path / "page.html"
-    place.write_text(render(passing), encoding="utf-8")
+    place.write_text(render_page(passing), encoding="utf-8")
     browse(place, "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'page.pdf'}")
     sheets = re.findall(rb"/Type\s*/Page\b", (tmp_path / "page.pdf").read_bytes())
     assert 1 <= len(sheets) <= 4

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgewise.measure.values import Accuracy, Agreement, Difference, Latency
-from edgewise.report.advice import advise, images_needed
+from edgewise.report.advice import advise_on_run, images_needed
 from edgewise.report.document import Report
 from edgewise.report.rows import ArtifactFile, Row
 from edgewise.verify.gates import Limits, on_accuracy
@@ -42,14 +42,14 @@ def file(precision: Any, delta: float = 0.0, low: float | None = None, ratio: fl
 
 def told(*rows: Row, **recipe: Any) -> tuple[str, tuple[str, ...]]:
     files = [ArtifactFile(target="onnx", path=f"artifacts/{r.precision}", sha256="", bytes=1) for r in rows if r.target]
-    found = advise({"limits": LIMITS} | recipe, rows, files, "runs/x")
+    found = advise_on_run({"limits": LIMITS} | recipe, rows, files, "runs/x")
     assert found is not None
     return found.closest, found.changes
 
 
 def test_a_run_whose_targets_all_have_a_file_needs_no_advice(passing: Report) -> None:
-    assert advise(passing.recipe, passing.rows, passing.artifacts) is None
-    assert advise({}, [row("baseline")], []) is None and advise({}, [], []) is None
+    assert advise_on_run(passing.recipe, passing.rows, passing.artifacts) is None
+    assert advise_on_run({}, [row("baseline")], []) is None and advise_on_run({}, [], []) is None
 
 
 def test_the_images_needed_are_those_that_the_gate_tells() -> None:
@@ -153,16 +153,16 @@ def test_a_target_without_a_file_is_advised_though_another_has_one(target: str) 
 def test_the_advice_is_in_report_json_on_the_page_and_in_the_terminal(failing: Report) -> None:
     from rich.console import Console
 
-    from edgewise.report.page import render
-    from edgewise.report.terminal import table
+    from edgewise.report.page import render_page
+    from edgewise.report.terminal import terminal_table
 
     found = failing.to_json()["next"]
     assert found["closest"].startswith("Closest to passing is onnx int8 (artifacts/onnx/failing-int8)")
     console = Console(record=True, width=400, file=io.StringIO())
-    console.print(table(failing))
+    console.print(terminal_table(failing))
     shown = console.export_text()
     for line in (found["closest"], *found["changes"]):
-        assert line in html.unescape(render(failing)) and line in shown
+        assert line in html.unescape(render_page(failing)) and line in shown
     assert Report.from_json(failing.to_json()).to_json() == failing.to_json()
 
 

@@ -8,9 +8,9 @@ from xml.etree.ElementTree import Element, fromstring
 import pytest
 
 from edgewise.report.figure import Bars, BarTable, Column, Figure, Key, Line, Mark, Panel
-from edgewise.report.plotly_json import read
-from edgewise.report.scale import Scale, linear, logarithmic
-from edgewise.report.svg import SHAPES, draw, draw_bars
+from edgewise.report.plotly_json import read_figure
+from edgewise.report.scale import Scale, linear_scale, logarithmic_scale
+from edgewise.report.svg import SHAPES, draw_bars, draw_figure
 
 UNIT = Scale(low=0, high=10, ticks=((0, "0"), (5, "5")))
 
@@ -28,7 +28,7 @@ def panel(**changes: Any) -> Panel:
 
 
 def drawn(figure: Figure) -> Element:
-    return fromstring(str(draw(figure)))
+    return fromstring(str(draw_figure(figure)))
 
 
 def of_class(root: Element, name: str) -> list[Element]:
@@ -39,7 +39,7 @@ def of_class(root: Element, name: str) -> list[Element]:
 
 
 def test_a_linear_axis_places_and_names_values() -> None:
-    axis = linear([0.0, 1.0], zero=True, margin=0.25)
+    axis = linear_scale([0.0, 1.0], zero=True, margin=0.25)
     assert (axis.low, axis.high) == (0.0, 1.25) and axis.place(0.625) == 0.5
     assert axis.place(-3) == 0 and axis.place(9) == 1, "what lies outside stays at the edge"
     assert axis.ticks == ((0.0, "0.00"), (0.25, "0.25"), (0.5, "0.50"), (0.75, "0.75"), (1.0, "1.00"), (1.25, "1.25"))
@@ -54,21 +54,21 @@ def test_a_linear_axis_places_and_names_values() -> None:
     ],
 )
 def test_ticks_stand_at_round_numbers(values: list[float], texts: list[str]) -> None:
-    assert [text for _, text in linear(values).ticks] == texts
+    assert [text for _, text in linear_scale(values).ticks] == texts
 
 
 @pytest.mark.parametrize("values", [[], [3.0], [0.0], [7.0, 7.0]])
 def test_an_axis_of_one_value_or_none_still_has_a_width(values: list[float]) -> None:
-    for axis in (linear(values), linear(values, zero=True)):
+    for axis in (linear_scale(values), linear_scale(values, zero=True)):
         assert axis.low < axis.high and axis.ticks and all(0 <= axis.place(value) <= 1 for value in values)
-    assert logarithmic([v for v in values if v > 0], str).high > 1
+    assert logarithmic_scale([v for v in values if v > 0], str).high > 1
 
 
 def test_a_logarithmic_axis_gives_each_decade_the_same_room() -> None:
     axis = Scale(low=1, high=100, log=True)
     assert axis.place(10) == pytest.approx(0.5)
-    assert [value for value, _ in logarithmic([10, 1000], str).ticks] == [10, 20, 50, 100, 200, 500, 1000]
-    assert [value for value, _ in logarithmic([10, 100_000], str).ticks] == [10, 100, 1000, 10_000, 100_000]
+    assert [value for value, _ in logarithmic_scale([10, 1000], str).ticks] == [10, 20, 50, 100, 200, 500, 1000]
+    assert [value for value, _ in logarithmic_scale([10, 100_000], str).ticks] == [10, 100, 1000, 10_000, 100_000]
 
 
 # charts
@@ -139,7 +139,9 @@ def test_bars_start_at_zero_and_share_a_column_s_room() -> None:
 def test_names_cannot_become_markup() -> None:
     wicked = '"><script>alert(1)</script>'
     mark = Mark(x=1, y=1, told=wicked, colour="red", name=wicked, group=wicked)
-    page = str(draw(Figure(panels=(panel(label=wicked, marks=(mark,)),), keys=(Key(text=wicked, colour="red"),))))
+    page = str(
+        draw_figure(Figure(panels=(panel(label=wicked, marks=(mark,)),), keys=(Key(text=wicked, colour="red"),)))
+    )
     table = BarTable(
         head=wicked, names=(wicked,), colours=("red",), columns=(Bars(title=wicked, values=(1.0,), texts=(wicked,)),)
     )
@@ -155,7 +157,7 @@ def test_lying_bars_are_read_from_the_top_down() -> None:
         "data": [trace | {"marker": {"color": ["#111111", "#222222"]}}],
         "layout": {"xaxis": {"title": {"text": "nats"}}},
     }
-    found = read(figure, "t")
+    found = read_figure(figure, "t")
     assert isinstance(found, BarTable)
     assert (found.names, found.colours, found.told) == (("first", "last"), ("#222222", "#111111"), ("f", "l\nx"))
     assert (found.columns[0].title, found.columns[0].values, found.columns[0].texts) == (
@@ -170,7 +172,7 @@ def test_upright_bars_side_by_side_become_columns() -> None:
         {"type": "bar", "name": name, "x": ["a&lt;b", "c"], "y": [1, 2], "marker": {"color": "#0072b2"}}
         for name in "xy"
     ]
-    found = read({"data": traces, "layout": {"yaxis": {"title": {"text": "channels"}}}}, "t")
+    found = read_figure({"data": traces, "layout": {"yaxis": {"title": {"text": "channels"}}}}, "t")
     assert isinstance(found, BarTable)
     assert found.names == ("a<b", "c") and [column.title for column in found.columns] == ["x: channels", "y: channels"]
     assert {column.colour for column in found.columns} == {"#0072b2"}
@@ -181,7 +183,7 @@ def test_curves_keep_their_points_names_and_dashes() -> None:
         {"type": "scatter", "mode": "lines+markers", "name": "one", "x": [0, 1], "y": [2, 4], "line": {"dash": "dot"}},
         {"mode": "markers", "name": "two", "x": [1], "y": [3], "hovertext": ["said"]},
     ]
-    found = read({"data": traces, "layout": {"xaxis": {"title": "width"}}}, "a title")
+    found = read_figure({"data": traces, "layout": {"xaxis": {"title": "width"}}}, "a title")
     assert isinstance(found, Figure)
     (only,) = found.panels
     assert (only.label, only.x_title) == ("a title", "width")
@@ -202,5 +204,5 @@ def test_curves_keep_their_points_names_and_dashes() -> None:
     ],
 )
 def test_what_cannot_be_drawn_is_said(figure: dict[str, Any], words: str) -> None:
-    found = read(figure, "t")
+    found = read_figure(figure, "t")
     assert isinstance(found, str) and words in found

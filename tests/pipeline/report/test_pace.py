@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from edgewise.report import watch
-from edgewise.report.pace import Pace, duration
+from edgewise.report.pace import Pace, duration_text
 from edgewise.report.watch import Watch
 
 
@@ -28,7 +28,7 @@ def test_pace_tells_share_rate_and_what_is_left(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_durations() -> None:
-    assert [duration(seconds) for seconds in (4.2, 99, 150, 5_999, 9_000)] == [
+    assert [duration_text(seconds) for seconds in (4.2, 99, 150, 5_999, 9_000)] == [
         "4 s",
         "99 s",
         "2 min",

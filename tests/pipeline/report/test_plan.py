@@ -6,8 +6,8 @@ import copy
 from typing import Any
 
 from edgewise.report.document import Report
-from edgewise.report.page import render
-from edgewise.report.plan import ACCEPTED, REJECTED, pictures
+from edgewise.report.page import render_page
+from edgewise.report.plan import ACCEPTED, REJECTED, plan_pictures
 from edgewise.report.rows import Row
 
 
@@ -41,11 +41,11 @@ def row(plan: dict[str, Any] | None) -> Row:
 
 
 def test_rows_without_a_plan_have_no_picture() -> None:
-    assert pictures([(row(None), "separate")]) == []
+    assert plan_pictures([(row(None), "separate")]) == []
 
 
 def test_every_layer_is_drawn_with_its_verdict() -> None:
-    (picture,) = pictures([(row(PLAN), "separate")])
+    (picture,) = plan_pictures([(row(PLAN), "separate")])
     assert "1 of 2 layers replaced; in them 2.00k multiply-accumulates became 400, 5.00 times fewer" in picture.summary
     assert "96.00 % before, 95.00 % with the new forms, 95.50 % after" in picture.summary
     assert "budget: 2 points" in picture.summary
@@ -64,7 +64,7 @@ def test_every_layer_is_drawn_with_its_verdict() -> None:
 
 
 def test_the_page_holds_chart_table_and_reasons() -> None:
-    page = render(Report(recipe={"name": "r"}, environment={}, rows=[row(PLAN)]))
+    page = render_page(Report(recipe={"name": "r"}, environment={}, rows=[row(PLAN)]))
     assert "The plan of separate, layer by layer" in page
     assert "the reason of conv1" in page and "✗ stays" in page and "0.500 to 0.125" in page
     assert "&lt;b&gt;conv2" in page and "<b>conv2" not in page
@@ -76,7 +76,7 @@ def test_a_plan_that_was_not_timed_has_no_clock_in_it() -> None:
     plan = copy.deepcopy(PLAN) | {"timed_on": None, "max_drop": None}
     for entry in plan["layers"]:
         entry |= {"dense_ms": None, "new_ms": None, "cost": None}
-    (picture,) = pictures([(row(plan), "separate")])
+    (picture,) = plan_pictures([(row(plan), "separate")])
     titles = [column.title for column in picture.chart.columns]
     assert titles == ["error of the outputs", "MACs saved"] and "budget" not in picture.summary
     assert [cells["ms"] for cells in picture.layers] == ["–", "–"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from edgewise.report import pruning
 from edgewise.report.document import Report
-from edgewise.report.page import render
+from edgewise.report.page import render_page
 from edgewise.report.rows import Row
 
 READING = {"top1": 0.9, "loss": 0.3}
@@ -109,7 +109,7 @@ def test_other_steps_have_no_such_parts() -> None:
 
 
 def test_the_page_shows_them_once_and_the_rest_beside_the_files() -> None:
-    page = render(Report(recipe={}, environment={}, rows=[pruned(FACTS)]))
+    page = render_page(Report(recipe={}, environment={}, rows=[pruned(FACTS)]))
     assert "What each layer" in page and "Budget of prune" in page
     assert "conv<1>" not in page and "latency_table" not in page
     assert "norm_images" in page

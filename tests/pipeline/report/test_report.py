@@ -19,15 +19,15 @@ import pytest
 from edgewise.errors import RequestError, StoreError
 from edgewise.measure.values import Accuracy, Agreement, Difference, Latency
 from edgewise.report import numbers
-from edgewise.report.charts import tradeoff, waterfall
+from edgewise.report.charts import draw_tradeoff, draw_waterfall
 from edgewise.report.document import Report, Section
-from edgewise.report.markup import sanitize
+from edgewise.report.markup import sanitize_html
 from edgewise.report.page import write_html
 from edgewise.report.rows import ArtifactFile, Row
 from edgewise.report.summary import open_points, summarize
-from edgewise.report.terminal import table
+from edgewise.report.terminal import terminal_table
 from edgewise.store.json_values import decode, encode, encode_fields
-from edgewise.store.machine import environment
+from edgewise.store.machine import read_environment
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -158,7 +158,7 @@ def show(shown: Report, width: int, path: Path | None = None, encoding: str = "u
     out = io.TextIOWrapper(raw, encoding=encoding)
     system: Literal["truecolor"] | None = "truecolor" if colour else None
     Console(file=out, width=width, color_system=system, force_terminal=colour, legacy_windows=False).print(
-        table(shown, path)
+        terminal_table(shown, path)
     )
     out.flush()
     return raw.getvalue().decode(encoding)
@@ -330,10 +330,10 @@ def test_a_section_holds_one_thing() -> None:
 
 
 def test_environment_tells_the_machine_and_the_packages() -> None:
-    found = environment(threads=3)
+    found = read_environment(threads=3)
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["torch"] == found["packages"]["torch"]
-    assert found["threads"] == 3 and environment()["threads"] == found["cores"] >= 1
+    assert found["threads"] == 3 and read_environment()["threads"] == found["cores"] >= 1
     assert found["cpu"] and found["platform"]
     assert encode(found) == found
 
@@ -345,16 +345,16 @@ def test_the_commit_is_the_tree_s_own_and_dirty_says_so(tmp_path: Path) -> None:
             ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    assert environment(root=tmp_path)["commit"] is None
+    assert read_environment(root=tmp_path)["commit"] is None
     git("init", "-q")
     git("commit", "-q", "--allow-empty", "-m", "first")
     head = git("rev-parse", "HEAD")
-    clean = environment(root=tmp_path)
+    clean = read_environment(root=tmp_path)
     assert clean["commit"] and head.startswith(clean["commit"]) and clean["dirty"] is False
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "file").write_text("new")
-    assert environment(root=tmp_path)["dirty"] is True
-    assert environment(root=tmp_path / "inner")["commit"] is None
+    assert read_environment(root=tmp_path)["dirty"] is True
+    assert read_environment(root=tmp_path / "inner")["commit"] is None
 
 
 def test_importing_the_report_imports_nothing_heavy() -> None:
@@ -465,7 +465,7 @@ def test_a_report_without_rows_is_shown() -> None:
 
 
 def test_tradeoff_shows_every_measured_row_with_its_interval() -> None:
-    figure = tradeoff(report().rows)
+    figure = draw_tradeoff(report().rows)
     assert figure is not None
     times, sizes = figure.panels
     names = {key.name: key.text for key in figure.keys}
@@ -487,7 +487,7 @@ def test_tradeoff_shows_every_measured_row_with_its_interval() -> None:
 def test_times_are_shares_of_each_runtime_s_own_baseline() -> None:
     """A file that takes 0.512 ms where its runtime's baseline takes 0.412 is slower, whatever another runtime takes."""
     rows = report().rows
-    figure = tradeoff(rows)
+    figure = draw_tradeoff(rows)
     assert figure is not None
     times = figure.panels[0]
     assert times.upright == (1.0,)
@@ -501,13 +501,13 @@ def test_times_are_shares_of_each_runtime_s_own_baseline() -> None:
 
 def test_a_mark_s_fill_tells_the_verdict() -> None:
     rows = report().rows
-    figure = tradeoff([replace(rows[0], verdict=verdict) for verdict in ("pass", "fail", "not-checked")])
+    figure = draw_tradeoff([replace(rows[0], verdict=verdict) for verdict in ("pass", "fail", "not-checked")])
     assert figure is not None
     assert [key.fill for key in figure.keys] == ["solid", "crossed", "hollow"]
 
 
 def test_a_chart_s_legend_names_every_row_once_with_its_number_in_the_table() -> None:
-    figure = tradeoff(report().rows)
+    figure = draw_tradeoff(report().rows)
     assert figure is not None
     assert [key.name for key in figure.keys] == ["1", "2", "3", "4", "5", "6", "7", "8"]
     colour = {key.text: key.colour for key in figure.keys}
@@ -516,14 +516,14 @@ def test_a_chart_s_legend_names_every_row_once_with_its_number_in_the_table() ->
 
 
 def test_the_size_axis_has_ticks_where_people_count() -> None:
-    figure = tradeoff(report().rows)
+    figure = draw_tradeoff(report().rows)
     assert figure is not None
     axis = figure.panels[1].x
     assert axis.log and axis.ticks == ((50_000, "50 kB"), (100_000, "100 kB"), (200_000, "200 kB"))
 
 
 def test_waterfall_is_computed_against_the_baseline() -> None:
-    bars = waterfall(report().rows)
+    bars = draw_waterfall(report().rows)
     assert bars is not None
     change, time, macs, params = (column.values for column in bars.columns)
     assert bars.names[-2:] == ("finetune (2)", "QAT, 7-bit weights")
@@ -538,7 +538,7 @@ def test_long_names_of_one_beginning_keep_bars_of_their_own() -> None:
     rows = [
         step(name, "a very long name of a step, twice " + name, 10, 10, 351, 1.0) for name in ("baseline", "x", "y")
     ]
-    bars = waterfall(rows)
+    bars = draw_waterfall(rows)
     assert bars is not None
     assert bars.names == (
         "a very long name …e baseline",
@@ -549,8 +549,8 @@ def test_long_names_of_one_beginning_keep_bars_of_their_own() -> None:
 
 def test_there_is_no_chart_without_measurements() -> None:
     unmeasured = [replace(row, accuracy=None) for row in report().rows]
-    assert tradeoff(unmeasured) is None and tradeoff([]) is None
-    assert waterfall(report().rows[:1]) is None and waterfall([]) is None
+    assert draw_tradeoff(unmeasured) is None and draw_tradeoff([]) is None
+    assert draw_waterfall(report().rows[:1]) is None and draw_waterfall([]) is None
 
 
 # the page
@@ -685,7 +685,7 @@ def test_nothing_that_came_with_the_report_becomes_markup(tmp_path: Path) -> Non
     ],
 )
 def test_markup_from_elsewhere_is_reduced_to_harmless_elements(given: str, wanted: str) -> None:
-    assert sanitize(given) == wanted
+    assert sanitize_html(given) == wanted
 
 
 def test_a_page_without_rows_needs_no_script(tmp_path: Path) -> None:
@@ -721,7 +721,7 @@ def test_many_facts_of_one_kind_are_a_table_and_numbers_are_short(tmp_path: Path
 def test_files_of_one_target_share_a_shape_and_none_looks_like_another() -> None:
     shown = report()
     files = [row for row in shown.rows if row.target is not None]
-    figure = tradeoff([*shown.rows, *(replace(row, precision="float32") for row in files)])
+    figure = draw_tradeoff([*shown.rows, *(replace(row, precision="float32") for row in files)])
     assert figure is not None
     looks = {key.text: (key.shape, key.colour) for key in figure.keys}
     assert looks["onnx float32"][0] == looks["onnx int8"][0] != looks["xnnpack int8"][0]

@@ -12,7 +12,7 @@ import pytest
 from edgewise.errors import RequestError
 from edgewise.recipe import Recipe
 from edgewise.report.rows import Row, Verdict
-from edgewise.run.attempts import attempts, describe_change, milder
+from edgewise.run.attempts import describe_change, group_attempts, milder_attempt
 from edgewise.run.session import Session
 from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
@@ -27,10 +27,10 @@ TUNE = Finetune(training=Training(epochs=1, lr=0.1))
 
 def test_a_stage_is_judged_with_the_fine_tuning_that_follows() -> None:
     prune, fold = Prune(channels=0.5), Fold()
-    assert attempts((prune, TUNE, fold)) == [(prune, TUNE), (fold,)]
-    assert attempts((TUNE, TUNE)) == [(TUNE,), (TUNE,)]
-    assert attempts((fold, prune, TUNE, TUNE)) == [(fold,), (prune, TUNE), (TUNE,)]
-    assert attempts(()) == []
+    assert group_attempts((prune, TUNE, fold)) == [(prune, TUNE), (fold,)]
+    assert group_attempts((TUNE, TUNE)) == [(TUNE,), (TUNE,)]
+    assert group_attempts((fold, prune, TUNE, TUNE)) == [(fold,), (prune, TUNE), (TUNE,)]
+    assert group_attempts(()) == []
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_stage_is_judged_with_the_fine_tuning_that_follows() -> None:
     ],
 )
 def test_milder_settings(stage: Any, softer: Any) -> None:
-    assert milder((stage, TUNE)) == (None if softer is None else (softer, TUNE))
+    assert milder_attempt((stage, TUNE)) == (None if softer is None else (softer, TUNE))
 
 
 def test_the_change_is_told() -> None:

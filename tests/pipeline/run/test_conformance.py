@@ -21,7 +21,14 @@ from edgewise.errors import StageError
 from edgewise.network.captured import Prepare
 from edgewise.stages import quantize
 from edgewise.stages.quantize.graph_settings import check_unchanged, read_constants
-from edgewise.studies.architectures.network import Prepared, agreement, answers, calibrated, capture, prepare
+from edgewise.studies.architectures.network import (
+    Prepared,
+    answer_images,
+    calibrate_network,
+    capture_network,
+    compare_logits,
+    prepare_network,
+)
 from edgewise.verify import layerwise
 
 QUICK = ("tiny_resnet", "mobilenet_v2")
@@ -40,7 +47,7 @@ def files() -> list[object]:
 
 @cache
 def small(name: str) -> Prepared:
-    return prepare(models.get(name), small=True, images=4)
+    return prepare_network(models.get(name), small=True, images=4)
 
 
 @pytest.mark.parametrize("name", architectures())
@@ -55,7 +62,7 @@ def test_a_prepared_graph_keeps_its_settings_and_takes_any_batch(name: str) -> N
     images = torch.cat(prepared.normalised("train"))
     with torch.no_grad():
         assert graph(torch.cat(prepared.calibration)).shape[0] == len(prepared.calibration)
-        quantize.freeze(graph)
+        quantize.freeze_ranges(graph)
         fakes = [module for module in graph.modules() if isinstance(module, FakeQuantizeBase)]
         assert fakes and all(int(fake.observer_enabled[0]) == 0 for fake in fakes)
         # Weights are rounded on the grid of their present magnitude; what is frozen is the activations' range.
@@ -74,9 +81,11 @@ def test_every_layer_of_the_file_follows_from_its_inputs(name: str, target: str,
     prepared = small(name)
     if chosen.inside is None or {target, "quantize"} & prepared.spec.cannot.keys():
         pytest.skip("lets nothing out, or is declared impossible")
-    graph = calibrated(prepared, chosen.quantizer(chosen.grids[0]))
-    program = capture(graph, prepared.shape)
-    same = agreement(answers(program.module(check_guards=False), prepared.images), answers(graph, prepared.images))
+    graph = calibrate_network(prepared, chosen.quantizer(chosen.grids[0]))
+    program = capture_network(graph, prepared.shape)
+    same = compare_logits(
+        answer_images(program.module(check_guards=False), prepared.images), answer_images(graph, prepared.images)
+    )
     assert same.error < 1e-4, "captured again, the converted graph is the same function"
     (given,) = program.example_inputs[0]
     assert given.shape[0] == 1

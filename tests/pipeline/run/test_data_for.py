@@ -20,7 +20,7 @@ from edgewise.run.data_for import (
     check_enough,
     describe_images,
     load_data,
-    numbered,
+    number_classes,
     wanted_options,
     without_idle_training,
 )
@@ -97,11 +97,11 @@ def test_a_class_that_the_network_has_not(tmp_path: Path, spec: Spec) -> None:
 
 def test_labels_of_a_recipe_may_only_be_other_words_for_all_classes(tmp_path: Path) -> None:
     data = calib_data.load(f"imagefolder:{fill(tmp_path, 'a', 'b')}?size=8")
-    assert numbered(data, ("first", "second"), positional=True).digest == data.digest
+    assert number_classes(data, ("first", "second"), positional=True).digest == data.digest
     with pytest.raises(DataError, match="found a, b, which mean none of them"):
-        numbered(data, ("first", "second"), positional=False)
+        number_classes(data, ("first", "second"), positional=False)
     with pytest.raises(DataError, match="found a, b, which mean none of them"):
-        numbered(data, ("x", "y", "z"), positional=True)
+        number_classes(data, ("x", "y", "z"), positional=True)
 
 
 def test_a_network_that_states_nothing_asks_for_nothing() -> None:

@@ -10,12 +10,12 @@ import torch
 
 from edgewise.errors import RequestError
 from edgewise.network.architecture import Base
-from edgewise.network.start import begin
+from edgewise.network.start import begin_network
 from edgewise.recipe import Recipe
 from edgewise.recipes import quantize_only
 from edgewise.run import dry_run
-from edgewise.run.dry_run import rehearse
-from edgewise.run.job import resolve
+from edgewise.run.dry_run import rehearse_recipe
+from edgewise.run.job import resolve_recipe
 from edgewise.stages.fold import Fold
 from edgewise.stages.quantize import Quantize
 from edgewise.stages.train import Train
@@ -88,8 +88,8 @@ def recipe(model: str, *, weights: str | None = None, fold: bool = False, quanti
 def rehearsed(name: str, folder: Path, **how: bool | str) -> bool:
     (folder / "net.py").write_text(SOURCE)
     reference = f"{folder}/net.py:{name}"
-    begun = begin(Base(reference, 3, 1), IMAGES)
-    return rehearse(begun.model, IMAGES, recipe(reference, **how), GRID)  # type: ignore[arg-type]
+    begun = begin_network(Base(reference, 3, 1), IMAGES)
+    return rehearse_recipe(begun.model, IMAGES, recipe(reference, **how), GRID)  # type: ignore[arg-type]
 
 
 def test_what_goes_through_goes_through(tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_what_goes_through_goes_through(tmp_path: Path) -> None:
 
 def test_the_network_is_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(SOURCE)
-    model = begin(Base(f"{tmp_path}/net.py:Fine", 3, 1), IMAGES).model
+    model = begin_network(Base(f"{tmp_path}/net.py:Fine", 3, 1), IMAGES).model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    rehearse(model, IMAGES, recipe(f"{tmp_path}/net.py:Fine", fold=True, quantize=True), GRID)
+    rehearse_recipe(model, IMAGES, recipe(f"{tmp_path}/net.py:Fine", fold=True, quantize=True), GRID)
     assert not model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -141,8 +141,8 @@ def test_what_went_well_is_not_tried_again_until_the_file_changes(
         tries.append(given)
         return len(tries) == 1
 
-    monkeypatch.setattr(dry_run, "rehearse", rehearsed)
+    monkeypatch.setattr(dry_run, "rehearse_recipe", rehearsed)
     recipe = replace(quantize_only(), model=f"{file}:build")
-    assert [resolve(recipe, tmp_path / "out").by_batches for _ in range(2)] == [True, True] and len(tries) == 1
+    assert [resolve_recipe(recipe, tmp_path / "out").by_batches for _ in range(2)] == [True, True] and len(tries) == 1
     file.write_text(file.read_text(encoding="utf-8").replace(", 4, 3)", ", 4, 2)"), encoding="utf-8")
-    assert not resolve(recipe, tmp_path / "out").by_batches and len(tries) == 2
+    assert not resolve_recipe(recipe, tmp_path / "out").by_batches and len(tries) == 2

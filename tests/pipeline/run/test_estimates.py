@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from edgewise.report.document import Report
-from edgewise.report.page import render
+from edgewise.report.page import render_page
 from edgewise.report.rows import Row
-from edgewise.report.summary import estimates
-from edgewise.report.terminal import table
+from edgewise.report.summary import estimate_lines
+from edgewise.report.terminal import terminal_table
 from edgewise.run.artifacts import Files
 from edgewise.run.session import Session, float_candidates
 from edgewise.targets import Estimate, TargetError
@@ -39,12 +39,12 @@ def row(facts: dict[str, Any]) -> Row:
 
 def test_an_estimate_is_told_as_one_in_the_terminal_and_on_the_page() -> None:
     rows = [row({"estimate": dataclasses.asdict(ESTIMATE)}), row({})]
-    assert estimates(rows) == [LINE]
+    assert estimate_lines(rows) == [LINE]
     report = Report(recipe={"name": "r"}, environment={}, rows=rows)
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(table(report))
+    console.print(terminal_table(report))
     assert LINE in console.export_text()
-    assert LINE in render(report)
+    assert LINE in render_page(report)
 
 
 def told(estimate: Any) -> Any:

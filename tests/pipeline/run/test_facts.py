@@ -12,7 +12,7 @@ from torch import nn
 
 from edgewise.recipe import Recipe
 from edgewise.report.watch import Watch
-from edgewise.run.job import Job, resolve
+from edgewise.run.job import Job, resolve_recipe
 from edgewise.run.steps import Steps
 from edgewise.stage import Context, Traits
 from edgewise.stages.train import Train
@@ -38,7 +38,7 @@ def job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setenv("EDGEWISE_STORE", str(folder / "store"))
     training = Training(epochs=1, lr=0.05, batch_size=256, augment=Augment(crop=0, flip=False))
     pytest.importorskip("onnxruntime")
-    return resolve(
+    return resolve_recipe(
         Recipe(name="told", model="tiny_resnet", data="digits", baseline=Train(training=training)), folder / "out"
     )
 

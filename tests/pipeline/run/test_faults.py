@@ -20,7 +20,7 @@ from edgewise.images.normalise import normalise
 from edgewise.measure.answers import compute_logits
 from edgewise.network.captured import Prepare, convert
 from edgewise.report.rows import Row
-from edgewise.stages.quantize import freeze
+from edgewise.stages.quantize import freeze_ranges
 from edgewise.store.json_values import encode
 from edgewise.targets import USUAL, Grid
 from edgewise.verify import card, golden, manifest
@@ -60,7 +60,7 @@ def quantized(channels: int) -> torch.fx.GraphModule:
     prepared = Prepare(Grid(weight_bits=7).to_json(), SHAPE).capture(net)
     with torch.no_grad():
         prepared(normalise(DATA.calib.batch(torch.arange(64)), Spec()))
-    freeze(prepared)
+    freeze_ranges(prepared)
     return convert(prepared)
 
 

@@ -17,7 +17,7 @@ from edgewise.network.architecture import Base, build, spec_of
 from edgewise.recipe import Recipe
 from edgewise.recipes import demo
 from edgewise.run import feasible
-from edgewise.run.job import resolve
+from edgewise.run.job import resolve_recipe
 from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
@@ -122,7 +122,7 @@ def test_nothing_is_kept_of_a_recipe_that_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setenv("EDGEWISE_STORE", str(tmp_path / "store"))
     recipe = dataclasses.replace(demo(), targets=("onnx",), candidates=("palette",))
     with pytest.raises(RequestError, match="target 'onnx' can write no file"):
-        resolve(recipe, tmp_path / "out")
+        resolve_recipe(recipe, tmp_path / "out")
     assert not (tmp_path / "store").exists()
 
 
@@ -133,7 +133,7 @@ def test_a_store_that_cannot_be_written_is_told_with_its_variable(
     (tmp_path / "file").touch()
     monkeypatch.setenv("EDGEWISE_STORE", str(tmp_path / "file" / "store"))
     with pytest.raises(RequestError, match="is no folder; name another folder with EDGEWISE_STORE"):
-        resolve(dataclasses.replace(demo(), targets=("onnx",)), tmp_path / "out")
+        resolve_recipe(dataclasses.replace(demo(), targets=("onnx",)), tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", targets.names())

@@ -11,7 +11,7 @@ from torch import nn
 
 from edgewise import models
 from edgewise.errors import RequestError
-from edgewise.images.sizes import inside, open_sides, sizes_to_try, with_main_size_first
+from edgewise.images.sizes import accepts_size, open_sides, sizes_to_try, with_main_size_first
 from edgewise.models import get
 from edgewise.run.one_graph import check_sizes
 from edgewise.run.request import sizes_from_arguments
@@ -69,9 +69,12 @@ def test_files_are_tried_where_they_were_not_captured() -> None:
 
 def test_what_lies_inside() -> None:
     assert (
-        inside(RANGE, (8, 16)) and inside(RANGE, (11, 9)) and not inside(RANGE, (7, 8)) and not inside(RANGE, (8, 17))
+        accepts_size(RANGE, (8, 16))
+        and accepts_size(RANGE, (11, 9))
+        and not accepts_size(RANGE, (7, 8))
+        and not accepts_size(RANGE, (8, 17))
     )
-    assert inside(LIST, (12, 10)) and not inside(LIST, (10, 12)) and not inside(LIST, (9, 9))
+    assert accepts_size(LIST, (12, 10)) and not accepts_size(LIST, (10, 12)) and not accepts_size(LIST, (9, 9))
 
 
 def test_sides_that_do_not_change_stay_closed() -> None:

@@ -77,9 +77,9 @@ def test_bytes_at_sizes_that_were_not_traced(name: str, tmp_path: Path) -> None:
 
 
 def description(path: Path) -> Any:
-    from edgewise.targets.coreml._coremltools import load
+    from edgewise.targets.coreml._coremltools import load_coremltools
 
-    model = load("coremltools.proto.Model_pb2").Model()
+    model = load_coremltools("coremltools.proto.Model_pb2").Model()
     model.ParseFromString((path / "Data" / "com.apple.CoreML" / "model.mlmodel").read_bytes())
     return model.description
 

@@ -14,7 +14,7 @@ from edgewise.errors import EdgewiseError, LoweringError, RequestError, StageErr
 from edgewise.models import ModelError
 from edgewise.recipe import Recipe
 from edgewise.recipes import demo
-from edgewise.run.job import resolve
+from edgewise.run.job import resolve_recipe
 from edgewise.run.request import override_fields
 from edgewise.targets import TargetError
 
@@ -107,7 +107,7 @@ def with_model(recipe: Recipe, name: str) -> Recipe:
 
 
 def test_every_name_is_resolved(recipe: Recipe, tmp_path: Path) -> None:
-    job = resolve(recipe, tmp_path / "out")
+    job = resolve_recipe(recipe, tmp_path / "out")
     assert [target.name for target in job.targets] == ["onnx"] and job.runtime.name == "onnx"
     assert (job.base.num_classes, job.base.in_channels) == (10, 1)
     assert job.spec.classifier == "1"
@@ -131,7 +131,7 @@ def test_every_name_is_resolved(recipe: Recipe, tmp_path: Path) -> None:
 )
 def test_models_that_do_not_suit_the_data(recipe: Recipe, tmp_path: Path, model: str, wanted: str) -> None:
     with pytest.raises(RequestError, match=wanted):
-        resolve(with_model(recipe, model), tmp_path / "out")
+        resolve_recipe(with_model(recipe, model), tmp_path / "out")
     assert not (tmp_path / "store").exists()
 
 
@@ -150,19 +150,19 @@ def test_wrong_fields(
     recipe: Recipe, tmp_path: Path, change: dict[str, object], error: type[Exception], wanted: str
 ) -> None:
     with pytest.raises(error, match=wanted):
-        resolve(override_fields(recipe, change), tmp_path / "out")
+        resolve_recipe(override_fields(recipe, change), tmp_path / "out")
 
 
 def test_cuda_without_a_gpu(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RequestError, match="finds no GPU; use --device cpu"):
-        resolve(dataclasses.replace(recipe, device="cuda"), tmp_path / "out")
+        resolve_recipe(dataclasses.replace(recipe, device="cuda"), tmp_path / "out")
 
 
 def test_out_that_cannot_be_written(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match="choose another folder with --out"):
-        resolve(recipe, tmp_path / "file" / "out")
+        resolve_recipe(recipe, tmp_path / "file" / "out")
 
 
 def test_override_takes_only_what_is_given(recipe: Recipe) -> None:

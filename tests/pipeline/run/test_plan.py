@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.totals import count_costs
 from edgewise.network import architecture
 from edgewise.network.architecture import Base
 from edgewise.recipes import quantize_only
 from edgewise.report.watch import Watch
 from edgewise.run import estimate as module
-from edgewise.run.job import Job, resolve
-from edgewise.run.plan import make_plan, spoken
+from edgewise.run.job import Job, resolve_recipe
+from edgewise.run.plan import duration_words, make_plan
 from edgewise.run.steps import Steps
 from edgewise.stage import Stage
 from edgewise.stages.finetune import Finetune
@@ -23,7 +23,7 @@ from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
 from edgewise.stages.remove_blocks import RemoveBlocks
 from edgewise.stages.remove_blocks.find import find_blocks
-from edgewise.stages.remove_blocks.plan import without
+from edgewise.stages.remove_blocks.plan import without_blocks
 from edgewise.stages.separate import Separate
 from edgewise.stages.training.pace import Pace
 from edgewise.stages.training.settings import Training
@@ -38,7 +38,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setenv("EDGEWISE_STORE", str(tmp_path / "store"))
     with torch.random.fork_rng(devices=[]):
         torch.save(architecture.build(Base("tiny_resnet", 10, 1)).state_dict(), tmp_path / "w.pt")
-    return resolve(replace(quantize_only(), weights=str(tmp_path / "w.pt")), tmp_path / "out")
+    return resolve_recipe(replace(quantize_only(), weights=str(tmp_path / "w.pt")), tmp_path / "out")
 
 
 def seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_a_network_without_its_blocks_trains_in_its_share_of_the_time(
     seen(monkeypatch)
     network = architecture.build(job.base)
     blocks = find_blocks(network.eval(), job.images())
-    left = count(without(network, blocks), job.data.shape).macs / count(network, job.data.shape).macs
+    left = count_costs(without_blocks(network, blocks), job.data.shape).macs / count_costs(network, job.data.shape).macs
     assert 0 < left < 1
     gone, tuned = (
         RemoveBlocks(blocks=tuple(block.name for block in blocks)),
@@ -139,4 +139,4 @@ def test_a_limit_within_reach_is_called_enough(job: Job, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (45, "45 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
-    assert spoken(seconds) == words
+    assert duration_words(seconds) == words

@@ -15,8 +15,8 @@ from edgewise.measure.per_class import per_class
 from edgewise.models import IMAGENET_MEAN, IMAGENET_STD, Spec
 from edgewise.network.stated import read_stated
 from edgewise.recipes import demo
-from edgewise.run.plausibility import advice, doubt, missed, try_preparations
-from edgewise.run.provenance import assumed, describe_feeding, overridden, warning
+from edgewise.run.plausibility import compare_to_expected, doubt_answers, preparation_advice, try_preparations
+from edgewise.run.provenance import assumed_fields, describe_feeding, image_warning, override_spec
 
 
 def spec(**fields: object) -> Spec:
@@ -63,7 +63,7 @@ COLOURS = ((140.0, 120.0, 100.0), (100.0, 120.0, 140.0))
 def test_the_likely_preparation_is_named(network: nn.Module, said: str) -> None:
     import re
 
-    assert re.search(said, advice(try_preparations(network, data(), spec())))
+    assert re.search(said, preparation_advice(try_preparations(network, data(), spec())))
 
 
 def answers(predicted: list[int], classes: int) -> Tensor:
@@ -73,39 +73,41 @@ def answers(predicted: list[int], classes: int) -> Tensor:
 def test_doubts() -> None:
     labels = torch.arange(100) % 25
     right = answers(labels.tolist(), 25)
-    assert doubt(per_class(right, labels)) == ""
-    assert "not finite" in doubt(per_class(right * torch.nan, labels))
-    assert "all 100 images are answered with one class, number 3" in doubt(per_class(answers([3] * 100, 25), labels))
+    assert doubt_answers(per_class(right, labels)) == ""
+    assert "not finite" in doubt_answers(per_class(right * torch.nan, labels))
+    assert "all 100 images are answered with one class, number 3" in doubt_answers(
+        per_class(answers([3] * 100, 25), labels)
+    )
     guessed = per_class(answers([(label + 1 + (n > 93)) % 25 for n, label in enumerate(labels.tolist())], 25), labels)
-    assert "top-1 is 0.00%, hardly what guessing among 25 classes gives" in doubt(guessed)
+    assert "top-1 is 0.00%, hardly what guessing among 25 classes gives" in doubt_answers(guessed)
     two = torch.arange(40) % 2
-    assert doubt(per_class(answers(([0, 0, 1, 1] * 10), 2), two)) != ""  # half of two classes
-    assert doubt(per_class(answers([*([0, 1] * 15), *([1, 0] * 5)], 2), two)) == ""  # three quarters
+    assert doubt_answers(per_class(answers(([0, 0, 1, 1] * 10), 2), two)) != ""  # half of two classes
+    assert doubt_answers(per_class(answers([*([0, 1] * 15), *([1, 0] * 5)], 2), two)) == ""  # three quarters
 
 
 def test_what_is_expected_is_missed_beyond_half_a_point() -> None:
-    assert missed(0.853, 0.857) == missed(0.9, None) == missed(0.9, 0.857) == ""
-    assert missed(0.78, 0.857) == "85.70% are expected of these weights, 78.00% were measured"
+    assert compare_to_expected(0.853, 0.857) == compare_to_expected(0.9, None) == compare_to_expected(0.9, 0.857) == ""
+    assert compare_to_expected(0.78, 0.857) == "85.70% are expected of these weights, 78.00% were measured"
 
 
 def test_what_is_asked_for_stands_above_the_file_s() -> None:
     recipe = dataclasses.replace(demo(), weights="w.pt", mean=(0.1, 0.2, 0.3))
-    found = overridden(spec(origins={"std": "net.py"}), recipe)
-    assert (found.mean, found.std, assumed(found)) == ((0.1, 0.2, 0.3), (0.5,), [])
+    found = override_spec(spec(origins={"std": "net.py"}), recipe)
+    assert (found.mean, found.std, assumed_fields(found)) == ((0.1, 0.2, 0.3), (0.5,), [])
     assert describe_feeding(found, data())[:2] == ["mean 0.1 0.2 0.3 (the request)", "std 0.5 (net.py)"]
     assert describe_feeding(found, data())[2] == "images as they are, 4 × 4 pixels, RGB (--data)"
     with pytest.raises(RequestError, match=r"--mean: units of 0 to 1.*in those it would be 0\.4855"):
-        overridden(spec(), dataclasses.replace(recipe, mean=(123.8, 116.3, 103.5)))
+        override_spec(spec(), dataclasses.replace(recipe, mean=(123.8, 116.3, 103.5)))
     with pytest.raises(RequestError, match="--std: numbers above 0"):
-        overridden(spec(), dataclasses.replace(recipe, std=(0.0,)))
+        override_spec(spec(), dataclasses.replace(recipe, std=(0.0,)))
     with pytest.raises(RequestError, match=r"--expect-top1 .* none are given"):
-        overridden(spec(), dataclasses.replace(demo(), expect_top1=0.9))
+        override_spec(spec(), dataclasses.replace(demo(), expect_top1=0.9))
 
 
 def test_assumed_values_are_warned_of() -> None:
-    assert warning(spec(), data()).startswith("nobody stated the mean and the std")
-    assert warning(spec(origins={"mean": "net.py", "std": "net.py"}), data()) == ""
-    assert "nobody stated the std that" in warning(spec(origins={"mean": "net.py"}), data())
+    assert image_warning(spec(), data()).startswith("nobody stated the mean and the std")
+    assert image_warning(spec(origins={"mean": "net.py", "std": "net.py"}), data()) == ""
+    assert "nobody stated the std that" in image_warning(spec(origins={"mean": "net.py"}), data())
 
 
 class Module:

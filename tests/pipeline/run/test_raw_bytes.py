@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgewise.commands.side_by_side import compare
+from edgewise.commands.side_by_side import compare_speed
 from edgewise.errors import RequestError
 from edgewise.files import lower
 from edgewise.images.preprocess import Preprocess
@@ -22,7 +22,7 @@ from edgewise.models import get
 from edgewise.recipes import demo
 from edgewise.report.watch import Watch
 from edgewise.run import run
-from edgewise.run.job import Job, resolve
+from edgewise.run.job import Job, resolve_recipe
 from edgewise.run.request import sizes_from_arguments, with_packaging
 from edgewise.store.entries import file_digest
 from edgewise.store.json_values import encode
@@ -51,7 +51,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Any]:
     recipe = with_packaging(recipe, sizes_from_arguments(None, [8, 16]), {"fed": "bytes", "softmax": True})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEWISE_STORE", str(folder / "store"))
-        job = resolve(recipe, folder / "out")
+        job = resolve_recipe(recipe, folder / "out")
         return job, run(job, Watch(quiet=True))
 
 
@@ -101,10 +101,10 @@ def test_its_layers_are_held_against_the_network_with_what_it_does_itself(done: 
 
 def test_bench_times_bytes_at_a_size_that_the_file_takes(done: tuple[Job, Any]) -> None:
     path = artifact(done[0])
-    small, large = (compare([path], [1], 0.05, size)[0].p50_ms for size in (None, (16, 16)))
+    small, large = (compare_speed([path], [1], 0.05, size)[0].p50_ms for size in (None, (16, 16)))
     assert 0 < small < large
     with pytest.raises(RequestError, match="other image sizes than 17×8"):
-        compare([path], [1], 0.05, (17, 8))
+        compare_speed([path], [1], 0.05, (17, 8))
 
 
 @pytest.mark.parametrize("fault", [{"mean": (0.6,)}, {"std": (0.188,)}])

@@ -9,7 +9,7 @@ import pytest
 from edgewise.errors import RequestError
 from edgewise.recipe import Recipe
 from edgewise.recipes import cifar_resnet20, demo, quantize_only
-from edgewise.run.shortcuts import Shortcuts, name_of, own_recipe, shorten
+from edgewise.run.shortcuts import Shortcuts, name_of, own_recipe, shorten_recipe
 from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
@@ -46,14 +46,14 @@ def test_a_run_is_called_as_its_model(model: str, name: str) -> None:
 
 
 def test_prune_keeps_a_share_of_the_macs_and_brings_a_fine_tune() -> None:
-    first, second, *rest = shorten(quantize_only(), Shortcuts(prune=0.5, epochs=3, lr=0.02)).stages
+    first, second, *rest = shorten_recipe(quantize_only(), Shortcuts(prune=0.5, epochs=3, lr=0.02)).stages
     assert isinstance(first, Prune) and first.macs == 0.5
     assert isinstance(second, Finetune) and (second.training.epochs, second.training.lr) == (3, 0.02)
     assert rest == [Fold()]
 
 
 def test_prune_takes_the_place_of_a_recipe_s_own_budget() -> None:
-    changed = shorten(demo(), Shortcuts(prune=0.25)).stages
+    changed = shorten_recipe(demo(), Shortcuts(prune=0.25)).stages
     assert isinstance(changed[0], Prune) and changed[0].macs == 0.25
     budgets = [
         name
@@ -64,22 +64,24 @@ def test_prune_takes_the_place_of_a_recipe_s_own_budget() -> None:
 
 
 def test_epochs_reach_every_fine_tune_and_where_there_is_none_the_quantization() -> None:
-    tuned = shorten(cifar_resnet20(), Shortcuts(epochs=2))
+    tuned = shorten_recipe(cifar_resnet20(), Shortcuts(epochs=2))
     assert [s.training.epochs for s in tuned.stages if isinstance(s, Finetune)] == [2]
     assert tuned.quantize == cifar_resnet20().quantize
-    trained = shorten(quantize_only(), Shortcuts(epochs=9)).quantize
+    trained = shorten_recipe(quantize_only(), Shortcuts(epochs=9)).quantize
     assert trained is not None and trained.training is not None and trained.training.epochs == 9
 
 
 def test_the_allowed_loss_is_changed_and_nothing_else() -> None:
-    assert shorten(demo(), Shortcuts(max_drop=0.003)) == replace(demo(), limits=replace(demo().limits, max_drop=0.003))
-    assert shorten(demo(), Shortcuts()) == demo()
+    assert shorten_recipe(demo(), Shortcuts(max_drop=0.003)) == replace(
+        demo(), limits=replace(demo().limits, max_drop=0.003)
+    )
+    assert shorten_recipe(demo(), Shortcuts()) == demo()
 
 
 def test_changes_that_apply_to_nothing_are_refused() -> None:
     bare: Recipe = replace(quantize_only(), quantize=None, candidates=(), weights="w.pt")
     with pytest.raises(RequestError, match="trains nothing after its baseline"):
-        shorten(bare, Shortcuts(epochs=3))
+        shorten_recipe(bare, Shortcuts(epochs=3))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 50, float("nan")])

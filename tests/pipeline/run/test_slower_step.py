@@ -13,7 +13,7 @@ from edgewise.network import surgery
 from edgewise.recipe import Recipe
 from edgewise.report.watch import Watch
 from edgewise.run import run
-from edgewise.run.job import resolve
+from edgewise.run.job import resolve_recipe
 from edgewise.stage import Context, Traits
 from edgewise.stages.prune import Prune
 from edgewise.stages.train import Train
@@ -48,7 +48,7 @@ def test_a_step_slower_than_its_input_is_rejected(tmp_path: Path, monkeypatch: p
         stages=(Prune(channels=0.5, scope="layer"), Enlarge(), Prune(channels=0.5)),
         limits=Limits(max_drop=1, max_latency_ratio=1e6),
     )
-    report = run(resolve(recipe, tmp_path / "out"), Watch(quiet=True))
+    report = run(resolve_recipe(recipe, tmp_path / "out"), Watch(quiet=True))
     assert [row.step for row in report.rows] == ["baseline", "prune", "enlarge"]
     assert report.rows[-1].verdict == "fail"
     assert "not faster" in report.rows[-1].reason and "its input, prune," in report.rows[-1].reason
@@ -57,4 +57,4 @@ def test_a_step_slower_than_its_input_is_rejected(tmp_path: Path, monkeypatch: p
     loose = dataclasses.replace(
         recipe, stages=recipe.stages[:2], limits=Limits(max_drop=1, max_latency_ratio=1e6, max_step_ratio=1e6)
     )
-    assert run(resolve(loose, tmp_path / "out"), Watch(quiet=True)).rows[2].verdict != "fail"
+    assert run(resolve_recipe(loose, tmp_path / "out"), Watch(quiet=True)).rows[2].verdict != "fail"

@@ -13,7 +13,7 @@ from edgewise.errors import RequestError
 from edgewise.recipe import Recipe
 from edgewise.report.watch import Watch
 from edgewise.run import run
-from edgewise.run.job import resolve
+from edgewise.run.job import resolve_recipe
 from edgewise.stage import Context, Traits, traits_of
 from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
@@ -65,12 +65,12 @@ def test_ready_stages_declare_what_they_are() -> None:
 
 def test_a_stage_that_declares_nothing_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"the stage 'silent' declares no traits, found None; give its class"):
-        resolve(recipe(Silent()), tmp_path / "out")
+        resolve_recipe(recipe(Silent()), tmp_path / "out")
 
 
 def test_the_step_before_ones_own_recovery_is_judged_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setenv("EDGEWISE_STORE", str(tmp_path / "store"))
-    rows = run(resolve(recipe(Prune(channels=0.75), Heal()), tmp_path / "out"), Watch(quiet=True)).rows
+    rows = run(resolve_recipe(recipe(Prune(channels=0.75), Heal()), tmp_path / "out"), Watch(quiet=True)).rows
     assert [row.step for row in rows[:3]] == ["baseline", "prune", "heal"]
     assert "accuracy is judged after" in rows[1].reason and "accuracy is judged after" not in rows[2].reason

@@ -28,7 +28,7 @@ from edgewise.stages.prune import Prune
 from edgewise.stages.remove_blocks import RemoveBlocks
 from edgewise.stages.remove_blocks import choose as choosing
 from edgewise.stages.remove_blocks.find import Block, find_blocks
-from edgewise.stages.remove_blocks.plan import Plan, Removed, without
+from edgewise.stages.remove_blocks.plan import Plan, Removed, without_blocks
 from edgewise.stages.remove_blocks.refit import points_of
 
 
@@ -150,7 +150,7 @@ def test_transformer_blocks_and_inverted_residuals_can_go() -> None:
 def test_what_is_taken_out_passes_on_what_it_is_given() -> None:
     net, images = Calls().eval(), torch.randn(2, 3, 8, 8)
     block = find_blocks(net, images)[0]
-    left = without(net, [block])
+    left = without_blocks(net, [block])
     wanted = net.nothing(net.nested(net.scaled(net.twice(net.twice(images))))).mean((2, 3))
     assert torch.equal(left(images), wanted)
     assert isinstance(left.flagged, PassOn) and isinstance(net.flagged, Flagged)
@@ -210,7 +210,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     found = Watch(
         {name: 0.2 if name.startswith("layer1") else 0.05 for name in blocks if name not in ("layer2.0", "layer3.0")}
     )
-    monkeypatch.setattr(choosing, "clock", lambda model, ctx: nullcontext(found))
+    monkeypatch.setattr(choosing, "open_clock", lambda model, ctx: nullcontext(found))
     return found
 
 

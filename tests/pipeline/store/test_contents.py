@@ -13,7 +13,7 @@ import pytest
 
 from edgewise.__main__ import main
 from edgewise.errors import RequestError
-from edgewise.store.contents import bytes_of, contents, seconds_of, trim
+from edgewise.store.contents import bytes_of, list_entries, seconds_of, trim_store
 from edgewise.store.entries import Key, Store, key_of
 
 DAY = 86_400.0
@@ -40,11 +40,11 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_entries_are_listed_with_what_they_are(root: Path) -> None:
-    found = contents(root)
+    found = list_entries(root)
     assert [entry.what for entry in found] == ["stage prune"] * 3
     assert [entry.seconds for entry in found] == [0.0, 1.0, 2.0]
     assert all(size < entry.bytes < size + 400 for entry, size in zip(found, (1000, 2000, 4000), strict=True))
-    assert contents(root / "none") == []
+    assert list_entries(root / "none") == []
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_entries_are_listed_with_what_they_are(root: Path) -> None:
     ],
 )
 def test_the_least_recently_used_go(root: Path, keep: int | None, older: float | None, left: list[float]) -> None:
-    removed = trim(root, keep, older)
-    assert [entry.seconds for entry in contents(root)] == left
+    removed = trim_store(root, keep, older)
+    assert [entry.seconds for entry in list_entries(root)] == left
     assert sorted(left + [entry.seconds for entry in removed]) == [0.0, 1.0, 2.0]
 
 
@@ -81,14 +81,16 @@ def test_what_a_run_at_work_has_used_stays(root: Path) -> None:
     run = subprocess.Popen([sys.executable, "-c", USED, str(root), key], stdout=subprocess.PIPE, text=True)
     try:
         assert run.stdout is not None and run.stdout.readline() == "used\n"
-        assert [entry.seconds for entry in trim(root, 0, None)] == [0.0, 1.0]
+        assert [entry.seconds for entry in trim_store(root, 0, None)] == [0.0, 1.0]
         assert Store(root).find(key) is not None
     finally:
         run.kill()
         run.wait()
-    assert [entry.seconds for entry in trim(root, 0, None)] == []  # it was used a moment ago, before this process began
+    assert [
+        entry.seconds for entry in trim_store(root, 0, None)
+    ] == []  # it was used a moment ago, before this process began
     os.utime(root / key, (time.time() - DAY,) * 2)
-    assert [entry.seconds for entry in trim(root, 0, None)] == [2.0]
+    assert [entry.seconds for entry in trim_store(root, 0, None)] == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -129,4 +131,4 @@ def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert main(["store", "trim", "--older", "5d", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [entry["what"] for entry in document["entries"]] == ["stage prune"] * 2 and document["store"] == str(root)
-    assert len(contents(root)) == 1
+    assert len(list_entries(root)) == 1

@@ -184,7 +184,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(entries, "_seal", full)
+        patch.setattr(entries, "_seal_entry", full)
         with pytest.raises(StoreError, match=r"No space left.*run the same command again"):
             Store(tmp_path).keep(KEY, make)
     assert Store(tmp_path).find(KEY) is None

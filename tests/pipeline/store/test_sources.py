@@ -64,7 +64,7 @@ def test_training_depends_on_few_files() -> None:
         path = waiting.pop()
         if path not in seen:
             seen.add(path)
-            waiting += sources._imported(path.read_text(encoding="utf-8"), path)
+            waiting += sources._imported_files(path.read_text(encoding="utf-8"), path)
     assert len(seen) <= 18
 
 

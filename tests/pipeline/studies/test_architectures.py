@@ -25,7 +25,7 @@ from edgewise.errors import EdgewiseError, RequestError
 from edgewise.network import captured, surgery
 from edgewise.network.captured import Prepare
 from edgewise.recipes import demo
-from edgewise.run.job import resolve
+from edgewise.run.job import resolve_recipe
 from edgewise.stage import Context
 from edgewise.stages import quantize
 from edgewise.stages.finetune import Finetune
@@ -35,7 +35,14 @@ from edgewise.stages.quantize import Quantize
 from edgewise.stages.separate import Separate
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.settings import Training
-from edgewise.studies.architectures.network import Prepared, agreement, answers, calibrated, capture, prepare
+from edgewise.studies.architectures.network import (
+    Prepared,
+    answer_images,
+    calibrate_network,
+    capture_network,
+    compare_logits,
+    prepare_network,
+)
 
 FAMILIES = (
     "alexnet", "convnext_tiny", "efficientnet_b0", "googlenet", "lenet5", "mobilenet_v2", "mobilenet_v3_small",
@@ -57,7 +64,7 @@ def files() -> list[object]:
 
 @cache
 def small(name: str) -> Prepared:
-    prepared = prepare(models.get(name), small=True, images=4)
+    prepared = prepare_network(models.get(name), small=True, images=4)
     keep_alive(prepared)
     return prepared
 
@@ -137,18 +144,18 @@ def test_the_way_to_the_captured_graph(name: str) -> None:
     assert kinds(model) == kinds(prepared.model), "training aids must survive the surgery as they are"
     assert not step(model.train(), images(prepared)[:2])
     folded = Fold()(model.eval(), prepared.context)
-    reference = answers(folded, prepared.images)
-    assert agreement(answers(model, prepared.images), reference).error < 1e-3
+    reference = answer_images(folded, prepared.images)
+    assert compare_logits(answer_images(model, prepared.images), reference).error < 1e-3
     trained = Prepare(GRID.to_json(), prepared.shape).capture(folded)
     with torch.no_grad():
         trained(torch.cat(prepared.calibration))
     assert not step(trained, images(prepared)[:2]), "a captured graph holds nothing that inference does not use"
     integers = captured.convert(trained)
-    assert agreement(answers(integers, prepared.images), reference).error < 0.9
-    program = capture(integers, prepared.shape)
+    assert compare_logits(answer_images(integers, prepared.images), reference).error < 0.9
+    program = capture_network(integers, prepared.shape)
     assert (
-        agreement(
-            answers(program.module(check_guards=False), prepared.images), answers(integers, prepared.images)
+        compare_logits(
+            answer_images(program.module(check_guards=False), prepared.images), answer_images(integers, prepared.images)
         ).error
         < 1e-4
     )
@@ -168,22 +175,22 @@ def test_the_files_answer_as_the_model(name: str, target: str, tmp_path: Path) -
     prepared = small(name)
     if target in prepared.spec.cannot:
         pytest.skip(f"declared: {prepared.spec.cannot[target]}; tested below")
-    graph = calibrated(prepared, chosen.quantizer(chosen.grids[0]))
+    graph = calibrate_network(prepared, chosen.quantizer(chosen.grids[0]))
     # Rounding apart, by a step here and there, goes through the layers as the quantization's own noise does.
-    coarse = agreement(answers(graph, prepared.images), prepared.logits).error
+    coarse = compare_logits(answer_images(graph, prepared.images), prepared.logits).error
     limits = {"float": FLOAT_ERROR.get(target, 1e-3), "int8": 0.05 + coarse}
     for kind, model in (("float", prepared.folded), ("int8", graph)):
         path = tmp_path / f"{kind}{chosen.suffix}"
-        artifact = chosen.export(capture(model, prepared.shape), path, targets.USUAL)
+        artifact = chosen.export(capture_network(model, prepared.shape), path, targets.USUAL)
         evaluator = chosen.load(path, 1) if chosen.load else chosen.reference and chosen.reference(path)
         if evaluator is None:
             assert path.exists(), "a target that nothing here can run or evaluate has at least written its file"
             continue
-        wanted = answers(model, prepared.images)
-        found = agreement(answers(evaluator, prepared.images), wanted)
+        wanted = answer_images(model, prepared.images)
+        found = compare_logits(answer_images(evaluator, prepared.images), wanted)
         if found.error >= limits[kind] and (kind == "int8" or target in FLOAT_ERROR):
             # A deep network without training magnifies any rounding: it may differ as far as it moves itself.
-            limits[kind] += agreement(answers(model, jittered(prepared.images)), wanted).error
+            limits[kind] += compare_logits(answer_images(model, jittered(prepared.images)), wanted).error
         assert found.error < limits[kind], (kind, found, limits)
         assert kind == "float" or artifact.precision == "int8"
 
@@ -215,10 +222,10 @@ def attempt(what: str, prepared: Prepared, ctx: Context, path: Path) -> None:
             prepared.model, replace(ctx, scratch=path.parent)
         )
     elif what == "quantize":
-        calibrated(prepared, targets.get("xnnpack").quantizer(GRID))
+        calibrate_network(prepared, targets.get("xnnpack").quantizer(GRID))
     else:
         chosen = targets.get(what)
-        chosen.export(capture(prepared.folded, prepared.shape), path.with_suffix(chosen.suffix), targets.USUAL)
+        chosen.export(capture_network(prepared.folded, prepared.shape), path.with_suffix(chosen.suffix), targets.USUAL)
 
 
 @pytest.mark.parametrize("what", ["prune", "separate", "quantize", "onnx"])
@@ -247,9 +254,9 @@ def modest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "modest.py").write_text(FAMILY, encoding="utf-8")
     monkeypatch.setattr(models, "_FOLDER", tmp_path)
     monkeypatch.setattr(models, "__path__", [str(tmp_path), *models.__path__])
-    models._index.cache_clear()
+    models._read_index.cache_clear()
     yield
-    models._index.cache_clear()
+    models._read_index.cache_clear()
     models._REGISTRY.pop("modest", None)
     sys.modules.pop("edgewise.models.modest", None)
 
@@ -266,9 +273,9 @@ def test_a_declaration_is_listed_and_refused_before_anything_runs(
     assert json.loads(capsys.readouterr().out)["models"][0]["cannot"] == dict(models.get("modest").cannot)
     recipe = replace(demo(), model="modest")
     with pytest.raises(RequestError, match="modest cannot go through prune: its one layer"):
-        resolve(recipe)
+        resolve_recipe(recipe)
     with pytest.raises(RequestError, match="modest cannot go through coreml"):
-        resolve(replace(recipe, stages=()))
+        resolve_recipe(replace(recipe, stages=()))
 
 
 def test_declarations_name_stages_and_targets_with_reasons() -> None:
@@ -324,18 +331,18 @@ def test_stochastic_depth_and_dropout_act_while_tuning_only(name: str, tmp_path:
             module.p = 0.5
     batch = images(prepared)
     with torch.no_grad():
-        assert not torch.equal(answers(model.train(), (batch,)), answers(model, (batch,)))
-        assert torch.equal(answers(model.eval(), (batch,)), answers(model, (batch,)))
+        assert not torch.equal(answer_images(model.train(), (batch,)), answer_images(model, (batch,)))
+        assert torch.equal(answer_images(model.eval(), (batch,)), answer_images(model, (batch,)))
     graph = Prepare(GRID.to_json(), prepared.shape).capture(Fold()(model, prepared.context))
     graph(batch)
-    quantize.freeze(graph)
+    quantize.freeze_ranges(graph)
     with torch.no_grad():
         assert torch.equal(graph(batch), graph(batch))
     assert not [node for node in graph.graph.nodes if "bernoulli" in str(node.target)]
 
 
 def test_dropout_is_written_into_no_file() -> None:
-    program = capture(small("alexnet").folded, small("alexnet").shape)
+    program = capture_network(small("alexnet").folded, small("alexnet").shape)
     probabilities = [node.args[2] for node in program.graph.nodes if "dropout" in str(node.target)]
     assert probabilities and not any(probabilities), "captured in evaluation: there, but idle"
 

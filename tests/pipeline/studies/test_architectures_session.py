@@ -22,19 +22,19 @@ from edgewise.models._published import PUBLISHED
 from edgewise.store import sources
 from edgewise.studies.architectures import __main__ as command
 from edgewise.studies.architectures import cells, keys, table
-from edgewise.studies.architectures.adopt import adopt
+from edgewise.studies.architectures.adopt import adopt_results
 from edgewise.studies.architectures.cells import Cell
 from edgewise.studies.architectures.keys import cell_key
 from edgewise.studies.architectures.network import (
     Agreement,
     Prepared,
-    agreement,
-    calibrated,
-    costs,
+    calibrate_network,
+    compare_logits,
     float_islands,
-    prepare,
+    network_costs,
+    prepare_network,
 )
-from edgewise.studies.architectures.photographs import photographs
+from edgewise.studies.architectures.photographs import photograph_crops
 from edgewise.studies.architectures.results import Results
 from edgewise.studies.architectures.supervise import Worker
 
@@ -57,15 +57,15 @@ def test_multiply_accumulates_are_the_published_ones(name: str) -> None:
     published, spec = PUBLISHED[name], models.get(name)
     assert published.macs is not None
     shape = spec.input_shape if published.side is None else (spec.input_shape[0], published.side, published.side)
-    assert abs(totals.count(spec.build(), shape).macs - published.macs) <= published.unit / 2
+    assert abs(totals.count_costs(spec.build(), shape).macs - published.macs) <= published.unit / 2
 
 
 def test_agreement_by_hand() -> None:
     """Centred, the wanted rows are (1, -1) twice, of norm 2; the difference is (0, 0) and (-2, 2), of norm sqrt 8."""
     wanted = torch.tensor([[1.0, -1.0], [2.0, 0.0]])
     found = torch.tensor([[1.0, -1.0], [0.0, 2.0]])
-    assert agreement(found, wanted) == Agreement(pytest.approx(math.sqrt(8) / 2), 1, 2)
-    assert agreement(found[:1], wanted) == Agreement(0.0, 1, 1)
+    assert compare_logits(found, wanted) == Agreement(pytest.approx(math.sqrt(8) / 2), 1, 2)
+    assert compare_logits(found[:1], wanted) == Agreement(0.0, 1, 1)
 
 
 class Net(nn.Module):
@@ -86,11 +86,11 @@ def quantized(between: Callable[[Tensor], Tensor]) -> Any:
     from edgewise.targets._int8 import Int8Quantizer
 
     spec = models.Spec(name="net", build=nn.Identity, input_shape=(3, 8, 8), num_classes=10, classifier="fc")
-    data = photographs((3, 8, 8), 10, 4)
+    data = photograph_crops((3, 8, 8), 10, 4)
     from edgewise.stage import Context
 
     ctx = Context(spec=spec, data=data, scratch=Path("unused"))
-    return calibrated(Prepared(spec=spec, model=Net(between).eval(), context=ctx), Int8Quantizer(targets.Grid()))
+    return calibrate_network(Prepared(spec=spec, model=Net(between).eval(), context=ctx), Int8Quantizer(targets.Grid()))
 
 
 @pytest.mark.parametrize(
@@ -108,29 +108,29 @@ def test_float_islands_by_hand(between: Callable[[Tensor], Tensor], islands: dic
 
 
 def test_photographs_are_photographs() -> None:
-    data = photographs((3, 32, 24), 10, 4)
+    data = photograph_crops((3, 32, 24), 10, 4)
     images = data.test.batch(torch.arange(4))
     assert images.shape == (4, 3, 32, 24) and images.dtype == torch.uint8
     assert images.float().std() > 20 and not torch.equal(images, data.calib.batch(torch.arange(4)))
     neighbours = (images[..., 1:].float() - images[..., :-1].float()).abs().mean()
     assert neighbours < images.float().std() / 2, "neighbouring pixels of a photograph resemble each other"
-    assert photographs((1, 8, 8), 10).train.batch(torch.tensor([0])).shape == (1, 1, 8, 8)
+    assert photograph_crops((1, 8, 8), 10).train.batch(torch.tensor([0])).shape == (1, 1, 8, 8)
 
 
 def test_prepared_weights_keep_activations_alive() -> None:
-    prepared = prepare(models.get("convnext_tiny"), small=True, images=4)
+    prepared = prepare_network(models.get("convnext_tiny"), small=True, images=4)
     scales = [p for name, p in prepared.model.named_parameters() if name.endswith("layer_scale")]
     assert scales and all(bool((p == 1).all()) for p in scales)
     norms = [
         m
-        for m in prepare(models.get("resnet18"), small=True, images=4).model.modules()
+        for m in prepare_network(models.get("resnet18"), small=True, images=4).model.modules()
         if isinstance(m, nn.BatchNorm2d)
     ]
     assert all(float(norm.running_var.max()) != 1 for norm in norms if norm.running_var is not None)
 
 
 def test_side_classifiers_are_not_deployed() -> None:
-    found = costs(models.get("googlenet"))
+    found = network_costs(models.get("googlenet"))
     assert (found["params"], found["deployed"]) == (13_004_888, 6_624_904)
 
 
@@ -166,10 +166,10 @@ def test_a_changed_source_changes_the_keys_of_what_depends_on_it(
         return f"{text}\n# changed\n" if source in (self.stem, *self.parts) else text
 
     monkeypatch.setattr(Path, "read_text", changed)
-    for cached in (keys._target, sources._read):
+    for cached in (keys._target_digests, sources._read_source):
         cached.cache_clear()
     after = [cell_key(cell) for cell in pairs]
-    for cached in (keys._target, sources._read):
+    for cached in (keys._target_digests, sources._read_source):
         cached.cache_clear()
     assert [new != old for new, old in zip(after, before, strict=True)] == changes
 
@@ -278,9 +278,9 @@ def test_a_result_at_hand_and_an_unknown_architecture_are_left_alone(session: Pa
     results = Results(tmp_path / "cells")
     floating = Cell(model="lenet5", target="onnx", precision="float")
     results.keep(floating, {"key": "mine"})
-    assert adopt(written, results) == 1
+    assert adopt_results(written, results) == 1
     assert results.read(floating) == {"key": "mine"}
-    assert adopt(tmp_path / "missing.json", results) == 0
+    assert adopt_results(tmp_path / "missing.json", results) == 0
 
 
 def test_results_of_older_code_are_marked(session: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from edgewise.store.json_values import encode
 from edgewise.studies.arm64 import check as checking
 from edgewise.studies.arm64 import inside, root
 from edgewise.studies.arm64.__main__ import main
-from edgewise.studies.arm64.check import Answers, check, judge
+from edgewise.studies.arm64.check import Answers, check_files, judge_loss
 from edgewise.studies.arm64.root import EmulationError, Root
 from edgewise.targets import MissingBackend
 from edgewise.verify import card
@@ -65,7 +65,7 @@ class _Native(Root):
 
 
 def test_the_program_inside_answers_as_the_target_does(written: Path, tmp_path: Path) -> None:
-    rows = check([written], "digits", 50, ["here"], _Native(tmp_path), QUIET)
+    rows = check_files([written], "digits", 50, ["here"], _Native(tmp_path), QUIET)
     mine, theirs = rows
     assert (mine.emulated, theirs.emulated, theirs.machine) == (False, True, "aarch64 here")
     assert theirs.agreement.top1 == 1 and theirs.agreement.max_abs == 0 and theirs.agreement.n == 50
@@ -79,8 +79,8 @@ def test_an_arm_that_answers_otherwise_is_caught(
     def saturated(path: Path, images: torch.Tensor, *_: Any) -> Answers:
         return Answers(logits=torch.zeros(len(images), 10), ms=np.ones(len(images)))
 
-    monkeypatch.setattr(checking, "_there", saturated)
-    _, theirs = check([written], "digits", 200, ["broken"], Root(tmp_path), QUIET)
+    monkeypatch.setattr(checking, "_answer_there", saturated)
+    _, theirs = check_files([written], "digits", 200, ["broken"], Root(tmp_path), QUIET)
     assert theirs.verdict == "fail" and theirs.agreement.top1 < 0.3
     assert theirs.accuracy.vs_baseline.delta < -0.1
 
@@ -97,9 +97,9 @@ def test_a_file_that_takes_bytes_is_fed_bytes(written: Path, tmp_path: Path, mon
     card.path_of(path).write_text(
         json.dumps(encode(dataclasses.replace(card.read(written), fed="bytes"))), encoding="utf-8"
     )
-    monkeypatch.setattr(checking, "_here", answered)
-    monkeypatch.setattr(checking, "_there", answered)
-    check([path], "digits", 3, ["a"], Root(tmp_path), QUIET)
+    monkeypatch.setattr(checking, "_answer_here", answered)
+    monkeypatch.setattr(checking, "_answer_there", answered)
+    check_files([path], "digits", 3, ["a"], Root(tmp_path), QUIET)
     assert [(images.dtype, images.shape) for images in seen] == [(torch.uint8, (3, 8, 8, 1))] * 2
 
 
@@ -116,7 +116,7 @@ def test_a_loss_between_machines_is_judged_by_what_the_card_allows(
     delta: float, low: float, high: float, verdict: str
 ) -> None:
     versus = Difference(delta=delta, ci95=(low, high), p_value=0.5)
-    assert judge(Accuracy(top1=0.9, n=500, ci95=(0.8, 0.95), vs_baseline=versus), 0.01).verdict == verdict
+    assert judge_loss(Accuracy(top1=0.9, n=500, ci95=(0.8, 0.95), vs_baseline=versus), 0.01).verdict == verdict
 
 
 def test_a_program_that_fails_inside_is_told_with_what_it_said(tmp_path: Path) -> None:
@@ -171,14 +171,14 @@ def test_a_system_is_made_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, t
     def broken(folder: Path, wanted: dict[str, str]) -> None:
         raise EmulationError("no network")
 
-    monkeypatch.setattr(root, "_debian", debian)
-    monkeypatch.setattr(root, "_wheels", broken)
+    monkeypatch.setattr(root, "_install_debian", debian)
+    monkeypatch.setattr(root, "_install_wheels", broken)
     with pytest.raises(EmulationError, match="no network"):
         root.build(tmp_path, "mirror", lambda text: None)
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == []
     emulator = tmp_path / "qemu"
     emulator.touch()
-    monkeypatch.setattr(root, "_wheels", lambda folder, wanted: None)
+    monkeypatch.setattr(root, "_install_wheels", lambda folder, wanted: None)
     monkeypatch.setattr(root.shutil, "which", lambda tool: str(emulator))
     first = root.build(tmp_path, "mirror", lambda text: None)
     assert root.build(tmp_path, "mirror", lambda text: None) == first and len(made) == 2

@@ -63,7 +63,7 @@ def test_every_point_gets_the_same_training() -> None:
     assert (first.stages[1].macs, second.stages[1].latency) == (0.5, 0.5)
     assert first.stages[1].reconstruct == second.stages[1].reconstruct == 1024
     assert pruning_curve.recipe_of(options, "macs=1/2,reconstruct=0").stages[1].reconstruct == 0
-    assert pruning_curve._setting(options) == (
+    assert pruning_curve._setting_words(options) == (
         "Each point: layers fitted anew on 1,024 images, 3 epochs at 0.02, distillation 0.9, after 2 epochs of sparse learning."
     )
     more = pruning_curve._parser().parse_args(["--epochs", "3", "--recover-steps", "20", "--views", "4"])
@@ -71,7 +71,7 @@ def test_every_point_gets_the_same_training() -> None:
     assert (pruning.recover_steps, tuning.training.views) == (20, 4)
     assert (
         "20 steps of block-wise distillation, 3 epochs at 0.05, distillation 0.9 about 4 views"
-        in pruning_curve._setting(more)
+        in pruning_curve._setting_words(more)
     )
     assert all(pruning_curve.parse(point) for point in pruning_curve.DEFAULT_POINTS)
     assert first.name != second.name and first.weights == "w" and first.targets == ("onnx",)

@@ -19,7 +19,7 @@ from edgewise.measure.agreement import NOISE_STEPS
 from edgewise.measure.values import Agreement
 from edgewise.studies import reference_evaluation
 from edgewise.studies.architectures import __main__ as journey
-from edgewise.studies.architectures.network import calibrated, capture, prepare
+from edgewise.studies.architectures.network import calibrate_network, capture_network, prepare_network
 from edgewise.studies.reference_evaluation import Found, main
 from edgewise.targets import Inside
 from edgewise.targets.coreml._mil import Everything, Reference
@@ -60,9 +60,9 @@ def test_roundings_that_add_up_are_told_apart_from_a_fault(noise: float, apart: 
 
 
 def test_a_layer_that_computes_something_else_is_counted(tmp_path: Path) -> None:
-    prepared, target = prepare(models.get("tiny_resnet"), small=True, images=4), targets.get("coreml")
-    graph = calibrated(prepared, target.quantizer(target.grids[0]))
-    program = capture(graph, prepared.shape)
+    prepared, target = prepare_network(models.get("tiny_resnet"), small=True, images=4), targets.get("coreml")
+    graph = calibrate_network(prepared, target.quantizer(target.grids[0]))
+    program = capture_network(graph, prepared.shape)
     path = tmp_path / "net.mlpackage"
     target.export(program, path, targets.USUAL)
     images = torch.cat(prepared.images[:2])
@@ -70,7 +70,7 @@ def test_a_layer_that_computes_something_else_is_counted(tmp_path: Path) -> None
     weights = {name: value for name, value in graph.state_dict().items() if value.dtype == torch.int8}
     with torch.no_grad():
         next(iter(weights.values())).neg_()
-    other = capture(graph, prepared.shape)
+    other = capture_network(graph, prepared.shape)
     assert reference_evaluation.layers_apart(target, path, other, images, "int8") == 1, (
         "the first convolution and no later one"
     )
@@ -162,7 +162,7 @@ def test_a_backend_that_breaks_is_a_row(tmp_path: Path, monkeypatch: pytest.Monk
     def broken(name: str, data: Data, *_: object) -> list[Found]:
         raise RuntimeError(f"no {name}")
 
-    monkeypatch.setattr(reference_evaluation, "examine", broken)
+    monkeypatch.setattr(reference_evaluation, "examine_files", broken)
     assert main(["resnet20", "--out", str(tmp_path)]) == 1
     assert "failed: RuntimeError: no resnet20" in (tmp_path / "coreml-digits.md").read_text(encoding="utf-8")
 
@@ -172,7 +172,7 @@ def test_the_table_is_named_by_the_data_set_and_not_by_its_place(
 ) -> None:
     there = replace(calib_data.load("digits"), name="cifar10:/some/where")
     monkeypatch.setattr(calib_data, "load", lambda name: there)
-    monkeypatch.setattr(reference_evaluation, "examine", lambda *_: [])
+    monkeypatch.setattr(reference_evaluation, "examine_files", lambda *_: [])
     assert main(["tiny_resnet", "--data", "cifar10:/some/where", "--out", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coreml-cifar10.json", "coreml-cifar10.md"]
     text = (tmp_path / "coreml-cifar10.md").read_text(encoding="utf-8")
@@ -211,5 +211,5 @@ def test_training_ends_once_it_is_learnt(
     monkeypatch.setattr(reference_evaluation, "_TRAINING", replace(reference_evaluation._TRAINING, epochs=1, steps=1))
     monkeypatch.setattr(reference_evaluation, "_ROUNDS", 2)
     monkeypatch.setattr(reference_evaluation, "_LEARNT", learnt)
-    network, _ = reference_evaluation._trained(models.get("tiny_resnet"), calib_data.load("digits"), tmp_path)
+    network, _ = reference_evaluation._train_network(models.get("tiny_resnet"), calib_data.load("digits"), tmp_path)
     assert len(list(tmp_path.iterdir())) == rounds and not network.training

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgewise.errors import RequestError
-from edgewise.studies.siblings import judge, markdown_of, parse_sibling
+from edgewise.studies.siblings import judge_point, markdown_of, parse_sibling
 
 
 def right(count: int) -> np.ndarray:
@@ -32,15 +32,15 @@ def times(center: float) -> np.ndarray:
     ],
 )
 def test_who_wins(ours: int, time: float, verdict: str) -> None:
-    found = judge("half", "resnet20", (right(ours), right(900)), (times(time), times(1.0)))
+    found = judge_point("half", "resnet20", (right(ours), right(900)), (times(time), times(1.0)))
     assert found.verdict == verdict
     assert found.difference.delta == pytest.approx((ours - 900) / 1000) and found.time_ratio == pytest.approx(time)
     assert (found.top1, found.sibling_top1, found.n) == (ours / 1000, 0.9, 1000)
 
 
 def test_a_curve_that_is_dominated_says_so() -> None:
-    lost = judge("half", "resnet20", (right(850), right(900)), (times(1.2), times(1.0)))
-    won = judge("third", "resnet20", (right(950), right(900)), (times(0.8), times(1.0)))
+    lost = judge_point("half", "resnet20", (right(850), right(900)), (times(1.2), times(1.0)))
+    won = judge_point("third", "resnet20", (right(950), right(900)), (times(0.8), times(1.0)))
     text = "\n".join(markdown_of([lost, won]))
     assert "half: dominated by resnet20." in text and "third: dominated" not in text
     assert "| half | 85.00 | resnet20, 90.00 | -5.00 (" in text and "n = 1,000" in text

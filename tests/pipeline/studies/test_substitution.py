@@ -112,7 +112,7 @@ def test_what_comes_before_and_after_the_substitution_is_kept() -> None:
 
 def test_a_shorter_fine_tuning_changes_nothing_else() -> None:
     recipe = separate_resnet20()
-    shorter = command._shortened(recipe, 3)
+    shorter = command._shorten_training(recipe, 3)
     assert [getattr(stage, "training", None) and stage.training.epochs for stage in shorter.stages] == [None, 3, None]
     assert shorter.stages[0] == recipe.stages[0] and shorter.baseline == recipe.baseline
-    assert command._shortened(recipe, None) is recipe
+    assert command._shorten_training(recipe, None) is recipe

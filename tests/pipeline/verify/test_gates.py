@@ -18,7 +18,7 @@ from edgewise.verify.gates import (
     Finding,
     Limits,
     gates_of,
-    judge,
+    needs_layers,
     on_accuracy,
     on_agreement,
     on_calibration,
@@ -31,7 +31,7 @@ from edgewise.verify.gates import (
     on_latency,
     on_sqnr,
     on_top5,
-    suspicious,
+    worst_finding,
 )
 
 
@@ -223,9 +223,9 @@ def test_agreement_gate_at_its_ends(wanted: float, differ: int, verdict: Verdict
 
 
 def test_only_what_does_not_pass_has_its_layers_compared() -> None:
-    assert suspicious(agreed(200, 0), Limits()) and suspicious(agreed(540, 20), Limits())
-    assert not suspicious(agreed(540, 0), Limits())
-    assert not suspicious(agreed(540, 20, layers_apart=2), Limits())
+    assert needs_layers(agreed(200, 0), Limits()) and needs_layers(agreed(540, 20), Limits())
+    assert not needs_layers(agreed(540, 0), Limits())
+    assert not needs_layers(agreed(540, 20, layers_apart=2), Limits())
 
 
 LIMITED = Limits(max_bytes=100, max_peak_bytes=200, max_moved_bytes=300, max_load_ms=4.0, max_first_call_ms=5.0)
@@ -279,17 +279,17 @@ def test_grade_gate(grade: Grade, verdict: Verdict) -> None:
 
 def test_judge_picks_the_worst_with_all_its_reasons() -> None:
     good, open_, bad = Finding("pass", "p"), Finding("not-checked", "n"), Finding("fail", "f")
-    assert judge(good, good) == Finding("pass", "p; p")
-    assert judge(good, open_) == open_
-    assert judge(open_, bad, good, Finding("fail", "g")) == Finding("fail", "f; g")
+    assert worst_finding(good, good) == Finding("pass", "p; p")
+    assert worst_finding(good, open_) == open_
+    assert worst_finding(open_, bad, good, Finding("fail", "g")) == Finding("fail", "f; g")
 
 
 def test_judge_without_a_gate_decides_nothing() -> None:
-    assert judge().verdict == "not-checked"
+    assert worst_finding().verdict == "not-checked"
 
 
 def test_a_written_file_passes_no_gate_that_others_pass() -> None:
-    assert judge(on_grade("written", "why"), on_coverage((), Limits())).verdict == "not-checked"
+    assert worst_finding(on_grade("written", "why"), on_coverage((), Limits())).verdict == "not-checked"
 
 
 def test_a_row_of_a_written_file_cannot_be_made_to_pass() -> None:

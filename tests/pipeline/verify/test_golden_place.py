@@ -24,7 +24,7 @@ GIVEN = Golden(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.arange(2), torc
 @pytest.fixture(autouse=True)
 def place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(golden, "cpu_name", lambda: "Some CPU")
-    monkeypatch.setattr(golden, "emulator", lambda: "")
+    monkeypatch.setattr(golden, "emulator_name", lambda: "")
     monkeypatch.setattr(golden, "platform", SimpleNamespace(machine=lambda: "x86_64"))
 
 
@@ -52,7 +52,7 @@ def test_elsewhere_a_rounding_step_is_allowed_and_more_is_not(record: Record) ->
 
 
 def test_under_an_emulator_the_processors_name_is_the_hosts_and_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(golden, "emulator", lambda: "qemu-user")
+    monkeypatch.setattr(golden, "emulator_name", lambda: "qemu-user")
     assert moved_by(0.1, HERE) == ""
 
 
@@ -63,13 +63,13 @@ def test_a_card_of_before_the_place_was_kept_goes_by_the_processor() -> None:
 def test_an_emulator_is_named_or_given_away_by_the_hosts_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
     info = {"/proc/cpuinfo": "vendor_id\t: GenuineIntel\n"}
     monkeypatch.delenv("EDGEWISE_EMULATED", raising=False)
-    monkeypatch.setattr(machine, "_text", lambda path: info.get(path, ""))
+    monkeypatch.setattr(machine, "_read_text", lambda path: info.get(path, ""))
     monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
-    assert machine.emulator() == ""
+    assert machine.emulator_name() == ""
     monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
-    assert machine.emulator() == "an emulator that it does not name"
+    assert machine.emulator_name() == "an emulator that it does not name"
     monkeypatch.setenv("EDGEWISE_EMULATED", "qemu-user cortex-a76")
-    assert machine.emulator() == "qemu-user cortex-a76"
+    assert machine.emulator_name() == "qemu-user cortex-a76"
 
 
 @pytest.mark.parametrize(("needs", "package"), [(("onnx", "onnxruntime"), "onnxruntime"), (("vela",), "")])

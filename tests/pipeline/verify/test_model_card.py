@@ -8,7 +8,7 @@ import pytest
 
 from edgewise.measure.values import Accuracy, Difference, Latency
 from edgewise.report.rows import Row
-from edgewise.run.origin import provenance
+from edgewise.run.origin import run_provenance
 from edgewise.store.entries import file_digest
 from edgewise.verify import manifest, model_card
 from edgewise.verify.card import Card
@@ -64,7 +64,7 @@ def test_a_model_card_is_valid_and_holds_what_was_measured(file: Path) -> None:
 def test_provenance_names_the_recipe_and_all_that_it_rests_on(tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"w")
-    found = provenance(
+    found = run_provenance(
         {"name": "r", "seed": 3}, data=("digits", "d"), weights=weights, model=("resnet20", "s"),
         environment={"python": "3.11", "threads": 2, "commit": "c0", "packages": {"torch": "2.13.0"}},
     )  # fmt: skip

@@ -282,7 +282,7 @@ def test_a_value_of_the_file_stands_at_every_node_that_reads_it() -> None:
     images = torch.linspace(-4, 4, 16).reshape(1, 1, 4, 4)
     with torch.no_grad():
         prepared(images)
-    stages_quantize.freeze(prepared)
+    stages_quantize.freeze_ranges(prepared)
     with library_noise.quiet_capture():
         program = torch.export.export(captured.convert(prepared), (images,))
     graph = layerwise.module_of(program)

@@ -80,7 +80,7 @@ def target(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def here(target: str, path: Path) -> Iterator[Any]:
         yield fake.load(path, 1) if fake.load else fake.reference(path)
 
-    monkeypatch.setattr(rechecking, "opened", here)
+    monkeypatch.setattr(rechecking, "open_isolated", here)
     return fake
 
 

@@ -19,7 +19,7 @@ from edgewise.measure.answers import compute_logits
 from edgewise.stage import Context
 from edgewise.stages.fitting.image_batches import draw_batches
 from edgewise.stages.fitting.layer_io import gather_moments, run_until_seen
-from edgewise.stages.fitting.least_squares import Moments, error
+from edgewise.stages.fitting.least_squares import Moments, relative_error
 from edgewise.stages.fitting.reconstruct import Dense, fit_layer, reconstruct_layers
 from edgewise.stages.prune import Prune
 from edgewise.stages.prune.checked_cut import cut_and_check, trace_for
@@ -140,7 +140,7 @@ def test_the_fit_by_hand() -> None:
     found = fit_layer(Dense(torch.zeros(1, 2).double(), torch.zeros(1).double()), moments)
     torch.testing.assert_close(found.weight, true.T, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found.bias, torch.tensor([4.0]).double(), rtol=1e-3, atol=1e-3)
-    assert error(found, moments) < 1e-3
+    assert relative_error(found, moments) < 1e-3
 
 
 def test_what_the_data_do_not_tell_stays() -> None:

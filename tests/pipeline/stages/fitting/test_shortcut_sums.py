@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgewise.stages.fitting.shortcut_sums import Sum, find_sums, meet
+from edgewise.stages.fitting.shortcut_sums import Sum, capture_meeting, find_sums
 
 
 class Branches(nn.Module):
@@ -60,19 +60,19 @@ def test_sums_are_found(case: str) -> None:
 
 def test_what_was_met_is_told() -> None:
     net, x = Branches(CASES["a second sum"][0]), torch.rand(2, 4)
-    met = meet(net, "second", Sum(1, 1), x)
+    met = capture_meeting(net, "second", Sum(1, 1), x)
     assert met.other is x
     torch.testing.assert_close(met.given, 2 * x)
     torch.testing.assert_close(met.answered, net.second(2 * x))
-    assert meet(net, "second", None, x).other is None
+    assert capture_meeting(net, "second", None, x).other is None
 
 
 def test_the_network_runs_no_further_than_needed() -> None:
     ran: list[str] = []
     net = Branches(CASES["a shortcut"][0])
     net.second.register_forward_hook(lambda *_: ran.append("second"))
-    meet(net, "first", Sum(0, 0), torch.rand(2, 4))
-    meet(net, "first", None, torch.rand(2, 4))
+    capture_meeting(net, "first", Sum(0, 0), torch.rand(2, 4))
+    capture_meeting(net, "first", None, torch.rand(2, 4))
     assert ran == []
 
 

@@ -10,7 +10,7 @@ import torch
 from edgewise import models, targets
 from edgewise.calib_data import Data
 from edgewise.library_noise import quiet_capture
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.totals import count_costs
 from edgewise.stage import Context
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
@@ -58,7 +58,7 @@ def test_a_file_has_the_size_that_is_left(name: str, tmp_path: Path) -> None:
         pytest.skip(f"{name} takes no float network: {refused}")
     parts = [artifact.path] if artifact.path.is_file() else [p for p in artifact.path.rglob("*") if p.is_file()]
     size, each = sum(p.stat().st_size for p in parts), BYTES.get(name, 4)
-    left, before = (each * count(net, (1, 8, 8)).params for net in (pruned, whole))
+    left, before = (each * count_costs(net, (1, 8, 8)).params for net in (pruned, whole))
     assert left < 0.3 * before
     assert left <= size < left + 0.15 * before
     if target.load is None:

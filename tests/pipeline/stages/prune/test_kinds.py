@@ -21,7 +21,7 @@ from edgewise import models
 from edgewise.calib_data import Data
 from edgewise.errors import StageError
 from edgewise.stage import Context
-from edgewise.stages.fitting.reconstruct import unfitted
+from edgewise.stages.fitting.reconstruct import layers_left_alone
 from edgewise.stages.prune import proof
 from edgewise.stages.prune.checked_cut import trace_for
 from edgewise.stages.prune.coupling import Group, Member
@@ -348,7 +348,7 @@ def test_what_a_subclass_computes_decides_whether_it_is_fitted_and_replaced() ->
         Named(1, 8, 3, padding=1), SamePadding(8, 8, 2), conv(8, 8, groups=2), nn.Flatten(), nn.Linear(512, 4)
     )
     images = torch.randn(2, *SHAPE)
-    reasons = unfitted(model.eval(), ["0", "1", "2", "4"], images)
+    reasons = layers_left_alone(model.eval(), ["0", "1", "2", "4"], images)
     assert reasons.keys() == {"1", "2"} and "grouped" in reasons["2"]
     assert reasons["1"] == "it is a SamePadding, whose forward does more than its base's"
     candidates = {candidate.name: candidate.reason for candidate in survey_layers(model, images, Depthwise(1))}
@@ -393,7 +393,7 @@ def test_the_reference_of_a_group_norm_averages_over_what_is_left() -> None:
     weight = model[1].weight
     tables = ((model[0], "out"), (model[1], "out"), (model[2], "in"))
     members = tuple(Member(str(k), m, side, torch.tensor([[0, 2], [1, 3]])) for k, (m, side) in enumerate(tables))
-    logits = proof.without(model, [Group("0", members, 4)], [[0]], images)
+    logits = proof.logits_without(model, [Group("0", members, 4)], [[0]], images)
     x = model[0](images)[:, [1, 3]]  # one channel of each group is left, which is normed alone
     normed = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
     read = model[2].weight[:, [1, 3], 0, 0]

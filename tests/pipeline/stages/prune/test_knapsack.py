@@ -7,8 +7,8 @@ import torch
 
 from edgewise.errors import StageError
 from edgewise.stages.prune import plan
-from edgewise.stages.prune.knapsack import by_importance, lightest
-from edgewise.stages.prune.latency_table import Kind, Profile, Table, Timed, base_of, ladder
+from edgewise.stages.prune.knapsack import by_importance, lightest_counts
+from edgewise.stages.prune.latency_table import Kind, Profile, Table, Timed, base_of, width_ladder
 
 
 def kind(inputs: int, outputs: int) -> Kind:
@@ -34,33 +34,33 @@ SMOOTH = {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}
 def test_time_is_saved_where_it_costs_least() -> None:
     # Both lose 1 ms a channel; the second's channels cost a tenth.
     cheap = [cost / 10 for cost in EVEN]
-    found = lightest(table(SMOOTH, SMOOTH), [[1, 2, 3]] * 2, [EVEN, cheap], 6.0)
+    found = lightest_counts(table(SMOOTH, SMOOTH), [[1, 2, 3]] * 2, [EVEN, cheap], 6.0)
     assert found == (0, 2)
 
 
 def test_a_width_at_which_the_kernels_gain_nothing_is_stepped_over() -> None:
     # Three channels take as long as four, and one as long as two.
     cliff = {1: 2.0, 2: 2.0, 3: 4.0, 4: 4.0}
-    assert lightest(table(cliff), [[1, 2, 3]], [EVEN], 3.9) == (2,)
-    assert lightest(table(cliff), [[1, 2, 3]], [EVEN], 2.0) == (2,)
+    assert lightest_counts(table(cliff), [[1, 2, 3]], [EVEN], 3.9) == (2,)
+    assert lightest_counts(table(cliff), [[1, 2, 3]], [EVEN], 2.0) == (2,)
 
 
 def test_what_was_taken_in_vain_is_given_back() -> None:
     # 3 channels of the first save most for their price, then the second must lose all its three: 4 + 4 -> 3.5 + 1.
     first, second = {1: 3.5, 2: 3.5, 3: 3.5, 4: 4.0}, {1: 1.0, 2: 4.0, 3: 4.0, 4: 4.0}
-    found = lightest(table(first, second), [[1, 2, 3]] * 2, [EVEN, [10 * cost for cost in EVEN]], 5.0)
+    found = lightest_counts(table(first, second), [[1, 2, 3]] * 2, [EVEN, [10 * cost for cost in EVEN]], 5.0)
     assert found == (0, 3), "the first group's channel is back: 4 + 1 = 5 ms"
 
 
 def test_a_move_is_not_paid_for_time_beyond_the_target() -> None:
     # Saving 1 ms is wanted. The first saves 3 ms at once for 2.0, the second 1 ms for 1.0.
-    found = lightest(table({1: 1.0, 4: 4.0}, SMOOTH), [[3], [1]], [[0, 0, 0, 2.0, 0], EVEN], 7.0)
+    found = lightest_counts(table({1: 1.0, 4: 4.0}, SMOOTH), [[3], [1]], [[0, 0, 0, 2.0, 0], EVEN], 7.0)
     assert found == (0, 1)
 
 
 def test_a_time_out_of_reach_says_how_far_it_gets() -> None:
     with pytest.raises(StageError, match=r"wanted 10\.0% .* 50\.0% are left.*min_layer"):
-        lightest(table(SMOOTH), [[1, 2]], [EVEN], 0.4)
+        lightest_counts(table(SMOOTH), [[1, 2]], [EVEN], 0.4)
 
 
 def test_importance_adds_up_from_the_least() -> None:
@@ -68,9 +68,9 @@ def test_importance_adds_up_from_the_least() -> None:
 
 
 def test_widths_lie_at_equal_distances() -> None:
-    assert ladder(64, 8) == [8, 16, 24, 32, 40, 48, 56, 64]
-    assert ladder(3, 8) == [1, 2, 3]
-    assert ladder(24, 3, unit=4) == [8, 16, 24]
+    assert width_ladder(64, 8) == [8, 16, 24, 32, 40, 48, 56, 64]
+    assert width_ladder(3, 8) == [1, 2, 3]
+    assert width_ladder(24, 3, unit=4) == [8, 16, 24]
 
 
 def test_a_profile_multiplies_what_two_widths_save_above_the_base() -> None:

@@ -87,7 +87,7 @@ def test_layers_in_the_store_are_not_timed_again(tmp_path: Path, monkeypatch: py
     groups = find_groups(model, Prune(latency=0.5), ctx).groups
     first = latency_table.tabulate_layers(model, groups, ctx)
     assert first.ms((0, 0, 0)) > first.ms((32, 32, 32)) > 0
-    monkeypatch.setattr(latency_table, "_timed", None)
+    monkeypatch.setattr(latency_table, "_time_layers", None)
     assert latency_table.tabulate_layers(model, groups, ctx).ms((0, 0, 0)) == first.ms((0, 0, 0))
     with pytest.raises(TypeError):
         latency_table.tabulate_layers(model, groups, context(tmp_path, {}, store=ctx.store, machine="there"))
@@ -97,7 +97,7 @@ def test_layers_in_the_store_are_not_timed_again(tmp_path: Path, monkeypatch: py
 def test_a_file_has_at_most_the_bytes_asked_for(size: float, tmp_path: Path) -> None:
     told: dict[str, Any] = {}
     pruned = Prune(bytes=size, round_to=1)(net(), context(tmp_path, told))
-    with timer.clock(pruned, context(tmp_path, {})) as watch:
+    with timer.open_clock(pruned, context(tmp_path, {})) as watch:
         found = watch.bytes
     budget = told["budget"]
     wanted = size * budget["before"] if size < 1 else size

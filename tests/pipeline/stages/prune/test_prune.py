@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgewise import models
 from edgewise.calib_data import Data
 from edgewise.errors import RequestError, StageError
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.totals import count_costs
 from edgewise.network import surgery
 from edgewise.stage import Context
 from edgewise.stages.prune import IMPORTANCES, Prune, checked_cut
@@ -66,7 +66,7 @@ def widths(model: nn.Module) -> dict[str, int]:
 def test_a_budget_is_met_from_below_within_three_per_cent(budget: str) -> None:
     model = tiny()
     pruned = Prune(**{budget: 0.5}, round_to=2)(model, TINY)
-    left = [getattr(count(net, (1, 8, 8)), budget) for net in (pruned, model)]
+    left = [getattr(count_costs(net, (1, 8, 8)), budget) for net in (pruned, model)]
     assert 0.47 <= left[0] / left[1] <= 0.5
 
 
@@ -142,7 +142,7 @@ def test_the_same_request_gives_the_same_network() -> None:
 def test_it_can_be_pruned_again() -> None:
     first = Prune(channels=0.75, round_to=4)(tiny(), TINY)
     second = Prune(channels=0.75, round_to=4)(first, TINY)
-    assert count(second, (1, 8, 8)).macs < count(first, (1, 8, 8)).macs
+    assert count_costs(second, (1, 8, 8)).macs < count_costs(first, (1, 8, 8)).macs
     assert len(surgery.history(second)) == 2
 
 
@@ -297,7 +297,7 @@ def test_a_planted_wrong_coupling_costs_that_group_alone(
     told = {alone["layer"]: alone["reason"] for alone in facts["left_alone"]}
     assert "logits differ by" in told[wrong] and told.keys() == {wrong, "linear"}
     if "macs" in budget:
-        assert count(pruned, (1, 8, 8)).macs <= 0.6 * count(model, (1, 8, 8)).macs
+        assert count_costs(pruned, (1, 8, 8)).macs <= 0.6 * count_costs(model, (1, 8, 8)).macs
 
 
 def test_an_architecture_that_says_why_not_is_refused_with_its_reason() -> None:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from edgewise import models
 from edgewise.calib_data import Data
 from edgewise.errors import RequestError
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.totals import count_costs
 from edgewise.network import surgery
 from edgewise.stage import Context
 from edgewise.stages.prune import Prune
-from edgewise.studies.architectures.photographs import photographs
+from edgewise.studies.architectures.photographs import photograph_crops
 
 DEEP = {"resnet110", "resnet152", "efficientnet_b3", "efficientnet_b4", "efficientnet_b5", "efficientnet_b6"}
 SLOW = DEEP | {
@@ -70,7 +70,7 @@ def test_it_prunes_and_is_rebuilt_or_says_why_not(name: str) -> None:
         return
     state = copy.deepcopy(model.state_dict())
     pruned = stage(model, ctx)
-    assert count(pruned, shape).macs < 0.9 * count(model, shape).macs
+    assert count_costs(pruned, shape).macs < 0.9 * count_costs(model, shape).macs
     classifier = pruned.get_submodule(spec.classifier)
     assert isinstance(classifier, (nn.Linear, nn.Conv2d)) and len(classifier.weight) == 10
     rebuilt = surgery.apply(model, surgery.history(pruned)[-1])
@@ -127,5 +127,5 @@ def test_every_architecture_learns_block_by_block(name: str, tmp_path: Path) -> 
 
 
 def _photographed(spec: models.Spec) -> Context:
-    data = photographs(spec.small_input or spec.input_shape, 10, 32)
+    data = photograph_crops(spec.small_input or spec.input_shape, 10, 32)
     return Context(spec=spec, data=data, scratch=Path("unused"))

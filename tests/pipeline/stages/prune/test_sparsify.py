@@ -14,7 +14,7 @@ from edgewise.errors import RequestError, StageError
 from edgewise.models import Spec
 from edgewise.stage import Context
 from edgewise.stages.prune.blocks import trace_groups
-from edgewise.stages.prune.sparsify import Sparsify, factors
+from edgewise.stages.prune.sparsify import Sparsify, penalty_factors
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.settings import Training
 
@@ -62,7 +62,7 @@ def test_the_factors_of_a_group_by_hand() -> None:
         model[1].weight.zero_()
         model[5].weight.zero_()
     (group,) = trace_groups(model, torch.randn(1, *SHAPE), classifier="5").groups
-    found = factors(model, [group], sharpness=4.0)
+    found = penalty_factors(model, [group], sharpness=4.0)
     # Squared weights 1, 4, 9, 16: gamma = 2 ** (4 * (16 - I) / 15).
     gamma = torch.tensor([2.0**4, 2 ** (4 * 12 / 15), 2 ** (4 * 7 / 15), 1.0])
     assert torch.allclose(found[model[0].weight].flatten(), gamma)

@@ -19,7 +19,7 @@ from edgewise.network.architecture import Base
 from edgewise.network.captured import Prepare, convert
 from edgewise.network.checkpoint import Checkpoint
 from edgewise.stage import Context
-from edgewise.stages.quantize import Quantize, _right
+from edgewise.stages.quantize import Quantize, _count_correct
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.settings import Training
 from edgewise.targets import Grid, TargetError
@@ -144,7 +144,7 @@ def test_training_is_left_out_where_calibration_alone_is_enough(
 ) -> None:
     """32 calibration images, of which the float network has 30 right; a budget of 0.05 lets one and a half go."""
     counts = iter(right)
-    monkeypatch.setattr("edgewise.stages.quantize._right", lambda network, ctx: next(counts))
+    monkeypatch.setattr("edgewise.stages.quantize._count_correct", lambda network, ctx: next(counts))
     facts: dict[str, Any] = {}
     ctx = replace(context(tmp_path, Grid(weight_bits=7)), fact=facts.__setitem__)
     before = built(tmp_path).model
@@ -162,7 +162,7 @@ def test_training_is_left_out_where_calibration_alone_is_enough(
 def test_a_calibrated_network_that_the_run_has_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgewise.stages.quantize._right", lambda network, ctx: 30)
+    monkeypatch.setattr("edgewise.stages.quantize._count_correct", lambda network, ctx: 30)
     ctx = context(tmp_path, Grid(weight_bits=7))
     how, before = replace(HOW, when_needed=True), built(tmp_path).model
     alone = how.untrained()(before, replace(ctx, scratch=tmp_path / "alone"))
@@ -175,4 +175,4 @@ def test_right_answers_are_counted_over_all_calibration_images(tmp_path: Path) -
     always = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     nn.init.zeros_(always[1].weight)
     always[1].bias.data = torch.tensor([0.0, 1.0])
-    assert _right(always, ctx) == 16
+    assert _count_correct(always, ctx) == 16

@@ -18,7 +18,7 @@ from edgewise.network.architecture import Base, build
 from edgewise.network.captured import Prepare, convert, export_graph
 from edgewise.network.checkpoint import Checkpoint
 from edgewise.report import quantization
-from edgewise.stage import silent
+from edgewise.stage import track_silently
 from edgewise.stages.quantize import Quantize, sensitivity
 from edgewise.stages.quantize.sensitivity import Cost
 from edgewise.targets import Grid
@@ -63,7 +63,7 @@ def test_the_layer_whose_quantization_costs_most_comes_first(base: Base) -> None
         "2": "conv2d",
         "5": "linear",
     }
-    costs = sensitivity.measure_sensitivity(scan, silent)
+    costs = sensitivity.measure_sensitivity(scan, track_silently)
     by_name = {cost.layer: cost for cost in costs}
     # The wide channel takes all steps of the grid: the others, which the linear layer reads, are rounded to nothing.
     assert by_name["2"].kl > 20 * by_name["0"].kl
@@ -74,7 +74,7 @@ def test_the_layer_whose_quantization_costs_most_comes_first(base: Base) -> None
 def test_a_scan_leaves_the_graph_as_it_was(base: Base) -> None:
     graph = prepared(network(base))
     before = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
-    sensitivity.measure_sensitivity(sensitivity.Scan(graph, [IMAGES]), silent)
+    sensitivity.measure_sensitivity(sensitivity.Scan(graph, [IMAGES]), track_silently)
     assert all(torch.equal(before[name], tensor) for name, tensor in graph.state_dict().items())
 
 

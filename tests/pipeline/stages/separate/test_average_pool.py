@@ -17,7 +17,7 @@ from edgewise.errors import RequestError, StageError
 from edgewise.models._layers import CeilMaxPool
 from edgewise.network import surgery
 from edgewise.stage import Context
-from edgewise.stages.separate.average_pool import AveragePool, line
+from edgewise.stages.separate.average_pool import AveragePool, fit_line
 
 
 class Images:
@@ -54,7 +54,7 @@ def test_line_by_hand() -> None:
         torch.tensor([[1.0, 3.0, 5.0], [3.0, 4.0, 5.0]]).double(),
     )
     ones = torch.ones_like(x)
-    slope, offset = line(ones.sum(1), x.sum(1), y.sum(1), (x * x).sum(1), (x * y).sum(1))
+    slope, offset = fit_line(ones.sum(1), x.sum(1), y.sum(1), (x * x).sum(1), (x * y).sum(1))
     assert slope.tolist() == pytest.approx([2, 1]) and offset.tolist() == pytest.approx([1, 2])
 
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from edgewise.calib_data import Data
 from edgewise.errors import StageError
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.totals import count_costs
 from edgewise.models import Spec
 from edgewise.stage import Context
 from edgewise.stages.fitting.layer_io import gather_moments
-from edgewise.stages.fitting.least_squares import error
+from edgewise.stages.fitting.least_squares import relative_error
 from edgewise.stages.separate import Separate
 from edgewise.stages.separate.chain_fit import Chain, compose_kernels, output_fit, spatial_fit, stacked_fit
 
@@ -116,7 +116,7 @@ def test_outputs_fit_better_than_kernels_and_keep_even_ranges(kind: str) -> None
     fit = spatial_fit if kind == "spatial" else stacked_fit
     start = fit(layer.weight.detach(), layer.bias.detach(), 3)
     found = output_fit(start, moments, 2)
-    assert error(found, moments) < 0.9 * error(start, moments)
+    assert relative_error(found, moments) < 0.9 * relative_error(start, moments)
     first = F.conv2d(images, found.kernels[0])
     variance = first.var((0, 2, 3), correction=0)
     assert (
@@ -129,8 +129,8 @@ def test_error_of_a_chain_counts_its_bias() -> None:
     model, images = nn.Sequential(layer), draw(4, 2, 8, 8)
     moments = gather_moments(model, model, ["0"], [images], 10**6, seed=0)["0"]
     exact = spatial_fit(layer.weight.detach(), layer.bias.detach(), 6)
-    assert error(exact, moments) < 1e-6
-    assert error(Chain(exact.kernels, exact.bias + 1), moments) > 0.1
+    assert relative_error(exact, moments) < 1e-6
+    assert relative_error(Chain(exact.kernels, exact.bias + 1), moments) > 0.1
 
 
 SPATIAL = {
@@ -186,7 +186,7 @@ def test_costs_by_hand(tmp_path: Path) -> None:
     assert (spatial.middle, spatial.new_macs) == (6, 6 * 19_440)
     for into, plan in (("stacked", stacked), ("spatial", spatial)):
         found = Separate(into=into, measure_time=False, max_error=10)(dense, ctx)  # type: ignore[arg-type]
-        assert count(found, (3, 12, 12)).macs == plan.new_macs
+        assert count_costs(found, (3, 12, 12)).macs == plan.new_macs
 
 
 def test_layers_that_are_no_stack_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgewise.stages.fitting.layer_io import gather_moments
-from edgewise.stages.fitting.least_squares import Moments, error
+from edgewise.stages.fitting.least_squares import Moments, relative_error
 from edgewise.stages.separate.depthwise_fit import Factors, kernel_fit, output_fit
 
 
@@ -42,7 +42,7 @@ def fits(layer: nn.Conv2d, images: Tensor, rank: int, sweeps: int) -> tuple[floa
     """Errors of the kernel fit and of the output fit on the images that they were fitted on."""
     moments = moments_of(layer, images)
     start = kernel_fit(layer.weight.detach(), layer.bias.detach(), rank)
-    return error(start, moments), error(output_fit(start, moments, sweeps), moments)
+    return relative_error(start, moments), relative_error(output_fit(start, moments, sweeps), moments)
 
 
 def test_rank_one_by_hand() -> None:
@@ -69,9 +69,9 @@ def test_output_fit_by_hand() -> None:
         mean_x=torch.zeros(2).double(), mean_y=torch.zeros(2).double(), cov_xx=ones, cov_xy=ones, var_y=ones[0]
     )
     start = kernel_fit(torch.tensor([[[[1.0, 0.0]]], [[[0.0, 1.0]]]]), torch.zeros(2), 1)
-    assert error(start, moments) == pytest.approx(0.5**0.5)  # one of two equal variances is lost
-    assert error(output_fit(start, moments, 0), moments) < 1e-3
-    assert error(output_fit(start, moments, 3), moments) < 1e-3
+    assert relative_error(start, moments) == pytest.approx(0.5**0.5)  # one of two equal variances is lost
+    assert relative_error(output_fit(start, moments, 0), moments) < 1e-3
+    assert relative_error(output_fit(start, moments, 3), moments) < 1e-3
 
 
 def test_error_by_hand() -> None:
@@ -79,7 +79,7 @@ def test_error_by_hand() -> None:
     one = torch.ones(1, dtype=torch.float64)
     moments = Moments(mean_x=0 * one, mean_y=0 * one, cov_xx=one[None], cov_xy=2 * one[None], var_y=4 * one)
     factors = Factors(1.5 * one[None, None], one[None, None], one)
-    assert error(factors, moments) == pytest.approx((1.25 / 4) ** 0.5)
+    assert relative_error(factors, moments) == pytest.approx((1.25 / 4) ** 0.5)
 
 
 @pytest.mark.parametrize("sweeps", [0, 2])
@@ -174,12 +174,12 @@ def test_sampled_positions_are_the_seeds() -> None:
     first, again = moments_of(layer, images, 50), moments_of(layer, images, 50)
     assert torch.equal(first.cov_xx, again.cov_xx)
     assert not torch.equal(first.cov_xx, moments_of(layer, images).cov_xx)
-    assert error(output_fit(kernel_fit(layer.weight.detach(), layer.bias.detach(), 9), first, 0), first) < 1e-6
+    assert relative_error(output_fit(kernel_fit(layer.weight.detach(), layer.bias.detach(), 9), first, 0), first) < 1e-6
 
 
 def test_factors_bias_counts_in_the_error() -> None:
     layer, images = dense(), smooth_images(4, 4)
     exact = kernel_fit(layer.weight.detach(), layer.bias.detach(), 6)
     moments = moments_of(layer, images)
-    assert error(exact, moments) < 1e-6
-    assert error(replace(exact, bias=exact.bias + 1), moments) > 0.1
+    assert relative_error(exact, moments) < 1e-6
+    assert relative_error(replace(exact, bias=exact.bias + 1), moments) > 0.1

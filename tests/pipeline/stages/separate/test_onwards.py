@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgewise import library_noise, models, targets
 from edgewise.calib_data import Data
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.totals import count_costs
 from edgewise.models._layers import SeparableConv
 from edgewise.network import captured, checkpoint
 from edgewise.network.architecture import Base
@@ -61,7 +61,7 @@ def test_pruned_before_and_after(form: dict[str, Any], tmp_path: Path) -> None:
     pruned = Prune(channels=0.7)(model, ctx)
     found = separate(**form)(pruned, ctx)
     again = Prune(channels=0.7, round_to=4)(found, ctx)
-    assert count(again, TINY[1]).macs < count(found, TINY[1]).macs < count(pruned, TINY[1]).macs
+    assert count_costs(again, TINY[1]).macs < count_costs(found, TINY[1]).macs < count_costs(pruned, TINY[1]).macs
     for module in again.modules():
         if isinstance(module, SeparableConv):
             assert module.depthwise.groups == module.depthwise.in_channels

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgewise import models
 from edgewise.calib_data import Data
 from edgewise.errors import StageError
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.totals import count_costs
 from edgewise.models._layers import GridMean
 from edgewise.stage import Context
 from edgewise.stages.prune import Prune
@@ -86,7 +86,7 @@ def test_a_head_that_only_reads_the_means_is_reproduced(tmp_path: Path) -> None:
     (layer,) = facts["plan"]["layers"]
     assert layer["error"] < 1e-3 and layer["shape"] == "20 to 7 to 3"
     assert (layer["dense_macs"], layer["new_macs"]) == (20 * 7 + 7 * 3, 5 * 3)
-    assert count(found, (3, 8, 8)).macs == 64 * 9 * 3 * 5 + 5 * 3
+    assert count_costs(found, (3, 8, 8)).macs == 64 * 9 * 3 * 5 + 5 * 3
     assert found.head[3].in_features == 5 and isinstance(found.head[0], nn.Identity)
 
 
@@ -106,7 +106,7 @@ def test_the_published_heads_prune_after(name: str, tmp_path: Path) -> None:
     found = PooledHead(max_error=100)(model, ctx)
     assert sum(p.numel() for p in found.parameters()) < sum(p.numel() for p in model.parameters())
     pruned = Prune(channels=0.7, round_to=2)(found, ctx)
-    assert count(pruned, ctx.input_shape).macs < count(found, ctx.input_shape).macs
+    assert count_costs(pruned, ctx.input_shape).macs < count_costs(found, ctx.input_shape).macs
     assert pruned(torch.rand(2, 3, side, side)).shape == (2, 3)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edgewise import models
 from edgewise.calib_data import Data
 from edgewise.errors import RequestError, StageError
-from edgewise.measure.cost.totals import count
+from edgewise.measure.cost.totals import count_costs
 from edgewise.models import Spec
 from edgewise.models._layers import SeparableConv
 from edgewise.models.resnet import CifarResNet
@@ -28,7 +28,7 @@ from edgewise.stage import Context
 from edgewise.stages.fitting.batch_norms import reestimate_norms
 from edgewise.stages.fold import Fold
 from edgewise.stages.separate import Separate
-from edgewise.stages.separate.plan import Candidate, Wishes, choose_layers, refuse
+from edgewise.stages.separate.plan import Candidate, Wishes, choose_layers, refuse_unfit
 
 
 class Images:
@@ -136,7 +136,7 @@ def test_costs_by_hand(tmp_path: Path) -> None:
     assert (first.dense_macs, first.new_macs) == (64 * 9 * 3 * 8, 64 * 2 * (9 * 3 + 3 * 8))
     assert (second.dense_macs, second.new_macs) == (16 * 25 * 8 * 10, 16 * 2 * (25 * 8 + 8 * 10))
     separable = untimed(rank=2, max_error=10)(model, ctx)
-    assert count(separable, (3, 8, 8)).macs == first.new_macs + second.new_macs
+    assert count_costs(separable, (3, 8, 8)).macs == first.new_macs + second.new_macs
 
 
 class Oddities(nn.Module):
@@ -219,7 +219,7 @@ def made(name: str, error: float, saved: int, **rest: float) -> Candidate:
 
 def judged(found: list[Candidate], max_layers: int | None = None) -> tuple[Candidate, ...]:
     wishes = Wishes(layers=None, keep=(), max_error=1, max_layers=max_layers)
-    return choose_layers(refuse(found, wishes), wishes)
+    return choose_layers(refuse_unfit(found, wishes), wishes)
 
 
 def test_least_error_per_mac_saved_comes_first() -> None:
@@ -386,7 +386,7 @@ def test_every_registered_architecture(name: str, tmp_path: Path) -> None:
             isinstance(m, nn.Conv2d) and m.groups == 1 and max(m.kernel_size) > 1 for m in model.modules()
         ), error
         return
-    assert count(found, ctx.input_shape).macs < count(model, ctx.input_shape).macs
+    assert count_costs(found, ctx.input_shape).macs < count_costs(model, ctx.input_shape).macs
 
 
 def test_a_plan_is_kept_until_its_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

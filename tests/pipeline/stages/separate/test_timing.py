@@ -48,13 +48,13 @@ def test_large_layer_gets_faster_and_equal_ones_are_timed_once(tmp_path: Path, m
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     timed = []
-    plainly = timing._timed
+    plainly = timing._time_pair
 
     def counted(dense: nn.Module, new: nn.Module, shape: tuple[int, ...], ctx: Context) -> Times:
         timed.append(shape)
         return plainly(dense, new, shape, ctx)
 
-    monkeypatch.setattr(timing, "_timed", counted)
+    monkeypatch.setattr(timing, "_time_pair", counted)
     pairs = nn.Sequential(nn.Identity(), *(SeparableConv(96, 96, (3, 3), padding=(1, 1)) for _ in range(2)))
     times = layer_times(dense(), pairs, {"1": (1, 96, 16, 16), "2": (1, 96, 16, 16)}, context(tmp_path, []))
     assert times["1"] == times["2"] and timed == [(1, 96, 16, 16)]

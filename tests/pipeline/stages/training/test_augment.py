@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from edgewise.errors import RequestError
-from edgewise.stages.training.augment import Augment, Changes, augment, change, draw_changes
+from edgewise.stages.training.augment import Augment, Changes, augment_images, change_images, draw_changes
 
 
 def draw(seed: int = 0) -> torch.Generator:
@@ -17,7 +17,7 @@ def draw(seed: int = 0) -> torch.Generator:
 def test_augment_repeats_itself() -> None:
     images = torch.randint(1, 256, (16, 3, 8, 6), dtype=torch.uint8, generator=draw())
     how = Augment(crop=2, flip=True, cutout=3)
-    one, again, other = (augment(images, how, False, draw(seed)) for seed in (1, 1, 2))
+    one, again, other = (augment_images(images, how, False, draw(seed)) for seed in (1, 1, 2))
     assert one.shape == images.shape and one.dtype == torch.uint8
     assert torch.equal(one, again) and not torch.equal(one, other) and not torch.equal(one, images)
 
@@ -30,7 +30,7 @@ def mirrored(result: Tensor, images: Tensor) -> int:
 def test_images_are_mirrored_only_where_allowed() -> None:
     images = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8, generator=draw())
     counts = {
-        (flip, of_data): mirrored(augment(images, Augment(crop=0, flip=flip), of_data, draw(1)), images)
+        (flip, of_data): mirrored(augment_images(images, Augment(crop=0, flip=flip), of_data, draw(1)), images)
         for flip in (None, True, False)
         for of_data in (True, False)
     }
@@ -48,9 +48,9 @@ def test_a_crop_by_hand() -> None:
     image = torch.arange(1, 10, dtype=torch.uint8).reshape(1, 1, 3, 3)
     wanted = torch.tensor([[0, 4, 5], [0, 7, 8], [0, 0, 0]], dtype=torch.uint8)
     done = Changes(corner=torch.tensor([[2], [0]]), mirrored=torch.tensor([False]), middle=torch.zeros(2, 1))
-    assert torch.equal(change(image, Augment(crop=1), done)[0, 0], wanted)
+    assert torch.equal(change_images(image, Augment(crop=1), done)[0, 0], wanted)
     flipped = Changes(corner=done.corner, mirrored=torch.tensor([True]), middle=done.middle)
-    assert torch.equal(change(image, Augment(crop=1), flipped)[0, 0], wanted.flip(1))
+    assert torch.equal(change_images(image, Augment(crop=1), flipped)[0, 0], wanted.flip(1))
 
 
 def test_a_square_by_hand() -> None:
@@ -60,7 +60,7 @@ def test_a_square_by_hand() -> None:
         corner=torch.zeros(2, 1, dtype=torch.int64), mirrored=torch.tensor([False]), middle=torch.tensor([[0.5], [0.3]])
     )
     wanted = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]], dtype=torch.uint8)
-    assert torch.equal(change(image, Augment(crop=0, cutout=2), done)[0, 0], wanted)
+    assert torch.equal(change_images(image, Augment(crop=0, cutout=2), done)[0, 0], wanted)
 
 
 def test_a_batch_is_changed_as_the_whole_set_is() -> None:
@@ -68,4 +68,4 @@ def test_a_batch_is_changed_as_the_whole_set_is() -> None:
     how = Augment(crop=2, flip=True, cutout=3)
     changes = draw_changes(16, how, False, draw(1))
     which = torch.tensor([5, 0, 11])
-    assert torch.equal(change(images[which], how, changes.of(which)), change(images, how, changes)[which])
+    assert torch.equal(change_images(images[which], how, changes.of(which)), change_images(images, how, changes)[which])

@@ -21,7 +21,7 @@ from edgewise.stages.finetune import Finetune
 from edgewise.stages.train import Train
 from edgewise.stages.training import loop
 from edgewise.stages.training.augment import Augment
-from edgewise.stages.training.loop import distillation, fit, rate
+from edgewise.stages.training.loop import distillation_loss, fit, learning_rate_share
 from edgewise.stages.training.settings import Training, resolve_precision
 from edgewise.stages.training.teacher import Teacher
 
@@ -204,21 +204,21 @@ def test_a_long_training_tells_how_long_it_takes(tmp_path: Path, monkeypatch: py
 
 
 def test_rate_by_hand() -> None:
-    assert [rate(at, 10, 2, "linear") for at in (2, 4, 10)] == pytest.approx([1, 0.75, 0])
-    assert rate(0, 10, 0) == 1
-    assert rate(5, 10, 0) == pytest.approx(0.5)
-    assert rate(10, 10, 0) == pytest.approx(0)
-    assert rate(1, 4, 2) == pytest.approx(1.001 / 2.001)
-    assert rate(2, 4, 2) == 1
-    assert rate(3, 4, 2) == pytest.approx(0.5)
+    assert [learning_rate_share(at, 10, 2, "linear") for at in (2, 4, 10)] == pytest.approx([1, 0.75, 0])
+    assert learning_rate_share(0, 10, 0) == 1
+    assert learning_rate_share(5, 10, 0) == pytest.approx(0.5)
+    assert learning_rate_share(10, 10, 0) == pytest.approx(0)
+    assert learning_rate_share(1, 4, 2) == pytest.approx(1.001 / 2.001)
+    assert learning_rate_share(2, 4, 2) == 1
+    assert learning_rate_share(3, 4, 2) == pytest.approx(0.5)
 
 
 def test_distillation_by_hand() -> None:
     """At T = 2 the teacher says 3/4, 1/4 and the student 1/2, 1/2: 4 * (3/4 ln 3/2 + 1/4 ln 1/2)."""
     teacher = torch.tensor([[2 * torch.log(torch.tensor(3.0)).item(), 0.0]])
     wanted = 4 * (0.75 * torch.log(torch.tensor(1.5)) + 0.25 * torch.log(torch.tensor(0.5)))
-    torch.testing.assert_close(distillation(torch.zeros(1, 2), teacher, 2.0), wanted)
-    assert float(distillation(teacher, teacher, 2.0)) == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(distillation_loss(torch.zeros(1, 2), teacher, 2.0), wanted)
+    assert float(distillation_loss(teacher, teacher, 2.0)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
