@@ -72,7 +72,7 @@ def test_few_blocks_tell_no_course() -> None:
     [
         (0.4, 0.5, "pass", "pass"),
         (0.93, 0.97, "pass", "not-checked"),
-        (1.02, 1.05, "fail", "not-checked"),
+        (1.03, 1.06, "fail", "not-checked"),
         (1.3, 1.4, "fail", "fail"),
     ],
 )
