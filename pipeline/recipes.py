@@ -9,6 +9,7 @@ from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
 from edgewise.stages.quantize import Quantize
+from edgewise.stages.remove_blocks import RemoveBlocks
 from edgewise.stages.separate import Separate
 from edgewise.stages.train import Train
 from edgewise.stages.training.augment import Augment
@@ -77,6 +78,22 @@ def cifar_resnet56() -> Recipe:
             Fold(),
         ),
         quantize=Quantize(training=Training(epochs=4, lr=0.0001, distill=0.9)),
+    )
+
+
+def cifar_resnet56_shallow() -> Recipe:
+    """ResNet-56 on CIFAR-10 with 9 of its 27 blocks, as deep as ResNet-20, then trained for 60 epochs."""
+    kept = {"layer1": (0,), "layer2": (0, 1, 3, 6), "layer3": (0, 1, 4, 8)}
+    gone = tuple(f"{stage}.{block}" for stage, blocks in kept.items() for block in range(9) if block not in blocks)
+    return dataclasses.replace(
+        cifar_resnet20(),
+        name="cifar_resnet56_shallow",
+        model="resnet56",
+        stages=(
+            RemoveBlocks(blocks=gone, reconstruct=256, recover_steps=250),
+            Finetune(training=Training(epochs=60, lr=0.1, warmup=1, distill=0.9, views=8)),
+            Fold(),
+        ),
     )
 
 

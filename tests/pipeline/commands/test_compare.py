@@ -144,7 +144,7 @@ def test_a_file_that_is_not_what_its_run_wrote_is_not_opened(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("it was opened")
 
-    for name in ("remote", "opened"):
+    for name in ("call_remotely", "open_isolated"):
         monkeypatch.setattr(comparison, name, refuse)
     path = tmp_path / "a.onnx"
     path.write_bytes(b"12345")
