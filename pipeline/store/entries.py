@@ -70,6 +70,8 @@ class Store:
         with disk_errors(self.root, REPAIR, any_kind=False), _locked_file(self.root / "scratch" / f"{key}.lock"):
             entry = self.find(key)
             if entry is not None:
+                # Of one that was killed between keeping its result and removing what it worked in.
+                shutil.rmtree(self.root / "scratch" / key, ignore_errors=True)
                 return entry
             if note is not None and (why := kin.difference(self.root, key)):
                 note(f"not reused: {why}")

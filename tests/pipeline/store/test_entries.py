@@ -88,6 +88,15 @@ def test_a_killed_process_leaves_no_entry_and_no_lock(tmp_path: Path) -> None:
     assert entry.fresh and not (entry.path / "half").exists()
 
 
+def test_the_scratch_of_one_killed_after_its_result_was_kept_goes(tmp_path: Path) -> None:
+    store, key = Store(tmp_path), key_of(kind="a")
+    store.keep(key, make)
+    scratch = tmp_path / "scratch" / key
+    scratch.mkdir()
+    (scratch / "state").write_text("1", encoding="utf-8")
+    assert not store.keep(key, never).fresh and not scratch.exists()
+
+
 def test_what_killed_processes_left_is_swept_at_once_and_what_living_ones_do_is_not(tmp_path: Path) -> None:
     for _ in range(3):
         subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), KEY], cwd=Path(entries.__file__).parent.parent)
