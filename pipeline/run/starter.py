@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import nn
@@ -47,7 +48,7 @@ def {function}() -> Recipe:
         {_weights(recipe.weights)}
         # {images}.
         data={recipe.data!r},
-        baseline=Train(training=Training(epochs={_epochs(recipe.baseline)}, lr={_rate(recipe.baseline)}, warmup=1)),
+        baseline={_construction(recipe.baseline)},
         stages=(
             # Half of the multiply-accumulates, then trained on with the network as it came as the teacher:
             # Prune(macs=0.5),
@@ -57,10 +58,10 @@ def {function}() -> Recipe:
         ),
         # Calibrated; trained on only where calibration loses more than half a point of top-1. Each layer's share in the loss
         # is a figure for the report, on so many images.
-        quantize=Quantize(training=Training(epochs=2, lr=0.0001, distill=0.9), when_needed=True, sensitivity=32),
+        quantize={_construction(recipe.quantize)},
         targets={recipe.targets!r},
         # Both are written and judged, and the fastest that passes is recommended.
-        candidates=('float', 'int8'),
+        candidates={recipe.candidates!r},
         # {_proof(len(data.test), recipe.limits.max_drop)}
         limits=Limits(max_drop={recipe.limits.max_drop:g}),
     )
@@ -76,12 +77,20 @@ def _weights(weights: str | None) -> str:
     return "# weights='w.pt',  # without any, the baseline is trained" if weights is None else f"weights={weights!r},"
 
 
-def _epochs(baseline: Any) -> int:
-    return int(baseline.training.epochs)
+def _construction(value: Any) -> str:
+    """The expression that makes a value: of a dataclass, with the fields that are not as they are by default."""
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    chosen = (
+        f"{field.name}={_construction(getattr(value, field.name))}"
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != _default_of(field)
+    )
+    return f"{type(value).__name__}({', '.join(chosen)})"
 
 
-def _rate(baseline: Any) -> str:
-    return f"{baseline.training.lr:g}"
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _blocks(network: nn.Module, job: Job) -> str:

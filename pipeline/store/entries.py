@@ -69,13 +69,13 @@ class Store:
             room_of_this_process(self.root)
         with disk_errors(self.root, REPAIR, any_kind=False), _locked_file(self.root / "scratch" / f"{key}.lock"):
             entry = self.find(key)
-            if entry is not None:
-                # Of one that was killed between keeping its result and removing what it worked in.
-                shutil.rmtree(self.root / "scratch" / key, ignore_errors=True)
-                return entry
-            if note is not None and (why := kin.difference(self.root, key)):
-                note(f"not reused: {why}")
-            return self._fill(key, make, seconds)
+            if entry is None:
+                if note is not None and (why := kin.difference(self.root, key)):
+                    note(f"not reused: {why}")
+                entry = self._fill(key, make, seconds)
+            # Also of one that was killed between keeping its result and removing what it worked in.
+            shutil.rmtree(self.root / "scratch" / key, ignore_errors=True)
+            return entry
 
     def find(self, key: str) -> Entry | None:
         """The whole entry under ``key``, or None. A damaged one (a file changed or missing) is removed, as if never kept."""
@@ -107,7 +107,6 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)
         _flush_to_disk(self.root)
         kin.remember(self.root, key)
-        shutil.rmtree(scratch, ignore_errors=True)
         return Entry(self.root / key, seconds, fresh=True)
 
     def aside(self, key: str) -> Path:

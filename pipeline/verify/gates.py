@@ -220,10 +220,9 @@ def on_agreement(agreement: Agreement, limits: Limits, where: str = "") -> Findi
     """The file must put the test images into the classes that the PyTorch model puts them into, ties left aside.
 
     Where the layers were compared, they decide: with none apart, what is left is rounding that has added up, unless it is
-    far more than that. Else the
-    share of images that differ must be proven to lie within what is allowed (Clopper and Pearson 1934, one-sided, 95 %),
-    and the answers must lie no further apart than roundings explain. ``where``: a phrase before the reason, for what
-    differs from the rest of the evaluation.
+    far more than that. Else the share of images that differ must be proven to lie within what is allowed (Clopper and
+    Pearson 1934, one-sided, 95 %), and the answers must lie no further apart than roundings explain. ``where``: a phrase
+    before the reason, for what differs from the rest of the evaluation.
     """
     text = f"{where}{_same_class(agreement)}"
     if agreement.not_finite:

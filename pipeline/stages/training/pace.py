@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from edgewise.calib_data import Data
 from edgewise.images.normalise import normalise
 from edgewise.models import Spec
-from edgewise.network.fold_norms import without_norms
 from edgewise.stages.training.augment import change_images, draw_changes
 from edgewise.stages.training.loop import autocast
 from edgewise.stages.training.memory_format import stands_channels_last, trains_channels_last
 from edgewise.stages.training.settings import Training, resolve_precision
+from edgewise.stages.training.teaching import fold_teacher
 
 _FIRST = 8
 """Images of the steps by which the measured batch is chosen."""
@@ -116,8 +116,7 @@ class _Steps:
         last = how.channels_last and trains_channels_last(network, self.device)
         self.last = last and stands_channels_last(network, data.shape)
         self.model = self._place(copy.deepcopy(network)).train()
-        few = normalise(data.train.batch(torch.arange(min(2, len(data.train)))), spec)
-        self.teacher = self._place(without_norms(copy.deepcopy(network).eval(), few)).eval() if how.distill else None
+        self.teacher = self._place(fold_teacher(network, data, spec)) if how.distill else None
         kind = torch.optim.SGD if how.optimizer == "sgd" else torch.optim.AdamW
         # A rate of nothing: the arithmetic is the same, and no weight of a long measurement grows out of bounds.
         self.optimizer = kind(self.model.parameters(), lr=0.0)

@@ -10,18 +10,23 @@ import copy
 import torch
 from torch import nn
 
+from edgewise.calib_data import Data
 from edgewise.images.normalise import normalise
+from edgewise.models import Spec
 from edgewise.network.fold_norms import without_norms
 from edgewise.stage import Context
 from edgewise.stages.training.settings import Training
 
 
 def teacher_for(training: Training, ctx: Context) -> nn.Module | None:
-    """The unmodified baseline as a distillation asks it; None without one.
+    """The unmodified baseline as a distillation asks it; None without one."""
+    return fold_teacher(ctx.baseline, ctx.data, ctx.spec) if training.distill and ctx.baseline is not None else None
 
-    A copy in evaluation mode without batch norms, which cost a third of its pass (a captured graph keeps them).
+
+def fold_teacher(network: nn.Module, data: Data, spec: Spec) -> nn.Module:
+    """A frozen copy in evaluation mode, in main memory, without batch norms, which cost a third of its pass.
+
+    A captured graph keeps them.
     """
-    if not training.distill or ctx.baseline is None:
-        return None
-    probe = normalise(ctx.data.train.batch(torch.arange(min(2, len(ctx.data.train)))), ctx.spec)
-    return without_norms(copy.deepcopy(ctx.baseline).cpu(), probe).eval().requires_grad_(False)
+    probe = normalise(data.train.batch(torch.arange(min(2, len(data.train)))), spec)
+    return without_norms(copy.deepcopy(network).cpu(), probe).eval().requires_grad_(False)
