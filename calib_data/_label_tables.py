@@ -118,9 +118,7 @@ def _file_column(rows: Sequence[Sequence[str]], images: _Names, path: Path) -> i
     return hits.index(max(hits))
 
 
-def _label_column(
-    rows: Sequence[Sequence[str]], header: Sequence[str] | None, columns: Sequence[int]
-) -> int | None:
+def _label_column(rows: Sequence[Sequence[str]], header: Sequence[str] | None, columns: Sequence[int]) -> int | None:
     """The column that is called as labels are, the only one, or the only one of words where no header says what is what."""
     if len(columns) == 1:
         return columns[0]

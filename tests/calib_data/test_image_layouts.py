@@ -198,7 +198,9 @@ def test_every_form_of_a_table(tmp_path: Path, name: str) -> None:
 
 def test_lists_share_a_folder_out(tmp_path: Path) -> None:
     fill(tmp_path / "images", "cat", "dog", count=10)
-    (tmp_path / "train.txt").write_text("".join(f"{c}/{n}\n" for c in ("cat", "dog") for n in range(7)), encoding="utf-8")
+    (tmp_path / "train.txt").write_text(
+        "".join(f"{c}/{n}\n" for c in ("cat", "dog") for n in range(7)), encoding="utf-8"
+    )
     (tmp_path / "test.txt").write_text("cat/8.png\ndog/9.png\n", encoding="utf-8")
     (tmp_path / "classes.txt").write_text("cat\ndog\n", encoding="utf-8")
     data = load(tmp_path)
