@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from edgewise import device
 from edgewise.device.runner import native
 from edgewise.device.runner.runtimes import MissingRuntime, need
 from edgewise.studies.arm64 import native as arm64
@@ -27,32 +24,6 @@ for image in np.load(sys.argv[3]):
     print(*run(image[None])[0].tolist())
 assert "torch" not in sys.modules and "executorch" not in sys.modules
 """
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder for this machine: the installed wheels' libraries where they lie, and ours."""
-    compiler, torch, executorch = shutil.which("g++"), _place("torch"), _place("executorch")
-    if compiler is None or torch is None or executorch is None or sys.platform != "linux":
-        pytest.skip("needs Linux, ExecuTorch and a compiler: sudo apt-get install g++")
-    folder = tmp_path_factory.mktemp("native")
-    source = Path(device.__file__).parent / "native/pte.cpp"
-    include = executorch / "include"
-    flags = ("-std=c++20", "-O1", "-shared", "-fPIC", "-DC10_USING_CUSTOM_GENERATED_MACROS", "-Wall", "-Werror")
-    where = (f"-I{include}", f"-I{include}/executorch/runtime/core/portable_type/c10")
-    own = folder / "libedgewise_pte.so"
-    subprocess.run([compiler, *flags, *where, source, "-o", own], check=True, capture_output=True)
-    names = [torch / "lib" / f"lib{name}.so" for name in ("c10", "torch_cpu", "torch", "torch_python")]
-    names += [next((executorch / "extension/pybindings").glob("_portable_lib*.so"))]
-    (folder / "libraries").write_text("\n".join([*map(str, names), own.name, ""]))
-    (folder / "version").write_text("1.4.1\n")
-    return folder
-
-
-def _place(package: str) -> Path | None:
-    found = importlib.util.find_spec(package)
-    places = list(found.submodule_search_locations or ()) if found else []
-    return Path(places[0]) if places else None
 
 
 def call(libraries: Path, file: Path, images: Path) -> subprocess.CompletedProcess[str]:
