@@ -422,7 +422,7 @@ class Bundle {
     const size_t end = whole.rfind(std::string_view("PK\5\6", 4));
     if (end == std::string_view::npos) throw std::invalid_argument("it has no end of a zip");
     const uint64_t size = number(whole, end + 12, 4), offset = number(whole, end + 16, 4);
-    if (size + offset > end) throw std::invalid_argument("it ends too early");
+    if (size + offset > end || end + 22 + number(whole, end + 20, 2) != whole.size()) throw std::invalid_argument("it ends too early");
     const uint64_t base = end - size - offset;
     uint64_t place = base + offset;
     for (uint64_t left = number(whole, end + 10, 2); left; --left) {

@@ -423,8 +423,7 @@ class Session {
     Progress progress(options_.progress, key());
     std::vector<Json> rows;
     for (const Json* file : files_) rows.push_back(row_of(*file, progress));
-    if (std::all_of(rows.begin(), rows.end(), [](const Json& row) { return row.at("missing").truth; }))
-      throw Refused(rows.front().at("error").words(), kMissingRuntime);
+    refuse_if_nothing_runs(rows);
     const Json groups = timed(rows, progress);
     write_whole(options_.out, dump(document(rows, groups)) + "\n");
     bool failed = false;
@@ -468,6 +467,17 @@ class Session {
     key.put("bundle", Json::of(bundle_.digest)).put("runner", Json::of(std::string("native ") + kRunner)).put("mode", mode());
     key.put("threads", Json::of(static_cast<long long>(options_.threads))).put("pinned", pinned()).put("only", only);
     return key.put("any_version", Json::of(options_.any_version));
+  }
+
+  static void refuse_if_nothing_runs(const std::vector<Json>& rows) {
+    std::set<std::string> reasons;
+    for (const Json& row : rows) {
+      if (!row.at("missing").truth) return;
+      reasons.insert(row.at("error").words());
+    }
+    std::string text;
+    for (const std::string& reason : reasons) text += (text.empty() ? "" : "; ") + reason;
+    if (!rows.empty()) throw Refused(text, kMissingRuntime);
   }
 
   // Everything of one file but its times.

@@ -9,7 +9,9 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ pytest.importorskip("onnxruntime")
 
 from edgewise import calib_data, targets
 from edgewise import device as device_package
-from edgewise.device import adb, bundle
+from edgewise.device import adb, archive, bundle
 from edgewise.device.adb import Adb
 from edgewise.device.bundle import Bundle
 from edgewise.measure.values import Accuracy, Difference
@@ -173,12 +175,20 @@ def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ.update(before)
 
 
+def _adb(*words: str) -> str:
+    return subprocess.run(["adb", *words], check=False, capture_output=True, text=True).stdout
+
+
 @pytest.fixture
 def phone(adb_server: None) -> Iterator[Any]:
     found = android.Device()
     yield found
-    subprocess.run(["adb", "disconnect", found.serial], check=False, capture_output=True)
     found.close()
+    # The server keeps a device that has gone for a moment, and would list it to the next test.
+    until = time.monotonic() + 60
+    while found.serial in _adb("devices") and time.monotonic() < until:
+        _adb("disconnect", found.serial)
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -218,7 +228,9 @@ def native_program(libraries: Path) -> Path:
     torch_place, executorch = _place("torch"), _place("executorch")
     assert torch_place is not None and executorch is not None
     runtime = next((executorch / "extension/pybindings").glob("_portable_lib*.so"))
-    return arm64.compile_program(libraries, runtime, "1.4.1", ("g++", "nm"), (runtime.parent, torch_place / "lib"))
+    return arm64.compile_program(
+        libraries, runtime, "1.4.1", ("g++", "nm"), (libraries, runtime.parent, torch_place / "lib")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -229,3 +241,22 @@ def pte_bundled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     files = [write_pte(run, "narrow.pte", classifier()), write_file(run, "narrow.onnx", "float32", classifier())]
     Report(recipe={"name": "pte", "data": "digits", "seed": 0}, environment={}, artifacts=files).write(run)
     return bundle.write(run, images=60)
+
+
+@pytest.fixture
+def altered(bundled: Bundle, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], None]], Path]:
+    """Writes the bundle anew, its second file one for ExecuTorch (which it is not), with a manifest that a test changes."""
+
+    def write(change: Callable[[dict[str, Any]], None]) -> Path:
+        with zipfile.ZipFile(bundled.path) as held:
+            kept = {name: held.read(name) for name in held.namelist() if "runner" not in name and name != "__main__.py"}
+        document = json.loads(kept.pop("manifest.json"))
+        document["files"][1]["target"] = "xnnpack"
+        document["wanted"]["executorch"] = "1.4.1"
+        document["entries"] = archive.digests(kept)
+        change(document)
+        place = tmp_path / "altered.pyz"
+        place.write_bytes(archive.pack({**kept, "manifest.json": json.dumps(document).encode()}))
+        return place
+
+    return write

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgewise.device import adb, bench, job, link
+from edgewise.device import adb, bench, bundle, job, link
 from edgewise.device.adb import Adb
 from edgewise.device.bench import Request
 from edgewise.device.bundle import Bundle
@@ -101,4 +102,36 @@ def test_a_bundle_is_measured_over_a_line_that_is_cut(
     request = Request(mode=("--brief", "0.2"), python=sys.executable, pauses=PAUSES)
     found = bench.measure(bundled, phone_link, request, lambda text: None, "phone", every=0.1)
     assert [row.verdict for row in found.rows] == ["pass", "pass"] and phone.cuts >= 2
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_phone_without_python_is_measured_by_a_program(
+    phone_link: Adb, phone: Any, altered: Callable[[Callable[[Any], None]], Path], tmp_path: Path
+) -> None:
+    # The runner in Python, started by a script: what is sent, and how it is started, is the same.
+    script = tmp_path / "runner"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    file = bundle.read(altered(lambda document: None))
+    link.run(phone_link, "true")
+    phone.faults.cut_after = [90_000, 500, 3_000]
+    request = Request(
+        mode=("--brief", "0.2"), python="no-such-python", native=script, only=("wide.onnx",), pauses=PAUSES
+    )
+    there = adb.parse(phone_link.name, str(tmp_path / "there"))
+    found = bench.measure(file, there, request, lambda text: None, "phone", every=0.1)
+    assert [row.verdict for row in found.rows] == ["pass"] and phone.cuts >= 2
+    assert not any((tmp_path / "there").iterdir())
+
+
+@pytest.mark.slow
+def test_a_compiled_program_measures_on_a_phone_without_python(
+    phone_link: Adb, phone: Any, pte_bundled: Bundle, native_program: Path, tmp_path: Path
+) -> None:
+    link.run(phone_link, "true")
+    phone.faults.cut_after = [90_000, 500, 3_000]
+    request = Request(mode=("--brief", "0.2"), python="no-such-python", native=native_program, pauses=PAUSES)
+    found = bench.measure(pte_bundled, phone_link, request, lambda text: None, "phone", every=0.1)
+    rows = {row.file: row for row in found.rows}
+    assert rows["narrow.pte"].verdict == "pass" and rows["narrow.pte"].time and phone.cuts >= 2
+    assert rows["narrow.onnx"].verdict == "not-checked"
     assert not any(tmp_path.iterdir())
