@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgewise.calib_data import DataError
-from edgewise.calib_data._class_lists import known_names
-from edgewise.calib_data._label_tables import SUFFIXES, read_table
+from edgewise.calib_data._class_lists import known_names, list_beside
+from edgewise.calib_data._label_tables import Table, read_table
+from edgewise.calib_data._table_files import SUFFIXES, is_table
 from edgewise.calib_data._walk import Found, describe_left_out, walk_folder
 
+_ENDS = ("", "_labels", "-labels", "_list", "_annotations")
+"""What a table's name has behind the part's: val.csv, val_labels.csv, train_list.txt, val_annotations.txt."""
 _PARTS = {
     "train": ("train", "training"),
     "test": ("test", "testing"),
@@ -38,7 +41,8 @@ def find_parts(place: Path, table: Path | None, listed: Sequence[str]) -> dict[s
 
     ``table``: the labels, where they are not found by name; ``listed``: the class list, by which a folder between is
     told from a class. A folder called as a part that holds images and no folders is a class, unless a table labels them;
-    one called calib may be unlabelled beside other parts.
+    one called calib may be unlabelled beside other parts. Where no folder is a part, two tables or more that are called
+    so (train.txt, val.txt) say which images belong to which.
     """
     folders = {part: folder for part, names in _PARTS.items() if (folder := _first_folder(place, names))}
     label_folders = {
@@ -46,6 +50,9 @@ def find_parts(place: Path, table: Path | None, listed: Sequence[str]) -> dict[s
         for part, folder_of_part in folders.items()
         if _has_folders(folder_of_part) or _table_of(folder_of_part, place, table)
     }
+    part_tables = {} if label_folders or table else _tables_of_parts(place)
+    if part_tables:
+        return {part: _read_part(place, path, listed) for part, path in part_tables.items()}
     if not label_folders:
         return {"whole": _read_part(place, _whole_table(place, table), listed)}
     if "calib" in folders:
@@ -71,8 +78,18 @@ def _table_of(part: Path, place: Path, given: Path | None) -> Path | None:
     if given is not None:
         return given
     inside = [] if len(_list_folders(part)) > 1 else _find_tables(part)
-    beside = [place / f"{part.name}{end}{suffix}" for end in ("", "_labels", "-labels") for suffix in SUFFIXES]
-    return _only_table(inside) or next((path for path in beside if path.is_file()), None)
+    return _only_table(inside) or _table_called(place, (part.name,))
+
+
+def _table_called(place: Path, names: Sequence[str]) -> Path | None:
+    paths = (place / f"{name}{end}{suffix}" for name in names for end in _ENDS for suffix in SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _tables_of_parts(place: Path) -> dict[str, Path]:
+    """The tables that share a folder's images out, where there are several."""
+    tables = {part: path for part, names in _PARTS.items() if (path := _table_called(place, names))}
+    return tables if len(tables) > 1 else {}
 
 
 def _whole_table(place: Path, given: Path | None) -> Path | None:
@@ -81,7 +98,7 @@ def _whole_table(place: Path, given: Path | None) -> Path | None:
 
 
 def _find_tables(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in root.iterdir() if path != list_beside(root) and is_table(path))
 
 
 def _only_table(tables: Sequence[Path]) -> Path | None:
@@ -111,8 +128,19 @@ def _by_table(root: Path, walked: Found, table: Path, left_out: tuple[str, ...])
     notes = [f"{remaining:,} images left out, {table.name} has no label for them"] if remaining else []
     if read.missing:
         notes.append(f"{len(read.missing):,} rows of {table.name} name no image that is there, first {read.missing[0]}")
-    names = tuple(read.labels[path] for path in files)
-    return Images(root=root, files=files, names=names, classes=tuple(sorted(set(names))), notes=(*left_out, *notes))
+    names = _names_of(root, files, read)
+    if files and names.count(None) == len(names):
+        raise DataError(
+            f"{table}: a label for each image is wanted, found names of images alone, which lie in no class's folder; add "
+            "a column called label"
+        )
+    classes = tuple(sorted({name for name in names if name is not None}))
+    return Images(root=root, files=files, names=names, classes=classes, notes=(*left_out, *notes))
+
+
+def _names_of(root: Path, files: Sequence[Path], read: Table) -> tuple[str | None, ...]:
+    """As the table says, or, where it says none, each image's folder."""
+    return tuple(read.labels[path] or (path.parent.name if path.parent != root else None) for path in files)
 
 
 def _by_folder(root: Path, files: Found, left_out: tuple[str, ...], listed: Sequence[str]) -> Images:
