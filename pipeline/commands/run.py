@@ -93,7 +93,9 @@ def add_parser(commands: Any) -> None:
     run.add_argument(
         "--sign", type=Path, metavar="KEY", help="sign the files with this private key (PEM, elliptic curve)"
     )
-    run.add_argument("--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE)")
+    run.add_argument(
+        "--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE, or runs/RECIPE-MODEL)"
+    )
 
 
 def run_recipe(options: argparse.Namespace) -> int:
@@ -138,10 +140,10 @@ def resolve_request(options: argparse.Namespace) -> Any:
 
     if options.recipe is None and options.model is None:
         options.parser.error("wanted a RECIPE, or --model and --data (and --weights) for a network of your own")
-    recipe = None if options.recipe is None else find_recipe(options.recipe)
+    own = recipe = None if options.recipe is None else find_recipe(options.recipe)
     from edgewise.run.job import resolve_recipe
     from edgewise.run.request import override_fields, sizes_from_arguments, with_packaging
-    from edgewise.run.shortcuts import Shortcuts, own_recipe, shorten_recipe
+    from edgewise.run.shortcuts import Shortcuts, name_of, own_recipe, shorten_recipe
 
     shortcuts = Shortcuts(prune=options.prune, epochs=options.epochs, lr=options.lr, max_drop=options.max_drop)
     if recipe is None:
@@ -157,7 +159,10 @@ def resolve_request(options: argparse.Namespace) -> Any:
         sizes_from_arguments(options.input_size, options.input_size_range),
         {"fed": options.feed, "softmax": options.softmax},
     )
-    return resolve_recipe(recipe, options.out)
+    place = options.out
+    if place is None and own is not None and own.model != recipe.model:
+        place = Path("runs") / f"{recipe.name}-{name_of(recipe.model)}"
+    return resolve_recipe(recipe, place)
 
 
 def without_quantization(recipe: Any) -> Any:

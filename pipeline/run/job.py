@@ -30,6 +30,7 @@ from edgewise.run import feasible
 from edgewise.run.data_for import load_data, without_idle_training
 from edgewise.run.grids import share_grids
 from edgewise.run.one_graph import check_sizes
+from edgewise.run.place import check_owner
 from edgewise.run.provenance import override_spec
 from edgewise.stage import stage_name, traits_of
 from edgewise.store.entries import Store, key_of, store_folder
@@ -106,6 +107,7 @@ def resolve_recipe(recipe: Recipe, out: Path | None = None) -> Job:
     feasible.check(recipe, chosen_targets, start_state.model, spec, data)
     place = Path("runs") / recipe.name if out is None else out
     _check_writable(place)
+    check_owner(place, recipe.describe(), data.digest)
     store = store_folder()
     _check_store(store)
     by_batches = _rehearse_user_network(base, start_state.model, spec, data, recipe, chosen_targets, store)
