@@ -30,7 +30,7 @@ from torch import Tensor
 
 from edgewise.calib_data import Data, DataError
 from edgewise.calib_data._class_lists import in_natural_order, list_beside, match_names, order_note, read_list
-from edgewise.calib_data._folder_options import Request, complete, parse_request
+from edgewise.calib_data._folder_options import Request, complete, parse_request, places_read
 from edgewise.calib_data._layouts import Images, find_parts
 from edgewise.calib_data._photographs import Options, checked_sha256, decode_image, mute_metadata
 from edgewise.calib_data._places import check_folder
@@ -47,7 +47,7 @@ from edgewise.calib_data._split import (
 
 _SHARED_CALIB = 512
 
-__all__ = ["FolderPart", "complete", "read"]
+__all__ = ["FolderPart", "complete", "places_read", "read"]
 
 
 @dataclass(frozen=True, eq=False)
