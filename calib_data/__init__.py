@@ -72,6 +72,8 @@ class Data:
     """Whether a mirrored image keeps its label (true of objects, false of digits and letters)."""
     notes: tuple[str, ...] = ()
     """What a person should hear of the images: what was left out, is empty or is lacking; one sentence each."""
+    cautions: tuple[str, ...] = ()
+    """What may make every figure worse than it need be, and what to do; one sentence each."""
     prepared: Mapping[str, Stated] = field(default_factory=dict)
     """How images become what ``shape`` says, setting by setting; empty where they are taken as they are."""
     options: Mapping[str, object] = field(default_factory=dict)

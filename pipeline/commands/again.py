@@ -59,8 +59,7 @@ def remember_finished(survey: Survey | None, options: argparse.Namespace, recipe
         return
     files = [Path(path) for path in survey.ground["files"]]
     with contextlib.suppress(OSError):
-        now = finished.survey_ground(()) | {"files": survey.ground["files"]}
-        if now != survey.ground or finished.stamp_files(files) != survey.stamp:
+        if not finished.is_ground_still(survey.ground) or finished.stamp_files(files) != survey.stamp:
             return
         run = FinishedRun(
             ground=survey.ground,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.commands.console import PASSED, add_command, print_json
+from edgewise.commands.console import PASSED, add_command, print_json, print_note
 from edgewise.commands.report import outcome_of, print_report
+from edgewise.errors import EdgewiseError
 
 if TYPE_CHECKING:
     from edgewise.report.watch import Watch
@@ -126,13 +128,19 @@ def _run_watched(options: argparse.Namespace, watch: Watch) -> int:
     watch.begin("measuring what a step takes here")
     plan = make_plan(job)
     watch.plan(plan.lines, plan.steps)
+    for warning in plan.warnings:
+        watch.warn(warning)
     if options.dry_run:
         for sentence in job.told:
             watch.detail(sentence)
         if options.json:
             print_json(plan.to_json())
         return PASSED
-    report = run(job, watch, keep_going=options.keep_going)
+    try:
+        report = run(job, watch, keep_going=options.keep_going)
+    except EdgewiseError:
+        _write_stopped(job.out)
+        raise
     watch.close()
     _sign_files(report, job.out, options.sign)
     from edgewise.report.page import write_html
@@ -141,6 +149,17 @@ def _run_watched(options: argparse.Namespace, watch: Watch) -> int:
     again.remember_finished(survey, options, recipe, job)
     print_report(report, options.json, page)
     return outcome_of(report)
+
+
+def _write_stopped(out: Path) -> None:
+    """The page of a run that an error ended: what was measured until then, and the error."""
+    from edgewise.report.document import Report
+    from edgewise.report.page import write_html
+
+    with contextlib.suppress(EdgewiseError):  # of two errors the first is the one to tell
+        report = Report.read(out)
+        if report.stopped:
+            print_note(f"what was measured until then: {write_html(report, out)}")
 
 
 def _show_kept(out: Path, options: argparse.Namespace) -> int:

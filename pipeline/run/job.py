@@ -31,6 +31,7 @@ from edgewise.run.data_for import load_data, without_idle_training
 from edgewise.run.grids import share_grids
 from edgewise.run.one_graph import check_sizes
 from edgewise.run.provenance import override_spec
+from edgewise.run.reachable import check_budgets
 from edgewise.stage import stage_name, traits_of
 from edgewise.store.entries import Store, key_of, store_folder
 from edgewise.store.sources import code_of
@@ -106,6 +107,8 @@ def resolve_recipe(recipe: Recipe, out: Path | None = None, note: Callable[[str]
     spec = dataclasses.replace(spec, classifier=architecture.classifier_of(start_state.model, spec))
     _check_packaging(start_state.model, spec, data, recipe, (*chosen_targets, runtime))
     feasible.check(recipe, chosen_targets, start_state.model, spec, data)
+    note("looking at what can be cut")
+    check_budgets(recipe, start_state.model, probe_images(data, spec), spec, data)
     place = Path("runs") / recipe.name if out is None else out
     _check_writable(place)
     store = store_folder()

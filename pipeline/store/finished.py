@@ -29,8 +29,10 @@ _HEEDED = (
     "HOME",
 )  # fmt: skip
 """How the variables begin that libraries and this program listen to, ..."""
-_SET_BY_LIBRARIES = frozenset(("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"))
-"""... but for those that they set themselves while they are imported."""
+_SET_BY_LIBRARIES = frozenset(
+    ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR")
+)
+"""... but for those that they set themselves when they are imported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,16 @@ def survey_ground(files: Iterable[Path]) -> dict[str, Any]:
         "circumstances": _describe_circumstances(),
         "files": {str(path.absolute()): digest_tree(path) for path in files},
     }
+
+
+def is_ground_still(ground: Mapping[str, Any]) -> bool:
+    """Whether all of ``ground`` but its files, of which ``stamp_files`` tells, is as it was when this process surveyed it.
+
+    Nobody else sets this process's variables; what libraries set meanwhile is no change.
+    """
+    now = survey_ground(())
+    now["circumstances"]["variables"] = ground["circumstances"]["variables"]
+    return now | {"files": ground["files"]} == ground
 
 
 def stamp_files(files: Iterable[Path]) -> str:

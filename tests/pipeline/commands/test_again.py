@@ -19,6 +19,7 @@ from edgewise.store import finished
 
 NET = """
 import json
+import os
 from pathlib import Path
 
 from blocks import head
@@ -220,6 +221,13 @@ def test_what_changes_while_it_runs_is_not_remembered(
     again.remember_finished(survey, options, recipe, job)
     assert record.exists() is not during
     finished.remember_run(home / "store", again._words(options), kept)
+
+
+def test_variables_that_libraries_set_meanwhile_are_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    ground = finished.survey_ground(())
+    monkeypatch.setenv("TORCH_SOMETHING", "1")
+    assert finished.is_ground_still(ground) and finished.survey_ground(()) != ground
+    assert not finished.is_ground_still(ground | {"program": "another"})
 
 
 def test_it_needs_no_torch_where_no_code_is_the_users(tmp_path: Path) -> None:
