@@ -45,6 +45,12 @@ def add_parser(commands: Any) -> None:
         "--device", metavar="AT", help="measure a bundle on local, ssh://[user@]host[:port], adb://SERIAL or web://"
     )
     parser.add_argument("--name", metavar="NAME", help="what to call the device in the report (default: its address)")
+    parser.add_argument(
+        "--native",
+        type=Path,
+        metavar="PROGRAM",
+        help="with --device: measure .pte files by this program, without Python",
+    )
     on_device.add_options(parser.add_argument_group("with --device"))
 
 
