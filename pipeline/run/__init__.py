@@ -32,7 +32,7 @@ def run(job: Job, watch: Watch, *, keep_going: bool = False) -> Report:
     ``keep_going``: go on behind it all the same; its row stays failed, and so does the run.
     """
     Store(job.store).sweep()
-    with hold_place(job.out, watch), open_session(job, watch) as session:
+    with hold_place(job.out, watch), open_session(job, watch) as session, session.telling_what_stopped():
         whole.sweep(job.out)
         baseline = model = session.baseline()
         session.keep_going = keep_going
