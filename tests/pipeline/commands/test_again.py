@@ -218,7 +218,7 @@ def test_what_changes_while_it_runs_is_not_remembered(
     if during:
         image = home / "images" / "dark" / "5.png"
         image.write_bytes(image.read_bytes())  # what another wrote may be put back by the end: writing tells
-    again.remember_finished(survey, options, recipe, job)
+    again.remember_finished(survey, options, recipe, job, [])
     assert record.exists() is not during
     finished.remember_run(home / "store", again._words(options), kept)
 
