@@ -32,8 +32,9 @@ input_shape = (3, 32, 32)
 
 def build(num_classes=2):
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes),
+        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes),
     )
 """
 
@@ -57,8 +58,9 @@ def make_weights(folder: Path) -> None:
     assert isinstance(network, nn.Module)
     with torch.no_grad():
         for name, tensor in network.named_parameters():
-            tensor.copy_(torch.full_like(tensor, 0.05 if tensor.dim() == 4 else 1.0 if name == "1.weight" else 0.0))
-        network[-1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))  # type: ignore[index]
+            mean = 1 / tensor[0].numel() if tensor.dim() == 4 else float(name == "1.weight")
+            tensor.copy_(torch.full_like(tensor, mean))
+        network[-1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 64))  # type: ignore[index]
         network[-1].bias.copy_(torch.tensor([1.0, -1.0]))  # type: ignore[index]
     torch.save(network.state_dict(), folder / "w.pt")
 
