@@ -98,10 +98,10 @@ def test_the_documented_commands_bring_a_file_that_passed(tmp_path: Path) -> Non
 
 def describe_count(commands: int, minutes: float, seconds: float) -> str:
     """What the page says of the commands above it."""
-    cores = len(os.sched_getaffinity(0))
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[2]
     return (
         f"<!-- counted -->\nCounted by a test on a small network and 520 images of 32 × 32 pixels: {commands} commands, {minutes:.1f} "
-        f"minutes and {seconds:.0f}\nseconds of processor time to an int8 file that passed (n = 1, {cores} cores of an {cpu_name()}).\n"
+        f"minutes and {seconds:.0f}\nseconds of processor time to an int8 file that passed (n = 1, {cores} cores of an {cpu_name()}, at a load of {load:.0f}).\n"
         "<!-- /counted -->"
     )
 
