@@ -41,6 +41,7 @@ def head(wide, classes):
 RECIPE = """
 import dataclasses
 
+from edgewise import Limits
 from edgewise.recipes import quantize_only
 
 
@@ -48,6 +49,7 @@ def mine():
     return dataclasses.replace(
         quantize_only(), name="mine", model="net.py:build", data="imagefolder:images?classes=names.txt", weights="w.pt",
         stages=(), quantize=None, candidates=("float",), targets=("onnx",),
+        limits=Limits(max_latency_ratio=10),  # which no busy machine can leave open
     )
 """
 WORDS = ["run", "recipe.py:mine", "--max-drop", "0.5", "--out", "out"]
