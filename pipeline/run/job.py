@@ -94,7 +94,7 @@ def resolve_recipe(recipe: Recipe, out: Path | None = None, note: Callable[[str]
     feasible.check_data(data)
     check_overlap(data, recipe.limits)
     recipe, data = _with_main_size(_add_labels(recipe, data), data)
-    base = Base(recipe.model, len(data.classes), data.shape[0])
+    base = architecture.describe_base(recipe.model, len(data.classes), data.shape[0])
     weights = None if recipe.weights is None else Path(recipe.weights)
     note(f"trying {recipe.model}")
     start_state = _begin_network(base, spec, data, weights)
