@@ -35,6 +35,27 @@ def test_an_app_writes_every_field_of_a_result_and_no_other(phone: str) -> None:
     assert set(re.findall(pattern, text)) == set().union(*map(fields, kinds))
 
 
+NESTED: dict[type[Any], tuple[type[Any], ...]] = {result.Group: (result.Times,)}
+"""Objects whose keys may be written between those of another, within which they lie."""
+
+
+@pytest.mark.parametrize("phone", WRITTEN)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        result.Result, result.Mode, result.Device, result.Block, result.Group, result.Times, result.LoadTimes,
+        result.Runtime, result.Claim, result.Core,
+    ],
+)  # fmt: skip
+def test_an_app_writes_an_objects_fields_together(phone: str, kind: type[Any]) -> None:
+    """Somewhere in the program the keys of the object stand in a row, all of them and no other's."""
+    pattern, place = WRITTEN[phone]
+    keys = re.findall(pattern, (PHONE / place).read_text(encoding="utf-8"))
+    wanted, allowed = fields(kind), set().union(fields(kind), *map(fields, NESTED.get(kind, ())))
+    rows = (keys[start : start + length] for length in range(len(wanted), 40) for start in range(len(keys)))
+    assert any(wanted <= set(row) <= allowed for row in rows)
+
+
 @pytest.mark.parametrize("phone", WRITTEN)
 def test_an_apps_modes_are_the_runners(phone: str) -> None:
     text = (PHONE / WRITTEN[phone][1]).read_text(encoding="utf-8")

@@ -64,7 +64,7 @@ public final class Measurement {
         }
         let found: [String: Any] = [
             "schema": 1, "kind": "device", "bundle_sha256": bundle.sha256, "runner": "ios 1", "finished": true,
-            "mode": ["name": mode.rawValue, "calls": mode.calls, "seconds": mode.seconds, "blocks": mode.blocks],
+            "mode": modeFields(),
             "device": device(), "governor": NSNull(), "threads": 1, "pinned": [Int](), "groups": groups, "rows": rows,
         ]
         return try JSONSerialization.data(withJSONObject: found)
@@ -100,7 +100,7 @@ public final class Measurement {
         found["golden_answers"] = golden ?? NSNull()
         found["answers"] = classes.map { String(format: "%04x", $0) }.joined()
         found["accuracy"] = ["top1": Double(right) / Double(classes.count), "n": classes.count] as [String: Any]
-        found["runtime"] = ["name": "coreml", "version": device()["os"]!, "provider": "Core ML"]
+        found["runtime"] = ["name": "coreml", "version": device()["os"]!, "provider": "Core ML"] as [String: Any]
         found["peak_memory_bytes"] = NSNull()
         found["seconds"] = milliseconds(started) / 1000
         return Looked(row: found, net: net) { _ = try net.run(image) }
@@ -152,12 +152,12 @@ public final class Measurement {
             order.append(order.removeFirst())
             rounds += 1
         } while Double(now() - started) < duration || rounds < least
-        let cpu = references.map(\.cpu).sorted()
+        let cpu = references.map { $0.cpu }.sorted()
         return [
             "wall_ms": milliseconds(started),
             // Core ML works on other processors than this thread's, so that its share of one tells nothing.
             "cpu_ms": NSNull(),
-            "reference_wall_ms": Double(references.map(\.wall).reduce(0, +)) / 1e6,
+            "reference_wall_ms": Double(references.map { $0.wall }.reduce(0, +)) / 1e6,
             "reference_cpu_ms": Double(cpu.reduce(0, +)) / 1e6, "reference_ms": Double(cpu[cpu.count / 2]) / 1e6,
             "stolen_ticks": NSNull(), "clock_khz": NSNull(), "temperature_c": NSNull(),
         ]
@@ -174,6 +174,10 @@ public final class Measurement {
     private func now() -> UInt64 { clock_gettime_nsec_np(CLOCK_UPTIME_RAW) }
 
     private func milliseconds(_ since: UInt64) -> Double { Double(now() - since) / 1e6 }
+
+    private func modeFields() -> [String: Any] {
+        ["name": mode.rawValue, "calls": mode.calls, "seconds": mode.seconds, "blocks": mode.blocks]
+    }
 
     private func device() -> [String: Any] {
         let info = ProcessInfo.processInfo
