@@ -76,9 +76,9 @@ public final class Measurement {
         let shape = bundle.manifest.slice.shape
         let package = bundle.folder.appendingPathComponent(file.path)
         let loading = now()
-        let net = try Net(package: package, shape: shape)
+        let net = try Net(package: package, shape: shape, file: file)
         let first = milliseconds(loading)
-        let image = try net.picture(bundle.images, 0)
+        let image = try net.feed(bundle.images, 0)
         let calling = now()
         _ = try net.run(image)
         let firstCall = milliseconds(calling)
@@ -92,7 +92,7 @@ public final class Measurement {
         }
         let right = zip(classes, bundle.labels).filter { $0 == $1 }.count
         let again = now()
-        _ = try Net(package: package, shape: shape)
+        _ = try Net(package: package, shape: shape, file: file)
         var found = row
         found["load_ms"] = ["first": first, "again": milliseconds(again)]
         found["first_call_ms"] = firstCall
@@ -107,7 +107,7 @@ public final class Measurement {
     }
 
     private func answers(_ net: Net, _ images: Data, _ count: Int) throws -> [[Float]] {
-        try (0..<count).map { try net.run(try net.picture(images, $0)) }
+        try (0..<count).map { try net.run(try net.feed(images, $0)) }
     }
 
     private func base64(_ answers: [[Float]]) -> String {
