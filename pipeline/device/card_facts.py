@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,6 +63,8 @@ class CardFacts:
     softmax: bool = False
     golden: Record | None = None
     precision: str = ""
+    images: Mapping[str, Any] = field(default_factory=dict)
+    """How the images were prepared, as a reader's options; empty for a card that does not say."""
 
 
 def read(artifact: Path) -> CardFacts:

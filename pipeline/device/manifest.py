@@ -73,6 +73,8 @@ class Slice:
     data_digest: str
     labels: str
     """Four hexadecimal digits an image."""
+    available: int = 0
+    """Labelled test images that there are; 0 where a bundle does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
