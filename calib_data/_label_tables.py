@@ -19,6 +19,10 @@ _ID = re.compile(r"n\d{8}(?=\s+\d)")
 """A WordNet id with a box behind it, as ImageNet's own tables have them."""
 
 
+class StrangerError(DataError):
+    """A table that names none of the images."""
+
+
 @dataclass(frozen=True)
 class Table:
     """What a table says of the images that lie beside it."""
@@ -111,7 +115,7 @@ class _Names:
 def _file_column(rows: Sequence[Sequence[str]], images: _Names, path: Path) -> int:
     hits = [len({images.find(row[column]) for row in rows} - {None}) for column in range(len(rows[0]))]
     if not max(hits):
-        raise DataError(
+        raise StrangerError(
             f"{path}: a column with the names of the {len(images):,} images beside it is wanted, found "
             f"{', '.join(rows[0])}, none of which names one; correct the names, or put the images there"
         )

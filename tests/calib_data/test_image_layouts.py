@@ -219,6 +219,57 @@ def test_a_table_of_a_part_lies_in_its_folder(tmp_path: Path) -> None:
     assert labelled(load(tmp_path).test) == {0: 0, 1: 1, 2: 0, 3: 1}
 
 
+def test_a_part_without_labels_is_left_out_and_said(tmp_path: Path) -> None:
+    fill(tmp_path / "train", "n01", "n02", count=12)
+    fill(tmp_path / "val", "n01", "n02", start=100)
+    fill(tmp_path / "test", "images", start=200)
+    data = load(tmp_path)
+    assert sorted(data.classes) == ["n01", "n02"] and min(labelled(data.test)) == 100
+    assert any("test is left out, it has no labels" in note for note in data.notes)
+
+
+def test_a_table_without_labels_leaves_the_rest_as_the_whole(tmp_path: Path) -> None:
+    for value in range(30):
+        save(tmp_path / "train" / f"{value}.png", value)
+    save(tmp_path / "test" / "x.png", 99)
+    (tmp_path / "train.csv").write_text(
+        "id,a,b\n" + "".join(f"{n},{n % 2},{1 - n % 2}\n" for n in range(30)), encoding="utf-8"
+    )
+    (tmp_path / "test.csv").write_text("id\nx\n", encoding="utf-8")
+    data = load(tmp_path)
+    every = {**labelled(data.train), **labelled(data.calib), **labelled(data.test)}
+    assert every == {n: 1 - n % 2 for n in range(30)}
+
+
+def test_of_two_tables_the_one_that_names_images_counts(tmp_path: Path) -> None:
+    for value in range(10):
+        save(tmp_path / "images" / f"{value}.png", value)
+    (tmp_path / "train.csv").write_text("".join(f"{n},{n % 2}\n" for n in range(10)), encoding="utf-8")
+    (tmp_path / "test.csv").write_text("id\nelsewhere\n", encoding="utf-8")
+    data = load(tmp_path)
+    assert {**labelled(data.calib), **labelled(data.test), **labelled(data.train)} == {n: n % 2 for n in range(10)}
+
+
+def test_folders_that_are_no_classes(tmp_path: Path) -> None:
+    fill(tmp_path / "set" / "images", "a", "b")
+    fill(tmp_path / "set" / "__MACOSX", "a", "b")
+    (tmp_path / "set" / "meta").mkdir()
+    (tmp_path / "set" / "meta" / "about.md").write_text("text", encoding="utf-8")
+    assert load(tmp_path / "set").classes == ("a", "b")
+    save(tmp_path / "boxes" / "train" / "images" / "0.png", 0), save(tmp_path / "boxes" / "val" / "images" / "0.png", 0)
+    for part in ("train", "val"):
+        (tmp_path / "boxes" / part / "labels").mkdir()
+        (tmp_path / "boxes" / part / "labels" / "0.txt").write_text("0 1 1 1 1", encoding="utf-8")
+    with pytest.raises(DataError, match="found images in images alone, beside labels, which hold none"):
+        load(tmp_path / "boxes")
+
+
+def test_folders_inside_a_class_are_said(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        fill(tmp_path / name, "train", "test")
+    assert "whole: folders inside a class are not told apart: a/test, a/train count as a" in load(tmp_path).notes
+
+
 def test_deep_or_cut_json_is_no_table(tmp_path: Path) -> None:
     save(tmp_path / "0.png", 0), save(tmp_path / "1.png", 1)
     for text in ("[" * 100_000, '{"0.png": '):
