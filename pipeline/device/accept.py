@@ -67,6 +67,9 @@ def _device_row(row: Measured, file: BundledFile, result: Result, bundle: Manife
         time = timing.time_of(row, _baseline(row, result, bundle), result, kind)
         findings = [on_accuracy, *([] if on_golden is None else [on_golden])]
     finding = _worst_finding(findings)
+    if file.failure:
+        # No verdict on the device: what failed there may have been the host's time.
+        finding = _Finding(finding.verdict, f"{finding.reason}; the run that wrote it failed it: {file.failure}")
     runtime = row.runtime
     return DeviceRow(
         device=name,

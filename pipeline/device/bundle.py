@@ -82,7 +82,14 @@ def write(
     files = []
     for source in sources:
         say(f"running {source.name} on {len(index.labels)} images")
-        files.append(_bundle_file(source, index, data, entries, _is_baseline(source, sources)))
+        if source.card.failure:
+            say(f"{source.name} failed in its run: {source.card.failure}")
+        try:
+            files.append(_bundle_file(source, index, data, entries, _is_baseline(source, sources)))
+        except host_answers.NotFinite as error:
+            say(f"{source.name} is left out: {error}")
+    if not files:
+        raise RequestError(f"{run} has no file whose answers are finite numbers; measure a run whose files passed")
     contents = Manifest(
         schema=device_manifest.SCHEMA,
         run=str(report.recipe.get("name", "")),
@@ -175,8 +182,8 @@ def _bundle_file(
     source: _Source, chosen: host_answers.Chosen, data: Data, entries: dict[str, bytes], baseline: bool
 ) -> BundledFile:
     card = source.card
-    own = _add_files(source.path, f"files/{card.target}", entries)
     classes, grade = host_answers.classes(source.path, card, chosen)
+    own = _add_files(source.path, f"files/{card.target}", entries)
     channels = data.shape[0]
     return BundledFile(
         name=source.name,
@@ -196,6 +203,7 @@ def _bundle_file(
         golden=_add_golden(source, entries),
         host_answers=host_answers.encode_classes(classes) if classes is not None else "",
         host_grade=grade,
+        failure=card.failure,
     )
 
 

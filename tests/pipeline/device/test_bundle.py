@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from edgewise import calib_data
-from edgewise.device import archive, bench, bundle, host_answers, manifest
+from edgewise.device import accept, archive, bench, bundle, host_answers, manifest, result
 from edgewise.device.bench import Request
 from edgewise.device.bundle import Bundle
 from edgewise.device.local import Local
@@ -223,3 +223,38 @@ def test_a_run_that_wrote_nothing_is_told_apart_from_one_for_other_targets(tmp_p
     Report(recipe={"name": "own", "data": "digits", "seed": 0}, environment={}, artifacts=[]).write(tmp_path)
     with pytest.raises(RequestError, match=r"found none: the run stopped before it wrote one.*--keep-going"):
         bundle.write(tmp_path)
+
+
+def test_a_file_whose_answers_are_no_numbers_is_left_out(tmp_path: Path, own_file: Callable[..., ArtifactFile]) -> None:
+    whole = own_file(tmp_path, "whole.onnx", "float32", np.eye(64, 10, dtype=np.float32))
+    broken = own_file(tmp_path, "broken.onnx", "int8", np.full((64, 10), np.inf, np.float32))
+    report = Report(recipe={"name": "own", "data": "digits", "seed": 0}, environment={}, artifacts=[whole, broken])
+    report.write(tmp_path)
+    said: list[str] = []
+    found = bundle.write(tmp_path, images=20, say=said.append)
+    assert [file.name for file in found.manifest.files] == ["whole.onnx"]
+    assert "files/onnx/broken.onnx" not in found.manifest.entries
+    assert any("broken.onnx is left out: its answers to 20 of 20 images" in line for line in said)
+    report.artifacts = [broken]
+    report.write(tmp_path)
+    with pytest.raises(RequestError, match="no file whose answers are finite"):
+        bundle.write(tmp_path)
+
+
+def test_that_a_file_failed_in_its_run_is_told_and_decides_nothing(
+    tmp_path: Path, run_folder: Path, sent: bytes
+) -> None:
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    place = run / "artifacts/onnx/narrow.onnx.card.json"
+    document = json.loads(place.read_text())
+    document["row"] |= {"verdict": "fail", "reason": "1.20 of the baseline's time"}
+    place.write_text(json.dumps(document))
+    said: list[str] = []
+    found = bundle.write(run, images=60, say=said.append)
+    assert "narrow.onnx failed in its run: 1.20 of the baseline's time" in said
+    result_there = json.loads(sent)
+    result_there["bundle_sha256"] = found.sha256
+    parsed = result.parse(json.dumps(result_there).encode(), "r")
+    wide, narrow = accept.accept_result(parsed, found.manifest, found.sha256, "board")
+    assert (wide.verdict, narrow.verdict) == ("pass", "pass") and "failed" not in wide.reason
+    assert narrow.reason.endswith("the run that wrote it failed it: 1.20 of the baseline's time")
