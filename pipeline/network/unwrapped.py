@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,10 +60,10 @@ def _without_wrapper(module: nn.Module, counts: Counter[str]) -> nn.Module:
 
 
 def _inner_module(module: nn.Module) -> nn.Module | None:
-    from torch._dynamo.eval_frame import OptimizedModule
-
     inner: Any = None
-    if isinstance(module, OptimizedModule):
+    # What defines a compiled module takes a second and a half to import, and whoever made one has imported it.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    if compiler is not None and isinstance(module, compiler.OptimizedModule):
         inner = module._orig_mod
     elif isinstance(
         module,
