@@ -14,12 +14,12 @@ from edgewise.report import numbers
 from edgewise.store.whole import write_whole
 from edgewise.verify.card import Card, path_of
 
-_SUFFIX = ".md"
+SUFFIX = ".md"
 
 
 def usage_path(artifact: Path) -> Path:
     """Where the page of a file lies."""
-    return artifact.with_name(artifact.name + _SUFFIX)
+    return artifact.with_name(artifact.name + SUFFIX)
 
 
 def write_usage(artifact: Path, card: Card) -> None:
