@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 IMAGES = 1000
 """Labelled images that a bundle takes along unless asked for more; a set that has fewer comes whole."""
 MOST_CLASSES = 65_536
+_NOTHING = (
+    "none: the run stopped before it wrote one, or had no target. Its report says which; run the recipe again with --target "
+    "onnx, and with --keep-going where a step failed"
+)
 RUNS_ON_DEVICES = ("onnx", "ort", "xnnpack", "coreml")
 """Targets whose files a runner, or a phone's own program, can run."""
 
@@ -78,7 +82,14 @@ def write(
     files = []
     for source in sources:
         say(f"running {source.name} on {len(index.labels)} images")
-        files.append(_bundle_file(source, index, data, entries, _is_baseline(source, sources)))
+        if source.card.failure:
+            say(f"{source.name} failed in its run: {source.card.failure}")
+        try:
+            files.append(_bundle_file(source, index, data, entries, _is_baseline(source, sources)))
+        except host_answers.NotFinite as error:
+            say(f"{source.name} is left out: {error}")
+    if not files:
+        raise RequestError(f"{run} has no file whose answers are finite numbers; measure a run whose files passed")
     contents = Manifest(
         schema=device_manifest.SCHEMA,
         run=str(report.recipe.get("name", "")),
@@ -101,7 +112,7 @@ def _delivered_files(run: Path, report: Report, wanted: Sequence[str]) -> list[_
         have = sorted({entry.target for entry in report.artifacts})
         raise RequestError(
             f"{run} has no file that runs on a device: wanted one for {', '.join(RUNS_ON_DEVICES)}, found "
-            f"{', '.join(have) or 'none'}. Run the recipe with --target onnx"
+            + (f"{', '.join(have)}. Run the recipe with --target onnx" if have else _NOTHING)
         )
     unknown = sorted(set(wanted) - {entry.target for entry in there})
     if unknown:
@@ -139,7 +150,8 @@ def _load_data(name: str, sources: Sequence[_Source]) -> Data:
     from edgewise.images import resized
 
     card = sources[0].card
-    data = calib_data.load(name, card.seed)
+    complete, _ = calib_data.with_options(name, card.images)
+    data = _numbered(calib_data.load(complete, card.seed), card.classes)
     if data.shape != card.input_shape:
         data = resized.resize_data(data, card.input_shape[1:])
     for source in sources:
@@ -148,6 +160,16 @@ def _load_data(name: str, sources: Sequence[_Source]) -> Data:
                 f"{source.path} was verified on other images than {name} gives now; give the data of the run with --data"
             )
     return data
+
+
+def _numbered(data: Data, classes: Sequence[str]) -> Data:
+    """The data under the numbers of the card's classes; as it is where a recipe gave its classes other names."""
+    try:
+        return calib_data.named_as(data, classes)
+    except calib_data.DataError:
+        if len(classes) == len(data.classes):
+            return data
+        raise
 
 
 def _is_baseline(source: _Source, sources: Sequence[_Source]) -> bool:
@@ -160,8 +182,8 @@ def _bundle_file(
     source: _Source, chosen: host_answers.Chosen, data: Data, entries: dict[str, bytes], baseline: bool
 ) -> BundledFile:
     card = source.card
-    own = _add_files(source.path, f"files/{card.target}", entries)
     classes, grade = host_answers.classes(source.path, card, chosen)
+    own = _add_files(source.path, f"files/{card.target}", entries)
     channels = data.shape[0]
     return BundledFile(
         name=source.name,
@@ -181,6 +203,7 @@ def _bundle_file(
         golden=_add_golden(source, entries),
         host_answers=host_answers.encode_classes(classes) if classes is not None else "",
         host_grade=grade,
+        failure=card.failure,
     )
 
 
@@ -228,6 +251,7 @@ def _describe_slice(chosen: host_answers.Chosen, data: Data, name: str) -> Slice
         data=name,
         data_digest=data.digest,
         labels=host_answers.encode_classes(chosen.labels),
+        available=len(data.test),
     )
 
 

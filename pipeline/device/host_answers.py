@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from edgewise.targets import Runner
 
 
+class NotFinite(ValueError):
+    """A file answers with what is no number; the message says to how many images."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
     """The images of a slice."""
@@ -43,7 +47,10 @@ def choose(data: Data, count: int) -> Chosen:
 
 
 def classes(artifact: Path, card: CardFacts, chosen: Chosen) -> tuple[NDArray[np.int64] | None, str]:
-    """The class that the best evaluator on this host gives each image, and its grade; None and "" where there is none."""
+    """The class that the best evaluator on this host gives each image, and its grade; None and "" where there is none.
+
+    Raises NotFinite for a file whose answers name no class.
+    """
     import torch
 
     from edgewise.images.normalise import feed_images
@@ -52,9 +59,14 @@ def classes(artifact: Path, card: CardFacts, chosen: Chosen) -> tuple[NDArray[np
     if runner is None:
         return None, ""
     answers: list[NDArray[np.int64]] = []
+    unusable = 0
     for start in range(0, len(chosen.labels), 64):
         images = feed_images(torch.from_numpy(chosen.images[start : start + 64].copy()), card, card.fed)
-        answers.append(runner(images).argmax(1).numpy())
+        logits = runner(images)
+        unusable += int((~logits.isfinite()).any(1).sum())
+        answers.append(logits.argmax(1).numpy())
+    if unusable:
+        raise NotFinite(f"its answers to {unusable:,} of {len(chosen.labels):,} images are no finite numbers")
     return np.concatenate(answers), grade
 
 
