@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,24 @@ def compare_runs(options: argparse.Namespace) -> int:
 
 def write_model_cards(report: Any, folder: Path) -> None:
     """A CycloneDX model card beside each of the report's files. Raises EvidenceError for one whose card is lost or changed."""
+    from edgewise.verify import card, model_card
+
+    for path in whole_files(report, folder):
+        print_note(f"wrote {model_card.write(path, card.read(path))}")
+
+
+def whole_files(report: Any, folder: Path, wanted: Container[str] | None = None) -> Iterator[Path]:
+    """The report's files, for the targets ``wanted`` (None: for all), each held against its manifest.
+
+    Raises EvidenceError for one that is not what the run wrote, or lies outside its folder.
+    """
     from edgewise.errors import EvidenceError
-    from edgewise.verify import card, manifest, model_card
+    from edgewise.verify import manifest
 
     for artifact in report.artifacts:
         path = folder / artifact.path
         if not path.resolve().is_relative_to(folder.resolve()):
             raise EvidenceError(f"the report in {folder} names a file outside of it: {artifact.path}")
-        if wrong := manifest.problems(path, manifest.read(path)):
-            raise EvidenceError(f"{path} is not the file that was verified: {'; '.join(map(str, wrong))}")
-        print_note(f"wrote {model_card.write(path, card.read(path))}")
+        if wanted is None or artifact.target in wanted:
+            manifest.require_whole(path)
+            yield path

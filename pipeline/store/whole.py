@@ -56,6 +56,8 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
+    except OverflowError:  # no number that a process can have
+        return False
     except OSError:  # somebody else's
         return True
     return True

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgewise.errors import EvidenceError
+from edgewise.errors import EvidenceError, RequestError
 from edgewise.files import parts
 from edgewise.store.entries import file_digest
 from edgewise.store.reading import read_regular
@@ -118,6 +118,27 @@ def _unlisted_problems(artifact: Path, entries: Mapping[str, str]) -> Iterator[P
         name = file.relative_to(artifact.parent).as_posix()
         if name not in entries:
             yield Problem(name, "was not there when the file was verified")
+
+
+def refuse_other(path: Path) -> None:
+    """Raise RequestError for what cannot be a written file: nothing, a pipe, a folder that a run wrote nothing about."""
+    if path.is_file():
+        return
+    if not path.exists():
+        raise RequestError(f"there is no file {path}")
+    if not parts.is_artifact(path):
+        raise RequestError(f"{path} is no regular file")
+    if not any(path.with_name(path.name + suffix).exists() for suffix in (SUFFIX, CARD)):
+        raise RequestError(
+            f"{path} is a folder, and no run wrote it as a file; name one of the files in artifacts/TARGET"
+        )
+
+
+def require_whole(path: Path) -> None:
+    """Raise RequestError for what is no written file, EvidenceError for one that is not what its run wrote."""
+    refuse_other(path)
+    if wrong := problems(path, read(path)):
+        raise EvidenceError(f"{path} is not the file that was verified: {'; '.join(map(str, wrong))}")
 
 
 def is_moved(artifact: Path) -> bool:
