@@ -28,8 +28,9 @@ def add_parser(commands: Any) -> None:
 
 
 def outcome_of(report: Any) -> int:
-    """The exit status of a report: passed where no gate failed and every target asked for has a file."""
-    targets_written = {artifact.target for artifact in report.artifacts}
+    """The exit status of a report: passed where no gate failed and every target asked for has a file that was judged."""
+    judged = {row.target for row in report.rows if row.step == "artifact"}
+    targets_written = {artifact.target for artifact in report.artifacts if artifact.target in judged}
     missing = [name for name in report.recipe.get("targets", ()) if name not in targets_written]
     for name in missing:
         print_note(f"no file for {name}: the run did not come to one, or has not yet")
@@ -51,8 +52,7 @@ def print_report(report: Any, as_json: bool, page: Path) -> None:
 
 def show_again(options: argparse.Namespace) -> int:
     """Write the page once more, and print the table; of several runs one page and one line each."""
-    from edgewise.report.document import Report
-    from edgewise.report.page import write_html
+    from edgewise.report.document import refuse_damaged
 
     if len(options.folders) > 1:
         return compare_runs(options)
@@ -60,9 +60,16 @@ def show_again(options: argparse.Namespace) -> int:
         raise RequestError(
             "--out names the page of several runs side by side; of one run the page is report.html in its folder"
         )
-    (folder,) = options.folders
-    report = Report.read(folder)
+    with refuse_damaged(options.folders[0]):
+        return _show_run(options.folders[0], options)
+
+
+def _show_run(folder: Path, options: argparse.Namespace) -> int:
     from edgewise.device.intake import take_in
+    from edgewise.report.document import Report
+    from edgewise.report.page import write_html
+
+    report = Report.read(folder)
 
     intake = take_in(folder)
     if list(intake.rows) != report.devices:
@@ -80,10 +87,12 @@ def show_again(options: argparse.Namespace) -> int:
 def compare_runs(options: argparse.Namespace) -> int:
     """Lay several runs side by side on one page; FAILED where any of them failed."""
     from edgewise.report import side_by_side
+    from edgewise.report.document import refuse_damaged
     from edgewise.report.summary import SYMBOLS, summarize
 
     runs = side_by_side.named_reports(options.folders)
-    page = side_by_side.write_comparison(runs, options.out or options.folders[0] / side_by_side.FILE)
+    with refuse_damaged(Path(" or ".join(map(str, options.folders)))):
+        page = side_by_side.write_comparison(runs, options.out or options.folders[0] / side_by_side.FILE)
     if options.json:
         print_json({"runs": {name: report.to_json() for name, report in runs}})
     else:

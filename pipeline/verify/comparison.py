@@ -28,7 +28,7 @@ from edgewise.measure.compared import (
 from edgewise.measure.conditions import Conditions
 from edgewise.measure.latency import measure
 from edgewise.measure.soundness import correct_images
-from edgewise.report.document import FILE, Report
+from edgewise.report.document import FILE, Report, refuse_damaged
 from edgewise.report.outcomes import Outcomes, key_of_row, read_outcomes
 from edgewise.report.rows import Row
 from edgewise.verify import card, manifest
@@ -107,7 +107,8 @@ def compare_paths(a: Path, b: Path, allowed: Allowed, data: str | None = None) -
     if first is not None and second is not None:
         if data is not None:
             raise RequestError("--data is for two files; two runs have kept what their files answered")
-        return _compare_runs(first, second, allowed)
+        with refuse_damaged(Path(f"{first} or {second}")):
+            return _compare_runs(first, second, allowed)
     if first is not None or second is not None:
         raise RequestError(f"wanted two runs or two files, found a run and {b if second is None else a}")
     return _compare_files(a, b, allowed, data)

@@ -32,9 +32,9 @@ def hold_copy(artifact: Path, checkpoint: Path | None = None, key: Path | None =
     with tempfile.TemporaryDirectory(prefix="edgewise-") as name:
         moved = manifest.is_moved(artifact) and checkpoint is None
         copy = Path(name).resolve() / ("apart" if moved else "artifacts") / "held" / artifact.name
-        with disk_errors(copy, _REPAIR, any_kind=False):
-            _copy_evidence(artifact, copy, checkpoint, key)
         try:
+            with disk_errors(copy, _REPAIR, any_kind=False):
+                _copy_evidence(artifact, copy, checkpoint, key)
             yield copy
         except Exception as error:  # what is told of the copy is told of the file that was named
             error.args = tuple(

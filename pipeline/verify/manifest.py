@@ -18,7 +18,7 @@ from edgewise.store.reading import read_regular
 from edgewise.store.whole import write_whole
 
 SUFFIX = ".sha256"
-CARD, GOLDEN = ".card.json", ".golden.safetensors"
+CARD, GOLDEN, USAGE = ".card.json", ".golden.safetensors", ".md"
 CHECKPOINTS = PurePosixPath("../../checkpoints")
 """Where a run leaves the networks of its files, from a file's folder."""
 
@@ -43,8 +43,8 @@ def path_of(artifact: Path) -> Path:
 
 
 def files_of(artifact: Path) -> list[Path]:
-    """Every file of an artifact, its card and its golden images, as far as they are there."""
-    beside = (artifact.with_name(artifact.name + suffix) for suffix in (CARD, GOLDEN))
+    """Every file of an artifact, its card, its golden images, and how it is used, as far as they are there."""
+    beside = (artifact.with_name(artifact.name + suffix) for suffix in (CARD, GOLDEN, USAGE))
     files = (*parts.roots(artifact), *(place for place in beside if place.is_file()))
     return sorted(
         file for root in files for file in ([root] if not root.is_dir() else root.rglob("*")) if not file.is_dir()

@@ -111,7 +111,8 @@ def recheck_file(
         own_card = None if _touches_card(path, wrong) else card.read(path)
     except EvidenceError as error:
         return _untrusted_file(path, str(error))
-    evidence = [on_files(entries, wrong, path, key), *(on_card(path, own_card) if own_card else [])]
+    apart = checkpoint is None and manifest.is_moved(path)
+    evidence = [on_files(entries, wrong, apart, key), *(on_card(path, own_card) if own_card else [])]
     if own_card is None or any(finding.verdict == "fail" for finding in evidence):
         return _untrusted_file(path, worst_finding(*evidence).reason, own_card)
     try:
@@ -212,15 +213,15 @@ def _resize_images(path: Path, own_card: Card, data: Data, size: Size) -> Data:
     return resized.resize_data(data, size)
 
 
-def on_files(entries: Mapping[str, str], wrong: Sequence[Problem], path: Path, key: Path | None = None) -> Finding:
-    """All files that it and the evidence for it consist of must be those that were written."""
+def on_files(entries: Mapping[str, str], wrong: Sequence[Problem], apart: bool, key: Path | None = None) -> Finding:
+    """All files that it and the evidence for it consist of must be those that were written; ``apart``: but for its network."""
     if wrong:
         return Finding(
             "fail", f"this is not the file that was verified, with its evidence: {'; '.join(map(str, wrong))}"
         )
-    apart = ", but for its network, which was left where it was made" if manifest.is_moved(path) else ""
+    exception = ", but for its network, which was left where it was made" if apart else ""
     signature = "" if key is None else f", signed with the private half of {key.name}"
-    return Finding("pass", f"all {len(entries)} files are those that were written{apart}{signature}")
+    return Finding("pass", f"all {len(entries)} files are those that were written{exception}{signature}")
 
 
 def on_card(path: Path, own_card: Card) -> list[Finding]:
