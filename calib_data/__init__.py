@@ -72,6 +72,8 @@ class Data:
     """Whether a mirrored image keeps its label (true of objects, false of digits and letters)."""
     notes: tuple[str, ...] = ()
     """What a person should hear of the images: what was left out, is empty or is lacking; one sentence each."""
+    cautions: tuple[str, ...] = ()
+    """What may make every figure worse than it need be, and what to do; one sentence each."""
     prepared: Mapping[str, Stated] = field(default_factory=dict)
     """How images become what ``shape`` says, setting by setting; empty where they are taken as they are."""
     options: Mapping[str, object] = field(default_factory=dict)
@@ -144,9 +146,28 @@ def load(name: str, seed: int = 0) -> Data:
     return data
 
 
-def _import_reader(reader: str) -> Any:
+def places_read(name: str) -> tuple[Path, ...]:
+    """The files and folders that ``load(name)`` reads, or looks for; none for a set that a package brings.
+
+    Raises DataError as ``load`` for an unknown reader.
+    """
+    reader, _, path = name.partition(":")
+    own = getattr(_import_reader(reader), "places_read", None)
+    if own is not None:
+        places: tuple[Path, ...] = own(path)
+        return places
+    return (Path(path).expanduser(),) if path else ()
+
+
+def check_name(name: str) -> None:
+    """Raise DataError, with the nearest spelling, where ``name`` begins with no reader's."""
+    reader = name.partition(":")[0]
     if reader not in names():
         near = difflib.get_close_matches(reader, names(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise DataError(f"unknown data set {reader!r}.{hint} Choices: {', '.join(names())} (reader or reader:PATH)")
+
+
+def _import_reader(reader: str) -> Any:
+    check_name(reader)
     return importlib.import_module(f"{__name__}.{reader}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.calib_data import DataError
+from edgewise.calib_data._table_files import is_table
 
 BESIDE = ("classes.txt", "labels.txt", "classes.json")
 """Names of the lists that are looked for in a set's folder, the first that is there counts."""
@@ -38,7 +39,8 @@ def read_list(path: Path) -> tuple[str, ...]:
 
 def list_beside(place: Path) -> Path | None:
     """The class list in folder ``place``, where there is one."""
-    return next((place / name for name in BESIDE if (place / name).is_file()), None)
+    paths = (place / name for name in BESIDE)
+    return next((path for path in paths if path.is_file() and not is_table(path)), None)
 
 
 def _from_lines(text: str, path: Path) -> tuple[str, ...]:
@@ -57,8 +59,8 @@ def _from_lines(text: str, path: Path) -> tuple[str, ...]:
 def _from_json(text: str, path: Path) -> tuple[str, ...]:
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: JSON is wanted, found {error.msg} in line {error.lineno}; correct it") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: JSON is wanted, found: {error}; correct it") from error
     if isinstance(content, list):
         return tuple(map(_one_name, content))
     if isinstance(content, dict) and content:

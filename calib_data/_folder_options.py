@@ -101,12 +101,22 @@ def _parse_interpolation(value: str) -> Interpolation:
     raise DataError(f"imagefolder: interpolation is one of {', '.join(get_args(Interpolation))}, found {value!r}")
 
 
+def places_read(path: str) -> tuple[Path, ...]:
+    """The folder, and where the files that options name may lie."""
+    directory, texts = _split_options(path)
+    files = [place for name in _FILES if name in texts for place in _candidates(texts[name], directory)]
+    return (Path(directory).expanduser(), *files)
+
+
+def _candidates(text: str, directory: str) -> tuple[Path, Path]:
+    """A file as it was given, and in the set's folder."""
+    return Path(text).expanduser(), Path(directory).expanduser() / text
+
+
 def _find_file(texts: Mapping[str, str], name: str, directory: str) -> Path | None:
-    """A file as it was given, or in the set's folder."""
     if name not in texts:
         return None
-    candidates = [Path(texts[name]).expanduser(), Path(directory).expanduser() / texts[name]]
-    file = next((path for path in candidates if path.is_file()), None)
+    file = next((path for path in _candidates(texts[name], directory) if path.is_file()), None)
     if file is None:
         raise DataError(f"imagefolder: {name}={texts[name]}: a file is wanted, found none of that name; correct it")
     return file

@@ -56,8 +56,8 @@ _LARGEST = 2**30
 """Bytes of an image's file: many times what the most pixels take that are decoded."""
 
 
-def checked_sha256(path: Path) -> str:
-    """The file's SHA-256.
+def check_image(path: Path) -> tuple[str, int]:
+    """The file's SHA-256, and the pixels of its shorter side.
 
     Raises DataError if its header is not that of an image of at most 8 bits a channel, or if the file was cut.
     """
@@ -71,7 +71,7 @@ def checked_sha256(path: Path) -> str:
             ended = _has_its_end(stream)
             stream.seek(0)
             with Image.open(stream) as image:
-                mode = image.mode
+                mode, side = image.mode, min(image.size)
                 if not ended(image.format):
                     image.load()  # only a decoder can tell whether anything is missing
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -79,7 +79,7 @@ def checked_sha256(path: Path) -> str:
         raise DataError(f"{path}: an image is wanted, found: {condition}; replace or remove it") from error
     if mode.startswith(("I", "F")):
         raise DataError(f"{path}: an image of 8 bits a channel is wanted, found mode {mode}; convert it")
-    return sha256
+    return sha256, side
 
 
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}

@@ -12,7 +12,7 @@ from pathlib import Path
 _SUFFIXES = frozenset(
     (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
-_SYSTEM = frozenset(("thumbs.db", "desktop.ini"))
+_SYSTEM = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "$recycle.bin", "__pycache__"))
 _SHOWN = 3
 
 
@@ -42,13 +42,18 @@ def walk_folder(root: Path) -> Found:
     return Found(tuple(images), tuple(others), tuple(unreadable))
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is hidden, or one that a system or a packer puts beside everything."""
+    return path.name.startswith(".") or path.name.lower() in _SYSTEM
+
+
 def _walk_files(root: Path, seen: set[str]) -> Iterator[Path]:
     real = os.path.realpath(root)
     if real in seen:
         return
     seen.add(real)
     for path in root.iterdir():
-        if path.name.startswith(".") or path.name.lower() in _SYSTEM:
+        if is_hidden(path):
             continue
         if path.is_dir():
             yield from _walk_files(path, seen)

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from edgewise.calib_data import Data, DataError
 from edgewise.calib_data._class_lists import in_natural_order, list_beside, match_names, order_note, read_list
-from edgewise.calib_data._folder_options import Request, complete, parse_request
+from edgewise.calib_data._folder_options import Request, complete, parse_request, places_read
 from edgewise.calib_data._layouts import Images, find_parts
-from edgewise.calib_data._photographs import Options, checked_sha256, decode_image, mute_metadata
+from edgewise.calib_data._photographs import Options, check_image, decode_image, mute_metadata
 from edgewise.calib_data._places import check_folder
 from edgewise.calib_data._split import (
     CALIB,
@@ -47,7 +47,7 @@ from edgewise.calib_data._split import (
 
 _SHARED_CALIB = 512
 
-__all__ = ["FolderPart", "complete", "read"]
+__all__ = ["FolderPart", "complete", "places_read", "read"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,8 @@ class FolderPart:
     options: Options
     sha256: tuple[str, ...] = field(repr=False)
     """Of each file's bytes, as they were when the set was loaded."""
+    sides: tuple[int, ...] = field(default=(), repr=False)
+    """Pixels of each file's shorter side."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -82,6 +84,7 @@ class FolderPart:
             self.labels[torch.from_numpy(index)],
             self.options,
             tuple(self.sha256[position] for position in positions),
+            tuple(self.sides[position] for position in positions),
         )
 
 
@@ -123,6 +126,7 @@ def read(path: str, seed: int) -> Data:
         digest=_digest(result),
         flip=request.flip,
         notes=(*notes, *order_note, *result.notes, *_lacking_classes(result, classes)),
+        cautions=_enlarging(result.test, request),
         prepared=request.prepared,
         options=dataclasses.asdict(request.options) | {"resize": request.options.shorter_side},
         listed=source is not None,
@@ -247,24 +251,46 @@ def _make_part(images: Images, index: Mapping[str, int], options: Options) -> Fo
     labels = [-1 if name is None else index[name] for name in images.names]
     order = sorted(range(len(labels)), key=labels.__getitem__)  # by class, then by path, as the files come
     files = tuple(images.files[place] for place in order)
-    sums = _checked_sums(files)
-    return FolderPart(files, torch.tensor([labels[place] for place in order], dtype=torch.int64), options, sums)
+    checked = _check_images(files)
+    return FolderPart(
+        files,
+        torch.tensor([labels[place] for place in order], dtype=torch.int64),
+        options,
+        tuple(digest for digest, _ in checked),
+        tuple(side for _, side in checked),
+    )
 
 
-def _checked_sums(files: Sequence[Path]) -> tuple[str, ...]:
-    """Each file's SHA-256; DataError tells of the first that is no image, and names the others."""
-    sums, errors = [], list[DataError]()
+def _check_images(files: Sequence[Path]) -> list[tuple[str, int]]:
+    """Each file's SHA-256 and shorter side; DataError tells of the first that is no image, and names the others."""
+    checked, errors = [], list[DataError]()
     names = list[str]()
     for path in files:
         try:
-            sums.append(checked_sha256(path))
+            checked.append(check_image(path))
         except DataError as error:
             errors.append(error)
             names.append(path.name)
     if errors:
         others = f"; and {len(names) - 1:,} more: {', '.join(names[1:5])}" if len(names) > 1 else ""
         raise DataError(f"{errors[0]}{others}{', …' if len(names) > 5 else ''}") from errors[0]
-    return tuple(sums)
+    return checked
+
+
+def _enlarging(part: FolderPart, request: Request) -> tuple[str, ...]:
+    """That images are much smaller than they are fed, where nobody asked for the size."""
+    usual, fed = int(np.median(part.sides)), request.options.shorter_side
+    if request.prepared["size"].origin != "default" or usual * _MUCH > fed:
+        return ()
+    return (
+        f"the images are small, {usual} pixels at their shorter side, and are enlarged to {fed}, which nobody asked for: a network "
+        f"trained on them as they are answers worse, and slower. Say input_shape = (3, {usual}, {usual}) in the network's file, "
+        f"or --data '…?size={usual}'; ?size={fed} if it is meant",
+    )
+
+
+_MUCH = 2
+"""Times from which on images count as enlarged."""
 
 
 def _digest(parts: _Parts) -> str:

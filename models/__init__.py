@@ -150,13 +150,18 @@ def limits() -> dict[str, Mapping[str, str]]:
     return {name: entry.cannot for name, entry in _read_index().items()}
 
 
-def get(name: str) -> Spec:
-    """The spec registered under ``name``; raises ModelError with the choices and the nearest spelling."""
+def check_name(name: str) -> None:
+    """Raise ModelError, with the choices and the nearest spelling, for a name that none is registered under."""
     if name not in _read_index():
         near = difflib.get_close_matches(name, _read_index(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ModelError(
             f"unknown model {name!r}.{hint} Choices: {', '.join(_read_index())}; or path/to/net.py:function"
         )
+
+
+def get(name: str) -> Spec:
+    """The spec registered under ``name``; raises ModelError as ``check_name``."""
+    check_name(name)
     importlib.import_module(f"{__name__}.{_read_index()[name].family}")
     return _REGISTRY[name]

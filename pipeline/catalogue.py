@@ -6,7 +6,7 @@ import ast
 import copy
 import inspect
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,21 +180,54 @@ def recipe_names() -> dict[str, str]:
     return {name: _first_line(node) for name, node in _recipe_functions().items()}
 
 
+def check_recipe_name(reference: str) -> None:
+    """Raise RequestError for a name that no recipe has, and for a file without a function; its text alone is looked at."""
+    if reference.endswith(".py"):
+        raise RequestError(name_functions(reference))
+    if ".py:" not in reference and reference not in recipe_names():
+        near, choices = name_nearest(reference, recipe_names()), ", ".join(recipe_names())
+        raise RequestError(f"unknown recipe {reference!r}.{near} Choices: {choices}; or path/to/recipe.py:function")
+    if ".py:" in reference and not Path(reference.rpartition(":")[0]).is_file():
+        raise RequestError(f"{reference!r}: there is no file {reference.rpartition(':')[0]}")
+
+
+def check_words(model: str | None, weights: str | None, data: str | None, wanted: Sequence[str]) -> None:
+    """Raise for a model, weights, data set or target that nothing is called, by their names and the disk alone: whoever
+    mistypes need not wait for PyTorch. None: the recipe's own."""
+    if model is not None:
+        check_model_name(model)
+    if data is not None:
+        calib_data.check_name(data)
+    for name in wanted:
+        targets.check_name(name)
+    if weights is not None and weights != "pretrained":
+        file = Path(weights)
+        if not file.exists() and not Path(weights.rpartition("#")[0] or weights).exists():
+            raise RequestError(f"there is no weights file {weights}")
+
+
+def check_model_name(model: str) -> None:
+    """Raise for a model that is neither registered, nor a file's function, nor another package's."""
+    if model.endswith(".py"):
+        raise RequestError(name_functions(model))
+    path = model.rpartition(":")[0]
+    if ".py:" in model and not Path(path).is_file():
+        raise RequestError(f"{model!r}: there is no file {path}")
+    if ":" not in model:
+        models.check_name(model)
+
+
 def find_recipe(reference: str) -> Recipe:
     """A ready recipe by name, or the user's ``path/to/recipe.py:function``. Raises RequestError.
 
     A wrong name is refused before anything heavy is imported.
     """
-    own = ".py:" in reference
-    if reference.endswith(".py"):
-        raise RequestError(name_functions(reference))
-    if not own and reference not in recipe_names():
-        near, choices = name_nearest(reference, recipe_names()), ", ".join(recipe_names())
-        raise RequestError(f"unknown recipe {reference!r}.{near} Choices: {choices}; or path/to/recipe.py:function")
+    check_recipe_name(reference)
     from edgewise import recipes
     from edgewise.network import architecture
     from edgewise.recipe import Recipe
 
+    own = ".py:" in reference
     recipe = _call_recipe(architecture.load_function(reference) if own else getattr(recipes, reference), reference)
     if not isinstance(recipe, Recipe):
         raise RequestError(f"{reference} returned {type(recipe).__name__}; wanted an edgewise.Recipe")

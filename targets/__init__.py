@@ -319,13 +319,18 @@ def names() -> dict[str, str]:
     }
 
 
-def get(name: str) -> Target:
-    """The target called ``name``. Raises TargetError for an unknown name, MissingBackend where a package is missing."""
+def check_name(name: str) -> None:
+    """Raise TargetError, with the choices and the nearest spelling, for a name that no target has."""
     choices = names()
     if name not in choices:
         near = difflib.get_close_matches(name, choices, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise TargetError(f"unknown target {name!r}.{hint} Choices: {', '.join(choices)}")
+
+
+def get(name: str) -> Target:
+    """The target called ``name``. Raises TargetError for an unknown name, MissingBackend where a package is missing."""
+    check_name(name)
     target: Target = importlib.import_module(f"{__name__}.{name}").TARGET
     missing = [module for module in target.needs if importlib.util.find_spec(module) is None]
     if missing:

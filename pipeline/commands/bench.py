@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,12 @@ def add_parser(commands: Any) -> None:
         "--device", metavar="AT", help="measure a bundle on local, ssh://[user@]host[:port], adb://SERIAL or web://"
     )
     parser.add_argument("--name", metavar="NAME", help="what to call the device in the report (default: its address)")
+    parser.add_argument(
+        "--native",
+        type=Path,
+        metavar="PROGRAM",
+        help="with --device: measure .pte files by this program, without Python",
+    )
     on_device.add_options(parser.add_argument_group("with --device"))
 
 
@@ -157,9 +164,37 @@ def speed_verdicts(timings: Sequence[Timing]) -> list[str]:
                 else f"Cannot tell which is fastest{where}: {', '.join(best)}."
             )
             lines.append(sentence)
-    remarks = dict.fromkeys(f"{names[entry.artifact]}: {remark}" for entry in timings for remark in entry.remarks)
-    lines += remarks
-    return [*lines, "ms: median of one call; ratio: to the first file in the same run, below 1 is faster."]
+    return [
+        *lines,
+        *shared_remarks([(names[entry.artifact], remark) for entry in timings for remark in entry.remarks]),
+        "ms: median of one call; ratio: to the first file in the same run, below 1 is faster.",
+    ]
+
+
+def shared_remarks(remarks: Sequence[tuple[str, str]]) -> list[str]:
+    """Remarks on files, (file, remark), each kind once: those that differ in their numbers alone with the least and the most."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for name, remark in remarks:
+        kinds.setdefault(_NUMBER.sub("#", remark), []).append((name, remark))
+    lines = []
+    for kind in kinds.values():
+        files = list(dict.fromkeys(name for name, _ in kind))
+        lines.append(f"{', '.join(files)}: {_with_spans([remark for _, remark in kind])}")
+    return lines
+
+
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?%?")
+
+
+def _with_spans(alike: Sequence[str]) -> str:
+    """Texts that differ in their numbers alone as one, ``12% to 40%`` where one has 12% and another 40%."""
+    columns = iter(zip(*(_NUMBER.findall(text) for text in alike), strict=True))
+
+    def span(_: re.Match[str]) -> str:
+        numbers = sorted(next(columns), key=lambda number: float(number.rstrip("%")))
+        return numbers[0] if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
+
+    return _NUMBER.sub(span, alike[0])
 
 
 def distinct_names(paths: Sequence[str], width: int) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ def add_options(parser: argparse._ActionsContainer) -> None:
     mode.add_argument("--normal", action="store_true", help="1,024 calls and 60 seconds of each file")
     mode.add_argument("--sustained", type=float, metavar="MINUTES", help="all files in turn, minute by minute")
     mode.add_argument("--brief", type=float, metavar="SECONDS", help="so many seconds of each file, to try it out")
-    parser.add_argument("--pin", metavar="P", help="big, little, or the device's processors as 0,2-3")
+    parser.add_argument(
+        "--pin", metavar="P", help="big, little, or the device's processors as 0,2-3 (default: the fastest)"
+    )
     parser.add_argument("--only", action="append", metavar="NAME", help="these files alone; repeat for several")
     parser.add_argument(
         "--any-version", action="store_true", help="also in a runtime older than files were verified in"
@@ -79,7 +82,7 @@ def bench_on_device(options: argparse.Namespace) -> int:
             f"--device measures one bundle, found {len(options.artifacts)} files: write one of a whole run"
         )
     bundle_file = bundle.read(options.artifacts[0])
-    request = request_of(options, options.threads)
+    request = replace(request_of(options, options.threads), native=options.native)
     _check_names(request.only, [file.name for file in bundle_file.manifest.files])
     outcome = _measure_device(options, bundle_file, request)
     _print_rows(options.json, outcome.rows, {"device": outcome.device, "result": str(outcome.path)})

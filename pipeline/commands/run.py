@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgewise.commands.console import PASSED, add_command, print_json
+from edgewise.commands.console import PASSED, add_command, print_json, print_note
 from edgewise.commands.report import outcome_of, print_report
+from edgewise.errors import EdgewiseError
+
+if TYPE_CHECKING:
+    from edgewise.report.watch import Watch
 
 
 def add_parser(commands: Any) -> None:
@@ -98,69 +102,85 @@ def add_parser(commands: Any) -> None:
 
 def run_recipe(options: argparse.Namespace) -> int:
     """Everything that the recipe asks for, then the report."""
-    from edgewise.library_noise import quieten_libraries
-
-    quieten_libraries()
-    if options.sign is not None:
-        from edgewise.verify import signature
-
-        signature.check_key(options.sign, private=True)
-    job = resolve_request(options)
-    from edgewise.report.page import write_html
     from edgewise.report.watch import Watch
+
+    watch = Watch(quiet=False, log=options.log)
+    try:
+        return _run_watched(options, watch)
+    finally:
+        watch.close()
+
+
+def _run_watched(options: argparse.Namespace, watch: Watch) -> int:
+    from edgewise.commands import again
+    from edgewise.commands.request import request_recipe, resolve_request
+
+    _check_key(options)
+    if (kept := again.recall_finished(options)) is not None:
+        watch.say(again.say_unchanged(kept))
+        return _show_kept(kept.out, options)
+    recipe = request_recipe(options, watch.begin)
+    survey = again.survey_request(options, recipe)
+    job = resolve_request(options, recipe, watch.begin)
     from edgewise.run import run
     from edgewise.run.plan import make_plan
 
-    watch = Watch(quiet=False, log=options.log)
+    watch.begin("measuring what a step takes here")
     plan = make_plan(job)
     watch.plan(plan.lines, plan.steps)
+    for warning in plan.warnings:
+        watch.warn(warning)
     if options.dry_run:
         for sentence in job.told:
             watch.detail(sentence)
-        watch.close()
         if options.json:
             print_json(plan.to_json())
         return PASSED
     try:
         report = run(job, watch, keep_going=options.keep_going)
-    finally:
-        watch.close()
-    for artifact in report.artifacts if options.sign is not None else ():
-        signature.sign(job.out / artifact.path, options.sign)
+    except EdgewiseError:
+        _write_stopped(job.out)
+        raise
+    watch.close()
+    _sign_files(report, job.out, options.sign)
+    from edgewise.report.page import write_html
+
     page = write_html(report, job.out)
+    again.remember_finished(survey, options, recipe, job)
     print_report(report, options.json, page)
     return outcome_of(report)
 
 
-def resolve_request(options: argparse.Namespace) -> Any:
-    """The job that the arguments ask for, everything looked up and checked; torch only once the words make sense."""
-    from edgewise.catalogue import find_recipe
+def _write_stopped(out: Path) -> None:
+    """The page of a run that an error ended: what was measured until then, and the error."""
+    from edgewise.report.document import Report
+    from edgewise.report.page import write_html
 
-    if options.recipe is None and options.model is None:
-        options.parser.error("wanted a RECIPE, or --model and --data (and --weights) for a network of your own")
-    recipe = None if options.recipe is None else find_recipe(options.recipe)
-    from edgewise.run.job import resolve_recipe
-    from edgewise.run.request import override_fields, sizes_from_arguments, with_packaging
-    from edgewise.run.shortcuts import Shortcuts, own_recipe, shorten_recipe
-
-    shortcuts = Shortcuts(prune=options.prune, epochs=options.epochs, lr=options.lr, max_drop=options.max_drop)
-    if recipe is None:
-        recipe = own_recipe(options.model, options.data, options.weights, shortcuts)
-    changes = {key: getattr(options, key) for key in ("model", "weights", "data", "device", "runtime")}
-    changes["expect_top1"] = options.expect_top1
-    for name in ("mean", "std"):
-        changes[name] = tuple(getattr(options, name)) if getattr(options, name) else None
-    changes["targets"] = tuple(options.target) if options.target else None
-    recipe = shorten_recipe(override_fields(recipe, changes), shortcuts)
-    recipe = with_packaging(
-        without_quantization(recipe) if options.float else recipe,
-        sizes_from_arguments(options.input_size, options.input_size_range),
-        {"fed": options.feed, "softmax": options.softmax},
-    )
-    return resolve_recipe(recipe, options.out)
+    with contextlib.suppress(EdgewiseError):  # of two errors the first is the one to tell
+        report = Report.read(out)
+        if report.stopped:
+            print_note(f"what was measured until then: {write_html(report, out)}")
 
 
-def without_quantization(recipe: Any) -> Any:
-    """The recipe without its quantization and the files that need it."""
-    others = tuple(name for name in recipe.candidates if name != "int8")
-    return dataclasses.replace(recipe, quantize=None, candidates=others)
+def _show_kept(out: Path, options: argparse.Namespace) -> int:
+    """The report of a finished run once more."""
+    from edgewise.report.document import Report
+
+    report = Report.read(out)
+    print_report(report, options.json, out / "report.html")
+    return outcome_of(report)
+
+
+def _check_key(options: argparse.Namespace) -> None:
+    if options.sign is not None:
+        from edgewise.verify import signature
+
+        signature.check_key(options.sign, private=True)
+
+
+def _sign_files(report: Any, out: Path, key: Path | None) -> None:
+    if key is not None:
+        from edgewise.verify import signature
+
+        for artifact in report.artifacts:
+            signature.sign(out / artifact.path, key)

@@ -58,6 +58,7 @@ def _report_schema() -> dict[str, Any]:
             "environment": {"type": "object", "description": "The machine and the versions of the libraries."},
             **lists,
             "next": by_name["next"],
+            "stopped": {"type": "string", "description": "Why the run ended before it came to its files."},
         },
         "required": ["schema", "recipe", "environment", "rows", "artifacts"],
         "additionalProperties": False,

@@ -111,5 +111,6 @@ def parse(address: str, folder: str | None = None) -> Adb:
 
 def _only_device() -> str:
     lines = call(["adb", "devices"], b"", 20, "adb").out.decode(errors="replace").splitlines()[1:]
-    serials = [line.split()[0] for line in lines if line.strip()]
+    listed = [line.split() for line in lines if line.strip()]
+    serials = [words[0] if words[1:] == ["device"] else f"{words[0]} ({' '.join(words[1:])})" for words in listed]
     return f"connected: {', '.join(serials)}" if serials else "none is connected (adb devices lists none)"

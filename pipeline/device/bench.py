@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgewise.device import accept, adb, job, local, result, ssh
+from edgewise.device import accept, adb, job, local, program, result, ssh
 from edgewise.device.bundle import Bundle
 from edgewise.device.link import Link
-from edgewise.device.probe import check_device, probe_device
+from edgewise.device.probe import Probe, check_device, check_python, probe_device
+from edgewise.device.program import Program
 from edgewise.errors import RequestError
 from edgewise.report.devices import DeviceRow
 from edgewise.store.whole import write_whole
@@ -31,6 +32,8 @@ class Request:
     any_version: bool = False
     python: str | None = None
     """The device's interpreter; None: python3, here the one that runs this."""
+    native: Path | None = None
+    """A program compiled for the device that measures ``.pte`` files without Python; None: the bundle's own runner."""
     folder: str | None = None
     """Where on the device bundles go; None: the link's own choice."""
     keep: bool = False
@@ -91,13 +94,17 @@ def measure(bundle: Bundle, link: Link, request: Request, say: Say, name: str, e
     Raises DeviceError, MissingBackend or ResultError; what is finished on the device stays there for the same command.
     """
     python = request.python or (sys.executable if link.host == "local" else "python3")
+    runner = program.read(request.native) if request.native is not None else None
     probe_facts = job.persist(lambda: probe_device(link, python), say, request.pauses)
-    check_device(probe_facts, link, python, bundle.manifest.wanted, bundle.bytes)
-    command = (python, "bundle.pyz", *request.arguments(), "--progress", "progress.jsonl", "--out", "result.json")
+    _check_runner(probe_facts, link, python, runner, bundle)
+    start = (python,) if runner is None else (f"./{runner.name}",)
+    command = (*start, "bundle.pyz", *request.arguments(), "--progress", "progress.jsonl", "--out", "result.json")
     work = job.Job(link=link, digest=bundle.sha256, digest_command=probe_facts.digest, command=command)
     content = bundle.path.read_bytes()
-    say(f"{link.name}: {probe_facts.system} {probe_facts.machine}, sending {len(content):,} bytes")
+    say(f"{link.name}: {probe_facts.described}, sending {len(content) + (runner.size if runner else 0):,} bytes")
     job.persist(lambda: job.put(work, content), say, request.pauses)
+    if runner is not None:
+        job.persist(lambda: job.put_program(work, runner.content, runner.name), say, request.pauses)
     job.persist(lambda: job.start(work), say, request.pauses)
     job.wait(work, request.seconds(len(bundle.manifest.files)), say, every, request.pauses)
     result_bytes = job.persist(lambda: job.fetch(work), say, request.pauses)
@@ -105,6 +112,14 @@ def measure(bundle: Bundle, link: Link, request: Request, say: Say, name: str, e
     if not request.keep:
         job.persist(lambda: job.clean(work), say, request.pauses)
     return intake
+
+
+def _check_runner(facts: Probe, link: Link, python: str, runner: Program | None, bundle: Bundle) -> None:
+    if runner is None:
+        check_python(facts, link, python, bundle.manifest.wanted)
+    else:
+        runner.check(facts.machine, link.name, [file.target for file in bundle.manifest.files])
+    check_device(facts, link, bundle.bytes + (0 if runner is None else runner.size))
 
 
 def take_in(bundle: Bundle, content: bytes, name: str, mode: str) -> Measurement:

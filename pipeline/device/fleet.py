@@ -32,6 +32,8 @@ class Entry:
     threads: int | None = None
     pin: str | None = None
     python: str | None = None
+    native: str | None = None
+    """The program's path here."""
     folder: str | None = None
     only: tuple[str, ...] = ()
     any_version: bool | None = None
@@ -41,6 +43,8 @@ class Entry:
         """How to measure there: as ``usual``, but for what the entry says."""
         names = {item.name for item in fields(Request)} & {item.name for item in fields(self)}
         overrides = {name: getattr(self, name) for name in names if getattr(self, name) not in (None, ())}
+        if self.native is not None:
+            overrides["native"] = Path(self.native)
         return replace(usual, **overrides)
 
 

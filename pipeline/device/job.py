@@ -71,8 +71,14 @@ def put(job: Job, content: bytes, name: str = "bundle.pyz") -> int:
             return count
         _run_or_raise(job, f"rm -f {_remote_path(job, name)}.part", "remove a damaged copy")
     raise DeviceError(
-        f"{job.link.name}: its copy of the bundle differs from what was sent, twice: its storage or the link is faulty"
+        f"{job.link.name}: its copy of {name} differs from what was sent, twice: its storage or the link is faulty"
     )
+
+
+def put_program(job: Job, content: bytes, name: str) -> None:
+    """Make a program be on the device, whole and executable; raises as ``put``."""
+    put(job, content, name)
+    _run_or_raise(job, f"chmod 700 {_remote_path(job, name)}", "make the program executable")
 
 
 def _make_folder(job: Job) -> None:
@@ -194,8 +200,13 @@ class State:
     status: int | None
     """Its exit status; None while it runs, or where it was killed."""
     running: bool
-    said: str
-    """Its last line."""
+    lines: tuple[str, ...] = ()
+    """What it said so far."""
+
+    @property
+    def said(self) -> str:
+        """Its last line."""
+        return self.lines[-1] if self.lines else ""
 
 
 def poll(job: Job) -> State:
@@ -204,13 +215,14 @@ def poll(job: Job) -> State:
     # In this order: what runs may write its status and be gone between the two questions.
     ask = (
         f"{_ALIVE.format(lock=lock)}\nif alive; then echo running; elif [ -f {folder}/status ]; then "
-        f"echo ended $(cat {folder}/status); else echo gone; fi; grep '^edgewise: ' {folder}/log 2>/dev/null | tail -n 1"
+        f"echo ended $(cat {folder}/status); else echo gone; fi; grep '^edgewise: ' {folder}/log 2>/dev/null | tail -n 500"
     )
     lines = run(job.link, ask).text.splitlines() or [""]
     word, _, status = lines[0].partition(" ")
-    message = lines[1].strip().removeprefix("edgewise: ") if len(lines) > 1 else ""
     return State(
-        status=int(status) if word == "ended" and status.isdigit() else None, running=word == "running", said=message
+        status=int(status) if word == "ended" and status.isdigit() else None,
+        running=word == "running",
+        lines=tuple(line.strip().removeprefix("edgewise: ") for line in lines[1:]),
     )
 
 
@@ -226,12 +238,13 @@ def wait(
     Raises DeviceError where it takes longer than ``seconds`` (it is then ended), was killed or failed, and
     MissingBackend where the device lacks the runtime.
     """
-    until, before = time.monotonic() + seconds, ""
+    until, count = time.monotonic() + seconds, 0
     while True:
         state = persist(lambda: poll(job), say, pauses)
-        if state.said and state.said != before:
-            say(f"{job.link.name}: {state.said}")
-            before = state.said
+        for line in state.lines[count:]:
+            if not line.startswith("error: "):
+                say(f"{job.link.name}: {line}")
+        count = len(state.lines)
         if not state.running:
             return _raise_for_end(job, state)
         if time.monotonic() > until:
@@ -251,7 +264,8 @@ def _raise_for_end(job: Job, state: State) -> None:
     if state.status is None or state.status > 128:
         how = "was killed" if state.status is None else f"was killed by signal {state.status - 128}"
         raise DeviceError(f"{job.link.name}: the measurement {how} (out of memory, or by somebody); {again}")
-    raise DeviceError(f"{job.link.name}: {state.said.removeprefix('error: ') or f'status {state.status}'}")
+    said = state.said.removeprefix("error: ") or run(job.link, f"tail -n 1 {_remote_path(job, 'log')}").text[:300]
+    raise DeviceError(f"{job.link.name}: {said or f'the measurement ended with status {state.status}'}")
 
 
 def end(job: Job) -> None:

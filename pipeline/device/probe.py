@@ -14,7 +14,7 @@ OLDEST = (3, 9)
 """The oldest Python that the runner works on."""
 
 _PYTHON = """
-import json, os, sys
+import json, os, platform, sys
 try:
     from importlib import metadata
 except ImportError:
@@ -27,7 +27,8 @@ def version(name):
     except Exception:
         return None
 names = ("numpy", "onnxruntime", "executorch", "coremltools")
-print(json.dumps({"python": list(sys.version_info[:3]), "packages": {n: version(n) for n in names}}))
+facts = {"python": list(sys.version_info[:3]), "packages": {n: version(n) for n in names}}
+print(json.dumps({**facts, "machine": platform.machine(), "emulator": os.environ.get("EDGEWISE_EMULATED", "")}))
 """
 
 _SCRIPT = """
@@ -47,6 +48,7 @@ class Probe:
 
     system: str
     machine: str
+    """The processor's architecture, as the interpreter sees it where there is one: an emulator's shell may be the host's."""
     room: int | None
     """Free bytes where bundles go; None where the device does not tell."""
     digest: str
@@ -54,6 +56,13 @@ class Probe:
     python: tuple[int, ...] = ()
     packages: Mapping[str, Any] = field(default_factory=dict)
     """Package -> version, None where it is not installed."""
+    emulator: str = ""
+    """Which emulator the interpreter runs under; empty where it says none."""
+
+    @property
+    def described(self) -> str:
+        """System and architecture, for people."""
+        return f"{self.system} {self.machine}{f', emulated by {self.emulator}' if self.emulator else ''}"
 
 
 def probe_device(link: Link, python: str) -> Probe:
@@ -72,7 +81,8 @@ def probe_device(link: Link, python: str) -> Probe:
     room = facts.get("room", "")
     return Probe(
         system=facts.get("system", ""),
-        machine=facts.get("machine", ""),
+        machine=str(python_facts.get("machine") or facts.get("machine", "")),
+        emulator=str(python_facts.get("emulator", ""))[:80],
         room=int(room) * 1024 if room.isdigit() else None,
         digest=facts.get("digest", ""),
         python=tuple(python_facts.get("python", ())),
@@ -80,18 +90,29 @@ def probe_device(link: Link, python: str) -> Probe:
     )
 
 
-def check_device(answer: Probe, link: Link, python: str, runtimes: Mapping[str, Any], size: int) -> None:
-    """Raise where the device lacks what a bundle needs. ``runtimes``: package -> version of those that would do.
-
-    MissingBackend for a program to install, DeviceError for room to make.
-    """
+def check_device(answer: Probe, link: Link, size: int) -> None:
+    """Raise DeviceError where the device cannot take ``size`` bytes of a bundle and hold them against their digest."""
     where = f"on {link.name}"
     if not answer.digest:
         raise DeviceError(f"wanted sha256sum or shasum {where}, found neither: install coreutils or busybox there")
+    if answer.room is not None and answer.room < 2 * size:
+        raise DeviceError(
+            f"wanted {2 * size:,} free bytes in {link.folder} {where}, found {answer.room:,}: make room, or name another "
+            "with --device-folder"
+        )
+
+
+def check_python(answer: Probe, link: Link, python: str, runtimes: Mapping[str, Any]) -> None:
+    """Raise MissingBackend where the device's Python lacks what a bundle needs.
+
+    ``runtimes``: package -> version of those that would do.
+    """
+    where = f"on {link.name}"
     if not answer.python:
         raise MissingBackend(
             f"wanted {python} {where}, found none: sudo apt-get install python3 python3-pip (Termux: pkg install python), "
-            "or name another with --device-python; a phone without Python is measured in its browser with web://"
+            "or name another with --device-python; a phone without Python is measured in its browser with web://, and "
+            ".pte files by a compiled program with --native"
         )
     if answer.python < OLDEST:
         have, least = (".".join(map(str, version)) for version in (answer.python, OLDEST))
@@ -102,9 +123,4 @@ def check_device(answer: Probe, link: Link, python: str, runtimes: Mapping[str, 
     if missing:
         raise MissingBackend(
             f"wanted {' and '.join(missing)} for {python} {where}, found none: {python} -m pip install {' '.join(missing)}"
-        )
-    if answer.room is not None and answer.room < 2 * size:
-        raise DeviceError(
-            f"wanted {2 * size:,} free bytes in {link.folder} {where}, found {answer.room:,}: make room, or name another "
-            "with --device-folder"
         )

@@ -102,6 +102,20 @@ def _timing_note(
     share = max(1, sum(row.target == target and row.latency is not None for row in result.rows))
     seconds = sum(block.wall_ms for block in blocks) / 1000 / share
     calls, least = VALID
+    place = _place(result)
+    words = f"{place}; {conditions_seen.note}" if place else conditions_seen.note
     if times.calls >= calls and seconds >= least * 0.99:
-        return conditions_seen.note
-    return f"{conditions_seen.note}; {times.calls:,} calls in {seconds:.3g} s, MLPerf Mobile asks for {calls:,} and {least:.0f} s"
+        return words
+    return f"{words}; {times.calls:,} calls in {seconds:.3g} s, MLPerf Mobile asks for {calls:,} and {least:.0f} s"
+
+
+def _place(result: Result) -> str:
+    """Which processors the times are of, and how fast beside the others where they differ; empty where none was chosen."""
+    if not result.pinned:
+        return ""
+    clocks = {core.id: core.max_khz or 0 for core in result.device.cores}
+    own, fastest = max(clocks.get(cpu, 0) for cpu in result.pinned), max(clocks.values(), default=0)
+    numbers = f"processor{'s' if len(result.pinned) > 1 else ''} {', '.join(map(str, result.pinned))}"
+    if len(set(clocks.values())) < 2 or not own:
+        return numbers
+    return f"{numbers}, {own // 1000:,} MHz at most" + (f" (the fastest: {fastest // 1000:,})" if own < fastest else "")

@@ -65,6 +65,8 @@ def measure(bundle: Bundle, address: str, request: Request, say: Say, name: str)
     match = _parse(address)
     if request.pin:
         raise RequestError(f"{address}: a browser cannot be pinned to processors; leave out --pin")
+    if request.native is not None:
+        raise RequestError(f"{address}: a browser runs no compiled program; leave out --native")
     desk = _Desk(
         token=secrets.token_urlsafe(16),
         bundle=bundle.path,

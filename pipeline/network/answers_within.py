@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from edgewise.errors import RequestError
@@ -31,7 +31,7 @@ class TakeAnswer:
 
 
 def _taken(_module: nn.Module, _given: Any, answer: Any, *, path: Path, flat: bool) -> Any:
-    for step in path:
+    for step in () if isinstance(answer, Tensor) else path:  # in training such a network may answer with logits alone
         answer = _entry(answer, step)
     return answer.flatten(1) if flat else answer
 
@@ -55,6 +55,10 @@ def logits_within(answer: Any, classes: int, name: str) -> TakeAnswer | None:
             candidates = called
             break
     if len(candidates) > 1:
+        candidates = [
+            one for one in candidates if _is_source(one[1], [tensor for _, tensor in candidates])
+        ] or candidates
+    if len(candidates) != 1 and candidates:
         places = ", ".join(spelled(path) for path, _ in candidates)
         raise RequestError(
             f"{name} answers with {len(candidates)} tensors of {classes} values for an image ({places}); return the logits "
@@ -72,6 +76,17 @@ def _is_logits(tensor: Tensor, classes: int) -> bool:
     return tensor.is_floating_point() and tuple(tensor.shape) in ((1, classes), (1, classes, 1, 1))
 
 
+def _is_source(logits: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Whether all of ``tensors`` but ``logits`` itself are its probabilities, or their logarithms."""
+    probabilities = (logits.softmax(1), logits.log_softmax(1), logits.sigmoid())
+    others = [tensor for tensor in tensors if tensor is not logits]
+    return all(any(_is_alike(tensor, one) for one in probabilities) for tensor in others)
+
+
+def _is_alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-4, atol=1e-6)
+
+
 def _tensors(answer: Any, path: Path) -> Iterator[tuple[Path, Tensor]]:
     if isinstance(answer, Tensor):
         yield path, answer
@@ -81,8 +96,8 @@ def _tensors(answer: Any, path: Path) -> Iterator[tuple[Path, Tensor]]:
         entries = list(answer.items())
     elif isinstance(answer, (tuple, list)):
         entries = list(enumerate(answer))
-    elif dataclasses.is_dataclass(answer):
-        entries = [(field.name, getattr(answer, field.name)) for field in dataclasses.fields(answer)]
+    elif hasattr(answer, "__dict__") and not isinstance(answer, nn.Module):
+        entries = list(vars(answer).items())
     for step, value in entries:
         if isinstance(step, (str, int)):
             yield from _tensors(value, (*path, step))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +70,18 @@ def is_foreign(reference: str) -> bool:
 
 
 def load_function(reference: str) -> Callable[..., Any]:
-    """The function named by ``path/to/file.py:function``. Raises RequestError when there is no such file or function."""
+    """The function named by ``path/to/file.py:function``, or one that copies the network of that name.
+
+    Raises RequestError when there is no such file or function.
+    """
     path_text, _, name = reference.rpartition(":")
     path = _file_of(reference)
     if not path.is_file():
         raise RequestError(f"{reference!r}: there is no file {path_text}")
     module = user_code.import_file(path)
     function = getattr(module, name, None)
+    if isinstance(function, nn.Module):
+        return partial(copy.deepcopy, function)
     if not callable(function):
         choices = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
         raise RequestError(f"{path_text} has no function {name!r}; it defines: {', '.join(choices) or 'none'}")

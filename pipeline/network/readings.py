@@ -78,7 +78,7 @@ def find_reading(model: nn.Module, content: Any, path: Path, key: str = "") -> R
         raise RequestError(_misfit_message(path, min(readings, key=lambda r: (r.misfits, len(r.prefix))), own))
     if len(fit) > 1:
         raise RequestError(_ambiguity_message(path, fit))
-    _refuse_not_finite(path, fit[0].state)
+    _refuse_unusable(path, fit[0].state)
     return fit[0]
 
 
@@ -125,7 +125,11 @@ _COUNTED = ("total_ops", "total_params")
 def _tensor(value: Any) -> Tensor | None:
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=True))
-    return value if isinstance(value, Tensor) else None
+    if not isinstance(value, Tensor):
+        return None
+    if value.is_quantized:
+        return value.dequantize()
+    return value if value.layout is torch.strided else value.to_dense()
 
 
 def _prefixes(tensors: State, own: State) -> list[str]:
@@ -213,12 +217,23 @@ def _same_values(one: State, other: State) -> bool:
     return all(name in other and torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def _refuse_not_finite(path: Path, state: State) -> None:
+def _refuse_unusable(path: Path, state: State) -> None:
+    """Tensors without values, with values that are no numbers, and variances that nothing can have measured."""
     for name, tensor in state.items():
+        if tensor.is_meta:
+            raise RequestError(
+                f"{path}: {name} has a shape and no values (it was saved from the meta device); save it once the weights "
+                "are loaded"
+            )
         if tensor.is_floating_point() and (wrong := int((~torch.isfinite(tensor)).sum())):
             raise RequestError(
                 f"{path}: {name} holds {wrong} of {tensor.numel()} values that are not finite (NaN or infinity); such a "
                 "network answers nothing. Give weights of a training that did not diverge"
+            )
+        if name.endswith("running_var") and (wrong := int((tensor < 0).sum())):
+            raise RequestError(
+                f"{path}: {name} holds {wrong} of {tensor.numel()} variances below 0, whose root is no number; give the "
+                "weights as training left them"
             )
 
 

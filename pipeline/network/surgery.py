@@ -81,8 +81,9 @@ class Replace:
             owner, _, leaf = name.rpartition(".")
             with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
                 layer = construct(description)
+            layer.train(model.get_submodule(name).training)  # a norm in another mode than its network answers otherwise
             if not name:
-                return layer.train(model.training)
+                return layer
             setattr(model.get_submodule(owner), leaf, layer)
         return model
 

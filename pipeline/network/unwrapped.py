@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,12 +32,13 @@ def unwrap_network(network: nn.Module, name: str) -> Unwrapped:
     TorchScript module, whose code is compiled away, and for one without values."""
     counts: Counter[str] = Counter()
     bare = _without_wrapper(network, counts)
+    bare, synchronised = _with_own_norms(bare)
     for module in bare.modules():
         _refuse_compiled_code(module, name)
         module._compiled_call_impl = None
         _detach_computed_weights(module)
     sentences = [f"the network is taken out of its {kind}" + _times_text(count) for kind, count in counts.items()]
-    return Unwrapped(model=bare, told=(*sentences, *_in_float32(bare, name)))
+    return Unwrapped(model=bare, told=(*sentences, *synchronised, *_in_float32(bare, name)))
 
 
 def _times_text(count: int) -> str:
@@ -58,10 +60,10 @@ def _without_wrapper(module: nn.Module, counts: Counter[str]) -> nn.Module:
 
 
 def _inner_module(module: nn.Module) -> nn.Module | None:
-    from torch._dynamo.eval_frame import OptimizedModule
-
     inner: Any = None
-    if isinstance(module, OptimizedModule):
+    # What defines a compiled module takes a second and a half to import, and whoever made one has imported it.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    if compiler is not None and isinstance(module, compiler.OptimizedModule):
         inner = module._orig_mod
     elif isinstance(
         module,
@@ -69,6 +71,20 @@ def _inner_module(module: nn.Module) -> nn.Module | None:
     ):
         inner = module.module
     return inner if isinstance(inner, nn.Module) else None
+
+
+def _with_own_norms(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """Batch norms that share their statistics between processes as ordinary ones, which evaluation cannot tell apart."""
+    shared = {name: module for name, module in model.named_modules() if type(module) is nn.SyncBatchNorm}
+    for name, norm in shared.items():
+        own = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        own.load_state_dict(norm.state_dict(), assign=True)
+        own.train(norm.training)
+        if not name:
+            return own, ()
+        model.set_submodule(name, own)
+    count = len(shared)
+    return model, (f"{count} SyncBatchNorm {'is' if count == 1 else 'are'} taken as BatchNorm2d",) if count else ()
 
 
 def _from_graph(graph: GraphModule) -> nn.Module:

@@ -33,13 +33,15 @@ def read(path: Path) -> Any:
     if (other := _other_kind(path)) is not None:
         raise RequestError(f"{path} is {other}")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path)
-        with torch.serialization.safe_globals(_harmless_types()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_harmless_types()), path.open("rb") as file:  # torch would go by the name
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RequestError(f"{path} is not a readable weights file: {reason}") from error
+        raise RequestError(
+            f"{path} is not a readable weights file, or not a whole one: {reason}; fetch or save it again"
+        ) from error
     except Exception as error:
         if type(error).__name__ != "UnpicklingError":
             raise
@@ -47,6 +49,13 @@ def read(path: Path) -> Any:
             f"{path} holds more than plain tensors{_named_class(str(error))}, and code in a checkpoint is never executed "
             "here. Save it again with torch.save(model.state_dict(), ...) or safetensors."
         ) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By the content, since files are called otherwise: the length of a header of JSON, and its brace."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
 def _harmless_types() -> list[Any]:
@@ -103,8 +112,17 @@ def _is_onnx(path: Path, head: bytes) -> bool:
     return path.suffix == ".onnx" or (head[:1] == b"\x08" and b"pytorch" in head[:64])
 
 
+def _is_text(path: Path, head: bytes) -> bool:
+    return head.isascii() and all(byte >= 32 or byte in b"\t\n\r" for byte in head)
+
+
 Recognise = Callable[[Path, bytes], bool]
 _KINDS: tuple[tuple[Recognise, str], ...] = (
+    (lambda _, head: not head, "empty; fetch or save it again"),
+    (
+        lambda path, head: head.startswith(b"\x1f\x8b") or "ustar" in head[257:262].decode("latin-1"),
+        "a compressed or tar archive; unpack it and give the file of weights in it",
+    ),
     (
         _is_torchscript,
         "a TorchScript file: a program with its weights inside, whose layers can no longer be cut or quantized here. "
@@ -139,4 +157,5 @@ _KINDS: tuple[tuple[Recognise, str], ...] = (
         lambda path, _: path.name.endswith(".index.json"),
         "the index of weights split over several files; join these into one safetensors file",
     ),
+    (_is_text, "text; wanted a file of torch.save or safetensors"),
 )  # fmt: skip

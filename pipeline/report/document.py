@@ -57,10 +57,13 @@ class Report:
     """For each target, the file to take."""
     devices: list[DeviceRow] = field(default_factory=list)
     """What the files did on devices, from results that were taken in."""
+    stopped: str = ""
+    """Why the run ended before it came to its files; empty where it did not."""
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
-        """The document of ``report.json``; ``next``, ``recommended`` and ``sections`` appear only where there are any."""
+        """The document of ``report.json``; ``stopped``, ``next``, ``recommended``, ``devices`` and ``sections`` appear only
+        where there are any."""
         document = {
             "schema": self.schema,
             "recipe": encode(self.recipe),
@@ -68,6 +71,8 @@ class Report:
             "rows": [encode_fields(row) for row in self.rows],
             "artifacts": [encode_fields(artifact) for artifact in self.artifacts],
         }
+        if self.stopped:
+            document["stopped"] = self.stopped
         if advice := self.advice():
             document["next"] = advice.to_json()
         if self.recommended:
@@ -102,6 +107,7 @@ class Report:
             sections=_read_each(value.get("sections", []), "sections", _read_section),
             recommended=_read_each(value.get("recommended", []), "recommended", _read_recommendation),
             devices=_read_each(value.get("devices", []), "devices", DeviceRow.from_json),
+            stopped=_read_text(value.get("stopped", ""), "stopped"),
         )
 
     def write(self, folder: Path) -> Path:
@@ -146,6 +152,12 @@ def _read_each(value: object, where: str, read: Callable[[object, str], T]) -> l
     if not isinstance(value, list):
         raise ValueError(f"{where}: wanted a list, found {type(value).__name__}")
     return [read(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
+
+
+def _read_text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: wanted a text, found {type(value).__name__}")
+    return value
 
 
 def _read_section(value: object, where: str) -> Section:

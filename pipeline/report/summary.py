@@ -22,15 +22,22 @@ class Summary:
     """The verdict on the whole run and what to say about it."""
 
     verdict: Verdict
-    """``fail`` where any row failed, ``not-checked`` where no file passed, or of a run without files no row; else ``pass``."""
+    """``fail`` where any row failed or the run was stopped, ``not-checked`` where no file passed, or where files were asked
+    for and there is none yet; of a run that is to write none, where no row passed; else ``pass``."""
     title: str
     best: str
-    """About the smallest file that passed; empty where none did."""
+    """What stopped the run; else about the smallest file that passed, empty where none did."""
 
 
 def summarize(report: Report) -> Summary:
     """The verdict, its words and the file to take, computed from the rows."""
     counts = Counter(row.verdict for row in report.rows)
+    if report.stopped:
+        done = f"after {_count_words(len(report.rows), 'step')}" if report.rows else "before its first step was done"
+        return Summary(verdict="fail", title=f"The run stopped {done}", best=_sentence(report.stopped))
+    if not counts["fail"] and report.recipe.get("targets") and not any(row.step == "artifact" for row in report.rows):
+        passing = f": {_checks_phrase(counts['pass'])} passed" if counts["pass"] else ""
+        return Summary(verdict="not-checked", title=f"Not finished, no file yet{passing}", best="")
     files = Counter(row.verdict for row in report.rows if row.step == "artifact")
     file_count = files["pass"] if files else counts["pass"]
     verdict: Verdict = "fail" if counts["fail"] else "pass" if file_count else "not-checked"
@@ -46,7 +53,15 @@ def summarize(report: Report) -> Summary:
 
 
 def _checks_phrase(count: int) -> str:
-    return f"{count} check" if count == 1 else f"{count} checks"
+    return _count_words(count, "check")
+
+
+def _count_words(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def baseline_row(rows: Sequence[Row]) -> Row | None:

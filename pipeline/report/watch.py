@@ -28,6 +28,8 @@ _WORTH_TELLING = 5.0
 """Seconds that something took from which on its rate is worth a line in a log."""
 _PATIENCE = 30.0
 """Seconds of silence after which a log, which has no bar, says that the work goes on."""
+_AT_ONCE = 1.0
+"""Seconds that something may take without a line in a log: what is quicker needs none."""
 
 
 class Planned(Protocol):
@@ -54,9 +56,10 @@ class Watch:
         self._rows = 0
         self._worked = False
         self._started = self._last = time.monotonic()
-        self._doing = ""
+        self._doing = self._untold = ""
         self._status: Status | None = None
         self._ended = threading.Event()
+        self._reminder: threading.Thread | None = None
 
     def plan(self, lines: Sequence[str], steps: Sequence[Planned]) -> None:
         """What is going to be done; from here on every row tells its place among ``steps`` and the time left."""
@@ -64,8 +67,7 @@ class Watch:
         for line in lines:
             self.say(line)
         self._worked, self._started = False, time.monotonic()
-        if not self.console.is_terminal and not self.console.quiet:
-            threading.Thread(target=self._remind, daemon=True).start()
+        self._start_reminder()
 
     @property
     def planned(self) -> bool:
@@ -79,8 +81,21 @@ class Watch:
         if self._log is not None:
             self._log.close()
 
+    def begin(self, text: str) -> None:
+        """What is begun: told at once on a terminal, in a log once it has taken a second, and then not again."""
+        self._last, self._untold = time.monotonic(), text
+        self._busy(text)
+        self._start_reminder()
+
+    def _start_reminder(self) -> None:
+        if self._reminder is None and not self.console.is_terminal and not self.console.quiet:
+            self._reminder = threading.Thread(target=self._remind, daemon=True)
+            self._reminder.start()
+
     def _remind(self) -> None:
-        while not self._ended.wait(1.0):
+        while not self._ended.wait(0.25):
+            if (text := self._untold) and time.monotonic() - self._last > _AT_ONCE:
+                self._print(f"  {text} …", style="dim")
             if self._doing and time.monotonic() - self._last > _PATIENCE:
                 self._print(
                     f"  … still {self._doing}, {time.monotonic() - self._started:.0f} s since the start", style="dim"
@@ -162,7 +177,7 @@ class Watch:
 
     def _print(self, text: str, style: str = "", markup: bool = False) -> None:
         self._rest()
-        self._last = time.monotonic()
+        self._last, self._untold = time.monotonic(), ""
         text = text if markup else escape_text(text)
         # A terminal breaks lines between words; a log keeps each whole.
         self.console.print(text, style=style, markup=markup, soft_wrap=not self.console.is_terminal)

@@ -32,7 +32,7 @@ def run(job: Job, watch: Watch, *, keep_going: bool = False) -> Report:
     """
     Store(job.store).sweep()
     whole.sweep(job.out)
-    with open_session(job, watch) as session:
+    with open_session(job, watch) as session, session.telling_what_stopped():
         baseline = model = session.baseline()
         session.keep_going = keep_going
         for stages in group_attempts(job.recipe.stages):

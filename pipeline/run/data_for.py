@@ -122,6 +122,6 @@ def describe_images(data: Data) -> Mapping[str, object]:
     return {
         "classes": len(data.classes),
         **{name: {"images": len(p), "classes": len(set(p.labels.tolist()) - {-1})} for name, p in parts.items()},
-        "notes": list(data.notes),
+        "notes": [*data.notes, *data.cautions],
         "prepared": {name: f"{entry.value} ({entry.origin})" for name, entry in data.prepared.items()},
     }

@@ -18,6 +18,8 @@ def say_images(job: Job, watch: Watch) -> None:
     if not watch.planned:  # the plan says the same
         for note in job.data.notes:
             watch.detail(note)
+        for caution in job.data.cautions:
+            watch.warn(caution)
         if job.weights is not None:
             watch.say(f"{job.spec.name} is fed " + "; ".join(provenance.describe_feeding(job.spec, job.data)))
     if job.weights is not None and (warning := provenance.image_warning(job.spec, job.data)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from edgewise.run.data_for import load_data, without_idle_training
 from edgewise.run.grids import share_grids
 from edgewise.run.one_graph import check_sizes
 from edgewise.run.provenance import override_spec
+from edgewise.run.reachable import check_budgets
 from edgewise.stage import stage_name, traits_of
 from edgewise.store.entries import Store, key_of, store_folder
 from edgewise.store.sources import code_of
@@ -71,8 +72,8 @@ class Job:
         return probe_images(self.data, self.spec, size)
 
 
-def resolve_recipe(recipe: Recipe, out: Path | None = None) -> Job:
-    """Look up and check everything the recipe names.
+def resolve_recipe(recipe: Recipe, out: Path | None = None, note: Callable[[str], None] = lambda _: None) -> Job:
+    """Look up and check everything the recipe names; ``note`` is told what may take a while.
 
     Raises RequestError or a leaf's ValueError for what is wrong, MissingBackend where a package is missing.
     """
@@ -86,13 +87,15 @@ def resolve_recipe(recipe: Recipe, out: Path | None = None) -> Job:
     spec = architecture.spec_of(recipe.model)
     _check_possible(recipe, spec)
     spec = override_spec(spec, recipe)
+    note(f"reading {recipe.data}")
     data = load_data(recipe, spec)
-    recipe, note = without_idle_training(recipe, data)
+    recipe, untrained = without_idle_training(recipe, data)
     feasible.check_data(data)
     check_overlap(data, recipe.limits)
     recipe, data = _with_main_size(_add_labels(recipe, data), data)
     base = Base(recipe.model, len(data.classes), data.shape[0])
     weights = None if recipe.weights is None else Path(recipe.weights)
+    note(f"trying {recipe.model}")
     start_state = _begin_network(base, spec, data, weights)
     _check_forward(start_state.model, spec, data)
     if architecture.is_foreign(recipe.model):
@@ -104,6 +107,8 @@ def resolve_recipe(recipe: Recipe, out: Path | None = None) -> Job:
     spec = dataclasses.replace(spec, classifier=architecture.classifier_of(start_state.model, spec))
     _check_packaging(start_state.model, spec, data, recipe, (*chosen_targets, runtime))
     feasible.check(recipe, chosen_targets, start_state.model, spec, data)
+    note("looking at what can be cut")
+    check_budgets(recipe, start_state.model, probe_images(data, spec), spec, data)
     place = Path("runs") / recipe.name if out is None else out
     store = store_folder()
     _check_apart(place, store)
@@ -112,7 +117,7 @@ def resolve_recipe(recipe: Recipe, out: Path | None = None) -> Job:
     by_batches = _rehearse_user_network(base, start_state.model, spec, data, recipe, chosen_targets, store)
     return Job(
         recipe=recipe, spec=spec, base=base, data=data, targets=chosen_targets, runtime=runtime, weights=weights, out=place,
-        store=store, told=(*start_state.told, *note), ending=start_state.ending, by_batches=by_batches,
+        store=store, told=(*start_state.told, *untrained), ending=start_state.ending, by_batches=by_batches,
     )  # fmt: skip
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from edgewise.measure.statistics import images_to_prove, provable_fall
@@ -28,17 +30,21 @@ class Plan:
 
     lines: tuple[str, ...]
     steps: tuple[Step, ...]
+    warnings: tuple[str, ...] = ()
+    """What should not be missed, and what to do about it."""
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
         return {
             "lines": list(self.lines),
             "steps": [dataclasses.asdict(step) for step in self.steps],
+            "warnings": list(self.warnings),
         }
 
 
 def make_plan(job: Job) -> Plan:
     """Look at everything and measure a few steps of each kind of training; nothing is kept."""
+    load = read_load()  # before anything of this run adds to it
     network = begin_network(job.base, job.images()).model
     kept_steps = Steps(job=job, store=Store(job.store), watch=Watch(quiet=True)).count_kept()
     costs = estimate_run(network, job, kept_steps)
@@ -49,7 +55,8 @@ def make_plan(job: Job) -> Plan:
         *_time_line(costs),
         *_proof_lines(job),
     ]
-    return Plan(lines=tuple(lines), steps=costs.steps)
+    warnings = (*job.data.cautions, *_crowding(costs, load))
+    return Plan(lines=tuple(lines), steps=costs.steps, warnings=warnings)
 
 
 def _describe_lines(network: nn.Module, job: Job) -> list[str]:
@@ -92,6 +99,26 @@ def _time_line(costs: Estimate) -> list[str]:
     slowdown = max((pace.slowed for pace in costs.paces), default=1.0)
     others = f"; others use this machine: {slowdown:.1f} times as long while they do" if slowdown > _DISTURBED else ""
     return [f"{text}{others}."]
+
+
+def read_load() -> float:
+    """Programs that were at work in the last minute, for each processor; 0 where the system does not tell."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
+
+
+def _crowding(costs: Estimate, load: float) -> list[str]:
+    """That several threads train on processors that others use: each waits for the slowest at every layer."""
+    threads, slowed = torch.get_num_threads(), max((pace.slowed for pace in costs.paces), default=1.0)
+    if threads == 1 or not costs.paces or (load < _CROWDED and slowed < _DISTURBED):
+        return []
+    return [
+        f"others use this machine ({load:.1f} programs at work for each processor), and the {threads} threads that train here wait "
+        "for each other: that can take many times as long. One alone does not: OMP_NUM_THREADS=1 before the command"
+    ]
+
+
+_CROWDED = 0.6
+"""Programs at work for each processor from which on several threads get into each other's way."""
 
 
 def _images_words(count: int) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from edgewise.errors import LoweringError
+from edgewise.errors import EdgewiseError, LoweringError, StoreError
 from edgewise.measure import statistics
 from edgewise.measure.label_order import LabelOrder, label_order
 from edgewise.measure.per_class import with_classes
@@ -50,6 +51,17 @@ class Session:
     """Whether what follows a failed step is done all the same."""
     answered: dict[str, Tensor] = field(default_factory=dict)
     """Each delivered file's answers to the test images, [N, classes], under the name that the page gives it."""
+
+    @contextmanager
+    def telling_what_stopped(self) -> Iterator[None]:
+        """Have the report say which error ended the run within the block."""
+        try:
+            yield
+        except EdgewiseError as error:
+            self.report.stopped = str(error)
+            with suppress(StoreError):  # where the disk is full the error itself has to do
+                self.report.write(self.job.out)
+            raise
 
     def baseline(self) -> Model:
         """What everything else is compared with."""

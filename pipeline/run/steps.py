@@ -160,7 +160,7 @@ class Steps:
         self, network: Network, part: Part, images: str, digest: str, label: str, fed: Fed
     ) -> tuple[Tensor, float]:
         key = key_of(
-            kind="answers",
+            kind="logits",
             of=digest,
             data=images,
             fed=fed,

@@ -64,6 +64,13 @@ def _read_source(path: Path, changed: int) -> tuple[str, tuple[Path, ...]]:
     return hashlib.sha256(text.encode()).hexdigest(), tuple(_imported_files(text, path))
 
 
+def project_files() -> list[Path]:
+    """Every file of this project, code and what lies beside it, in order."""
+    folders = [folder for folder in _FOLDERS.values() if folder.is_dir()]
+    files = {path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    return sorted(path for path in files if path.is_file())
+
+
 def is_ours(path: Path) -> bool:
     """Whether a file of code belongs to this project, and not to the user or to a library."""
     return _package_of(path) is not None

@@ -167,6 +167,119 @@ def test_a_flat_folder_with_a_table(tmp_path: Path, name: str, rows: list[str]) 
     assert {**labelled(data.calib), **labelled(data.test)} == {number: number % 2 for number in range(6)}
 
 
+FORMS = {
+    "labels.txt": "0.png b\n1.png a\n2.png b\n",  # not a list of classes, though such a list may be called so
+    "val.txt": "/home/someone/set/0.png 1\nC:\\set\\1.png 0\n./2.png 1\n",
+    "spaced.txt": "0.png b\n1.png a\n2.png  b\n",
+    "onehot.csv": "image,a,b\n0,0.0,1.0\n1,1.0,0.0\n2,0.0,1.0\n",
+    "label_first.csv": "label,id\n2,0\n1,1\n2,2\n",  # labels are names of images, too, but of fewer
+    "map.json": json.dumps({"0.png": "b", "1.png": "a", "2.png": "b"}),
+    "pairs.json": json.dumps({"labels": [["0.png", 1], ["1.png", 0], ["2.png", 1]]}),
+    "records.json": json.dumps([{"file_name": f"{n}.png", "label": "ab"[(n + 1) % 2]} for n in range(3)]),
+    "metadata.jsonl": "\n".join(json.dumps({"file_name": f"{n}.png", "label": (n + 1) % 2}) for n in range(3)),
+    "coco.json": json.dumps(
+        {
+            "images": [{"id": 10 + n, "file_name": f"{n}.png"} for n in range(3)],
+            "annotations": [{"image_id": 10 + n, "category_id": 7 + (n + 1) % 2} for n in range(3)],
+            "categories": [{"id": 7, "name": "a"}, {"id": 8, "name": "b"}],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_a_table(tmp_path: Path, name: str) -> None:
+    for value in range(3):
+        save(tmp_path / f"{value}.png", value)
+    (tmp_path / name).write_text(FORMS[name], encoding="utf-8")
+    data = load(tmp_path)
+    assert {**labelled(data.calib), **labelled(data.test)} == {0: 1, 1: 0, 2: 1}
+
+
+def test_lists_share_a_folder_out(tmp_path: Path) -> None:
+    fill(tmp_path / "images", "cat", "dog", count=10)
+    (tmp_path / "train.txt").write_text(
+        "".join(f"{c}/{n}\n" for c in ("cat", "dog") for n in range(7)), encoding="utf-8"
+    )
+    (tmp_path / "test.txt").write_text("cat/8.png\ndog/9.png\n", encoding="utf-8")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n", encoding="utf-8")
+    data = load(tmp_path)
+    assert labelled(data.test) == {8: 0, 29: 1}
+    assert {**labelled(data.train), **labelled(data.calib)} == {20 * c + n: c for c in (0, 1) for n in range(7)}
+
+
+def test_a_table_of_a_part_lies_in_its_folder(tmp_path: Path) -> None:
+    for name in ("n01", "n02"):
+        fill(tmp_path / "train" / name, "images", count=12)
+    for value in range(4):
+        save(tmp_path / "val" / "images" / f"val_{value}.png", value)
+    rows = "".join(f"val_{value}.png\tn0{1 + value % 2}\t0\t0\t62\t62\n" for value in range(4))
+    (tmp_path / "val" / "val_annotations.txt").write_text(rows, encoding="utf-8")
+    (tmp_path / "wnids.txt").write_text("n02\nn01\n", encoding="utf-8")
+    assert labelled(load(tmp_path).test) == {0: 0, 1: 1, 2: 0, 3: 1}
+
+
+def test_a_part_without_labels_is_left_out_and_said(tmp_path: Path) -> None:
+    fill(tmp_path / "train", "n01", "n02", count=12)
+    fill(tmp_path / "val", "n01", "n02", start=100)
+    fill(tmp_path / "test", "images", start=200)
+    data = load(tmp_path)
+    assert sorted(data.classes) == ["n01", "n02"] and min(labelled(data.test)) == 100
+    assert any("test is left out, it has no labels" in note for note in data.notes)
+
+
+def test_a_table_without_labels_leaves_the_rest_as_the_whole(tmp_path: Path) -> None:
+    for value in range(30):
+        save(tmp_path / "train" / f"{value}.png", value)
+    save(tmp_path / "test" / "x.png", 99)
+    (tmp_path / "train.csv").write_text(
+        "id,a,b\n" + "".join(f"{n},{n % 2},{1 - n % 2}\n" for n in range(30)), encoding="utf-8"
+    )
+    (tmp_path / "test.csv").write_text("id\nx\n", encoding="utf-8")
+    data = load(tmp_path)
+    every = {**labelled(data.train), **labelled(data.calib), **labelled(data.test)}
+    assert every == {n: 1 - n % 2 for n in range(30)}
+
+
+def test_of_two_tables_the_one_that_names_images_counts(tmp_path: Path) -> None:
+    for value in range(10):
+        save(tmp_path / "images" / f"{value}.png", value)
+    (tmp_path / "train.csv").write_text("".join(f"{n},{n % 2}\n" for n in range(10)), encoding="utf-8")
+    (tmp_path / "test.csv").write_text("id\nelsewhere\n", encoding="utf-8")
+    data = load(tmp_path)
+    assert {**labelled(data.calib), **labelled(data.test), **labelled(data.train)} == {n: n % 2 for n in range(10)}
+
+
+def test_folders_that_are_no_classes(tmp_path: Path) -> None:
+    fill(tmp_path / "set" / "images", "a", "b")
+    fill(tmp_path / "set" / "__MACOSX", "a", "b")
+    (tmp_path / "set" / "meta").mkdir()
+    (tmp_path / "set" / "meta" / "about.md").write_text("text", encoding="utf-8")
+    assert load(tmp_path / "set").classes == ("a", "b")
+    save(tmp_path / "boxes" / "train" / "images" / "0.png", 0), save(tmp_path / "boxes" / "val" / "images" / "0.png", 0)
+    for part in ("train", "val"):
+        (tmp_path / "boxes" / part / "labels").mkdir()
+        (tmp_path / "boxes" / part / "labels" / "0.txt").write_text("0 1 1 1 1", encoding="utf-8")
+    with pytest.raises(DataError, match="found images in images alone, beside labels, which hold none"):
+        load(tmp_path / "boxes")
+
+
+def test_folders_inside_a_class_are_said(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        fill(tmp_path / name, "train", "test")
+    assert "whole: folders inside a class are not told apart: a/test, a/train count as a" in load(tmp_path).notes
+
+
+def test_deep_or_cut_json_is_no_table(tmp_path: Path) -> None:
+    save(tmp_path / "0.png", 0), save(tmp_path / "1.png", 1)
+    for text in ("[" * 100_000, '{"0.png": '):
+        (tmp_path / "t.json").write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match="JSON is wanted"):
+            load(tmp_path, "size=4&labels=t.json")
+        with pytest.raises(DataError, match="JSON is wanted"):
+            load(tmp_path, "size=4&classes=t.json")
+
+
 def test_a_table_beside_a_folder_of_images_and_labels_by_number(tmp_path: Path) -> None:
     for number in range(6):
         save(tmp_path / "val" / f"{number}.png", number)
@@ -189,10 +302,12 @@ def test_rows_and_images_without_their_match_are_counted(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\n8,a\n9,b\n", "a column with the names of the images beside it is wanted"),
+        ("file,label\n8,a\n9,b\n", "a column with the names of the 2 images beside it is wanted"),
         ("0.png,a\n0.png,b\n1.png,b\n", r"one label an image is wanted, 0\.png has 'a' and 'b'"),
-        ("0.png,a,b\n1.png,b,c\n", "a column called label or class is wanted"),
-        ("0.png\n1.png\n", r"rows of a file and its label are wanted.*found '0\.png'"),
+        ("0.png,a,b\n1.png,b,c\n", "a column called label or class, or one of zeros"),
+        ("0.png\n1.png\n", "a label for each image is wanted, found names of images alone"),
+        ("file,a,b\n0.png,1,1\n1.png,0,1\n", "or one of zeros and a single one for each class"),
+        ("file,label\n0.png\n", r"rows of a file and its label are wanted.*found \['0\.png'\] as row 2"),
     ],
 )
 def test_tables_that_do_not_fit(tmp_path: Path, text: str, message: str) -> None:

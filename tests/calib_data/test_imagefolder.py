@@ -303,3 +303,27 @@ def test_a_folder_may_have_a_question_mark_in_its_name(tmp_path: Path) -> None:
     fill(tmp_path / "what?")
     assert calib_data.load(f"imagefolder:{tmp_path / 'what?'}").shape == (3, 224, 224)
     assert calib_data.load(f"imagefolder:{tmp_path / 'what?'}?size=8").shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("side", "options", "cautioned"), [(32, "", True), (112, "", True), (200, "", False), (32, "?size=224", False)]
+)
+def test_small_images_that_are_enlarged_unasked_are_told(
+    tmp_path: Path, side: int, options: str, cautioned: bool
+) -> None:
+    for name in "ab":
+        for image in range(3):
+            save(tmp_path / name / f"{image}.png", 9 * image, (side, side + 40))
+    (caution,) = calib_data.load(f"imagefolder:{tmp_path}{options}").cautions or ("",)
+    assert bool(caution) is cautioned
+    if cautioned:
+        assert f"small, {side} pixels at their shorter side, and are enlarged to 224" in caution
+        assert f"input_shape = (3, {side}, {side})" in caution and f"?size={side}" in caution
+
+
+def test_the_places_that_are_read(tmp_path: Path) -> None:
+    name = f"imagefolder:{tmp_path}?size=8&classes=names.txt"
+    assert calib_data.places_read(name) == (tmp_path, Path("names.txt"), tmp_path / "names.txt")
+    assert calib_data.places_read("arrays:x.npz") == (Path("x.npz"),) and calib_data.places_read("digits") == ()
+    with pytest.raises(DataError, match="unknown data set"):
+        calib_data.places_read("nothing:x")

@@ -1,4 +1,5 @@
-// ExecuTorch's runtime behind two C functions, for machines without PyTorch; with EDGEWISE_PROGRAM also a program.
+// ExecuTorch's runtime behind three C functions, for machines without PyTorch: a library of the runner in Python, and the
+// half of a program (program.cpp) that needs no Python.
 //
 // Compiled against the headers and the library that ExecuTorch's wheel ships (see edgewise.studies.arm64.native), or, for
 // a phone, against ExecuTorch built with the NDK. One input of a fixed shape, one float32 output: what a bundle's files have.
@@ -181,62 +182,3 @@ int edgewise_run(void* session, const void* image, size_t size, float* answers, 
   return failed.empty() ? 0 : 1;
 }
 }
-
-#ifdef EDGEWISE_PROGRAM
-#include <unistd.h>
-
-#include <chrono>
-#include <fstream>
-#include <iterator>
-
-namespace {
-
-std::vector<char> content(const char* path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-double since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-}
-
-int fail(const char* said) {
-  std::fprintf(stderr, "edgewise: error: %s\n", said);
-  return 1;
-}
-
-}  // namespace
-
-// edgewise_pte FILE.pte IMAGES COUNT ANSWERS CALLS THREADS: IMAGES holds COUNT images as the file is fed, ANSWERS
-// receives float32 [COUNT, classes]; one line of JSON tells the times, in milliseconds and, of each call, nanoseconds.
-int main(int argc, char** argv) {
-  if (argc != 7) return fail("wanted FILE.pte IMAGES COUNT ANSWERS CALLS THREADS"), 2;
-  auto file = content(argv[1]), images = content(argv[2]);
-  const size_t count = std::strtoul(argv[3], nullptr, 10), calls = std::strtoul(argv[5], nullptr, 10);
-  if (count == 0 || images.empty() || images.size() % count) return fail("IMAGES does not hold COUNT"), 2;
-  char said[512];
-  auto start = std::chrono::steady_clock::now();
-  void* session = edgewise_open(file.data(), file.size(), std::strtoul(argv[6], nullptr, 10), said, sizeof said);
-  if (session == nullptr) return fail(said);
-  const double load = since(start);
-  const size_t each = images.size() / count, classes = edgewise_classes(session);
-  std::vector<float> answers(count * classes), scratch(classes);
-  double first = 0;
-  for (size_t i = 0; i < count; ++i) {
-    start = std::chrono::steady_clock::now();
-    if (edgewise_run(session, images.data() + i * each, each, &answers[i * classes], classes, said, sizeof said))
-      return fail(said);
-    if (i == 0) first = since(start);
-  }
-  std::ofstream(argv[4], std::ios::binary).write(reinterpret_cast<char*>(answers.data()), answers.size() * sizeof(float));
-  std::printf("{\"load_ms\": %.6f, \"first_call_ms\": %.6f, \"times_ns\": [", load, first);
-  for (size_t i = 0; i < calls; ++i) {
-    start = std::chrono::steady_clock::now();
-    edgewise_run(session, images.data(), each, scratch.data(), classes, said, sizeof said);
-    std::printf("%s%.0f", i ? ", " : "", 1e6 * since(start));
-  }
-  std::printf("]}\n");
-  std::fflush(stdout);
-  _exit(0);
-}
-#endif

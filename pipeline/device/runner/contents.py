@@ -34,23 +34,23 @@ class Contents:
         self.path = path
         try:
             self.digest = file_digest(path)
-            self._zip = zipfile.ZipFile(path)
-            self.manifest: dict[str, Any] = json.loads(self._zip.read(MANIFEST).decode())
+            self.manifest: dict[str, Any] = json.loads(self.read(MANIFEST).decode())
             self._check()
         except (OSError, ValueError, KeyError, NotImplementedError, EOFError, zipfile.BadZipFile) as error:
             raise BundleError(f"{path} is not a whole bundle ({error}): copy it here again") from error
 
     def _check(self) -> None:
         for name, digest in self.manifest["entries"].items():
-            if hashlib.sha256(self._zip.read(name)).hexdigest() != digest:
+            if hashlib.sha256(self.read(name)).hexdigest() != digest:
                 raise ValueError(f"{name} in it differs from what was written")
         unlisted = [name for file in self.files for name in file["entries"] if name not in self.manifest["entries"]]
         if unlisted:
             raise ValueError(f"its manifest holds no digest of {unlisted[0]}")
 
     def read(self, name: str) -> bytes:
-        """One entry."""
-        return self._zip.read(name)
+        """One entry. The file is opened anew: forks share an open one's place in it, and each moves it for the others."""
+        with zipfile.ZipFile(self.path) as archive:
+            return archive.read(name)
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ class Contents:
             if not place.resolve().is_relative_to(folder.resolve()):
                 raise BundleError(f"{self.path} would write a file outside its own folder: {name!r}")
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(self._zip.read(name))
+            place.write_bytes(self.read(name))
         return folder / str(file["path"])
 
     def slice(self) -> np.ndarray[Any, Any]:

@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--sustained", type=float, metavar="MINUTES", help="all files in turn, minute by minute")
     mode.add_argument("--brief", type=float, metavar="SECONDS", help="so many seconds of each file, to try it out")
     parser.add_argument("--threads", type=int, default=1, help="of every runtime (default 1)")
-    parser.add_argument("--pin", metavar="P", help="big, little, or processors as 0,2-3 (default: the first ones)")
+    parser.add_argument("--pin", metavar="P", help="big, little, or processors as 0,2-3 (default: the fastest)")
     parser.add_argument("--only", action="append", metavar="NAME", help="these files alone; see --list")
     parser.add_argument(
         "--any-version", action="store_true", help="also in a runtime older than the files were verified in"

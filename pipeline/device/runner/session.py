@@ -29,6 +29,7 @@ class Session:
     def __init__(self, contents: Contents, options: argparse.Namespace, mode: dict[str, Any]) -> None:
         self.contents, self.options, self.mode = contents, options, mode
         self.device = runner_system.describe()
+        self.have = runner_system.allowed()
         self.cpus = runner_system.choose(options.pin, options.threads)
         self.files = [file for file in contents.files if not options.only or file["name"] in options.only]
         settings = {"threads": options.threads, "pinned": self.cpus, "any_version": options.any_version, "mode": mode}
@@ -39,6 +40,7 @@ class Session:
         """Measure all and write the result; returns the exit status. Raises MissingRuntime where no file can be run."""
         if self.cpus and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, self.cpus)
+        _say(runner_system.describe_choice(self.cpus, self.have))
         rows = [self._row(file) for file in self.files]
         _refuse_if_nothing_runs(rows)
         groups = self._timed(rows)

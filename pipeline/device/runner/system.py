@@ -123,30 +123,50 @@ def emulator() -> str | None:
 
 
 def choose(pin: str | None, threads: int) -> list[int]:
-    """The processors to be pinned to: ``big``, ``little`` (by fastest clock), or numbers as 0,2-3; None: the first ones
-    that share no core. Raises ValueError for a choice that the device does not have. Empty where it cannot pin."""
+    """The processors to be pinned to: ``big``, ``little`` (by speed), or numbers as 0,2-3; None: the fastest ones, each of
+    a core of its own. Raises ValueError for a choice that the device does not have. Empty where it cannot pin."""
     if not hasattr(os, "sched_setaffinity"):
         if pin:
             raise ValueError(f"--pin {pin}: {platform.system()} cannot pin to processors; leave it out")
         return []
     have = allowed()
     if pin in ("big", "little"):
-        return _by_clock(pin == "big", threads)
+        return _of_speed(pin == "big", threads)
     if pin:
         cpus = _listed(pin)
         if not cpus or not set(cpus) <= set(have):
             raise ValueError(f"--pin {pin}: wanted some of this device's processors {have}, big or little")
         return cpus
-    return _apart(have)[:threads]
+    return _fastest_first(have)[:threads]
 
 
-def _by_clock(big: bool, threads: int) -> list[int]:
-    clocks = {core["id"]: core["max_khz"] for core in cores()}
-    clocks_seen = {clock for clock in clocks.values() if clock}
-    if len(clocks_seen) < 2:
-        raise ValueError("--pin big or little: this device's processors do not differ in their fastest clock")
-    chosen_clock = max(clocks_seen) if big else min(clocks_seen)
-    return [cpu for cpu, clock in clocks.items() if clock == chosen_clock][:threads]
+def speeds(cpus: Sequence[int]) -> dict[int, int]:
+    """How fast each processor is beside the others: the kernel's measure of its capacity, else its fastest clock; empty
+    where one of them does not tell."""
+    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        values = {cpu: value for cpu in cpus if (value := _number(f"{_CPUS}/cpu{cpu}/{name}")) is not None}
+        if values and len(values) == len(cpus):
+            return values
+    return {}
+
+
+def describe_choice(cpus: Sequence[int], have: Sequence[int]) -> str:
+    """The processors that were chosen of those there are, for people: whether they are of the fastest, where they differ."""
+    if not cpus:
+        return "on processors that it cannot choose"
+    text = f"on processor{'s' if len(cpus) > 1 else ''} {', '.join(map(str, cpus))}"
+    speed = speeds(have)
+    if len(set(speed.values())) < 2:
+        return text
+    return f"{text}, {'of the fastest' if speed[cpus[0]] == max(speed.values()) else 'not of the fastest'}"
+
+
+def _of_speed(big: bool, threads: int) -> list[int]:
+    speed = speeds(allowed())
+    if len(set(speed.values())) < 2:
+        raise ValueError("--pin big or little: this device's processors do not differ in speed")
+    wanted = max(speed.values()) if big else min(speed.values())
+    return [cpu for cpu, value in speed.items() if value == wanted][:threads]
 
 
 def _listed(text: str) -> list[int]:
@@ -159,14 +179,15 @@ def _listed(text: str) -> list[int]:
     return cpus
 
 
-def _apart(have: Sequence[int]) -> list[int]:
-    """Processors in order, those that share a core with an earlier one last."""
+def _fastest_first(have: Sequence[int]) -> list[int]:
+    """Processors by speed, those that share a core with an earlier one last: a phone's first ones are its slow ones."""
+    speed = speeds(have)
 
     def second(cpu: int) -> bool:
         siblings = _listed(_text(f"{_CPUS}/cpu{cpu}/topology/thread_siblings_list"))
         return any(other < cpu and other in have for other in siblings)
 
-    return sorted(have, key=lambda cpu: (second(cpu), cpu))
+    return sorted(have, key=lambda cpu: (second(cpu), -speed.get(cpu, 0), cpu))
 
 
 def clock_khz(cpus: Sequence[int]) -> int | None:

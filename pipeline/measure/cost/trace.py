@@ -186,6 +186,12 @@ def _what_failed(image: Tensor, recorder: _Recorder, error: Exception) -> str:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its subclass hook unannotated
     """Sees every ATen operator below autograd, whoever called it: a module, a function, or a captured graph."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch would import its compiler, which takes as long as torch itself, to tell it that this is not to be compiled;
+        nothing here ever is."""
+        return False
+
     def __init__(self, model: nn.Module, image: Tensor, batch: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []

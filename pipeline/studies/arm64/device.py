@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ from edgewise.studies.arm64.root import MIRROR, PYTHON, EmulationError, Root, bu
 from edgewise.targets import MissingBackend
 
 if TYPE_CHECKING:
+    from edgewise.device.bench import Request
+    from edgewise.device.bundle import Bundle
     from edgewise.report.devices import DeviceRow
 
 _APPLETS = "usr/local/lib/edgewise"
@@ -35,6 +38,12 @@ _PYTHON3 = """#!/{applets}/sh
 exec /usr/bin/qemu-aarch64-static -cpu {cpu} -E PYTHONPATH=/opt/python -E EDGEWISE_EMULATED='qemu-user {cpu}' {more}\\
   /usr/bin/python{python} "$@"
 """
+
+_PROGRAM = """#!/{applets}/sh
+exec /usr/bin/qemu-aarch64-static -cpu {cpu} -E EDGEWISE_EMULATED='qemu-user {cpu}' -E LD_LIBRARY_PATH={folder} \\
+  {folder}/{program} "$@"
+"""
+"""What is sent as the program for a device without Python: the kernel cannot start the compiled one, which lies there."""
 
 _ENTER = """#!/bin/sh
 PATH=$PATH:/usr/sbin:/sbin
@@ -168,15 +177,35 @@ def _run_bench(options: argparse.Namespace) -> int:
         request = Request(mode=("--brief", f"{options.brief:g}"), only=only, ssh_options=ssh_options)
         for cpu in options.cpu or ("cortex-a53", "cortex-a76"):
             furnish_system(system, busybox, cpu, executorch)
-            link = bench.connect(address, request)
-            try:
-                rows += bench.measure(bundle_file, link, request, print_note, f"qemu-{cpu}").rows
-            finally:
-                link.close()
+            rows += _bench_once(bundle_file, address, request, f"qemu-{cpu}")
+            if executorch is not None:
+                rows += _bench_program(bundle_file, address, request, cpu, executorch)
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(device_table(rows))
     for row in rows:
         print(f"{row.device}, {row.file}: {row.reason}")
     return FAILED if bench.has_failures(rows) else PASSED
+
+
+def _bench_once(bundle_file: Bundle, address: str, request: Request, name: str) -> tuple[DeviceRow, ...]:
+    from edgewise.device import bench
+
+    link = bench.connect(address, request)
+    try:
+        return bench.measure(bundle_file, link, request, print_note, name).rows
+    finally:
+        link.close()
+
+
+def _bench_program(
+    bundle_file: Bundle, address: str, request: Request, cpu: str, executorch: str
+) -> tuple[DeviceRow, ...]:
+    """ExecuTorch's files once more, by the compiled program, as on a device without Python."""
+    only = tuple(file.name for file in bundle_file.manifest.files if file.target == "xnnpack")
+    with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
+        script = Path(folder) / "edgewise_native"
+        text = _PROGRAM.format(applets=_APPLETS, cpu=cpu, folder=executorch, program=native.PROGRAM)
+        script.write_text(text, encoding="ascii")
+        return _bench_once(bundle_file, address, replace(request, native=script, only=only), f"qemu-{cpu}-program")
 
 
 if __name__ == "__main__":

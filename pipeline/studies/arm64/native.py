@@ -2,7 +2,7 @@
 
 The aarch64 wheel's library needs PyTorch's, whose aarch64 wheel in turn wants CUDA's; of these a CPU calls nothing, so that
 each missing function may stand there as one that fails. A small library (``pte.cpp``) is compiled against the wheel's
-headers and is what a bundle's runner calls.
+headers and is what a bundle's runner calls; with ``program.cpp`` it is a program that needs no Python.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgewise import device
@@ -23,10 +23,17 @@ from edgewise.studies.arm64.root import PYTHON, EmulationError, Root
 from edgewise.targets import MissingBackend
 
 SOURCE = Path(device.__file__).parent / "native" / "pte.cpp"
+PROGRAM = "edgewise_native"
+"""The program's name in the folder."""
 _COMPILER, _LISTER = "aarch64-linux-gnu-g++", "aarch64-linux-gnu-nm"
 _PLATFORM = "manylinux_2_28_aarch64"
 _CUDA = re.compile(r"cuda|cupti|nvrtc|nvshmem|nccl|cudnn|cublas|cusparse|cusolver|cufft|curand|nvToolsExt|c10d", re.I)
 _NEEDED_AT_LINK = "-Wl,--unresolved-symbols=ignore-all"
+_NO_PYTHON = "libedgewise_no_python.so"
+_CONVERSION = "pybind116detail11type_caster"
+"""Of PyTorch's Python the library asks for the conversion of tensors alone, which nobody calls here."""
+_LIBRARY = "libedgewise_pte.so"
+_FLAGS = ("-std=c++20", "-O2")
 
 
 def versions() -> dict[str, str]:
@@ -52,7 +59,8 @@ def build(system: Root, say: Callable[[str], None]) -> str:
     Raises EmulationError where a wheel cannot be fetched or the library cannot be compiled.
     """
     packages = versions()
-    key = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:8]
+    sources = b"".join(path.read_bytes() for path in sorted(SOURCE.parent.iterdir()))
+    key = hashlib.sha256(sources).hexdigest()[:8]
     inside = f"opt/executorch-{packages['executorch']}-{key}"
     place = system.path / inside
     if not place.is_dir():
@@ -86,11 +94,42 @@ def _fill(place: Path, wheels: Path, version: str) -> None:
     runtime = next(place.glob("_portable_lib*.so"))
     _stand_in(place, runtime)
     include = headers / "executorch/include"
-    include_options = (f"-I{include}", f"-I{include}/executorch/runtime/core/portable_type/c10")
-    flags = ("-std=c++20", "-O2", "-shared", "-fPIC", "-DC10_USING_CUSTOM_GENERATED_MACROS", _NEEDED_AT_LINK)
-    _do(_COMPILER, *flags, *include_options, str(SOURCE), "-o", str(place / "libedgewise_pte.so"))
-    (place / "libraries").write_text(f"{runtime.name}\nlibedgewise_pte.so\n", encoding="ascii")
+    where = (f"-I{include}", f"-I{include}/executorch/runtime/core/portable_type/c10")
+    library = ("-shared", "-fPIC", "-DC10_USING_CUSTOM_GENERATED_MACROS", _NEEDED_AT_LINK)
+    _do(_COMPILER, *_FLAGS, *library, *where, str(SOURCE), "-o", str(place / _LIBRARY))
+    compile_program(place, runtime, version)
+    (place / "libraries").write_text(f"{runtime.name}\n{_LIBRARY}\n", encoding="ascii")
     (place / "version").write_text(f"{version}\n", encoding="ascii")
+
+
+def compile_program(
+    place: Path,
+    runtime: Path,
+    version: str,
+    tools: tuple[str, str] = (_COMPILER, _LISTER),
+    elsewhere: Sequence[Path] = (),
+) -> Path:
+    """The program that needs no Python, in ``place``, where the compiled library lies; those of both wheels do, too, or
+    ``elsewhere``.
+
+    Of Python, for which that library is made, it calls nothing: its functions stand in ``place`` as ones that fail, as do
+    those of PyTorch's Python. ``runtime``: ExecuTorch's library, of this ``version``; ``tools``: the compiler, and the
+    program that lists a library's names.
+    """
+    compiler, lister = tools
+    undefined = {name for name, _ in _undefined(runtime, lister)}
+    _compile_stand_in(place / _NO_PYTHON, {name for name in undefined if re.match("_?Py", name)}, False, compiler)
+    conversions = {name for name in undefined if _CONVERSION in name}
+    _compile_stand_in(place / "libtorch_python.so", conversions, False, compiler)
+    source = (f"-DEDGEWISE_EXECUTORCH={version}", str(SOURCE.with_name("program.cpp")))
+    names = (_LIBRARY, _NO_PYTHON, "libtorch_python.so", runtime.name)
+    where = [option for folder in (place, *elsewhere) for option in (f"-L{folder}", f"-Wl,-rpath-link,{folder}")]
+    where += [f"-Wl,--disable-new-dtags,-rpath,{':'.join(['$ORIGIN', *map(str, elsewhere)])}"]
+    # Of what the libraries need of each other much is never called and not there.
+    libraries = ("-Wl,--no-as-needed,--unresolved-symbols=ignore-in-shared-libs", *(f"-l:{name}" for name in names))
+    program = place / PROGRAM
+    _do(compiler, *_FLAGS, *source, "-o", str(program), *where, *libraries)
+    return program
 
 
 def _is_wanted(name: str) -> bool:
@@ -107,22 +146,21 @@ def _stand_in(place: Path, runtime: Path) -> None:
     for symbol, library in _undefined(place / "libtorch_cpu.so"):
         if library and _CUDA.search(library):
             missing.setdefault(library, set()).add(symbol)
-    # Of PyTorch's Python the runtime's bindings ask for the conversion of tensors alone, which nobody calls here.
-    missing["libtorch_python.so"] |= {name for name, _ in _undefined(runtime) if "pybind116detail11type_caster" in name}
+    missing["libtorch_python.so"] |= {name for name, _ in _undefined(runtime) if _CONVERSION in name}
     for library, symbols in missing.items():
         _compile_stand_in(place / library, symbols, versioned=library.startswith("libcu"))
 
 
-def _undefined(library: Path) -> list[tuple[str, str]]:
+def _undefined(library: Path, lister: str = _LISTER) -> list[tuple[str, str]]:
     """Names that a library asks of others, each with the version, which is the library's name where it has one."""
     output = subprocess.run(
-        [_LISTER, "-D", "--undefined-only", library], capture_output=True, text=True, check=True
+        [lister, "-D", "--undefined-only", library], capture_output=True, text=True, check=True
     ).stdout
     symbols = [line.split()[-1].partition("@") for line in output.splitlines() if line.strip()]
     return [(name, version.lstrip("@")) for name, _, version in symbols]
 
 
-def _compile_stand_in(path: Path, symbols: set[str], versioned: bool) -> None:
+def _compile_stand_in(path: Path, symbols: set[str], versioned: bool, compiler: str = _COMPILER) -> None:
     with tempfile.TemporaryDirectory(prefix="edgewise-") as name:
         folder = Path(name)
         lines = [f'extern "C" int {symbol}() {{ return 100; }}' for symbol in sorted(symbols)]
@@ -130,7 +168,7 @@ def _compile_stand_in(path: Path, symbols: set[str], versioned: bool) -> None:
         (folder / "versions").write_text(f"{path.name} {{ global: *; }};\n", encoding="ascii")
         script = (f"-Wl,--version-script={folder}/versions",) if versioned else ()
         flags = ("-shared", "-fPIC", f"-Wl,-soname,{path.name}", *script)
-        _do(_COMPILER, *flags, str(folder / "stand_in.cpp"), "-o", str(path))
+        _do(compiler, *flags, str(folder / "stand_in.cpp"), "-o", str(path))
 
 
 def _do(*command: str) -> None:

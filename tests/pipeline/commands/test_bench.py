@@ -16,7 +16,7 @@ from rich.console import Console
 
 from edgewise import targets
 from edgewise.commands import side_by_side
-from edgewise.commands.bench import distinct_names, speed_verdicts, timing_table
+from edgewise.commands.bench import distinct_names, shared_remarks, speed_verdicts, timing_table
 from edgewise.commands.side_by_side import Timing, compare_speed
 from edgewise.errors import EvidenceError, RequestError
 from edgewise.verify import card, manifest
@@ -210,3 +210,15 @@ def test_every_file_has_its_own_name_and_no_line_is_too_long(width: int) -> None
 
 def test_what_cannot_be_told_is_said() -> None:
     assert "Cannot tell which is fastest: a.onnx, b.onnx." in speed_verdicts([timing("x/a.onnx"), timing("x/b.onnx")])
+
+
+def test_a_remark_on_several_files_is_made_once() -> None:
+    remarks = [
+        ("a", "others used the processor: the calls had 23% of it"), ("b", "others used the processor: the calls had 41% of it"),
+        ("a", "its time drifted by +7% while it was measured"), ("b", "others used the processor: the calls had 30% of it"),
+    ]  # fmt: skip
+    assert shared_remarks(remarks) == [
+        "a, b: others used the processor: the calls had 23% to 41% of it",
+        "a: its time drifted by +7% while it was measured",
+    ]
+    assert shared_remarks([]) == []

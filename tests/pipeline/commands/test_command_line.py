@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2
     assert main(arguments) == status
     out, err = capsys.readouterr()
     assert out == ""
+    err = re.sub(r"^(  .+ …\n)+", "", err)  # what takes a second is told before
     assert err.startswith("error: ")
     assert "Traceback" not in err
     return err
@@ -365,3 +367,24 @@ def test_a_request_to_end_says_a_sentence(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143
     assert said == "terminated: finished steps are kept, and the same command goes on from there\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["demo", "--model", "resnet19"], "unknown model"),
+        (["demo", "--model", "none.py:build"], "there is no file none.py"),
+        (["demo", "--data", "digit"], "unknown data set"),
+        (["demo", "--target", "onx"], "unknown target"),
+        (["demo", "--runtime", "onx"], "unknown target"),
+        (["demo", "--weights", "none.pt"], "there is no weights file none.pt"),
+        (["none.py:mine"], "there is no file none.py"),
+    ],
+)
+def test_a_mistyped_name_is_told_before_torch_is_imported(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever wants torch here would come after the words were checked, and say something else."""
+    for name in ("torch", "edgewise.recipes", "edgewise.run", "edgewise.run.request"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert words in refused(capsys, "run", *options)

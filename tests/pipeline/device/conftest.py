@@ -1,11 +1,17 @@
-"""A run's folder with two ONNX files of a linear classifier of the digits, and the bundle of it."""
+"""A run's folder with two ONNX files of a linear classifier of the digits, the bundle of it, and devices to measure it on."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +22,24 @@ import torch
 pytest.importorskip("onnxruntime")
 
 from edgewise import calib_data, targets
-from edgewise.device import bundle
+from edgewise import device as device_package
+from edgewise.device import adb, archive, bundle
+from edgewise.device.adb import Adb
 from edgewise.device.bundle import Bundle
 from edgewise.measure.values import Accuracy, Difference
 from edgewise.report.document import Report
 from edgewise.report.rows import ArtifactFile, Row
 from edgewise.store.entries import file_digest
 from edgewise.store.json_values import encode
+from edgewise.studies.arm64 import native as arm64
 from edgewise.verify import card, golden
 from edgewise.verify.card import Card
+
+_spec = importlib.util.spec_from_file_location("edgewise_stand_in", Path(__file__).with_name("android.py"))
+assert _spec is not None and _spec.loader is not None
+android: Any = importlib.util.module_from_spec(_spec)
+sys.modules["edgewise_stand_in"] = android
+_spec.loader.exec_module(android)
 
 DATA = calib_data.load("digits")
 
@@ -60,7 +75,25 @@ def write_file(run: Path, name: str, precision: str, *weights: np.ndarray[Any, A
     path = run / "artifacts/onnx" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     write_onnx(path, *weights)
-    target = targets.get("onnx")
+    return write_card(run, path, "onnx", precision, **fields)
+
+
+def write_pte(run: Path, name: str, weights: np.ndarray[Any, Any]) -> ArtifactFile:
+    """The same classifier for ExecuTorch, with its card and golden images."""
+    from torch import nn
+
+    linear = nn.Linear(64, 10, bias=False)
+    linear.weight.data = torch.from_numpy(weights.T.copy())
+    program = torch.export.export(nn.Sequential(nn.Flatten(), linear).eval(), (torch.zeros(1, 1, 8, 8),))
+    place = run / "artifacts/xnnpack" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    targets.get("xnnpack").export(program, place, targets.USUAL)
+    return write_card(run, place, "xnnpack", "float32")
+
+
+def write_card(run: Path, path: Path, target_name: str, precision: str, **fields: Any) -> ArtifactFile:
+    """The card and golden images of a written file."""
+    target = targets.get(target_name)
     chosen = golden.choose(DATA.test)
     assert target.load is not None
     answers = target.load(path, 1)(chosen.images.float() / 255)
@@ -72,18 +105,18 @@ def write_file(run: Path, name: str, precision: str, *weights: np.ndarray[Any, A
     )
     versus = Difference(delta=0.0, ci95=(0.0, 0.0), p_value=1.0)
     row = Row(
-        step="artifact", target="onnx", params=640, macs=640, bytes=path.stat().st_size,
+        step="artifact", target=target_name, params=640, macs=640, bytes=path.stat().st_size,
         accuracy=Accuracy(top1=0.9, n=540, ci95=(0.8, 1.0), vs_baseline=versus),
         latency=None, verification="runtime", undelegated=(), verdict="pass", reason="", seconds=0.0, precision=precision,  # type: ignore[arg-type]
     )  # fmt: skip
     kept = Card(**{
-        "target": "onnx", "sha256": file_digest(path), "recipe": "r", "model": "m", "data_digest": DATA.digest, "seed": 0,
+        "target": target_name, "sha256": file_digest(path), "recipe": "r", "model": "m", "data_digest": DATA.digest, "seed": 0,
         "input_shape": DATA.shape, "mean": (0.0,), "std": (1.0,), "classes": DATA.classes, "max_drop": 0.07, "row": row,
         "golden": record, **fields,
     })  # fmt: skip
     card.path_of(path).write_text(json.dumps(encode(kept)), encoding="utf-8")
     place = path.relative_to(run).as_posix()
-    return ArtifactFile(target="onnx", path=place, sha256=kept.sha256, bytes=path.stat().st_size)
+    return ArtifactFile(target=target_name, path=place, sha256=kept.sha256, bytes=path.stat().st_size)
 
 
 def write_run(run: Path) -> Path:
@@ -124,3 +157,106 @@ def sent(bundled: Bundle, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return (folder / "result.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An adb server of its own, so that nobody's is disturbed."""
+    if shutil.which("adb") is None:
+        pytest.skip("needs the adb client: sudo apt-get install adb")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    before = dict(os.environ)
+    os.environ.update(ANDROID_ADB_SERVER_PORT=str(port), HOME=str(tmp_path_factory.mktemp("home")))
+    subprocess.run(["adb", "start-server"], check=True, capture_output=True)
+    yield
+    subprocess.run(["adb", "kill-server"], check=True, capture_output=True)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def _adb(*words: str) -> str:
+    return subprocess.run(["adb", *words], check=False, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def phone(adb_server: None) -> Iterator[Any]:
+    found = android.Device()
+    yield found
+    found.close()
+    # The server keeps a device that has gone for a moment, and would list it to the next test.
+    until = time.monotonic() + 60
+    while found.serial in _adb("devices") and time.monotonic() < until:
+        _adb("disconnect", found.serial)
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def phone_link(phone: Any, tmp_path: Path) -> Adb:
+    return adb.parse(f"adb://{phone.serial}", str(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder for this machine: the installed wheels' libraries where they lie, and ours."""
+    compiler, torch, executorch = shutil.which("g++"), _place("torch"), _place("executorch")
+    if compiler is None or torch is None or executorch is None or sys.platform != "linux":
+        pytest.skip("needs Linux, ExecuTorch and a compiler: sudo apt-get install g++")
+    folder = tmp_path_factory.mktemp("native")
+    source = Path(device_package.__file__).parent / "native/pte.cpp"
+    include = executorch / "include"
+    flags = ("-std=c++20", "-O1", "-shared", "-fPIC", "-DC10_USING_CUSTOM_GENERATED_MACROS", "-Wall", "-Werror")
+    where = (f"-I{include}", f"-I{include}/executorch/runtime/core/portable_type/c10")
+    own = folder / "libedgewise_pte.so"
+    subprocess.run([compiler, *flags, *where, source, "-o", own], check=True, capture_output=True)
+    names = [torch / "lib" / f"lib{name}.so" for name in ("c10", "torch_cpu", "torch", "torch_python")]
+    names += [next((executorch / "extension/pybindings").glob("_portable_lib*.so"))]
+    (folder / "libraries").write_text("\n".join([*map(str, names), own.name, ""]))
+    (folder / "version").write_text("1.4.1\n")
+    return folder
+
+
+def _place(package: str) -> Path | None:
+    found = importlib.util.find_spec(package)
+    places = list(found.submodule_search_locations or ()) if found else []
+    return Path(places[0]) if places else None
+
+
+@pytest.fixture(scope="session")
+def native_program(libraries: Path) -> Path:
+    """The program that needs no Python, for this machine."""
+    torch_place, executorch = _place("torch"), _place("executorch")
+    assert torch_place is not None and executorch is not None
+    runtime = next((executorch / "extension/pybindings").glob("_portable_lib*.so"))
+    return arm64.compile_program(
+        libraries, runtime, "1.4.1", ("g++", "nm"), (libraries, runtime.parent, torch_place / "lib")
+    )
+
+
+@pytest.fixture(scope="session")
+def pte_bundled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with an ExecuTorch file beside an ONNX one, and 60 images."""
+    pytest.importorskip("executorch")
+    run = tmp_path_factory.mktemp("pte")
+    files = [write_pte(run, "narrow.pte", classifier()), write_file(run, "narrow.onnx", "float32", classifier())]
+    Report(recipe={"name": "pte", "data": "digits", "seed": 0}, environment={}, artifacts=files).write(run)
+    return bundle.write(run, images=60)
+
+
+@pytest.fixture
+def altered(bundled: Bundle, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], None]], Path]:
+    """Writes the bundle anew, its second file one for ExecuTorch (which it is not), with a manifest that a test changes."""
+
+    def write(change: Callable[[dict[str, Any]], None]) -> Path:
+        with zipfile.ZipFile(bundled.path) as held:
+            kept = {name: held.read(name) for name in held.namelist() if "runner" not in name and name != "__main__.py"}
+        document = json.loads(kept.pop("manifest.json"))
+        document["files"][1]["target"] = "xnnpack"
+        document["wanted"]["executorch"] = "1.4.1"
+        document["entries"] = archive.digests(kept)
+        change(document)
+        place = tmp_path / "altered.pyz"
+        place.write_bytes(archive.pack({**kept, "manifest.json": json.dumps(document).encode()}))
+        return place
+
+    return write

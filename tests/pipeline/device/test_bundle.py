@@ -200,3 +200,23 @@ def test_the_runner_is_python_3_9_and_imports_nothing_of_the_project(path: Path)
 
 def test_entries_are_packed_in_one_order_without_times() -> None:
     assert archive.pack({"b": b"1", "a": b"2"}) == archive.pack({"a": b"2", "b": b"1"})
+
+
+_FORKS = """
+import hashlib, itertools, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from edgewise_runner.apart import apart
+from edgewise_runner.contents import Contents
+contents = Contents(Path(sys.argv[1]))
+digests = {name: digest for name, digest in contents.manifest["entries"].items() if "/" in name and "runner" not in name}
+def right(*names):
+    return {"right": all(hashlib.sha256(contents.read(name)).hexdigest() == digests[name] for name in names)}
+for pair in itertools.product(digests, digests):
+    assert apart(lambda: right(*pair))["right"], pair
+"""
+
+
+def test_what_one_fork_reads_moves_nothing_for_the_next(bundled: Bundle) -> None:
+    done = subprocess.run([sys.executable, "-c", _FORKS, bundled.path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ from edgewise.device.bundle import Bundle
 from edgewise.device.job import Job
 from edgewise.device.link import DeviceError, LinkLost, Raw
 from edgewise.device.local import Local
-from edgewise.device.probe import Probe, check_device, probe_device
+from edgewise.device.probe import Probe, check_device, check_python, probe_device
 from edgewise.device.result import ResultError
 from edgewise.targets import MissingBackend
 
@@ -282,9 +282,13 @@ def _probe(**fields: object) -> Probe:
     ],
 )
 def test_what_a_device_lacks_is_told_before_anything_is_sent(found: Probe, kind: type[Exception], words: str) -> None:
+    def check(probe: Probe) -> None:
+        check_python(probe, Local(), "python3", {"onnxruntime": "1.32.0"})
+        check_device(probe, Local(), 1000)
+
     with pytest.raises(kind, match=words):
-        check_device(found, Local(), "python3", {"onnxruntime": "1.32.0"}, 1000)
-    check_device(_probe(room=None), Local(), "python3", {"onnxruntime": "1.32.0"}, 1000)
+        check(found)
+    check(_probe(room=None))
 
 
 BRIEF = Request(mode=("--brief", "0.2"))

@@ -6,11 +6,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgewise.errors import RequestError
 from edgewise.network import checkpoint
@@ -43,6 +44,9 @@ FORMS: dict[str, tuple[Any, list[str | int]]] = {
     "nested": ({"heads": (LOGITS,), "features": [FEATURES]}, ["heads", 0]),
     "several, one called logits": ({"aux": LOGITS, "logits": LOGITS}, ["logits"]),
     "several, one called out": ({"aux": LOGITS, "out": LOGITS}, ["out"]),
+    "probabilities before logits": ((LOGITS.softmax(1), LOGITS), [1]),
+    "logits and their logarithms": ({"scores": LOGITS, "log": LOGITS.log_softmax(1)}, ["scores"]),
+    "any object": (SimpleNamespace(loss=None, scores=LOGITS), ["scores"]),
     "pixels": (LOGITS[:, :, None, None], []),
 }
 
@@ -57,6 +61,20 @@ def test_the_logits_are_found_in_every_form(form: str) -> None:
 def test_an_answer_of_logits_and_one_without_any_stay_as_they_are() -> None:
     assert logits_within(LOGITS, 3, "net") is None
     assert logits_within({"features": FEATURES, "labels": torch.tensor([[1, 2, 3]])}, 3, "net") is None
+
+
+def test_logits_alone_in_training_stay_as_they_are() -> None:
+    class Both(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return y if self.training else (y.softmax(1), y)
+
+    model = Both(8, 3)
+    expected = model.train()(FEATURES)
+    take = logits_within(model.eval()(FEATURES), 3, "net")
+    assert take is not None
+    take(model)
+    assert torch.equal(model(FEATURES), expected) and torch.equal(model.train()(FEATURES), expected)
 
 
 def test_several_that_may_be_meant_are_named() -> None:

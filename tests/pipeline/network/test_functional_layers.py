@@ -89,9 +89,9 @@ def test_it_is_rebuilt_from_json_and_can_be_trained(kind: str) -> None:
     build, _ = KINDS[kind]
     plain = with_plain_layers(lively(build()), IMAGES).model
     (operation,) = surgery.history(plain)
-    again = surgery.apply(build(), surgery.Replace(**json.loads(json.dumps(asdict(operation)))))
+    again = surgery.apply(build().eval(), surgery.Replace(**json.loads(json.dumps(asdict(operation)))))
     again.load_state_dict(plain.state_dict())
-    assert torch.equal(again.eval()(IMAGES), plain.eval()(IMAGES))
+    assert torch.equal(again(IMAGES), plain(IMAGES))
     again.train()(torch.randn(4, 3, 8, 8)).sum().backward()
     assert all(p.grad is not None for p in again.parameters())
     torch.export.export(plain.eval(), (IMAGES,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))

@@ -61,6 +61,16 @@ def test_nothing_is_said_of_a_plain_network() -> None:
     assert found.model is model and found.told == ()
 
 
+def test_shared_batch_norms_become_ordinary_ones() -> None:
+    torch.manual_seed(0)
+    model = plain()
+    expected = model.eval()(IMAGES)
+    found = unwrap_network(nn.SyncBatchNorm.convert_sync_batchnorm(model), "net")
+    assert found.told == ("1 SyncBatchNorm is taken as BatchNorm2d",)
+    assert [type(m) for m in found.model.modules()].count(nn.BatchNorm2d) == 1
+    torch.testing.assert_close(found.model.eval()(IMAGES), expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.bfloat16])
 def test_other_precisions_are_taken_in_float32_and_said(kind: torch.dtype) -> None:
     found = unwrap_network(plain().to(kind), "net")
@@ -210,6 +220,13 @@ class Trained(nn.BatchNorm2d):
 def test_what_depends_on_the_batch_is_named(layer: nn.Module, told: str) -> None:
     with pytest.raises(RequestError, match=f"layer {told}.*other images of its batch"):
         takes_batches(nn.Sequential(nn.Conv2d(1, 4, 3), layer, nn.Flatten(), nn.Linear(64, 3)).eval(), IMAGES)
+
+
+def test_answers_that_are_no_numbers_are_not_taken_for_chance() -> None:
+    model = plain().eval()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    assert takes_batches(model, IMAGES)
 
 
 def test_what_draws_random_numbers_is_named() -> None:

@@ -82,6 +82,15 @@ def test_replace_builds_nested_modules() -> None:
     assert changed(torch.zeros(1, 1, 5, 5)).shape == (1, 2, 3, 3)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_put_in_is_in_the_mode_of_what_it_replaces(training: bool) -> None:
+    separable = {"type": "SeparableConv", "args": {"in_channels": 1, "out_channels": 4, "kernel_size": [3, 3]}}
+    changed = surgery.apply(
+        net().train(training), Replace({"0": separable, "1": {"type": "Sequential", "children": [separable]}})
+    )
+    assert {module.training for module in changed.modules()} == {training}
+
+
 def test_replace_refuses_an_unknown_kind() -> None:
     with pytest.raises(StageError, match=r"'Popen'; known: SeparableConv"):
         surgery.apply(net(), Replace({"0": {"type": "Popen", "args": {}}}))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -174,6 +175,9 @@ OTHER: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a web page": ("w.pt", lambda path: path.write_text("<!DOCTYPE html><html>404</html>")),
     "is a folder": ("w", lambda path: path.mkdir()),
     "not a readable weights file": ("w.pt", lambda path: path.write_bytes(b"\x80\x02")),
+    "is empty": ("w.pt", lambda path: path.write_bytes(b"")),
+    "is text": ("w.pt", lambda path: path.write_text("epoch 3\n")),
+    "is a compressed or tar archive": ("w.pt.gz", lambda path: path.write_bytes(b"\x1f\x8b\x08")),
 }
 
 
@@ -190,3 +194,29 @@ def test_a_whole_module_is_refused_by_its_class(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "w.pt")
     with pytest.raises(RequestError, match=r"container\.Sequential\), and code in a checkpoint is never executed"):
         load_weights(network(), tmp_path / "w.pt")
+
+
+def test_a_file_is_read_for_what_it_holds_whatever_it_is_called(tmp_path: Path) -> None:
+    save_file(network().state_dict(), tmp_path / "w.pt")
+    torch.save(network().state_dict(), tmp_path / "w.safetensors")
+    for name in ("w.pt", "w.safetensors"):
+        assert load_weights(network(), tmp_path / name) == "weights read as they stand"
+
+
+def test_sparse_tensors_are_taken_dense(tmp_path: Path) -> None:
+    state = network().state_dict()
+    name = next(key for key, tensor in state.items() if tensor.dim() == 2)
+    torch.save(state | {name: state[name].to_sparse()}, tmp_path / "w.pt")
+    other = network()
+    load_weights(other, tmp_path / "w.pt")
+    assert torch.equal(other.state_dict()[name], state[name])
+
+
+def test_tensors_that_no_training_left_are_refused_by_name(tmp_path: Path) -> None:
+    norm = nn.Sequential(nn.BatchNorm2d(3))
+    torch.save(norm.state_dict() | {"0.running_var": torch.tensor([1.0, -1.0, -2.0])}, tmp_path / "w.pt")
+    with pytest.raises(RequestError, match=r"0\.running_var holds 2 of 3 variances below 0"):
+        load_weights(norm, tmp_path / "w.pt")
+    torch.save({name: tensor.to("meta") for name, tensor in norm.state_dict().items()}, tmp_path / "w.pt")
+    with pytest.raises(RequestError, match=r"0\.weight has a shape and no values"):
+        load_weights(norm, tmp_path / "w.pt")

@@ -22,7 +22,7 @@ from edgewise.report import numbers
 from edgewise.report.charts import draw_tradeoff, draw_waterfall
 from edgewise.report.document import Report, Section
 from edgewise.report.markup import sanitize_html
-from edgewise.report.page import write_html
+from edgewise.report.page import render_page, write_html
 from edgewise.report.rows import ArtifactFile, Row
 from edgewise.report.summary import open_points, summarize
 from edgewise.report.terminal import terminal_table
@@ -726,3 +726,31 @@ def test_files_of_one_target_share_a_shape_and_none_looks_like_another() -> None
     looks = {key.text: (key.shape, key.colour) for key in figure.keys}
     assert looks["onnx float32"][0] == looks["onnx int8"][0] != looks["xnnpack int8"][0]
     assert len({looks[name] for name in looks if "int8" in name or "float" in name}) == 4
+
+
+def test_a_run_that_was_stopped_is_no_pass_and_says_first_what_stopped_it(tmp_path: Path) -> None:
+    stopped = Report(
+        recipe={"targets": ["onnx"]}, environment={}, rows=report().rows[:1], stopped="prune: nothing can go <b>"
+    )
+    said = summarize(stopped)
+    assert (said.verdict, said.title) == ("fail", "The run stopped after 1 step")
+    assert said.best == "prune: nothing can go <b>."
+    stopped.write(tmp_path)
+    assert Report.read(tmp_path) == stopped
+    page = render_page(stopped)
+    assert (
+        '<div class="banner fail">\n<strong>✗ The run stopped after 1 step</strong>\n<p>prune: nothing can go &lt;b&gt;'
+        in page
+    )
+    nothing = summarize(Report(recipe={"targets": ["onnx"]}, environment={}, stopped="no memory."))
+    assert (nothing.title, nothing.best) == ("The run stopped before its first step was done", "no memory.")
+
+
+def test_a_run_that_has_no_file_yet_is_no_pass() -> None:
+    said = summarize(Report(recipe={"targets": ["onnx"]}, environment={}, rows=report().rows[:1]))
+    assert (said.verdict, said.title) == ("not-checked", "Not finished, no file yet: 1 check passed")
+
+
+def test_stopped_must_be_a_text() -> None:
+    with pytest.raises(ValueError, match="stopped: wanted a text, found int"):
+        Report.from_json(report().to_json() | {"stopped": 3})

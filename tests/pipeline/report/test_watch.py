@@ -82,3 +82,18 @@ def test_long_silence_is_broken(capsys: pytest.CaptureFixture[str], monkeypatch:
         said += capsys.readouterr().err
     seen.close()
     assert "… still training" in said
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_what_is_begun_is_told_in_a_log_only_where_it_takes_a_while(
+    slow: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_AT_ONCE", 0.1 if slow else 3600.0)
+    seen = Watch()
+    seen.begin("reading images")
+    deadline, said = time.monotonic() + (20 if slow else 0.6), ""
+    while "reading images" not in said and time.monotonic() < deadline:
+        time.sleep(0.1)
+        said += capsys.readouterr().err
+    seen.close()
+    assert said == ("  reading images …\n" if slow else "")

@@ -89,8 +89,8 @@ def text():
 
 
 def good(num_classes=10):
-    """One linear layer."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+    """Two linear layers, of which the first can be pruned."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, num_classes))
 '''
 
 
@@ -110,7 +110,7 @@ def test_every_name_is_resolved(recipe: Recipe, tmp_path: Path) -> None:
     job = resolve_recipe(recipe, tmp_path / "out")
     assert [target.name for target in job.targets] == ["onnx"] and job.runtime.name == "onnx"
     assert (job.base.num_classes, job.base.in_channels) == (10, 1)
-    assert job.spec.classifier == "1"
+    assert job.spec.classifier == "3"
     assert (job.out, job.store, job.weights) == (tmp_path / "out", tmp_path / "store", None)
     assert len(list(job.store.glob("*/rehearsal.json"))) == 1, "that the dry run went well, and nothing else"
     assert list(job.out.iterdir()) == []

@@ -14,6 +14,7 @@ from edgewise.network.architecture import Base
 from edgewise.recipes import quantize_only
 from edgewise.report.watch import Watch
 from edgewise.run import estimate as module
+from edgewise.run import plan
 from edgewise.run.job import Job, resolve_recipe
 from edgewise.run.plan import duration_words, make_plan
 from edgewise.run.steps import Steps
@@ -140,3 +141,21 @@ def test_a_limit_within_reach_is_called_enough(job: Job, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (45, "45 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
     assert duration_words(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("threads", "load", "slowed", "told"),
+    [(2, 3.0, 1.0, True), (2, 0.1, 4.0, True), (2, 0.1, 1.0, False), (1, 9.0, 9.0, False)],
+)
+def test_threads_that_train_among_others_are_warned_of(
+    threads: int, load: float, slowed: float, told: bool, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen(monkeypatch)
+    pace = Pace(train=0.01, ask=0.002, batch=64, precision="bf16-mixed", slowed=slowed)
+    monkeypatch.setattr(module, "measure_pace", lambda *_: pace)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(plan, "read_load", lambda: load)
+    warnings = make_plan(job).warnings
+    assert bool(warnings) is told
+    if told:
+        assert "OMP_NUM_THREADS=1 before the command" in warnings[0] and f"{load:.1f} programs" in warnings[0]
