@@ -48,24 +48,50 @@ class PerChannelWeightFakeQuantize(_Switches):
 
     The stock fused operator divides negative weights by quant_max + 1 in training and by quant_max at conversion, and
     its moving average lags behind the weights; here training and conversion see the same scale at every step, one that
-    float16 can hold.
+    float16 can hold. Weights go to their nearest integers, or to those that ``choose`` was given.
     """
 
     def forward(self, X: Tensor) -> Tensor:  # noqa: N803 - the name torchao's callers may pass
         """Weights of any shape -> the same shape, rounded; the gradient passes straight through."""
-        axes = [axis for axis in range(X.dim()) if axis != self.ch_axis]
         with torch.no_grad():
-            magnitude = X.detach().abs().float().amax(axes) if axes else X.detach().abs().float()
-            scale = (magnitude / self.quant_max).clamp_min(self.activation_post_process.eps).half().float()
+            scale = self.scale_of(X)
             if self.scale.shape != scale.shape:
                 self.scale.resize_(scale.shape)
                 self.zero_point.resize_(scale.shape).zero_()
             self.scale.copy_(scale)
         if not self.rounding:
             return X
-        shape = [-1 if axis == self.ch_axis else 1 for axis in range(X.dim())]
-        rounded: Tensor = _RoundedWeights.apply(X, scale.view(shape), self.quant_min, self.quant_max)  # type: ignore[no-untyped-call]
+        along = self._along_channels(scale, X)
+        if self.integers is not None:
+            chosen: Tensor = self.integers.to(X.dtype) * along.to(X.dtype)
+            return chosen
+        rounded: Tensor = _RoundedWeights.apply(X, along, self.quant_min, self.quant_max)  # type: ignore[no-untyped-call]
         return rounded
+
+    def scale_of(self, weights: Tensor) -> Tensor:
+        """[channels]: what the largest magnitude of each channel of ``weights`` gives."""
+        axes = [axis for axis in range(weights.dim()) if axis != self.ch_axis]
+        magnitude = weights.detach().abs().float().amax(axes) if axes else weights.detach().abs().float()
+        scale: Tensor = (magnitude / self.quant_max).clamp_min(self.activation_post_process.eps)
+        return scale.half().float()
+
+    @property
+    def integers(self) -> Tensor | None:
+        """What the weights are rounded to, int8 in their shape; None: to their nearest."""
+        integers: Tensor | None = self._buffers.get("chosen")
+        return integers
+
+    def choose(self, integers: Tensor) -> None:
+        """Round to ``integers`` from now on, int8 in the weights' shape, one of each channel at the end of the range."""
+        self.register_buffer("chosen", integers)
+
+    def _along_channels(self, scale: Tensor, weights: Tensor) -> Tensor:
+        return scale.view([-1 if axis == self.ch_axis else 1 for axis in range(weights.dim())])
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        if (integers := state_dict.get(f"{prefix}chosen")) is not None:
+            self.choose(torch.empty_like(integers))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class ActivationFakeQuantize(_Switches):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,8 +55,12 @@ def request_recipe(options: argparse.Namespace, note: Callable[[str], None] | No
 def resolve_request(options: argparse.Namespace, recipe: Recipe, note: Callable[[str], None] = lambda _: None) -> Job:
     """The job that the arguments ask for, everything looked up and checked."""
     from edgewise.run.job import resolve_recipe
+    from edgewise.run.shortcuts import name_of
 
-    return resolve_recipe(recipe, options.out, note)
+    place = options.out
+    if place is None and options.recipe is not None and options.model is not None:
+        place = Path("runs") / f"{recipe.name}-{name_of(options.model)}"
+    return resolve_recipe(recipe, place, note)
 
 
 def without_quantization(recipe: Recipe) -> Recipe:

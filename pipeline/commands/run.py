@@ -97,7 +97,9 @@ def add_parser(commands: Any) -> None:
     run.add_argument(
         "--sign", type=Path, metavar="KEY", help="sign the files with this private key (PEM, elliptic curve)"
     )
-    run.add_argument("--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE)")
+    run.add_argument(
+        "--out", type=Path, metavar="DIR", help="report and artifacts (default: runs/RECIPE, or runs/RECIPE-MODEL)"
+    )
 
 
 def run_recipe(options: argparse.Namespace) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from edgewise import models
@@ -33,6 +36,8 @@ class Base:
     """A registered name, timm:NAME, torchvision:NAME, or path/to/net.py:function."""
     num_classes: int
     in_channels: int
+    layers: str = ""
+    """SHA-256 of the network as it prints itself, where its code is foreign: files that are no code may decide what it is."""
 
 
 def spec_of(reference: str) -> Spec:
@@ -91,6 +96,16 @@ def load_function(reference: str) -> Callable[..., Any]:
 
 def _file_of(reference: str) -> Path:
     return Path(reference.rpartition(":")[0]).resolve()
+
+
+def describe_base(reference: str, num_classes: int, in_channels: int) -> Base:
+    """What a network is built from, with a digest of its layers where its code is not this project's."""
+    base = Base(reference, num_classes, in_channels)
+    if not is_foreign(reference):
+        return base
+    with torch.random.fork_rng(devices=[]):
+        text = re.sub(r"0x[0-9a-f]+", "", repr(build(base)))  # a function prints its place in memory
+    return replace(base, layers=hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest())
 
 
 def build(base: Base) -> nn.Module:

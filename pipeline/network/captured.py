@@ -111,7 +111,20 @@ def convert(prepared: GraphModule) -> GraphModule:
     """A prepared graph as integers: quantize/dequantize pairs, weights rounded to int8. The input is left alone."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
+    own = copy.deepcopy(prepared)
+    _put_integers_in(own)
     with quiet_capture():
-        converted: GraphModule = convert_pt2e(copy.deepcopy(prepared))
+        converted: GraphModule = convert_pt2e(own)
     float16_constants.round_converted(converted)
     return converted
+
+
+@torch.no_grad()
+def _put_integers_in(prepared: GraphModule) -> None:
+    """Give weights whose integers were chosen the values of those, in place: conversion goes to the nearest ones."""
+    for node in prepared.graph.nodes:
+        if is_fake_quantizer(prepared, node) and isinstance(node.args[0], Node) and node.args[0].op == "get_attr":
+            quantizer = prepared.get_submodule(str(node.target))
+            if getattr(quantizer, "integers", None) is not None:
+                weight = prepared.get_parameter(str(node.args[0].target))
+                weight.copy_(quantizer(weight))

@@ -45,8 +45,10 @@ def read(path: Path) -> Any:
     except Exception as error:
         if type(error).__name__ != "UnpicklingError":
             raise
+        kind = _named_class(str(error))
+        doubt = "" if kind else "is not a readable weights file, or "
         raise RequestError(
-            f"{path} holds more than plain tensors{_named_class(str(error))}, and code in a checkpoint is never executed "
+            f"{path} {doubt}holds more than plain tensors{kind}, and code in a checkpoint is never executed "
             "here. Save it again with torch.save(model.state_dict(), ...) or safetensors."
         ) from error
 

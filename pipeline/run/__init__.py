@@ -17,6 +17,7 @@ from edgewise.run.artifacts import Files
 from edgewise.run.attempts import group_attempts
 from edgewise.run.grids import share_grids
 from edgewise.run.job import Job
+from edgewise.run.place import hold_place, sweep_earlier
 from edgewise.run.session import Session
 from edgewise.run.steps import Steps
 from edgewise.store import whole
@@ -31,8 +32,8 @@ def run(job: Job, watch: Watch, *, keep_going: bool = False) -> Report:
     ``keep_going``: go on behind it all the same; its row stays failed, and so does the run.
     """
     Store(job.store).sweep()
-    whole.sweep(job.out)
-    with open_session(job, watch) as session, session.telling_what_stopped():
+    with hold_place(job.out, watch), open_session(job, watch) as session, session.telling_what_stopped():
+        whole.sweep(job.out)
         baseline = model = session.baseline()
         session.keep_going = keep_going
         for stages in group_attempts(job.recipe.stages):
@@ -45,6 +46,8 @@ def run(job: Job, watch: Watch, *, keep_going: bool = False) -> Report:
             ready = session.attempt_in_integers(grid, model, baseline) if job.recipe.quantize else model
             session.candidates(model, ready, group, baseline)
         session.show_changed(baseline)
+        for name in sweep_earlier(job.out, session.report):
+            watch.detail(f"{name}, of an earlier run into {job.out}, is taken away")
         return session.report
 
 

@@ -30,6 +30,7 @@ from edgewise.run import feasible
 from edgewise.run.data_for import load_data, without_idle_training
 from edgewise.run.grids import share_grids
 from edgewise.run.one_graph import check_sizes
+from edgewise.run.place import check_owner
 from edgewise.run.provenance import override_spec
 from edgewise.run.reachable import check_budgets
 from edgewise.stage import stage_name, traits_of
@@ -93,7 +94,7 @@ def resolve_recipe(recipe: Recipe, out: Path | None = None, note: Callable[[str]
     feasible.check_data(data)
     check_overlap(data, recipe.limits)
     recipe, data = _with_main_size(_add_labels(recipe, data), data)
-    base = Base(recipe.model, len(data.classes), data.shape[0])
+    base = architecture.describe_base(recipe.model, len(data.classes), data.shape[0])
     weights = None if recipe.weights is None else Path(recipe.weights)
     note(f"trying {recipe.model}")
     start_state = _begin_network(base, spec, data, weights)
@@ -113,6 +114,7 @@ def resolve_recipe(recipe: Recipe, out: Path | None = None, note: Callable[[str]
     store = store_folder()
     _check_apart(place, store)
     _check_writable(place)
+    check_owner(place, recipe.describe(), data.digest)
     _check_store(store)
     by_batches = _rehearse_user_network(base, start_state.model, spec, data, recipe, chosen_targets, store)
     return Job(

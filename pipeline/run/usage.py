@@ -15,12 +15,12 @@ from edgewise.store.whole import write_whole
 from edgewise.verify import manifest
 from edgewise.verify.card import Card, path_of
 
-_SUFFIX = manifest.USAGE
+SUFFIX = manifest.USAGE
 
 
 def usage_path(artifact: Path) -> Path:
     """Where the page of a file lies."""
-    return artifact.with_name(artifact.name + _SUFFIX)
+    return artifact.with_name(artifact.name + SUFFIX)
 
 
 def write_usage(artifact: Path, card: Card) -> None:

@@ -30,6 +30,7 @@ from edgewise.stages.fitting.image_batches import batches_of
 from edgewise.stages.quantize import sensitivity
 from edgewise.stages.quantize.calibrate import Ranges, activation_quantizers, correct_biases, set_ranges
 from edgewise.stages.quantize.graph_settings import check_unchanged, read_constants
+from edgewise.stages.quantize.rounding import round_weights
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.loop import fit
 from edgewise.stages.training.settings import Training
@@ -57,8 +58,11 @@ class Quantize:
     """Calibration images that set the first ranges."""
     ranges: Ranges = "percentile"
     """How calibration chooses them: minmax, percentile or mse."""
+    round_weights: bool = True
+    """Choose each weight's integer so that its layer's answers change least, which takes the calibration images' covariances;
+    False: the nearest. With training, which learns the weights, not done."""
     bias_correction: bool = True
-    """Move biases so that rounding keeps each channel's mean; with training, which learns them, not done."""
+    """Move biases so that the weights' rounding keeps each channel's mean; with training, which learns them, not done."""
     learn_ranges: bool = False
     """Train the activations' scales as well (learned step size) instead of following a moving average."""
     control: bool = True
@@ -162,6 +166,8 @@ class Quantize:
         index = torch.arange(min(self.calibrate, len(ctx.data.calib)))
         batches = batches_of(ctx.data.calib, index, ctx, prepared, most=128)
         set_ranges(prepared, batches, self.ranges)
+        if self.training is None and self.round_weights:
+            round_weights(prepared, batches, ctx.seed)
         if self.training is None and self.bias_correction:
             most = max(1, _AT_ONCE // math.prod(ctx.input_shape))
             correct_biases(prepared, batches.first(images_at_once(prepared, ctx.input_shape, most, _MOST_BYTES)))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 if TYPE_CHECKING:
-    from edgewise.targets._fake_quantize import ActivationFakeQuantize
+    from edgewise.targets._fake_quantize import ActivationFakeQuantize, PerChannelWeightFakeQuantize
 
 
 Ranges = Literal["minmax", "percentile", "mse"]
@@ -47,7 +47,7 @@ def set_ranges(prepared: GraphModule, batches: Sequence[Tensor], how: Ranges) ->
     whose rounding and clipping have the least mean squared error (Nagel et al. 2021, arXiv 2106.08295, section 3.1).
     """
     quantizers = activation_quantizers(prepared)
-    with _in_float(prepared):
+    with in_float(prepared):
         extremes = _extremes(prepared, quantizers, batches)
         ranges = extremes
         if how != "minmax":
@@ -72,8 +72,14 @@ def activation_quantizers(prepared: nn.Module) -> dict[str, ActivationFakeQuanti
     return {name: m for name, m in prepared.named_modules() if isinstance(m, ActivationFakeQuantize)}
 
 
+def _weight_quantizers(prepared: nn.Module) -> list[PerChannelWeightFakeQuantize]:
+    from edgewise.targets._fake_quantize import PerChannelWeightFakeQuantize
+
+    return [module for module in prepared.modules() if isinstance(module, PerChannelWeightFakeQuantize)]
+
+
 @contextmanager
-def _in_float(prepared: GraphModule) -> Iterator[None]:
+def in_float(prepared: GraphModule) -> Iterator[None]:
     """Within the block ``prepared`` neither rounds nor observes."""
     from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
@@ -164,15 +170,18 @@ def _least_error(quantizer: ActivationFakeQuantize, counts: Tensor, low: Tensor,
 
 @torch.no_grad()
 def correct_biases(prepared: GraphModule, images: Tensor) -> None:
-    """Shift each bias of ``prepared``, in place, so that rounding leaves every channel's mean over ``images`` as it was.
+    """Shift each bias of ``prepared``, in place, so that rounded weights leave every channel's mean over ``images`` as it was.
 
     Layer by layer, each on what the layers before it now give (Nagel et al. 2019, arXiv 1906.04721, section 4.2, with
-    measured means). ``images`` [N, C, H, W], normalised, go through as one batch.
+    measured means). Activations pass as they are: where a range cuts off a rare large value, a shift that made up for it
+    would move all the others. ``images`` [N, C, H, W], normalised, go through as one batch.
     """
-    with _in_float(prepared):
+    with in_float(prepared):
         means = _Means(prepared)
         means.run(images)
-    _Corrected(prepared, means.found).run(images)
+        for quantizer in _weight_quantizers(prepared):
+            quantizer.enable_fake_quant()
+        _Corrected(prepared, means.found).run(images)
 
 
 class _Means(Interpreter):

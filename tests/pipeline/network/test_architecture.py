@@ -102,7 +102,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_or_not_weights(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no weights file"):
         load_weights(net(), tmp_path / "none.pt")
-    (tmp_path / "w.safetensors").write_bytes(b"not tensors")
+    (tmp_path / "w.safetensors").write_bytes(b"\x00\x01not tensors")
     with pytest.raises(RequestError, match="not a readable"):
         load_weights(net(), tmp_path / "w.safetensors")
     torch.save({"epoch": 3}, tmp_path / "w.pt")
@@ -143,3 +143,29 @@ def test_wrong_references_are_told(tmp_path: Path) -> None:
     for _ in range(2):  # a failed import leaves nothing behind that a second try would take for the module
         with pytest.raises(RequestError, match="could not be imported: KeyError"):
             architecture.spec_of(f"{tmp_path}/bad.py:net")
+
+
+SETTINGS = """
+from pathlib import Path
+from torch import nn
+def build():
+    kind = Path(__file__).with_name("kind.txt").read_text()
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), getattr(nn, kind)())
+    net.extra_repr = lambda: repr(build)
+    return net
+"""
+
+
+def test_layers_that_a_file_of_settings_chose_are_part_of_what_a_network_is(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(SETTINGS, encoding="utf-8")
+    digests = []
+    for kind in ("ReLU", "GELU", "ReLU"):
+        (tmp_path / "kind.txt").write_text(kind, encoding="utf-8")
+        torch.manual_seed(3)
+        base = architecture.describe_base(f"{tmp_path / 'net.py'}:build", 10, 1)
+        digests.append(base.layers)
+        assert torch.initial_seed() == 3 and torch.equal(
+            torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(3))
+        )
+    assert digests[0] == digests[2] != digests[1]
+    assert architecture.describe_base("lenet5", 10, 1) == Base("lenet5", 10, 1)

@@ -84,3 +84,17 @@ def test_biases_make_up_for_what_rounding_takes_from_the_mean() -> None:
     correct_biases(graph, images)
     after = (graph(images).mean(0) - wanted).abs().max()
     assert before > 0.005 and after < before / 3
+
+
+def test_what_a_range_cuts_off_moves_no_bias() -> None:
+    """One rare large value that is clipped: a shift for its channel's mean would move all the others."""
+    images = with_outlier().repeat(20, 1, 1, 1)
+    images[250:, 0, 0, 0].clamp_(max=1)
+    layer = passing()
+    graph = prepared(layer)
+    set_ranges(graph, list(torch.split(images, 1000)), "percentile")
+    ranges = {name: float(m.scale) for name, m in activation_quantizers(graph).items()}
+    correct_biases(graph, images[:250])
+    (bias,) = [value for name, value in graph.named_parameters() if name.endswith("bias")]
+    assert abs(float(bias)) < 1e-4, "the clipped mean is 0.025 lower"
+    assert ranges == {name: float(m.scale) for name, m in activation_quantizers(graph).items()}, "ranges moved along"
