@@ -27,13 +27,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--cyclonedx", action="store_true", help="also write a CycloneDX model card beside each file")
 
 
-def outcome_of(report: Any) -> int:
-    """The exit status of a report: passed where no gate failed and every target asked for has a file that was judged."""
+def outcome_of(report: Any, name: str = "") -> int:
+    """The exit status of a report: passed where no gate failed and every target asked for has a file that was judged.
+    ``name``: of the run, where there are several."""
     judged = {row.target for row in report.rows if row.step == "artifact"}
     targets_written = {artifact.target for artifact in report.artifacts if artifact.target in judged}
-    missing = [name for name in report.recipe.get("targets", ()) if name not in targets_written]
-    for name in missing:
-        print_note(f"no file for {name}: the run did not come to one, or has not yet")
+    missing = [target for target in report.recipe.get("targets", ()) if target not in targets_written]
+    of_run = f"{name}: " if name else ""
+    for target in missing:
+        print_note(f"{of_run}no file for {target}: the run did not come to one, or has not yet")
     has_failed = any(row.verdict == "fail" and row.kept for row in report.rows)
     return FAILED if has_failed or missing or not targets_written else PASSED
 
@@ -100,7 +102,7 @@ def compare_runs(options: argparse.Namespace) -> int:
             summary = summarize(report)
             print(f"{SYMBOLS[summary.verdict]} {name}: {summary.title}. {summary.best}".rstrip())
         print(f"Side by side: {page}")
-    return max(outcome_of(report) for _, report in runs)
+    return max(outcome_of(report, name) for name, report in runs)
 
 
 def write_model_cards(report: Any, folder: Path) -> None:

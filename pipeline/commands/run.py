@@ -148,7 +148,7 @@ def _run_watched(options: argparse.Namespace, watch: Watch) -> int:
     from edgewise.report.page import write_html
 
     page = write_html(report, job.out)
-    again.remember_finished(survey, options, recipe, job)
+    again.remember_finished(survey, options, recipe, job, report.rows)
     print_report(report, options.json, page)
     return outcome_of(report)
 

@@ -33,6 +33,10 @@ IMAGES = 1000
 MOST_CLASSES = 65_536
 LARGEST = 2**32
 """Bytes of a bundle: a zip without extensions, which phones read too, holds no more."""
+_NOTHING = (
+    "none: the run stopped before it wrote one, or had no target. Its report says which; run the recipe again with --target "
+    "onnx, and with --keep-going where a step failed"
+)
 RUNS_ON_DEVICES = ("onnx", "ort", "xnnpack", "coreml")
 """Targets whose files a runner, or a phone's own program, can run."""
 
@@ -84,8 +88,16 @@ def write(
     with call_remotely(host_answers.make_answerer, what=f"running the files of {run}") as answer:
         for source in sources:
             say(f"running {source.name} on {len(index.labels)} images")
-            given = answer(source.path, source.card, index)
-            files.append(_bundle_file(source, given, data, entries, _is_baseline(source, sources)))
+            if source.card.failure:
+                say(f"{source.name} failed in its run: {source.card.failure}")
+            try:
+                given = answer(source.path, source.card, index)
+            except host_answers.NotFinite as error:
+                say(f"{source.name} is left out: {error}")
+            else:
+                files.append(_bundle_file(source, given, data, entries, _is_baseline(source, sources)))
+    if not files:
+        raise RequestError(f"{run} has no file whose answers are finite numbers; measure a run whose files passed")
     contents = Manifest(
         schema=device_manifest.SCHEMA,
         run=str(report.recipe.get("name", "")),
@@ -108,7 +120,7 @@ def _delivered_files(run: Path, report: Report, wanted: Sequence[str]) -> list[_
         have = sorted({entry.target for entry in report.artifacts})
         raise RequestError(
             f"{run} has no file that runs on a device: wanted one for {', '.join(RUNS_ON_DEVICES)}, found "
-            f"{', '.join(have) or 'none'}. Run the recipe with --target onnx"
+            + (f"{', '.join(have)}. Run the recipe with --target onnx" if have else _NOTHING)
         )
     unknown = sorted(set(wanted) - {entry.target for entry in there})
     if unknown:
@@ -146,7 +158,8 @@ def _load_data(name: str, sources: Sequence[_Source]) -> Data:
     from edgewise.images import resized
 
     card = sources[0].card
-    data = calib_data.load(name, card.seed)
+    complete, _ = calib_data.with_options(name, card.images)
+    data = _numbered(calib_data.load(complete, card.seed), card.classes)
     if data.shape != card.input_shape:
         data = resized.resize_data(data, card.input_shape[1:])
     for source in sources:
@@ -155,6 +168,16 @@ def _load_data(name: str, sources: Sequence[_Source]) -> Data:
                 f"{source.path} was verified on other images than {name} gives now; give the data of the run with --data"
             )
     return data
+
+
+def _numbered(data: Data, classes: Sequence[str]) -> Data:
+    """The data under the numbers of the card's classes; as it is where a recipe gave its classes other names."""
+    try:
+        return calib_data.named_as(data, classes)
+    except calib_data.DataError:
+        if len(classes) == len(data.classes):
+            return data
+        raise
 
 
 def _is_baseline(source: _Source, sources: Sequence[_Source]) -> bool:
@@ -189,6 +212,7 @@ def _bundle_file(
         golden=_add_golden(source, entries),
         host_answers=host_answers.encode_classes(classes) if classes is not None else "",
         host_grade=grade,
+        failure=card.failure,
     )
 
 
@@ -236,6 +260,7 @@ def _describe_slice(chosen: host_answers.Chosen, data: Data, name: str) -> Slice
         data=name,
         data_digest=data.digest,
         labels=host_answers.encode_classes(chosen.labels),
+        available=len(data.test),
     )
 
 

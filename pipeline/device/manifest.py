@@ -59,6 +59,8 @@ class BundledFile:
     """The class that the host's runtime gave each image of the slice, four hexadecimal digits each; empty: none could."""
     host_grade: str
     """``runtime`` or ``reference``; empty where nothing on the host could evaluate it."""
+    failure: str = ""
+    """Why the run that wrote it failed it; empty where it did not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,8 @@ class Slice:
     data_digest: str
     labels: str
     """Four hexadecimal digits an image."""
+    available: int = 0
+    """Labelled test images that there are; 0 where a bundle does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgewise import calib_data, targets
+from edgewise import targets
 from edgewise.errors import RequestError
 from edgewise.files import parts
 from edgewise.files.isolated import call_remotely, open_isolated
@@ -235,7 +235,7 @@ def _compare_cards(a: Card, b: Card, allowed: Allowed) -> Compared | None:
 
 
 def _outcomes(path: Path, own_card: Card, name: str) -> Any:
-    data = resized.resize_data(calib_data.load(name, own_card.seed), own_card.input_shape[1:])
+    data = resized.resize_data(card.load_images(own_card, name), own_card.input_shape[1:])
     if data.shape != own_card.input_shape:
         raise RequestError(f"{path.name} takes images {own_card.input_shape}, the data has {data.shape}")
     with open_isolated(own_card.target, path) as runner:
