@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from edgewise.errors import RequestError
 from edgewise.images.preprocess import Fed
 from edgewise.store.json_values import decode
+from edgewise.store.reading import read_json
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def read(artifact: Path) -> CardFacts:
     """Of the card beside a file. Raises RequestError where there is none or it is damaged."""
     place = artifact.with_name(artifact.name + ".card.json")
     try:
-        document: Any = json.loads(place.read_text(encoding="utf-8"))
+        document: Any = read_json(place)
         if not isinstance(document, Mapping):
             raise ValueError("wanted an object")
         fields = _known_fields(CardFacts, document)

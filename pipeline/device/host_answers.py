@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 
 from edgewise import targets
 from edgewise.device.card_facts import CardFacts
+from edgewise.errors import EdgewiseError
 
 if TYPE_CHECKING:
     from edgewise.calib_data import Data
     from edgewise.targets import Runner
 
 
-class NotFinite(ValueError):
+class NotFinite(EdgewiseError, ValueError):
     """A file answers with what is no number; the message says to how many images."""
 
 
@@ -44,6 +46,11 @@ def choose(data: Data, count: int) -> Chosen:
     places = np.unique(np.linspace(0, len(data.test) - 1, number).round().astype(np.int64))
     index = torch.from_numpy(places)
     return Chosen(images=data.test.batch(index).numpy(), labels=data.test.labels[index].numpy())
+
+
+def make_answerer() -> Callable[..., tuple[NDArray[np.int64] | None, str]]:
+    """``classes``, for a process of its own, which a runtime may die in."""
+    return classes
 
 
 def classes(artifact: Path, card: CardFacts, chosen: Chosen) -> tuple[NDArray[np.int64] | None, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from edgewise.device import accept, archive, bench, bundle, host_answers, manife
 from edgewise.device.bench import Request
 from edgewise.device.bundle import Bundle
 from edgewise.device.local import Local
+from edgewise.device.runner.contents import BundleError, Contents
 from edgewise.errors import RequestError
 from edgewise.report.document import Report
 from edgewise.report.rows import ArtifactFile
@@ -84,6 +86,59 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path, content: bytes) -> None:
         bundle.read(path)
     with pytest.raises(RequestError, match="edgewise bundle RUN"):
         bundle.read(tmp_path / "missing.pyz")
+
+
+def _repacked(bundled: Bundle, tmp_path: Path, change: Callable[[dict[str, Any]], None], compression: int = 0) -> Path:
+    """The bundle with another manifest, every digest in it right."""
+    path = tmp_path / "b.pyz"
+    with zipfile.ZipFile(bundled.path) as held, zipfile.ZipFile(path, "w", compression) as new:
+        document = json.loads(held.read("manifest.json"))
+        change(document)
+        for name in held.namelist():
+            new.writestr(name, json.dumps(document) if name == "manifest.json" else held.read(name))
+        for name in set(document["entries"]) - set(held.namelist()):
+            new.writestr(name, b"x")
+    return path
+
+
+def _entry(name: str) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        document["files"][0]["entries"].append(name)
+        document["entries"][name] = hashlib.sha256(b"x").hexdigest()
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["/", "../x", "files/../../x", "files/onnx/../../../x", "golden/x", "files//x"])
+def test_a_member_that_would_lie_elsewhere_is_refused_here_and_on_the_device(
+    bundled: Bundle, tmp_path: Path, name: str
+) -> None:
+    name = str(tmp_path / "x") if name == "/" else name
+    path = _repacked(bundled, tmp_path, _entry(name))
+    with pytest.raises(RequestError, match="outside its own folder"):
+        bundle.read(path)
+    contents = Contents(path)
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    if name.startswith(("/", "..", "files/..", "files/onnx/..")):
+        with pytest.raises(BundleError, match="outside its own folder"):
+            contents.unpack(contents.files[0], tmp_path / "a" / "b" / "c")
+    assert list(tmp_path.rglob("x")) == []
+
+
+def test_compressed_doubled_and_unlisted_members_are_refused(bundled: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="compressed"):
+        bundle.read(_repacked(bundled, tmp_path, lambda document: None, zipfile.ZIP_DEFLATED))
+    path = _repacked(bundled, tmp_path, lambda document: None)
+    bundle.read(path)
+    with pytest.warns(UserWarning), zipfile.ZipFile(path, "a") as twice:
+        twice.writestr("slice/labels.u16", b"other")
+    with pytest.raises(RequestError, match="one name"):
+        bundle.read(path)
+    path = _repacked(bundled, tmp_path, lambda document: document["entries"].pop(document["files"][0]["path"]))
+    with pytest.raises(RequestError, match="no digest"):
+        bundle.read(path)
+    with pytest.raises(BundleError, match="no digest"):
+        Contents(path)
 
 
 def _changed(run_folder: Path, tmp_path: Path) -> Path:
