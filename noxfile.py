@@ -257,7 +257,7 @@ def bench_training(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def faults(session: nox.Session) -> None:
     """Plants every fault, checks that its gate and no other catches it, and writes docs/fault-matrix.md."""
-    _install(session, "onnx,dev")
+    _install(session, "onnx,xnnpack,dev")
     session.run("python", "-m", "pytest", "tests/faults", *session.posargs, env={"EDGEWISE_WRITE_MATRIX": "1"})
 
 

@@ -52,6 +52,10 @@ def mute_metadata() -> Iterator[None]:
         yield
 
 
+_LARGEST = 2**30
+"""Bytes of an image's file: many times what the most pixels take that are decoded."""
+
+
 def check_image(path: Path) -> tuple[str, int]:
     """The file's SHA-256, and the pixels of its shorter side.
 
@@ -61,6 +65,8 @@ def check_image(path: Path) -> tuple[str, int]:
 
     try:
         with path.open("rb") as stream, mute_metadata():
+            if (size := path.stat().st_size) > _LARGEST:  # sparse, it would be read for hours
+                raise ValueError(f"a file of {size:,} bytes, more than any image has that is read here")
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             ended = _has_its_end(stream)
             stream.seek(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 
 
@@ -18,6 +19,8 @@ def quieten_libraries() -> None:
     logging.getLogger("torch.fx.experimental.symbolic_shapes").addFilter(_is_error)
     # Lightning asks for more data-loading workers; it is given no loader of its own to run.
     warnings.filterwarnings("ignore", module="lightning_fabric.*")
+    # What workers held that were killed with their run is put away by multiprocessing, in a process that takes these options.
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
     # torch's own record of a captured graph's inputs, told so whenever such a graph is copied.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
 

@@ -6,13 +6,17 @@ import argparse
 import contextlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgewise.store import finished
 from edgewise.store.entries import store_folder
 from edgewise.store.finished import FinishedRun
+
+if TYPE_CHECKING:
+    from edgewise.report.rows import Row
 
 _ASIDE = frozenset(("run", "parser", "command", "json", "debug", "dry_run", "log", "sign"))
 """Options that change nothing of what a run does; one that signs, or only plans, is never answered so."""
@@ -53,9 +57,12 @@ def survey_request(options: argparse.Namespace, recipe: Any) -> Survey | None:
     return None
 
 
-def remember_finished(survey: Survey | None, options: argparse.Namespace, recipe: Any, job: Any) -> None:
-    """Keep that the run ended, unless something that it rests on has changed meanwhile."""
-    if survey is None:
+def remember_finished(
+    survey: Survey | None, options: argparse.Namespace, recipe: Any, job: Any, rows: Sequence[Row]
+) -> None:
+    """Keep that the run ended, unless something that it rests on has changed meanwhile, or a busy machine left a row
+    undecided: the same command again measures that anew."""
+    if survey is None or any(map(_left_open_by_the_machine, rows)):
         return
     files = [Path(path) for path in survey.ground["files"]]
     with contextlib.suppress(OSError):
@@ -70,6 +77,11 @@ def remember_finished(survey: Survey | None, options: argparse.Namespace, recipe
             ended=time.time(),
         )
         finished.remember_run(job.store, survey.words, run)
+
+
+def _left_open_by_the_machine(row: Row) -> bool:
+    conditions = row.latency.conditions if row.latency else None
+    return row.gates.get("latency") == "not-checked" and conditions is not None and bool(conditions.disturbances)
 
 
 def say_unchanged(run: FinishedRun) -> str:

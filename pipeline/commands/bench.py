@@ -166,20 +166,22 @@ def speed_verdicts(timings: Sequence[Timing]) -> list[str]:
             lines.append(sentence)
     return [
         *lines,
-        *shared_remarks([(names[entry.artifact], remark) for entry in timings for remark in entry.remarks]),
+        *shared_remarks([(names[e.artifact], remark) for e in timings for remark in e.remarks], len(names)),
         "ms: median of one call; ratio: to the first file in the same run, below 1 is faster.",
     ]
 
 
-def shared_remarks(remarks: Sequence[tuple[str, str]]) -> list[str]:
-    """Remarks on files, (file, remark), each kind once: those that differ in their numbers alone with the least and the most."""
+def shared_remarks(remarks: Sequence[tuple[str, str]], count: int) -> list[str]:
+    """Remarks on files, (file, remark), each kind once: those that differ in their numbers alone with the least and the most.
+    ``count``: how many files there are."""
     kinds: dict[str, list[tuple[str, str]]] = {}
     for name, remark in remarks:
         kinds.setdefault(_NUMBER.sub("#", remark), []).append((name, remark))
     lines = []
     for kind in kinds.values():
         files = list(dict.fromkeys(name for name, _ in kind))
-        lines.append(f"{', '.join(files)}: {_with_spans([remark for _, remark in kind])}")
+        who = "all files" if len(files) == count > 1 else ", ".join(files)
+        lines.append(f"{who}: {_with_spans([remark for _, remark in kind])}")
     return lines
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.commands.console import PASSED, add_command, print_json, print_note
+from edgewise.commands.report import whole_files
 
 
 def add_parser(commands: Any) -> None:
@@ -24,8 +25,10 @@ def write_bundle(options: argparse.Namespace) -> int:
     """Write the bundle, and print what it holds."""
     from edgewise.device import bundle
     from edgewise.library_noise import quieten_libraries
+    from edgewise.report.document import Report
 
     quieten_libraries()
+    list(whole_files(Report.read(options.folder), options.folder, options.target or bundle.RUNS_ON_DEVICES))
     bundle_file = bundle.write(
         options.folder, options.target or (), options.images, options.out, say=print_note, data_name=options.data
     )

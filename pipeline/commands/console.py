@@ -31,6 +31,7 @@ def stop_when_terminated() -> None:
     import threading
 
     def terminate(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: None)  # asked again, it is putting things away already
         raise Terminated
 
     if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers

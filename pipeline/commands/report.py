@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--cyclonedx", action="store_true", help="also write a CycloneDX model card beside each file")
 
 
-def outcome_of(report: Any) -> int:
-    """The exit status of a report: passed where no gate failed and every target asked for has a file."""
-    targets_written = {artifact.target for artifact in report.artifacts}
-    missing = [name for name in report.recipe.get("targets", ()) if name not in targets_written]
-    for name in missing:
-        print_note(f"no file for {name}: the run did not come to one, or has not yet")
+def outcome_of(report: Any, name: str = "") -> int:
+    """The exit status of a report: passed where no gate failed and every target asked for has a file that was judged.
+    ``name``: of the run, where there are several."""
+    judged = {row.target for row in report.rows if row.step == "artifact"}
+    targets_written = {artifact.target for artifact in report.artifacts if artifact.target in judged}
+    missing = [target for target in report.recipe.get("targets", ()) if target not in targets_written]
+    of_run = f"{name}: " if name else ""
+    for target in missing:
+        print_note(f"{of_run}no file for {target}: the run did not come to one, or has not yet")
     has_failed = any(row.verdict == "fail" and row.kept for row in report.rows)
     return FAILED if has_failed or missing or not targets_written else PASSED
 
@@ -50,8 +54,7 @@ def print_report(report: Any, as_json: bool, page: Path) -> None:
 
 def show_again(options: argparse.Namespace) -> int:
     """Write the page once more, and print the table; of several runs one page and one line each."""
-    from edgewise.report.document import Report
-    from edgewise.report.page import write_html
+    from edgewise.report.document import refuse_damaged
 
     if len(options.folders) > 1:
         return compare_runs(options)
@@ -59,9 +62,16 @@ def show_again(options: argparse.Namespace) -> int:
         raise RequestError(
             "--out names the page of several runs side by side; of one run the page is report.html in its folder"
         )
-    (folder,) = options.folders
-    report = Report.read(folder)
+    with refuse_damaged(options.folders[0]):
+        return _show_run(options.folders[0], options)
+
+
+def _show_run(folder: Path, options: argparse.Namespace) -> int:
     from edgewise.device.intake import take_in
+    from edgewise.report.document import Report
+    from edgewise.report.page import write_html
+
+    report = Report.read(folder)
 
     intake = take_in(folder)
     if list(intake.rows) != report.devices:
@@ -79,10 +89,12 @@ def show_again(options: argparse.Namespace) -> int:
 def compare_runs(options: argparse.Namespace) -> int:
     """Lay several runs side by side on one page; FAILED where any of them failed."""
     from edgewise.report import side_by_side
+    from edgewise.report.document import refuse_damaged
     from edgewise.report.summary import SYMBOLS, summarize
 
     runs = side_by_side.named_reports(options.folders)
-    page = side_by_side.write_comparison(runs, options.out or options.folders[0] / side_by_side.FILE)
+    with refuse_damaged(Path(" or ".join(map(str, options.folders)))):
+        page = side_by_side.write_comparison(runs, options.out or options.folders[0] / side_by_side.FILE)
     if options.json:
         print_json({"runs": {name: report.to_json() for name, report in runs}})
     else:
@@ -90,18 +102,29 @@ def compare_runs(options: argparse.Namespace) -> int:
             summary = summarize(report)
             print(f"{SYMBOLS[summary.verdict]} {name}: {summary.title}. {summary.best}".rstrip())
         print(f"Side by side: {page}")
-    return max(outcome_of(report) for _, report in runs)
+    return max(outcome_of(report, name) for name, report in runs)
 
 
 def write_model_cards(report: Any, folder: Path) -> None:
     """A CycloneDX model card beside each of the report's files. Raises EvidenceError for one whose card is lost or changed."""
+    from edgewise.verify import card, model_card
+
+    for path in whole_files(report, folder):
+        print_note(f"wrote {model_card.write(path, card.read(path))}")
+
+
+def whole_files(report: Any, folder: Path, wanted: Container[str] | None = None) -> Iterator[Path]:
+    """The report's files, for the targets ``wanted`` (None: for all), each held against its manifest.
+
+    Raises EvidenceError for one that is not what the run wrote, or lies outside its folder.
+    """
     from edgewise.errors import EvidenceError
-    from edgewise.verify import card, manifest, model_card
+    from edgewise.verify import manifest
 
     for artifact in report.artifacts:
         path = folder / artifact.path
         if not path.resolve().is_relative_to(folder.resolve()):
             raise EvidenceError(f"the report in {folder} names a file outside of it: {artifact.path}")
-        if wrong := manifest.problems(path, manifest.read(path)):
-            raise EvidenceError(f"{path} is not the file that was verified: {'; '.join(map(str, wrong))}")
-        print_note(f"wrote {model_card.write(path, card.read(path))}")
+        if wanted is None or artifact.target in wanted:
+            manifest.require_whole(path)
+            yield path

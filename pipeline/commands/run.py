@@ -118,10 +118,12 @@ def _run_watched(options: argparse.Namespace, watch: Watch) -> int:
     from edgewise.commands.request import request_recipe, resolve_request
 
     _check_key(options)
+    watch.begin("looking whether this has been run")
     if (kept := again.recall_finished(options)) is not None:
         watch.say(again.say_unchanged(kept))
         return _show_kept(kept.out, options)
     recipe = request_recipe(options, watch.begin)
+    watch.begin("reading the files that the run rests on")
     survey = again.survey_request(options, recipe)
     job = resolve_request(options, recipe, watch.begin)
     from edgewise.run import run
@@ -148,7 +150,7 @@ def _run_watched(options: argparse.Namespace, watch: Watch) -> int:
     from edgewise.report.page import write_html
 
     page = write_html(report, job.out)
-    again.remember_finished(survey, options, recipe, job)
+    again.remember_finished(survey, options, recipe, job, report.rows)
     print_report(report, options.json, page)
     return outcome_of(report)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgewise import targets
-from edgewise.errors import EvidenceError, RequestError
+from edgewise.errors import RequestError
 from edgewise.files import parts
 from edgewise.files.isolated import call_remotely
 from edgewise.files.open import open_runtime, refuse_without_runtime
@@ -24,6 +25,7 @@ from edgewise.measure.latency import Interleaved, measure
 from edgewise.measure.speed import speed_verdict
 from edgewise.targets import Runner, TellsInput
 from edgewise.verify import card, manifest
+from edgewise.verify.held import hold_copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ class Subject:
     """A file that is to be timed."""
 
     path: Path
+    file: Path
+    """What is opened: the very bytes that were held against the digests; of a file without a card itself."""
     target: str
     images: tuple[Tensor, ...]
     """What it may be fed, [1, …]: the first that it takes. Empty: what its runtime says that it takes."""
@@ -89,14 +93,15 @@ def compare_speed(
         raise RequestError(
             f"--batch: wanted 1 to {_MOST_IMAGES:,} images, found {' '.join(map(str, batches)) or 'none'}"
         )
-    subjects = list({path: _open_subject(path, size) for path in paths}.values())
     rows = []
-    for count in dict.fromkeys(threads):
-        with call_remotely(_Timer, count, what="timing") as timer:
-            for subject in subjects:
-                timer(subject)
-            for batch in dict.fromkeys(batches):
-                rows += _timings_of(subjects, timer((seconds, batch)), count, batch)
+    with ExitStack() as copies:
+        subjects = list({path: _open_subject(path, size, copies) for path in paths}.values())
+        for count in dict.fromkeys(threads):
+            with call_remotely(_Timer, count, what="timing") as timer:
+                for subject in subjects:
+                    timer(subject)
+                for batch in dict.fromkeys(batches):
+                    rows += _timings_of(subjects, timer((seconds, batch)), count, batch)
     return rows
 
 
@@ -152,7 +157,7 @@ class _Timer:
                 for name, (runner, image) in self.opened.items()
             }
             return measure(calls, seconds=seconds, threads=self.threads)
-        runner = open_runtime(targets.get(given.target), given.path, self.threads)
+        runner = open_runtime(targets.get(given.target), given.file, self.threads)
         self.opened[str(given.path)] = runner, _accepted_image(given, runner)
         return None
 
@@ -185,21 +190,21 @@ def _blank_input(path: Path, runner: Runner) -> Tensor:
     return torch.zeros(1, *(side for side in sides[1:] if side is not None), dtype=types[kind])
 
 
-def _open_subject(path: Path, size: Size | None) -> Subject:
+def _open_subject(path: Path, size: Size | None, copies: ExitStack) -> Subject:
+    """A file as it is timed; its copy lasts as long as ``copies``."""
     if not parts.is_artifact(path):
         raise RequestError(f"there is no file {path}" if not path.exists() else f"{path} is no regular file")
     if not card.path_of(path).exists():
         return _open_without_card(path, size)
-    wrong = manifest.problems(path, manifest.read(path))
-    if wrong:
-        raise EvidenceError(f"{path} is not the file that was verified: {'; '.join(map(str, wrong))}")
-    read_card = card.read(path)
+    manifest.require_whole(path)
+    copy = copies.enter_context(hold_copy(path))
+    read_card = card.read(copy)
     side = size or read_card.input_shape[1:]
     if not read_card.takes(side):
         raise RequestError(f"{path} was written for other image sizes than {show_size(side)}; its card names them")
     refuse_without_runtime(targets.get(read_card.target), path)
     image = blank_image((read_card.input_shape[0], *side), read_card.fed)
-    return Subject(path=path, target=read_card.target, images=(image,), trusted=True)
+    return Subject(path=path, file=copy, target=read_card.target, images=(image,), trusted=True)
 
 
 def _open_without_card(path: Path, size: Size | None) -> Subject:
@@ -210,7 +215,7 @@ def _open_without_card(path: Path, size: Size | None) -> Subject:
             kinds: tuple[Fed, ...] = ("normalised", "bytes")
             pairs = [(channels, encoding) for encoding in kinds for channels in (3, 1)] if size else []
             images = tuple(blank_image((channels, *size), encoding) for channels, encoding in pairs) if size else ()
-            return Subject(path=path, target=name, images=images, trusted=False)
+            return Subject(path=path, file=path, target=name, images=images, trusted=False)
     raise RequestError(
         f"{path}: no runtime on this machine reads {path.suffix or 'such'} files, so it has no time here"
     )
@@ -234,13 +239,14 @@ def profile_files(paths: Sequence[Path], threads: int) -> dict[str, dict[str, fl
     """
     profiles = {}
     for path in paths:
-        subject = _open_subject(path, None)
-        if targets.get(subject.target).profile is None:
-            raise RequestError(
-                f"{path}: the runtime of {subject.target} tells no time by operator; leave --profile out for it"
-            )
-        with call_remotely(_Profiler, threads, what=f"profiling {path}") as profiler:
-            profiles[str(path)] = profiler(subject)
+        with ExitStack() as copies:
+            subject = _open_subject(path, None, copies)
+            if targets.get(subject.target).profile is None:
+                raise RequestError(
+                    f"{path}: the runtime of {subject.target} tells no time by operator; leave --profile out for it"
+                )
+            with call_remotely(_Profiler, threads, what=f"profiling {path}") as profiler:
+                profiles[str(path)] = profiler(subject)
     return profiles
 
 
@@ -252,8 +258,8 @@ class _Profiler:
         profile = targets.get(subject.target).profile
         assert profile is not None
         image = subject.images[0] if subject.images else _blank_of(subject)
-        return dict(profile(subject.path, image, self.threads))
+        return dict(profile(subject.file, image, self.threads))
 
 
 def _blank_of(subject: Subject) -> Tensor:
-    return _blank_input(subject.path, open_runtime(targets.get(subject.target), subject.path))
+    return _blank_input(subject.path, open_runtime(targets.get(subject.target), subject.file))

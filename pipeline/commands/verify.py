@@ -69,7 +69,7 @@ def inspect_layers(options: argparse.Namespace) -> Any:
     from edgewise.verify.parity import make_inspector, parity_table
 
     with call_remotely(make_inspector, what=f"comparing the layers of {options.artifact.name}") as inspect:
-        parity = inspect(options.artifact, options.data, options.checkpoint, options.model)
+        parity = inspect(options.artifact, options.data, options.checkpoint, options.model, options.key)
     if not options.json:
         from rich.console import Console
 

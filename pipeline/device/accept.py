@@ -67,6 +67,9 @@ def _device_row(row: Measured, file: BundledFile, result: Result, bundle: Manife
         time = timing.time_of(row, _baseline(row, result, bundle), result, kind)
         findings = [on_accuracy, *([] if on_golden is None else [on_golden])]
     finding = _worst_finding(findings)
+    if file.failure:
+        # No verdict on the device: what failed there may have been the host's time.
+        finding = _Finding(finding.verdict, f"{finding.reason}; the run that wrote it failed it: {file.failure}")
     runtime = row.runtime
     return DeviceRow(
         device=name,
@@ -129,7 +132,7 @@ def _on_accuracy(row: Measured, file: BundledFile, bundle: Manifest) -> tuple[Ac
         return accuracy, _Finding("not-checked", "nothing on the host could evaluate this file to compare with")
     host = decode_classes(file.host_answers) == labels
     accuracy = statistics.judge_top1(correct, host)
-    return accuracy, _judge_accuracy(accuracy, file)
+    return accuracy, _judge_accuracy(accuracy, file, bundle)
 
 
 def _classes(row: Measured, count: int, classes: int) -> NDArray[np.int64]:
@@ -153,18 +156,22 @@ def _check_claim(row: Measured, correct: NDArray[np.bool_]) -> None:
         )
 
 
-def _judge_accuracy(accuracy: Accuracy, file: BundledFile) -> _Finding:
+def _judge_accuracy(accuracy: Accuracy, file: BundledFile, bundle: Manifest) -> _Finding:
     versus, tolerance = accuracy.vs_baseline, f"{100 * file.max_drop:.2f} points allowed"
     n = f"n = {accuracy.n:,}"
     verdict = fall_verdict(versus.delta, versus.ci95, versus.p_value, file.max_drop)
     if verdict == "fail":
         return _Finding("fail", f"top-1 is {-100 * versus.delta:.2f} points below the host's, {tolerance} ({n})")
     if verdict == "not-checked":
+        more = (
+            "the test set has no more"
+            if bundle.slice.available == bundle.slice.count
+            else "take more along with edgewise bundle --images"
+        )
         worst = f"{-100 * versus.ci95[0]:.2f} points"
         return _Finding(
             "not-checked",
-            f"{accuracy.n:,} images cannot exclude a fall of {worst} from the host's, {tolerance}: take more along with "
-            "edgewise bundle --images",
+            f"{accuracy.n:,} images cannot exclude a fall of {worst} from the host's, {tolerance}: {more}",
         )
     return _Finding("pass", f"top-1 differs by {100 * versus.delta:+.2f} points from the host's, {tolerance} ({n})")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from edgewise import calib_data, targets
@@ -18,8 +19,10 @@ from edgewise.device.manifest import BundledFile, Golden, Manifest, Slice
 from edgewise.device.runner.contents import tensors
 from edgewise.errors import RequestError
 from edgewise.files import parts
+from edgewise.files.isolated import call_remotely
 from edgewise.report.document import Report
 from edgewise.store.entries import file_digest
+from edgewise.store.reading import read_regular
 
 if TYPE_CHECKING:
     from edgewise.calib_data import Data
@@ -28,6 +31,12 @@ if TYPE_CHECKING:
 IMAGES = 1000
 """Labelled images that a bundle takes along unless asked for more; a set that has fewer comes whole."""
 MOST_CLASSES = 65_536
+LARGEST = 2**32
+"""Bytes of a bundle: a zip without extensions, which phones read too, holds no more."""
+_NOTHING = (
+    "none: the run stopped before it wrote one, or had no target. Its report says which; run the recipe again with --target "
+    "onnx, and with --keep-going where a step failed"
+)
 RUNS_ON_DEVICES = ("onnx", "ort", "xnnpack", "coreml")
 """Targets whose files a runner, or a phone's own program, can run."""
 
@@ -76,9 +85,19 @@ def write(
     index = host_answers.choose(data, images or IMAGES)
     entries: dict[str, bytes] = {"slice/images.u8": index.images.tobytes(), "slice/labels.u16": index.label_bytes}
     files = []
-    for source in sources:
-        say(f"running {source.name} on {len(index.labels)} images")
-        files.append(_bundle_file(source, index, data, entries, _is_baseline(source, sources)))
+    with call_remotely(host_answers.make_answerer, what=f"running the files of {run}") as answer:
+        for source in sources:
+            say(f"running {source.name} on {len(index.labels)} images")
+            if source.card.failure:
+                say(f"{source.name} failed in its run: {source.card.failure}")
+            try:
+                given = answer(source.path, source.card, index)
+            except host_answers.NotFinite as error:
+                say(f"{source.name} is left out: {error}")
+            else:
+                files.append(_bundle_file(source, given, data, entries, _is_baseline(source, sources)))
+    if not files:
+        raise RequestError(f"{run} has no file whose answers are finite numbers; measure a run whose files passed")
     contents = Manifest(
         schema=device_manifest.SCHEMA,
         run=str(report.recipe.get("name", "")),
@@ -101,7 +120,7 @@ def _delivered_files(run: Path, report: Report, wanted: Sequence[str]) -> list[_
         have = sorted({entry.target for entry in report.artifacts})
         raise RequestError(
             f"{run} has no file that runs on a device: wanted one for {', '.join(RUNS_ON_DEVICES)}, found "
-            f"{', '.join(have) or 'none'}. Run the recipe with --target onnx"
+            + (f"{', '.join(have)}. Run the recipe with --target onnx" if have else _NOTHING)
         )
     unknown = sorted(set(wanted) - {entry.target for entry in there})
     if unknown:
@@ -139,7 +158,8 @@ def _load_data(name: str, sources: Sequence[_Source]) -> Data:
     from edgewise.images import resized
 
     card = sources[0].card
-    data = calib_data.load(name, card.seed)
+    complete, _ = calib_data.with_options(name, card.images)
+    data = _numbered(calib_data.load(complete, card.seed), card.classes)
     if data.shape != card.input_shape:
         data = resized.resize_data(data, card.input_shape[1:])
     for source in sources:
@@ -150,6 +170,16 @@ def _load_data(name: str, sources: Sequence[_Source]) -> Data:
     return data
 
 
+def _numbered(data: Data, classes: Sequence[str]) -> Data:
+    """The data under the numbers of the card's classes; as it is where a recipe gave its classes other names."""
+    try:
+        return calib_data.named_as(data, classes)
+    except calib_data.DataError:
+        if len(classes) == len(data.classes):
+            return data
+        raise
+
+
 def _is_baseline(source: _Source, sources: Sequence[_Source]) -> bool:
     """The first float32 file of its target; where there is none, the first."""
     own = [other for other in sources if other.card.target == source.card.target]
@@ -157,11 +187,12 @@ def _is_baseline(source: _Source, sources: Sequence[_Source]) -> bool:
 
 
 def _bundle_file(
-    source: _Source, chosen: host_answers.Chosen, data: Data, entries: dict[str, bytes], baseline: bool
+    source: _Source, given: tuple[Any, str], data: Data, entries: dict[str, bytes], baseline: bool
 ) -> BundledFile:
+    """``given``: the classes that the file answered here, and the grade of what ran it."""
     card = source.card
     own = _add_files(source.path, f"files/{card.target}", entries)
-    classes, grade = host_answers.classes(source.path, card, chosen)
+    classes, grade = given
     channels = data.shape[0]
     return BundledFile(
         name=source.name,
@@ -181,6 +212,7 @@ def _bundle_file(
         golden=_add_golden(source, entries),
         host_answers=host_answers.encode_classes(classes) if classes is not None else "",
         host_grade=grade,
+        failure=card.failure,
     )
 
 
@@ -228,6 +260,7 @@ def _describe_slice(chosen: host_answers.Chosen, data: Data, name: str) -> Slice
         data=name,
         data_digest=data.digest,
         labels=host_answers.encode_classes(chosen.labels),
+        available=len(data.test),
     )
 
 
@@ -243,17 +276,39 @@ def _runtime_versions(names: set[str]) -> dict[str, Any]:
 def read(path: Path) -> Bundle:
     """A bundle that was written before. Raises RequestError for a file that is none, or is damaged."""
     try:
-        content = path.read_bytes()
-        with zipfile.ZipFile(path) as archive_file:
+        content = read_regular(path, LARGEST)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive_file:
+            _check_members(archive_file)
             manifest = device_manifest.parse(archive_file.read("manifest.json"), str(path))
+            _check_paths(manifest)
             wrong = [n for n, d in manifest.entries.items() if hashlib.sha256(archive_file.read(n)).hexdigest() != d]
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}; write it with: edgewise bundle RUN") from error
-    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, EOFError, RuntimeError) as error:
         raise RequestError(f"{path} is no whole bundle ({error}); write it again with: edgewise bundle RUN") from error
     if wrong:
         raise RequestError(f"{path} is damaged: {wrong[0]} differs from what was written; write it again")
     return Bundle(path=path, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content), manifest=manifest)
+
+
+def _check_members(archive_file: zipfile.ZipFile) -> None:
+    """A bundle's members are as ``archive.pack`` writes them: not compressed, so that none is larger than the bundle, each
+    name once. Raises ValueError."""
+    names = [member.filename for member in archive_file.infolist()]
+    if len(set(names)) < len(names):
+        raise ValueError("two of its members have one name")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in archive_file.infolist()):
+        raise ValueError("its members are compressed, which a bundle's are not")
+
+
+def _check_paths(manifest: Manifest) -> None:
+    """What is laid onto a disk lies in the bundle's own folders, and is held against a digest. Raises ValueError."""
+    for file in manifest.files:
+        for name in (file.path, *file.entries):
+            if not name.startswith("files/") or ".." in name.split("/") or PurePosixPath(name).as_posix() != name:
+                raise ValueError(f"it would write a file outside its own folder: {name!r:.80}")
+        if unlisted := [name for name in file.entries if name not in manifest.entries]:
+            raise ValueError(f"its manifest holds no digest of {unlisted[0]!r:.80}")
 
 
 def without_files(bundle: Manifest, names: Sequence[str]) -> Manifest:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgewise.errors import RequestError
 from edgewise.images.preprocess import Fed
 from edgewise.store.json_values import decode
+from edgewise.store.reading import read_json
 
 T = TypeVar("T")
 
@@ -63,17 +63,23 @@ class CardFacts:
     softmax: bool = False
     golden: Record | None = None
     precision: str = ""
+    failure: str = ""
+    """Why the run failed the file; empty where it did not."""
+    images: Mapping[str, Any] = field(default_factory=dict)
+    """How the images were prepared, as a reader's options; empty for a card that does not say."""
 
 
 def read(artifact: Path) -> CardFacts:
     """Of the card beside a file. Raises RequestError where there is none or it is damaged."""
     place = artifact.with_name(artifact.name + ".card.json")
     try:
-        document: Any = json.loads(place.read_text(encoding="utf-8"))
+        document: Any = read_json(place)
         if not isinstance(document, Mapping):
             raise ValueError("wanted an object")
         fields = _known_fields(CardFacts, document)
-        fields["precision"] = (document.get("row") or {}).get("precision") or ""
+        row = document.get("row") or {}
+        fields["precision"] = row.get("precision") or ""
+        fields["failure"] = (row.get("reason") or "its verdict is fail") if row.get("verdict") == "fail" else ""
         if fields.get("golden") is not None:
             fields["golden"] = _known_fields(Record, fields["golden"])
         return decode(CardFacts, fields, place.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,15 @@ from numpy.typing import NDArray
 
 from edgewise import targets
 from edgewise.device.card_facts import CardFacts
+from edgewise.errors import EdgewiseError
 
 if TYPE_CHECKING:
     from edgewise.calib_data import Data
     from edgewise.targets import Runner
+
+
+class NotFinite(EdgewiseError, ValueError):
+    """A file answers with what is no number; the message says to how many images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +48,16 @@ def choose(data: Data, count: int) -> Chosen:
     return Chosen(images=data.test.batch(index).numpy(), labels=data.test.labels[index].numpy())
 
 
+def make_answerer() -> Callable[..., tuple[NDArray[np.int64] | None, str]]:
+    """``classes``, for a process of its own, which a runtime may die in."""
+    return classes
+
+
 def classes(artifact: Path, card: CardFacts, chosen: Chosen) -> tuple[NDArray[np.int64] | None, str]:
-    """The class that the best evaluator on this host gives each image, and its grade; None and "" where there is none."""
+    """The class that the best evaluator on this host gives each image, and its grade; None and "" where there is none.
+
+    Raises NotFinite for a file whose answers name no class.
+    """
     import torch
 
     from edgewise.images.normalise import feed_images
@@ -52,9 +66,14 @@ def classes(artifact: Path, card: CardFacts, chosen: Chosen) -> tuple[NDArray[np
     if runner is None:
         return None, ""
     answers: list[NDArray[np.int64]] = []
+    unusable = 0
     for start in range(0, len(chosen.labels), 64):
         images = feed_images(torch.from_numpy(chosen.images[start : start + 64].copy()), card, card.fed)
-        answers.append(runner(images).argmax(1).numpy())
+        logits = runner(images)
+        unusable += int((~logits.isfinite()).any(1).sum())
+        answers.append(logits.argmax(1).numpy())
+    if unusable:
+        raise NotFinite(f"its answers to {unusable:,} of {len(chosen.labels):,} images are no finite numbers")
     return np.concatenate(answers), grade
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from edgewise.errors import RequestError
 from edgewise.images.preprocess import Fed
 from edgewise.store.json_values import decode, encode
+from edgewise.store.reading import LARGEST_JSON, parse_json, read_regular
 from edgewise.store.whole import write_whole
 
 SCHEMA = 1
@@ -58,6 +59,8 @@ class BundledFile:
     """The class that the host's runtime gave each image of the slice, four hexadecimal digits each; empty: none could."""
     host_grade: str
     """``runtime`` or ``reference``; empty where nothing on the host could evaluate it."""
+    failure: str = ""
+    """Why the run that wrote it failed it; empty where it did not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,8 @@ class Slice:
     data_digest: str
     labels: str
     """Four hexadecimal digits an image."""
+    available: int = 0
+    """Labelled test images that there are; 0 where a bundle does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +116,17 @@ def find_kept(run: Path, digest: str) -> Manifest | None:
     place = _kept_path(run, digest)
     if not place.is_file():
         return None
-    return parse(place.read_bytes(), str(place))
+    try:
+        content = read_regular(place, LARGEST_JSON)
+    except (OSError, ValueError) as error:
+        raise RequestError(f"cannot read {place}: {error}. Write the bundle again") from error
+    return parse(content, str(place))
 
 
 def parse(content: bytes, where: str) -> Manifest:
     """A manifest again. Raises RequestError for one that is damaged or of another version."""
     try:
-        document: Any = json.loads(content)
+        document: Any = parse_json(content)
         if isinstance(document, Mapping) and document.get("schema") != SCHEMA:
             raise ValueError(f"wanted schema {SCHEMA}, found {document.get('schema')!r}")
         return decode(Manifest, document, "manifest")

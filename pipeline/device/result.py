@@ -5,7 +5,7 @@ Times that end in ``_ns`` are nanoseconds, ``_ms`` milliseconds; memory is bytes
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 from edgewise.errors import EdgewiseError
 from edgewise.store.json_values import decode
+from edgewise.store.reading import parse_json, read_regular
 
 SCHEMA = 1
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 MOST_BYTES = 16_000_000
 
 
@@ -164,11 +166,12 @@ class Result:
 def read(path: Path) -> Result:
     """The result in a file. Raises ResultError for what is none."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ResultError(f"{path}: wanted a result of at most {MOST_BYTES:,} bytes, found {path.stat().st_size:,}")
-        return parse(path.read_bytes(), str(path))
+        content = read_regular(path, MOST_BYTES)
     except OSError as error:
         raise ResultError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ResultError(f"cannot read {path} as a device's result: {error}") from error
+    return parse(content, str(path))
 
 
 def parse(content: bytes, where: str) -> Result:
@@ -176,14 +179,14 @@ def parse(content: bytes, where: str) -> Result:
     if len(content) > MOST_BYTES:
         raise ResultError(f"{where}: wanted a result of at most {MOST_BYTES:,} bytes, found {len(content):,}")
     try:
-        document: Any = json.loads(content)
+        document: Any = parse_json(content)
         if isinstance(document, Mapping) and document.get("schema") != SCHEMA:
             raise ValueError(f"wanted schema {SCHEMA}, found {document.get('schema')!r}")
         decoded = decode(Result, document, "result")
-    except RecursionError as error:
-        raise ResultError(f"{where} is no result of a device: nested too deeply") from error
     except ValueError as error:
         raise ResultError(f"{where} is no whole result of a device: {error}. Measure again") from error
+    if _DIGEST.fullmatch(decoded.bundle_sha256) is None:  # it is looked up as a file's name
+        raise ResultError(f"{where}: wanted the SHA-256 of a bundle, found {decoded.bundle_sha256!r:.80}")
     if not decoded.finished:
         raise ResultError(f"{where} is not finished: run the same command again, it goes on from there")
     return decoded

@@ -29,5 +29,5 @@ def size(artifact: Path) -> int:
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether a path can be a written file: a regular file, or a folder; no pipe, no device."""
-    return path.is_file() or path.is_dir()
+    """Whether a path can be a written file: a regular file, or a folder with a name; no pipe, no device."""
+    return path.name not in ("", "..") and (path.is_file() or path.is_dir())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgewise.errors import RequestError
+from edgewise.errors import EdgewiseError, RequestError
 from edgewise.report.advice import Advice, advise_on_run
 from edgewise.report.devices import DeviceRow
 from edgewise.report.recommend import Recommendation
@@ -128,6 +129,23 @@ class Report:
             raise RequestError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from error
         except ValueError as error:
             raise RequestError(f"{path} is no report: {error}") from error
+
+
+@contextlib.contextmanager
+def refuse_damaged(folder: Path) -> Iterator[None]:
+    """While a report that was read is laid out: raise RequestError for values in it that no run writes.
+
+    What steps tell about themselves (``facts``), and recipes' fields, have no type of their own to be held against.
+    """
+    try:
+        yield
+    except (EdgewiseError, OSError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RequestError(
+            f"{folder / FILE} holds a value that no run writes ({type(error).__name__}: {error}); run the recipe again, or see "
+            "with --debug where it is used"
+        ) from error
 
 
 def _read_each(value: object, where: str, read: Callable[[object, str], T]) -> list[T]:

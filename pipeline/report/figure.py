@@ -116,6 +116,8 @@ class BarTable:
     names: tuple[str, ...]
     colours: tuple[str, ...]
     columns: tuple[Bars, ...]
+    one_scale: bool = False
+    """Whether all columns hold the same quantity, so that bars of one length stand for one value."""
     told: tuple[str, ...] = ()
     """More about each row, shown to whoever points at it; empty: nothing more."""
     groups: tuple[str, ...] = ()

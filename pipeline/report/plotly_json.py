@@ -59,6 +59,7 @@ def _read_bars(traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -
         names=tuple(names[i] for i in order),
         colours=tuple(_colour(colours[i], 0) for i in order),
         columns=tuple(columns),
+        one_scale=len({trace.get(f"{values_at}axis") for trace in traces}) == 1,
         told=tuple(_strip_html(hovers[i]) for i in order),
     )
 

@@ -55,6 +55,8 @@ def draw_bars(table: BarTable) -> Markup:
         SubElement(head, "th", {"scope": "col"}).text = column.title
     body = SubElement(root, "tbody")
     rooms = [_column_range(column) for column in table.columns]
+    if table.one_scale:
+        rooms = [(min(low for low, _ in rooms), max(high for _, high in rooms))] * len(rooms)
     for index, name in enumerate(table.names):
         attributes = {"data-group": table.groups[index]} if table.groups else {}
         if table.told and table.told[index]:
@@ -169,12 +171,16 @@ def _places_of_names(panel: Panel) -> list[tuple[int, int]]:
     marks = [(panel.x.place(mark.x) * _GUESSED_WIDTH, _pixels_down(panel, mark.y)) for mark in panel.marks]
     occupied_boxes, places = [(x, y, 7.0, 7.0) for x, y in marks], []
     for mark, (x, y) in zip(panel.marks, marks, strict=True):
-        wide = 3.5 * len(mark.name)
+        wide = 3.5 * len(mark.name) + _GAP
         boxes = [(x + dx + (wide if dx > 0 else -wide if dx < 0 else 0), y + dy - 4, wide, 6.0) for dx, dy in _NEAR]
         best = min(range(len(_NEAR)), key=lambda place: (_count_overlaps(boxes[place], occupied_boxes), place))
         occupied_boxes.append(boxes[best])
         places.append(_NEAR[best])
     return places
+
+
+_GAP = 3.0
+"""Pixels beside a name, so that two of them do not read as one number."""
 
 
 def _count_overlaps(box: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +28,17 @@ from edgewise.measure.memory import ColdStart
 from edgewise.measure.values import Latency
 from edgewise.report.watch import Watch
 from edgewise.run.job import Job
-from edgewise.store.entries import Entry, Store, key_of
+from edgewise.store.entries import Entry, Key, Store, key_of
 from edgewise.store.json_values import decode, encode_fields
 from edgewise.store.machine import machine_name
 from edgewise.store.sources import code_of
 from edgewise.store.whole import copy_whole, replace_whole
 from edgewise.targets import Artifact, Packaging, Precision, Target
 from edgewise.verify import layerwise
+from edgewise.verify.gates import Finding
+
+_ATTEMPTS = 20
+"""Measurements of one pair of files that are kept, at most."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +175,35 @@ class Files:
             raise LoweringError(f"{target.name}: the written file cannot be loaded: {handle.reason}")
         return handle
 
-    def latency(self, target: Target, ours: File, baseline: File) -> tuple[Latency, float]:
-        """Batch-1 latency of a file against the baseline's on the same target, and the seconds taken."""
-        key = key_of(
+    def judged_latency(
+        self, target: Target, ours: File, baseline: File, judge: Callable[[Latency], Finding]
+    ) -> tuple[Latency, float, Finding]:
+        """As ``latency``, with what ``judge`` finds. Times of a busy machine that left it open are measured again, once a run:
+        the machine may be free now."""
+        seconds = 0.0
+        for attempt in range(_ATTEMPTS):
+            fresh = self.store.find(self._latency_key(target, ours, baseline, attempt)) is None
+            timing, taken = self.latency(target, ours, baseline, attempt)
+            seconds, finding = seconds + taken, judge(timing)
+            disturbed = timing.conditions is not None and bool(timing.conditions.disturbances)
+            if fresh or finding.verdict != "not-checked" or not disturbed:
+                break
+        return timing, seconds, finding
+
+    def latency(self, target: Target, ours: File, baseline: File, attempt: int = 0) -> tuple[Latency, float]:
+        """Batch-1 latency of a file against the baseline's on the same target, and the seconds taken. ``attempt``: how often
+        it was measured before."""
+
+        def make(folder: Path, _: Path) -> None:
+            timing = self._time(target, ours, baseline)
+            (folder / "latency.json").write_text(json.dumps(encode_fields(timing)), encoding="utf-8")
+
+        entry = self.store.keep(self._latency_key(target, ours, baseline, attempt), make)
+        record = json.loads((entry.path / "latency.json").read_text(encoding="utf-8"))
+        return decode(Latency, record), entry.seconds
+
+    def _latency_key(self, target: Target, ours: File, baseline: File, attempt: int) -> Key:
+        return key_of(
             kind="latency",
             ours=ours.digest,
             baseline=baseline.digest,
@@ -182,15 +212,8 @@ class Files:
             machine=machine_name(),
             versions=targets.versions(targets.packages(target)),
             code=code_of(measure_latency, statistics),
+            **({"attempt": attempt} if attempt else {}),
         )
-
-        def make(folder: Path, _: Path) -> None:
-            timing = self._time(target, ours, baseline)
-            (folder / "latency.json").write_text(json.dumps(encode_fields(timing)), encoding="utf-8")
-
-        entry = self.store.keep(key, make)
-        record = json.loads((entry.path / "latency.json").read_text(encoding="utf-8"))
-        return decode(Latency, record), entry.seconds
 
     def _time(self, target: Target, ours: File, baseline: File) -> Latency:
         image = feed_images(self.job.data.test.batch(torch.tensor([0])), self.job.spec, self.job.recipe.preprocess.fed)

@@ -44,7 +44,6 @@ class Delivered:
 
 def write(delivered: Delivered, row: Row, job: Job) -> None:
     """Write the card beside a delivered file."""
-    answers = delivered.answers
     sizes = job.recipe.packaging.sizes
     names = _tensor_names(delivered.artifact, row, job)
     card = Card(
@@ -84,11 +83,17 @@ def write(delivered: Delivered, row: Row, job: Job) -> None:
         sizes=sizes.choices[1:] if sizes else (),
         ranged=bool(sizes and sizes.ranged),
         images=job.data.options,
-        answers=() if answers is None else tuple(tuple(answer) for answer in answers[:PROBES].tolist()),
+        answers=_probe_answers(delivered.answers),
     )
     text = json.dumps(encode(card), indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(path_of(delivered.artifact), text.encode())
     write_usage(delivered.artifact, card)
+
+
+def _probe_answers(answers: Tensor | None) -> tuple[tuple[float, ...], ...]:
+    """Of the first test images; none where one is no finite number, which a card cannot hold."""
+    probes = None if answers is None else answers[:PROBES]
+    return () if probes is None or not probes.isfinite().all() else tuple(map(tuple, probes.tolist()))
 
 
 def _tensor_names(artifact: Path, row: Row, job: Job) -> tuple[str, str] | None:

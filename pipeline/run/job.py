@@ -111,9 +111,10 @@ def resolve_recipe(recipe: Recipe, out: Path | None = None, note: Callable[[str]
     note("looking at what can be cut")
     check_budgets(recipe, start_state.model, probe_images(data, spec), spec, data)
     place = Path("runs") / recipe.name if out is None else out
+    store = store_folder()
+    _check_apart(place, store)
     _check_writable(place)
     check_owner(place, recipe.describe(), data.digest)
-    store = store_folder()
     _check_store(store)
     by_batches = _rehearse_user_network(base, start_state.model, spec, data, recipe, chosen_targets, store)
     return Job(
@@ -319,6 +320,14 @@ def _check_alone(network: nn.Module, spec: Spec, data: Data, recipe: Recipe) -> 
     from edgewise.run.dry_run import check_batches
 
     check_batches(network, probe_images(data, spec), recipe)
+
+
+def _check_apart(place: Path, store: Path) -> None:
+    """Raise RequestError where a report would be written among the kept results, or they among its files."""
+    if place.resolve().is_relative_to(store.resolve()):
+        raise RequestError(
+            f"{place} is where results are kept; choose another folder with --out, or name another with EDGEWISE_STORE"
+        )
 
 
 def _check_writable(place: Path) -> None:

@@ -113,7 +113,7 @@ def _crowding(costs: Estimate, load: float) -> list[str]:
         return []
     return [
         f"others use this machine ({load:.1f} programs at work for each processor), and the {threads} threads that train here wait "
-        "for each other: that can take many times as long. One alone does not: OMP_NUM_THREADS=1 before the command"
+        "for each other, which can take many times as long. A single one waits for nobody: OMP_NUM_THREADS=1 before the command"
     ]
 
 

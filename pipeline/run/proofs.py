@@ -49,7 +49,8 @@ class Answered:
     agreement: Agreement
     elsewhere: Sequence[AtSize]
     """At the other image sizes that it accepts."""
-    golden: tuple[Golden, Tolerance]
+    golden: tuple[Golden, Tolerance] | None
+    """None where an answer is no finite number: nothing can be held against it."""
     findings: tuple[Finding, ...]
     seconds: float
 
@@ -135,16 +136,14 @@ def _answer_images(bench: Bench, model: Model, target: Target, file: File, runne
     accuracy = bench.judge_against(answers, baseline)
     agreement = _compare_to_network(bench, model, target, file, answers)
     elsewhere, more = at_other_sizes(bench.steps, model, runner, label, target.name, file.artifact.precision)
-    images = golden.choose(bench.job.data.test)
+    images, own = golden.choose(bench.job.data.test), preprocess.finished(model.answers)
+    allowed = golden.tolerance(answers, own) if golden.can_compare(answers, own) else None
     return Answered(
         answers=answers,
         accuracy=accuracy,
         agreement=agreement,
         elsewhere=elsewhere,
-        golden=(
-            replace(images, answers=answers[images.index]),
-            golden.tolerance(answers, preprocess.finished(model.answers)),
-        ),
+        golden=None if allowed is None else (replace(images, answers=answers[images.index]), allowed),
         findings=(
             *gates.on_told(accuracy, limits, bench.job.data.classes),
             gates.on_agreement(agreement, limits),

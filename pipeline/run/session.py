@@ -232,11 +232,15 @@ class Session:
     def _step_row(self, model: Model, baseline: Model, findings: list[Finding]) -> None:
         runtime = self.job.runtime
         file, reference = self._need(model, runtime), self._need(baseline, runtime)
-        timing, seconds = self.files.latency(runtime, file, reference)
+        same = _same_work((model, file), (baseline, reference))
+        if model is baseline:
+            timing, seconds = self.files.latency(runtime, file, reference)
+        else:
+            timing, seconds, finding = self.files.judged_latency(
+                runtime, file, reference, lambda latency: gates.on_latency(latency, self.limits, same_work=same)
+            )
+            findings.append(finding)
         cold, more = self.files.cold_start(runtime, file)
-        if model is not baseline:
-            same = _same_work((model, file), (baseline, reference))
-            findings.append(gates.on_latency(timing, self.limits, same_work=same))
         accuracy = self._accuracy(model, baseline)
         if model is baseline:
             findings += [gates.on_soundness(accuracy.soundness), gates.on_labels(self._label_order(model))]
@@ -319,9 +323,10 @@ class Session:
         handle = self.files.open(target, file)
         if reference is None or handle.grade != "runtime":
             return Timing()
-        latency, seconds = self.files.latency(target, file, reference)
-        same = _same_work((model, file), (baseline, reference))
-        finding = gates.on_latency(latency, self.limits_of(target), same_work=same)
+        same, limits = _same_work((model, file), (baseline, reference)), self.limits_of(target)
+        latency, seconds, finding = self.files.judged_latency(
+            target, file, reference, lambda timing: gates.on_latency(timing, limits, same_work=same)
+        )
         return Timing(latency=latency, seconds=seconds, findings=(finding,))
 
     def _deliver(self, model: Model, target: Target, file: File, row: Row, proof: Proof) -> None:

@@ -12,9 +12,10 @@ from textwrap import dedent
 
 from edgewise.report import numbers
 from edgewise.store.whole import write_whole
+from edgewise.verify import manifest
 from edgewise.verify.card import Card, path_of
 
-SUFFIX = ".md"
+SUFFIX = manifest.USAGE
 
 
 def usage_path(artifact: Path) -> Path:

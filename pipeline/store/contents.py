@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgewise.errors import RequestError
 from edgewise.store.entries import RECORD, REPAIR, in_use
-from edgewise.store.rooms import oldest_start, room_of_this_process
+from edgewise.store.rooms import keys_in_use, oldest_start, room_of_this_process
 from edgewise.store.whole import disk_errors
 
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -86,7 +86,7 @@ def _remove_entry(root: Path, entry: Kept, room: Path) -> bool:
     """Take an entry away, unless a run has used it since it was listed."""
     with in_use(root, alone=True):
         folder = root / entry.key
-        if not folder.is_dir() or folder.stat().st_mtime > entry.used:
+        if not folder.is_dir() or folder.stat().st_mtime > entry.used or entry.key in keys_in_use(root, room):
             return False
         aside = Path(tempfile.mkdtemp(dir=room))
         folder.rename(aside / entry.key)

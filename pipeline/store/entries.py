@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.store import kin
-from edgewise.store.rooms import room_of_this_process, sweep
+from edgewise.store.rooms import note_use, room_of_this_process, sweep
 from edgewise.store.whole import disk_errors
 
 REPAIR = "name another folder for kept results with EDGEWISE_STORE"
@@ -85,6 +85,7 @@ class Store:
                 return None
             with contextlib.suppress(OSError):  # a store that is only read
                 os.utime(path)
+            note_use(self.root, key)
             record = _intact_record(path)
             if record is not None:
                 return Entry(path, float(record["seconds"]), fresh=False)
@@ -105,6 +106,7 @@ class Store:
             partial.rename(self.root / key)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        note_use(self.root, key)
         _flush_to_disk(self.root)
         kin.remember(self.root, key)
         return Entry(self.root / key, seconds, fresh=True)
@@ -118,7 +120,12 @@ class Store:
         return folder
 
     def sweep(self) -> int:
-        """Remove what killed processes left half-filled; how many had left something."""
+        """Remove what killed processes left half-filled, and what they worked in for a result that is kept; how many had left
+        something half-filled."""
+        for folder in (self.root / "scratch").glob("*"):
+            if folder.is_dir() and (self.root / folder.name).is_dir():
+                with contextlib.suppress(OSError), _locked_file(folder.with_name(f"{folder.name}.lock"), wait=False):
+                    shutil.rmtree(folder, ignore_errors=True)
         return sweep(self.root)
 
 
@@ -154,7 +161,10 @@ def _seal_entry(folder: Path, seconds: float, name: str) -> None:
     files = {p.relative_to(folder).as_posix(): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     record = {"files": files, "seconds": seconds, "what": name}
     (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    mask = _read_umask()
     for path in [*folder.rglob("*"), folder]:
+        if path.is_file():  # some writers keep theirs to their user, whatever the umask says
+            path.chmod(0o666 & ~mask)
         _flush_to_disk(path)
 
 
@@ -176,9 +186,10 @@ def _intact_record(folder: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _locked_file(path: Path) -> Iterator[None]:
+def _locked_file(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Raises BlockingIOError where another process holds it and this one does not ``wait``."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+_LARGEST = 2**63 - 1
 _WORDS: Mapping[type, str] = {int: "a whole number", float: "a number", str: "a string", Mapping: "an object"}
 
 
@@ -91,6 +92,8 @@ def _decode_plain(kind: type, value: object, where: str) -> Any:
         raise ValueError(f"{where}: wanted {_WORDS.get(kind, kind.__name__)}, found {_show_value(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where}: wanted a finite number, found {value}")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError(f"{where}: wanted a number of at most 64 bits, found one of {value.bit_length():,}")
     return float(cast(float, value)) if kind is float else value
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 _LOCK = ".lock"
+_USES = ".uses"
 _PARTIAL = "partial"
 
 _held: dict[tuple[Path, int], Path] = {}
@@ -40,11 +41,39 @@ def _leave_room(room: Path, process: int) -> None:
 
 def sweep(root: Path) -> int:
     """Remove the rooms of processes that are no more; how many there were."""
-    nameless = (folder for folder in root.glob("new-*") if time.time() - folder.stat().st_mtime > 60)  # killed at birth
+    nameless = (folder for folder in root.glob("new-*") if _is_older(folder, 60))  # killed at birth
     abandoned = [room for room in (*(root / _PARTIAL).glob("*"), *nameless) if not _is_lived_in(room)]
     for room in abandoned:
         shutil.rmtree(room, ignore_errors=True)
     return len(abandoned)
+
+
+def _is_older(folder: Path, seconds: float) -> bool:
+    with contextlib.suppress(OSError):  # it has its name now
+        return time.time() - folder.stat().st_mtime > seconds
+    return False
+
+
+def note_use(root: Path, key: str) -> None:
+    """Write down that this process uses an entry, so that none trims it: times alone go wrong where a clock is set back."""
+    with contextlib.suppress(OSError):  # a store that is only read, and that nobody trims
+        handle = os.open(
+            room_of_this_process(root) / _USES, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o666
+        )
+        try:
+            os.write(handle, f"{key}\n".encode())
+        finally:
+            os.close(handle)
+
+
+def keys_in_use(root: Path, room_of_ours: Path) -> set[str]:
+    """The entries that other processes at work have used."""
+    keys: set[str] = set()
+    for room in (root / _PARTIAL).glob("*"):
+        if room != room_of_ours and _is_lived_in(room):
+            with contextlib.suppress(OSError):
+                keys.update((room / _USES).read_text(encoding="ascii", errors="replace").split())
+    return keys
 
 
 def oldest_start(root: Path) -> float | None:
@@ -61,8 +90,10 @@ def _is_lived_in(room: Path) -> bool:
     """Whether a living process holds the room's lock."""
     try:
         handle = os.open(room / _LOCK, os.O_RDWR)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:  # somebody else's, of whom nothing is known
+        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

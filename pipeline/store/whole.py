@@ -19,9 +19,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_whole(path: Path, content: bytes | str) -> Path:
-    """Write a file so that it appears whole or not at all, also through a power cut. Raises StoreError."""
+    """Write a file so that it appears whole or not at all, also through a power cut. Raises StoreError.
+
+    Of a path that is not UTF-8 text holds the bytes as escapes, which JSON reads.
+    """
     with replace_whole(path) as aside:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        aside.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
     return path
 
 
@@ -55,6 +58,8 @@ def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
+        return False
+    except OverflowError:  # no number that a process can have
         return False
     except OSError:  # somebody else's
         return True

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgewise import calib_data, targets
+from edgewise import targets
 from edgewise.commands.console import FAILED, PASSED, run_guarded
 from edgewise.errors import RequestError
 from edgewise.files.open import open_runtime
@@ -141,7 +141,7 @@ class Machine:
 def open_subject(path: Path, name: str) -> Subject:
     """A file with its card, run over the test images of a data set. Raises RequestError for what cannot be."""
     own_card = card.read(path)
-    data = resized.resize_data(calib_data.load(name, own_card.seed), own_card.input_shape[1:])
+    data = resized.resize_data(card.load_images(own_card, name), own_card.input_shape[1:])
     if data.shape != own_card.input_shape:
         raise RequestError(f"{path.name} takes images {own_card.input_shape}, the data has {data.shape}")
     runner = open_runtime(targets.get(own_card.target), path)

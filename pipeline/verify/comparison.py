@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgewise import calib_data, targets
-from edgewise.errors import EvidenceError, RequestError
+from edgewise import targets
+from edgewise.errors import RequestError
 from edgewise.files import parts
 from edgewise.files.isolated import call_remotely, open_isolated
 from edgewise.files.open import open_runtime, refuse_without_runtime
@@ -28,11 +28,12 @@ from edgewise.measure.compared import (
 from edgewise.measure.conditions import Conditions
 from edgewise.measure.latency import measure
 from edgewise.measure.soundness import correct_images
-from edgewise.report.document import FILE, Report
+from edgewise.report.document import FILE, Report, refuse_damaged
 from edgewise.report.outcomes import Outcomes, key_of_row, read_outcomes
 from edgewise.report.rows import Row
 from edgewise.verify import card, manifest
 from edgewise.verify.card import Card
+from edgewise.verify.held import hold_copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,8 @@ def compare_paths(a: Path, b: Path, allowed: Allowed, data: str | None = None) -
     if first is not None and second is not None:
         if data is not None:
             raise RequestError("--data is for two files; two runs have kept what their files answered")
-        return _compare_runs(first, second, allowed)
+        with refuse_damaged(Path(f"{first} or {second}")):
+            return _compare_runs(first, second, allowed)
     if first is not None or second is not None:
         raise RequestError(f"wanted two runs or two files, found a run and {b if second is None else a}")
     return _compare_files(a, b, allowed, data)
@@ -200,15 +202,19 @@ def _compare_rows_times(ours: Row, theirs: Row, a: _Run, b: _Run, allowed: Allow
 
 
 def _compare_files(a: Path, b: Path, allowed: Allowed, data: str | None) -> Comparison:
-    before, after = _trusted(a), _trusted(b)
-    comparisons: list[Compared | None] = []
-    if data is not None:
-        comparisons.append(compare_outcomes(_outcomes(b, after, data), _outcomes(a, before, data), allowed.max_drop))
-    else:
-        comparisons.append(_compare_cards(before, after, allowed))
-    if allowed.seconds:
-        comparisons.append(_time_in_turn(a, b, allowed))
-    comparisons.append(compare_sizes(parts.size(b), parts.size(a), allowed.max_growth))
+    for path in (a, b):
+        own_card = _trusted(path)
+        if data is not None or allowed.seconds:
+            refuse_without_runtime(targets.get(own_card.target), path)
+    with hold_copy(a) as first, hold_copy(b) as second:
+        before, after = card.read(first), card.read(second)
+        comparisons = [
+            _compare_cards(before, after, allowed)
+            if data is None
+            else compare_outcomes(_outcomes(second, after, data), _outcomes(first, before, data), allowed.max_drop),
+            _time_copies(first, second, allowed) if allowed.seconds else None,
+            compare_sizes(parts.size(second), parts.size(first), allowed.max_growth),
+        ]
     name = " against ".join(dict.fromkeys(f"{c.target} {c.row.precision or 'file'}" for c in (after, before)))
     return Comparison(a=a, b=b, entries=(Entry(name=name, compared=tuple(filter(None, comparisons))),))
 
@@ -217,9 +223,7 @@ def _trusted(path: Path) -> Card:
     """The card of a file that is what its run wrote; nothing of it is parsed before that is known."""
     if not parts.is_artifact(path):
         raise RequestError(f"{path} is no written file, and holds no run's {FILE}")
-    wrong = manifest.problems(path, manifest.read(path))
-    if wrong:
-        raise EvidenceError(f"{path} is not the file that was verified: {'; '.join(map(str, wrong))}")
+    manifest.require_whole(path)
     return card.read(path)
 
 
@@ -231,10 +235,9 @@ def _compare_cards(a: Card, b: Card, allowed: Allowed) -> Compared | None:
 
 
 def _outcomes(path: Path, own_card: Card, name: str) -> Any:
-    data = resized.resize_data(calib_data.load(name, own_card.seed), own_card.input_shape[1:])
+    data = resized.resize_data(card.load_images(own_card, name), own_card.input_shape[1:])
     if data.shape != own_card.input_shape:
         raise RequestError(f"{path.name} takes images {own_card.input_shape}, the data has {data.shape}")
-    refuse_without_runtime(targets.get(own_card.target), path)
     with open_isolated(own_card.target, path) as runner:
         return correct_images(
             compute_logits(runner, data.test, own_card, fed=own_card.fed).numpy(), data.test.labels.numpy()
@@ -242,9 +245,15 @@ def _outcomes(path: Path, own_card: Card, name: str) -> Any:
 
 
 def _time_in_turn(a: Path, b: Path, allowed: Allowed) -> Compared:
-    """Both files called in turn in one measurement, in a process of their own."""
+    """Both files called in turn in one measurement."""
     for path in (a, b):
         refuse_without_runtime(targets.get(_trusted(path).target), path)
+    with hold_copy(a) as first, hold_copy(b) as second:
+        return _time_copies(first, second, allowed)
+
+
+def _time_copies(a: Path, b: Path, allowed: Allowed) -> Compared:
+    """In a process of their own."""
     with call_remotely(_Pair, a, b, allowed.threads, what=f"timing {b.name} against {a.name}") as timed:
         ratio, interval, conditions = timed(allowed.seconds)
     return compare_times(ratio, interval, conditions)

@@ -62,13 +62,13 @@ def on_soundness(soundness: Soundness | None) -> Finding:
     if soundness.classes_answered == 1 < soundness.classes_present:
         text = f"it answers one class only, to {n} test images of {soundness.classes_present} classes"
         return Finding("fail", text, "answers")
-    return Finding("pass", f"{soundness.classes_answered} classes are answered, in numbers", "answers")
+    return Finding("pass", f"{soundness.classes_answered} classes are answered, all in finite numbers", "answers")
 
 
 def on_labels(order: LabelOrder) -> Finding:
     """The labels must mean the classes that the network's outputs mean."""
     if not order.misfit:
-        return Finding("pass", "the labels fit the answers as well as in any order", "labels")
+        return Finding("pass", "no other order of the labels fits the answers better", "labels")
     how = "in another order" if order.shift is None else f"raised by {order.shift}"
     text = f"top-1 is {order.top1:.1%} and would be {order.best:.1%} with the labels {how}: the data's classes are not the network's"
     return Finding("fail", text, "labels")

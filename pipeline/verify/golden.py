@@ -119,6 +119,11 @@ def choose(part: Part) -> Golden:
     return Golden(part.batch(index), index, torch.zeros(len(index), 0))
 
 
+def can_compare(answers: Tensor, reference: Tensor) -> bool:
+    """Whether distances between both, [N, classes], are finite numbers: those of a network that diverged are not."""
+    return all(bool((values - values.min()).isfinite().all()) for values in (answers, reference, answers - reference))
+
+
 def tolerance(answers: Tensor, reference: Tensor) -> Tolerance:
     """From a file's answers and its PyTorch model's, both [N, classes], over the test set."""
     spread, distance = float(reference.max() - reference.min()), (answers - reference).abs()

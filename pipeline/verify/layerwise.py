@@ -8,7 +8,7 @@ step of its grid, however far the two have drifted apart before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def compare(inside: Inside, images: Tensor, precision: Precision, plain: Mapping
     ``plain``: node -> the float network's values, where they are known.
     """
     graph = module_of(inside.program)
-    alone, together = _Recompute(graph, inside.values), _Recompute(graph, {})
+    alone, together = (_Recompute(graph, given, kept=inside.values) for given in (inside.values, {}))
     parts = [(alone.of(image[None], index), together.of(image[None], index)) for index, image in enumerate(images)]
     tolerance = (
         (STEPS_IN_HALF, max(SHARES[precision], SHARES["float16"])) if inside.half else (STEPS, SHARES[precision])
@@ -117,10 +117,14 @@ def values_of(graph: GraphModule, images: Tensor) -> dict[str, Tensor]:
 
 
 class _Recompute(Interpreter):
-    """Evaluates a graph, and goes on from given values in place of its own."""
+    """Evaluates a graph, and goes on from given values in place of its own.
 
-    def __init__(self, graph: GraphModule, given: Mapping[str, Tensor]) -> None:
+    ``kept``: the nodes whose results are returned; None: all, which are several times as many and large as a file lets out.
+    """
+
+    def __init__(self, graph: GraphModule, given: Mapping[str, Tensor], kept: Container[str] | None = None) -> None:
         super().__init__(graph)
+        self._kept = kept
         self._given = _at_every_reader(graph, given)
         self._own: dict[str, Tensor] = {}
         self._index = 0
@@ -135,7 +139,8 @@ class _Recompute(Interpreter):
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
         if n.op == "call_function" and isinstance(result, Tensor):
-            self._own[n.name] = result
+            if self._kept is None or n.name in self._kept:
+                self._own[n.name] = result
             if n.name in self._given:
                 # Image after image, whatever the first dimension counts: a transformer's tokens lie in it as well.
                 value = self._given[n.name].reshape(-1, result.numel())[self._index]

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgewise.errors import EvidenceError
+from edgewise.errors import EvidenceError, RequestError
 from edgewise.files import parts
 from edgewise.store.entries import file_digest
 from edgewise.store.reading import read_regular
 from edgewise.store.whole import write_whole
 
 SUFFIX = ".sha256"
-CARD, GOLDEN = ".card.json", ".golden.safetensors"
+CARD, GOLDEN, USAGE = ".card.json", ".golden.safetensors", ".md"
 CHECKPOINTS = PurePosixPath("../../checkpoints")
 """Where a run leaves the networks of its files, from a file's folder."""
 
@@ -43,8 +43,8 @@ def path_of(artifact: Path) -> Path:
 
 
 def files_of(artifact: Path) -> list[Path]:
-    """Every file of an artifact, its card and its golden images, as far as they are there."""
-    beside = (artifact.with_name(artifact.name + suffix) for suffix in (CARD, GOLDEN))
+    """Every file of an artifact, its card, its golden images, and how it is used, as far as they are there."""
+    beside = (artifact.with_name(artifact.name + suffix) for suffix in (CARD, GOLDEN, USAGE))
     files = (*parts.roots(artifact), *(place for place in beside if place.is_file()))
     return sorted(
         file for root in files for file in ([root] if not root.is_dir() else root.rglob("*")) if not file.is_dir()
@@ -66,8 +66,7 @@ def read(artifact: Path) -> dict[str, str]:
     """Name, relative to the file's folder -> SHA-256. Raises EvidenceError where it is missing, damaged, or names other files."""
     place = path_of(artifact)
     try:
-        lines = read_regular(place, _LARGEST).decode().splitlines()
-        entries = dict(_parse_entry(line) for line in lines)
+        entries = _parse_entries(read_regular(place, _LARGEST).decode())
     except (OSError, ValueError) as error:
         raise EvidenceError(
             f"cannot read {place}: {error}. A run writes this list of digests beside its file; keep the two together, or run "
@@ -79,11 +78,24 @@ def read(artifact: Path) -> dict[str, str]:
     return entries
 
 
+def _parse_entries(text: str) -> dict[str, str]:
+    """Raises ValueError for a text that is not, to the byte, as it was written: other readers end lines elsewhere."""
+    *lines, rest = text.split("\n")
+    if rest:
+        raise ValueError("it ends in the midst of a line")
+    entries = dict(_parse_entry(line) for line in lines)
+    if len(entries) < len(lines):
+        raise ValueError("it names a file twice")
+    return entries
+
+
 def _parse_entry(line: str) -> tuple[str, str]:
     match = _LINE.fullmatch(line)
     if match is None:
         raise ValueError(f"wanted a digest and a name in each line, found {line!r:.60}")
     digest, name = match.groups()
+    if not name.isprintable():
+        raise ValueError(f"it names a file with control characters: {name!r:.60}")
     path = PurePosixPath(name)
     inside = path.relative_to(CHECKPOINTS) if path.is_relative_to(CHECKPOINTS) else path
     if inside.is_absolute() or ".." in inside.parts or path.as_posix() != name:
@@ -118,6 +130,27 @@ def _unlisted_problems(artifact: Path, entries: Mapping[str, str]) -> Iterator[P
         name = file.relative_to(artifact.parent).as_posix()
         if name not in entries:
             yield Problem(name, "was not there when the file was verified")
+
+
+def refuse_other(path: Path) -> None:
+    """Raise RequestError for what cannot be a written file: nothing, a pipe, a folder that a run wrote nothing about."""
+    if path.is_file():
+        return
+    if not path.exists():
+        raise RequestError(f"there is no file {path}")
+    if not parts.is_artifact(path):
+        raise RequestError(f"{path} is no regular file")
+    if not any(path.with_name(path.name + suffix).exists() for suffix in (SUFFIX, CARD)):
+        raise RequestError(
+            f"{path} is a folder, and no run wrote it as a file; name one of the files in artifacts/TARGET"
+        )
+
+
+def require_whole(path: Path) -> None:
+    """Raise RequestError for what is no written file, EvidenceError for one that is not what its run wrote."""
+    refuse_other(path)
+    if wrong := problems(path, read(path)):
+        raise EvidenceError(f"{path} is not the file that was verified: {'; '.join(map(str, wrong))}")
 
 
 def is_moved(artifact: Path) -> bool:

@@ -5,6 +5,7 @@ The network is rebuilt from the checkpoint that a run delivers beside its files.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from edgewise.images.wrapper import Wrapper
 from edgewise.network import checkpoint
 from edgewise.report.numbers import percent
 from edgewise.verify import card, layerwise
+from edgewise.verify.held import hold_copy
 from edgewise.verify.layerwise import Layer
 
 if TYPE_CHECKING:
@@ -71,13 +73,25 @@ class Parity:
 
 
 def make_inspector() -> Callable[..., Parity]:
-    """``inspect``, for a process of its own."""
-    return inspect
+    """``inspect_held``, for a process of its own."""
+    return inspect_held
 
 
 def _layer_entry(layer: Layer) -> dict[str, Any]:
     fields = asdict(layer) | {"diverges": layer.diverges}
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in fields.items()}
+
+
+def inspect_held(
+    path: Path, data_name: str, folder: Path | None = None, model: str | None = None, key: Path | None = None
+) -> Parity:
+    """As ``inspect``, of a copy whose every byte was held against the manifest; ``key``: as ``recheck_file`` takes it.
+
+    Raises EvidenceError, too.
+    """
+    checkpoint.allow_model(card.checkpoint_of(path, card.read(path)) if folder is None else folder, model)
+    with hold_copy(path, folder, key) as copy:
+        return dataclasses.replace(inspect(copy, data_name, model=model), path=path)
 
 
 def inspect(path: Path, data_name: str, folder: Path | None = None, model: str | None = None) -> Parity:

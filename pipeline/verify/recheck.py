@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from edgewise.targets import Runner, Target
 from edgewise.verify import card, golden, manifest, signature
 from edgewise.verify.card import Card
 from edgewise.verify.gates import Finding, on_soundness, worst_finding
+from edgewise.verify.held import hold_copy
 from edgewise.verify.manifest import Problem
 
 MOST_MOVED = 0.1
@@ -96,13 +97,12 @@ def recheck_file(
 ) -> Recheck:
     """Hold a file against its card: all it consists of, its golden answers, its accuracy over the test part of a data set.
 
-    Every file is held against the manifest before anything is parsed, and only a file that has not changed is opened, in a
-    process of its own. ``data_name`` None: the golden images alone are run. A data set's images are resized to ``size``
+    Every file is held against the manifest before anything is parsed, and only a file that has not changed is opened: the
+    very bytes that were hashed, in a process of its own. ``data_name`` None: the golden images alone are run. A data set's images are resized to ``size``
     (height, width), or where it is None to that which the file was judged on. ``checkpoint``: its network, where the file
     was moved away from it; ``key``: the public half of the one that it has to be signed with. Raises RequestError for a path that is no file, and for images that it does not take.
     """
-    if not parts.is_artifact(path):
-        raise RequestError(f"there is no file {path}" if not path.exists() else f"{path} is no regular file")
+    manifest.refuse_other(path)
     try:
         if key is not None:
             signature.verify(path, key)
@@ -111,10 +111,17 @@ def recheck_file(
         own_card = None if _touches_card(path, wrong) else card.read(path)
     except EvidenceError as error:
         return _untrusted_file(path, str(error))
-    evidence = [on_files(entries, wrong, path, key), *(on_card(path, own_card) if own_card else [])]
+    apart = checkpoint is None and manifest.is_moved(path)
+    evidence = [on_files(entries, wrong, apart, key), *(on_card(path, own_card) if own_card else [])]
     if own_card is None or any(finding.verdict == "fail" for finding in evidence):
         return _untrusted_file(path, worst_finding(*evidence).reason, own_card)
-    return _examine_file(path, own_card, evidence, data_name, track, size)
+    try:
+        with hold_copy(path, checkpoint, key) as copy:
+            held_card = card.read(copy)
+            result = _examine_file(copy, held_card, [*evidence, *on_card(copy, held_card)], data_name, track, size)
+    except EvidenceError as error:
+        return _untrusted_file(path, str(error), own_card)
+    return replace(result, path=path, reason=result.reason.replace(str(copy), str(path)))
 
 
 def _touches_card(path: Path, wrong: Sequence[Problem]) -> bool:
@@ -206,15 +213,15 @@ def _resize_images(path: Path, own_card: Card, data: Data, size: Size) -> Data:
     return resized.resize_data(data, size)
 
 
-def on_files(entries: Mapping[str, str], wrong: Sequence[Problem], path: Path, key: Path | None = None) -> Finding:
-    """All files that it and the evidence for it consist of must be those that were written."""
+def on_files(entries: Mapping[str, str], wrong: Sequence[Problem], apart: bool, key: Path | None = None) -> Finding:
+    """All files that it and the evidence for it consist of must be those that were written; ``apart``: but for its network."""
     if wrong:
         return Finding(
             "fail", f"this is not the file that was verified, with its evidence: {'; '.join(map(str, wrong))}"
         )
-    apart = ", but for its network, which was left where it was made" if manifest.is_moved(path) else ""
+    exception = ", but for its network, which was left where it was made" if apart else ""
     signature = "" if key is None else f", signed with the private half of {key.name}"
-    return Finding("pass", f"all {len(entries)} files are those that were written{apart}{signature}")
+    return Finding("pass", f"all {len(entries)} files are those that were written{exception}{signature}")
 
 
 def on_card(path: Path, own_card: Card) -> list[Finding]:

@@ -81,6 +81,7 @@ def deliver(name: str, folder: Path) -> Path:
         checkpoint="net-1",
     )  # fmt: skip
     card.path_of(path).write_text(json.dumps(encode(kept)), encoding="utf-8")
+    path.with_name(path.name + manifest.USAGE).write_text(f"# {path.name}\n" * 9, encoding="utf-8")
     manifest.write(path, "net-1")
     return path
 
@@ -133,7 +134,10 @@ def everything(path: Path) -> list[Path]:
 def kind_of(name: str, path: Path, file: Path) -> str:
     if file.parent.name == "net-1":
         return f"network's {file.name}"
-    named = {card.path_of(path): "card", golden.path_of(path): "golden images", manifest.path_of(path): "manifest"}
+    named = {
+        card.path_of(path): "card", golden.path_of(path): "golden images", manifest.path_of(path): "manifest",
+        path.with_name(path.name + manifest.USAGE): "how it is used",
+    }  # fmt: skip
     return named.get(file, f"{name} file")
 
 

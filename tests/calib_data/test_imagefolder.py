@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,40 @@ def test_an_image_with_something_behind_its_end_is_whole(tmp_path: Path) -> None
     with path.open("ab") as file:
         file.write(b"a camera's own notes" * 10)
     calib_data.load(f"imagefolder:{tmp_path}?size=8")
+
+
+def _loop(folder: Path) -> None:
+    (folder / "up").symlink_to("..")
+
+
+def _own_loop(folder: Path) -> None:
+    (folder / "loop.png").symlink_to("loop.png")
+
+
+def _pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+
+
+def _device(folder: Path) -> None:
+    (folder / "zero.png").symlink_to("/dev/zero")
+
+
+def _folder(folder: Path) -> None:
+    (folder / "folder.png").mkdir()
+
+
+@pytest.mark.parametrize("put", [_loop, _own_loop, _pipe, _device, _folder], ids=lambda put: put.__name__[1:])
+def test_nothing_but_regular_files_is_read(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    put(fill(tmp_path) / "a")
+    data = calib_data.load(f"imagefolder:{tmp_path}?size=8")
+    assert len(data.train) + len(data.calib) + len(data.test) == 20
+
+
+def test_a_sparse_file_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
+    with (fill(tmp_path) / "a" / "sparse.png").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(DataError, match=r"sparse\.png: an image is wanted, found: a file of 1,000,000,000,000 bytes"):
+        calib_data.load(f"imagefolder:{tmp_path}?size=8")
 
 
 def test_every_file_that_is_no_image_is_told_of(tmp_path: Path) -> None:

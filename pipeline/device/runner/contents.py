@@ -43,6 +43,9 @@ class Contents:
         for name, digest in self.manifest["entries"].items():
             if hashlib.sha256(self.read(name)).hexdigest() != digest:
                 raise ValueError(f"{name} in it differs from what was written")
+        unlisted = [name for file in self.files for name in file["entries"] if name not in self.manifest["entries"]]
+        if unlisted:
+            raise ValueError(f"its manifest holds no digest of {unlisted[0]}")
 
     def read(self, name: str) -> bytes:
         """One entry. The file is opened anew: forks share an open one's place in it, and each moves it for the others."""
@@ -59,6 +62,8 @@ class Contents:
         """Lay a file, with the weights beside it, into ``folder``; returns its path."""
         for name in file["entries"]:
             place = folder / name
+            if not place.resolve().is_relative_to(folder.resolve()):
+                raise BundleError(f"{self.path} would write a file outside its own folder: {name!r}")
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(self.read(name))
         return folder / str(file["path"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import platform
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,10 @@ def need(target: str, wanted: dict[str, str], any_version: bool) -> tuple[Runtim
     runtime = RUNTIMES.get(target)
     if runtime is None:
         raise MissingRuntime(f"files for {target} have no runtime for Python; runs: {', '.join(RUNTIMES)}")
+    if target == "coreml" and sys.platform != "darwin":
+        raise MissingRuntime(
+            f"files for coreml run on macOS and iOS alone, and this is {platform.system()}: measure them on a Mac, or in the app"
+        )
     version, least = runtime.version(), wanted.get(runtime.package)
     line = (
         f"python3 -m pip install '{runtime.package}=={least}'" if least else f"python3 -m pip install {runtime.package}"

@@ -41,6 +41,7 @@ def head(wide, classes):
 RECIPE = """
 import dataclasses
 
+from edgewise import Limits
 from edgewise.recipes import quantize_only
 
 
@@ -48,6 +49,7 @@ def mine():
     return dataclasses.replace(
         quantize_only(), name="mine", model="net.py:build", data="imagefolder:images?classes=names.txt", weights="w.pt",
         stages=(), quantize=None, candidates=("float",), targets=("onnx",),
+        limits=Limits(max_latency_ratio=10),  # which no busy machine can leave open
     )
 """
 WORDS = ["run", "recipe.py:mine", "--max-drop", "0.5", "--out", "out"]
@@ -218,7 +220,7 @@ def test_what_changes_while_it_runs_is_not_remembered(
     if during:
         image = home / "images" / "dark" / "5.png"
         image.write_bytes(image.read_bytes())  # what another wrote may be put back by the end: writing tells
-    again.remember_finished(survey, options, recipe, job)
+    again.remember_finished(survey, options, recipe, job, [])
     assert record.exists() is not during
     finished.remember_run(home / "store", again._words(options), kept)
 

@@ -217,8 +217,10 @@ def test_a_remark_on_several_files_is_made_once() -> None:
         ("a", "others used the processor: the calls had 23% of it"), ("b", "others used the processor: the calls had 41% of it"),
         ("a", "its time drifted by +7% while it was measured"), ("b", "others used the processor: the calls had 30% of it"),
     ]  # fmt: skip
-    assert shared_remarks(remarks) == [
+    assert shared_remarks(remarks, 3) == [
         "a, b: others used the processor: the calls had 23% to 41% of it",
         "a: its time drifted by +7% while it was measured",
     ]
-    assert shared_remarks([]) == []
+    assert shared_remarks(remarks[:2], 2) == ["all files: others used the processor: the calls had 23% to 41% of it"]
+    assert shared_remarks(remarks[:1], 1) == ["a: others used the processor: the calls had 23% of it"]
+    assert shared_remarks([], 2) == []

@@ -79,6 +79,10 @@ def _set(path: str, value: object) -> Callable[[Document], object]:
         (_set("rows.0.accuracy", None), "says top-1 none"),
         (_set("rows.0.sha256", "0" * 64), "not the bundle's"),
         (_set("bundle_sha256", "0" * 64), "of bundle 0000"),
+        (_set("bundle_sha256", "../devices/it/forged"), "wanted the SHA-256 of a bundle"),
+        (_set("bundle_sha256", ""), "wanted the SHA-256 of a bundle"),
+        (_set("device.memory_bytes", 10**400), "at most 64 bits"),
+        (_set("rows.0.seconds", 10**400), "at most 64 bits"),
         (_set("rows.0.file", "other.onnx"), "not in the bundle"),
         (_set("rows.0.target", "xnnpack"), "not in the bundle"),
         (_set("rows.1.file", "wide.onnx"), "twice"),
@@ -107,7 +111,10 @@ def test_a_result_that_contradicts_itself_is_refused(
         rows(changed(sent, change), bundled)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"schema": 1}', b'{"schema": NaN}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"schema": 1}', b'{"schema": NaN}', b'{"schema": 1, "schema": 2}'],
+)
 def test_what_is_no_result_is_refused(content: bytes) -> None:
     with pytest.raises(ResultError):
         result.parse(content, "r.json")

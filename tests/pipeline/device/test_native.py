@@ -267,3 +267,11 @@ def test_a_bundle_without_files_for_the_program_is_refused(bundled: Bundle, tmp_
     (tmp_path / "p").write_bytes(_elf(62))
     with pytest.raises(RequestError, match="the bundle has none: run the recipe with --target xnnpack"):
         bench.measure(bundled, Local(), Request(native=tmp_path / "p"), lambda text: None, "x")
+
+
+def test_files_for_core_ml_have_no_runtime_elsewhere_though_its_package_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(MissingRuntime, match="run on macOS and iOS alone"):
+        need("coreml", {}, True)

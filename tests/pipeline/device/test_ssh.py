@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edgewise.device import bench, job, ssh
+from edgewise.device import bench, bundle, job, ssh
 from edgewise.device import link as device_link
 from edgewise.device.bench import Request
 from edgewise.device.bundle import Bundle
@@ -192,8 +196,6 @@ def test_a_session_killed_while_it_sends_goes_on_with_the_rest(server: Server, r
 def test_a_bundle_is_measured_over_sessions_that_are_killed(
     server: Server, reached: Ssh, bundled: Bundle, tmp_path: Path
 ) -> None:
-    import sys
-
     request = Request(mode=("--brief", "0.2"), python=sys.executable, pauses=PAUSES)
     stop, drawn = threading.Event(), random.Random(2)
     thread = threading.Thread(target=_cut, args=(server, [drawn.uniform(0.3, 1.5) for _ in range(4)], stop))
@@ -239,3 +241,96 @@ def test_a_device_that_has_gone_away_is_a_lost_link_and_one_that_never_was_is_no
         with pytest.raises(LinkLost, match="the link was lost: nothing listens there"):
             found.send("true", b"", 5)
     assert not isinstance(never.value, LinkLost)
+
+
+@dataclass
+class Command:
+    """The public command line on one device, begun again as often as it takes."""
+
+    words: list[str]
+    folder: Path
+    """On the device."""
+    said: list[str] = field(default_factory=list)
+    kills: int = 0
+
+    def start(self) -> subprocess.Popen[str]:
+        self.said.clear()
+        process = subprocess.Popen(self.words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
+        return process
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        with process.stderr:
+            self.said.extend(process.stderr)
+
+    def wait_for(self, process: subprocess.Popen[str], words: str) -> None:
+        until = time.monotonic() + 120
+        while process.poll() is None and not any(words in line for line in self.said):
+            assert time.monotonic() < until, self.said
+            time.sleep(0.005)
+
+    def finish(self) -> None:
+        """The same command until it is through."""
+        for _ in range(5):
+            if self.start().wait(120) == 0:
+                return
+        raise AssertionError(self.said)
+
+
+MOMENTS = (("sending", 0.4), ("on processor", 0.5), ("looking", 0.5), ("timing", 1.2))
+"""What the command has said, and up to how many seconds later it is killed: while it sends, asks, fetches or clears away."""
+
+
+def _answers(run: Path, name: str) -> list[Any]:
+    """What a device answered, without what its clock said."""
+    (place,) = (run / "devices" / name).glob("*.json")
+    rows = json.loads(place.read_text())["rows"]
+    return [[row[key] for key in ("file", "sha256", "answers", "golden_answers", "accuracy", "error")] for row in rows]
+
+
+def _kill(kind: str, server: Server, command: Command, process: subprocess.Popen[str]) -> bool:
+    """Kill the link, the runner or the command itself; whether there was something to kill."""
+    if kind == "host":
+        process.kill()
+        return process.wait() == -signal.SIGKILL
+    if kind == "link":
+        open_sessions = bool(server.sessions())
+        _kill_sessions(server)
+        return open_sessions and process.poll() is None
+    try:
+        os.killpg(int((command.folder / "edgewise.lock/pid").read_text()), signal.SIGKILL)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "wanted"), [("link", 6), ("runner", 6), ("host", 6)])
+def test_after_kills_at_random_moments_the_same_command_comes_to_an_equal_result(
+    server: Server, run_folder: Path, tmp_path: Path, kind: str, wanted: int
+) -> None:
+    run, there = Path(shutil.copytree(run_folder, tmp_path / "run")), tmp_path / "there"
+    shutil.rmtree(run / "devices", ignore_errors=True)
+    file = bundle.write(run, images=540).path
+    words = [sys.executable, "-m", "edgewise", "bench", str(file), "--device", f"ssh://root@127.0.0.1:{server.port}"]
+    words += ["--ssh-options", shlex.join(server.options()), "--device-python", sys.executable, "--brief", "0.4"]
+    whole = Command([*words, "--name", "whole", "--device-folder", str(tmp_path / "whole")], tmp_path / "whole")
+    whole.finish()
+    command = Command([*words, "--name", "killed", "--device-folder", str(there)], there)
+    drawn = random.Random(f"{kind} {wanted}")
+    for _ in range(20 * wanted):
+        process, (phase, longest) = command.start(), drawn.choice(MOMENTS)
+        command.wait_for(process, phase)
+        moment = drawn.uniform(0, longest)
+        time.sleep(moment)
+        killed = _kill(kind, server, command, process)
+        command.kills += killed
+        print(f"{kind}, {moment:.2f} s after {phase!r}: {'killed' if killed else 'nothing there'}")
+        process.wait(120)
+        if command.kills == wanted:
+            break
+    assert command.kills == wanted
+    command.finish()
+    assert _answers(run, "killed") == _answers(run, "whole")
+    assert not any(there.iterdir())

@@ -206,3 +206,17 @@ def test_curves_keep_their_points_names_and_dashes() -> None:
 def test_what_cannot_be_drawn_is_said(figure: dict[str, Any], words: str) -> None:
     found = read_figure(figure, "t")
     assert isinstance(found, str) and words in found
+
+
+def test_bars_of_one_quantity_share_one_scale_across_columns() -> None:
+    """A layer cut from 64 channels to 16 has a bar of a quarter, though 16 is the most that any layer has left."""
+    bars = [
+        {"type": "bar", "name": name, "x": ["a", "b"], "y": values}
+        for name, values in (("before", [64, 32]), ("after", [16, 8]))
+    ]
+    table = read_figure({"data": bars, "layout": {}}, "t")
+    assert isinstance(table, BarTable) and table.one_scale
+    widths = [bar.get("width") for bar in fromstring(str(draw_bars(table))).iter("rect")]
+    assert widths == ["100%", "25%", "50%", "12.5%"]
+    own = read_figure({"data": [bars[0], bars[1] | {"yaxis": "y2"}], "layout": {}}, "t")
+    assert isinstance(own, BarTable) and not own.one_scale

@@ -93,6 +93,38 @@ def test_what_a_run_at_work_has_used_stays(root: Path) -> None:
     assert [entry.seconds for entry in trim_store(root, 0, None)] == [2.0]
 
 
+def test_what_a_run_at_work_has_used_stays_however_the_clock_is_set(root: Path) -> None:
+    key = key_of(kind="stage", stage={"stage": "prune", "number": 2})
+    run = subprocess.Popen([sys.executable, "-c", USED, str(root), key], stdout=subprocess.PIPE, text=True)
+    try:
+        assert run.stdout is not None and run.stdout.readline() == "used\n"
+        os.utime(root / key, (time.time() - 9 * DAY,) * 2)  # as a clock that was set back would have it
+        assert [entry.seconds for entry in trim_store(root, 0, 1.0)] == [0.0, 1.0]
+        assert Store(root).find(key) is not None
+    finally:
+        run.kill()
+        run.wait()
+
+
+def test_a_room_that_cannot_be_looked_into_is_lived_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's, on a store that is shared."""
+    room = root / "partial" / "theirs"
+    room.mkdir(parents=True)
+    (room / ".lock").touch()
+    (room / ".uses").write_text(list_entries(root)[0].key, encoding="ascii")
+
+    def refuse(path: Path, flags: int, *mode: int, **more: int) -> int:
+        if Path(path) == room / ".lock":
+            raise PermissionError(13, "Permission denied")
+        return really(path, flags, *mode, **more)
+
+    really = os.open
+    monkeypatch.setattr(os, "open", refuse)
+    os.utime(room / ".lock", (time.time() + DAY,) * 2)
+    assert [entry.seconds for entry in trim_store(root, 0, None)] == [1.0, 2.0]
+    assert Store(root).sweep() == 0 and room.is_dir()
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("10GB", 10**10), ("1.5 mb", 1_500_000), ("7", 7), ("2K", 2000), ("3b", 3)]
 )

@@ -97,6 +97,18 @@ def test_the_scratch_of_one_killed_after_its_result_was_kept_goes(tmp_path: Path
     assert not store.keep(key, never).fresh and not scratch.exists()
 
 
+def test_the_scratch_of_a_result_that_is_kept_goes_at_the_next_start(tmp_path: Path) -> None:
+    """Nobody may ask for that result by ``keep`` again. What another process works on stays."""
+    store, key, other = Store(tmp_path), key_of(kind="a"), key_of(kind="b")
+    for each in (key, other):
+        store.keep(each, make)
+        (tmp_path / "scratch" / each).mkdir()
+    (tmp_path / "scratch" / KEY).mkdir()  # of one that goes on
+    with entries._locked_file(tmp_path / "scratch" / f"{other}.lock"):
+        store.sweep()
+    assert sorted(path.name for path in (tmp_path / "scratch").iterdir() if path.is_dir()) == sorted([other, KEY])
+
+
 def test_what_killed_processes_left_is_swept_at_once_and_what_living_ones_do_is_not(tmp_path: Path) -> None:
     for _ in range(3):
         subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), KEY], cwd=Path(entries.__file__).parent.parent)
@@ -226,6 +238,19 @@ def test_write_whole_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.Monk
         write_whole(path, b"three")
     assert path.read_bytes() == b"two"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_kept_files_have_the_modes_of_new_files_whoever_wrote_them(tmp_path: Path, mask: int) -> None:
+    def private(folder: Path, scratch: Path) -> None:
+        (folder / "value").touch(mode=0o600)
+
+    before = os.umask(mask)
+    try:
+        path = Store(tmp_path / "store").keep(KEY, private).path
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {0o666 & ~mask}
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,3 +77,24 @@ def test_an_emulator_is_named_or_given_away_by_the_hosts_cpuinfo(monkeypatch: py
 def test_the_build_is_the_package_that_runs_the_file(needs: tuple[str, ...], package: str) -> None:
     target: Any = SimpleNamespace(needs=needs)
     assert golden.runtime_of(target).partition(" ")[0] == package
+
+
+@pytest.mark.parametrize(
+    ("answers", "reference", "comparable"),
+    [
+        ([[0.0, 1.0]], [[0.5, 1.0]], True),
+        ([[0.0, float("inf")]], [[0.5, 1.0]], False),
+        ([[0.0, 1.0]], [[0.5, float("nan")]], False),
+        # Finite each, and yet their distance, or their spread, is none that a float32 holds.
+        ([[3e38, 0.0]], [[-3e38, 0.0]], False),
+        ([[3e38, -3e38]], [[3e38, -3e38]], False),
+        ([[1e38, 0.0]], [[-1e38, 0.0]], True),
+    ],
+)
+def test_answers_of_a_network_that_diverged_are_no_golden_ones(
+    answers: list[list[float]], reference: list[list[float]], comparable: bool
+) -> None:
+    own, theirs = torch.tensor(answers), torch.tensor(reference)
+    assert golden.can_compare(own, theirs) is comparable
+    allowed = golden.tolerance(own, theirs)
+    assert not comparable or math.isfinite(allowed.worst + allowed.mean)

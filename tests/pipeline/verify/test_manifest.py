@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.errors import EvidenceError
+from edgewise.errors import EvidenceError, RequestError
 from edgewise.verify import manifest
 
 
@@ -19,7 +19,7 @@ def file(tmp_path: Path) -> Path:
     folder = tmp_path / "artifacts" / "fake"
     folder.mkdir(parents=True)
     path = folder / "net.fake"
-    for name in ("", ".data", manifest.CARD, manifest.GOLDEN):
+    for name in ("", ".data", manifest.CARD, manifest.GOLDEN, manifest.USAGE):
         path.with_name(path.name + name).write_bytes(name.encode())
     network = tmp_path / "checkpoints" / "net-1"
     network.mkdir(parents=True)
@@ -35,16 +35,18 @@ def found(file: Path, checkpoint: Path | None = None) -> list[str]:
 
 def test_it_names_everything_and_sha256sum_reads_it(file: Path) -> None:
     assert set(manifest.read(file)) == {
-        "net.fake", "net.fake.data", "net.fake.card.json", "net.fake.golden.safetensors",
+        "net.fake", "net.fake.data", "net.fake.card.json", "net.fake.golden.safetensors", "net.fake.md",
         "../../checkpoints/net-1/model.json", "../../checkpoints/net-1/model.safetensors",
     }  # fmt: skip
     assert found(file) == []
     if shutil.which("sha256sum"):
         done = subprocess.run(["sha256sum", "-c", manifest.path_of(file).name], cwd=file.parent, capture_output=True)
-        assert done.returncode == 0 and done.stdout.count(b": OK") == 6
+        assert done.returncode == 0 and done.stdout.count(b": OK") == 7
 
 
-@pytest.mark.parametrize("name", ["net.fake", "net.fake.data", "net.fake.card.json", "net.fake.golden.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["net.fake", "net.fake.data", "net.fake.card.json", "net.fake.golden.safetensors", "net.fake.md"]
+)
 def test_each_file_is_missed_and_its_change_is_seen(file: Path, name: str) -> None:
     place = file.with_name(name)
     before = place.read_bytes()
@@ -119,4 +121,33 @@ def test_what_is_no_text_is_refused(file: Path, kind: str) -> None:
     elif kind != "none":
         place.write_bytes(b"\xff" * (2_000_000 if kind == "large" else 9))
     with pytest.raises(EvidenceError, match=place.name):
+        manifest.read(file)
+
+
+def test_a_folder_that_no_run_wrote_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "package.fake").mkdir()
+    for place in (Path("/"), Path(), Path(".."), tmp_path, tmp_path / "package.fake", Path("/dev/null")):
+        with pytest.raises(RequestError, match=r"no regular file|no run wrote it"):
+            manifest.refuse_other(place)
+    (tmp_path / f"package.fake{manifest.CARD}").touch()
+    manifest.refuse_other(tmp_path / "package.fake")
+
+
+@pytest.mark.parametrize("change", [("\n", "\x0b"), ("\n", "\r\n"), ("\n", "\x85"), ("\n", "")])
+def test_lines_end_as_they_were_written(file: Path, change: tuple[str, str]) -> None:
+    place = manifest.path_of(file)
+    text = place.read_text(encoding="utf-8")
+    place.write_bytes("".join([*text.rpartition("\n")[:1], change[1]]).encode())
+    with pytest.raises(EvidenceError):
+        manifest.read(file)
+    place.write_bytes(text.replace(*change, 1).encode())
+    with pytest.raises(EvidenceError):
+        manifest.read(file)
+
+
+def test_a_file_that_is_named_twice_is_refused(file: Path) -> None:
+    place = manifest.path_of(file)
+    place.write_text(f"{'0' * 64}  net.fake\n" + place.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(EvidenceError, match="twice"):
         manifest.read(file)

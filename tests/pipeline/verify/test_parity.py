@@ -321,3 +321,12 @@ def test_values_are_told_apart_by_image_whatever_their_first_dimension_counts() 
         for layer in layerwise.compare(targets.Inside(program=program, values=values), images, "float32", {})
     }
     assert swapped == {relu: True, add: True}
+
+
+def test_only_what_a_file_lets_out_is_kept_of_a_recomputation() -> None:
+    """All values of a network for images of 224 x 224 pixels, twice for each image, are gigabytes."""
+    program = torch.export.export(Tokens(), (torch.zeros(1, 1, 4, 4),))
+    graph = layerwise.module_of(program)
+    relu = next(node.name for node in graph.graph.nodes if node.name == "relu")
+    assert set(layerwise._Recompute(graph, {}, kept={relu}).of(torch.ones(1, 1, 4, 4), 0)) == {relu}
+    assert len(layerwise._Recompute(graph, {}).of(torch.ones(1, 1, 4, 4), 0)) > 2

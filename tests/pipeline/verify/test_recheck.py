@@ -104,6 +104,40 @@ def test_accuracy_may_fall_by_the_limit(file: Path, target: SimpleNamespace, rig
     assert recheck_file(file, "digits").verdict == verdict
 
 
+@pytest.mark.parametrize("name", ["net.fake", "net.fake.card.json", "net.fake.sha256"])
+@pytest.mark.parametrize("by", ["other bytes", "pipe", "nothing"])
+def test_what_is_exchanged_after_it_was_hashed_is_not_opened(
+    file: Path, target: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, name: str, by: str
+) -> None:
+    really = manifest.problems
+
+    def hash_and_exchange(*arguments: Any) -> Any:
+        found, place = really(*arguments), file.with_name(name)
+        assert found == []
+        place.unlink()
+        if by == "pipe":
+            os.mkfifo(place)
+        elif by == "other bytes":
+            place.write_bytes(b"x" * 64)
+        return found
+
+    monkeypatch.setattr(manifest, "problems", hash_and_exchange)
+    target.load = opened_nothing
+    found = recheck_file(file, "digits")
+    assert found.verdict == "fail" and found.path == file and "edgewise-" not in found.reason
+
+
+def test_what_is_opened_are_the_bytes_that_were_hashed(file: Path, target: SimpleNamespace) -> None:
+    def load(path: Path, threads: int) -> Any:
+        file.write_bytes(b"another")
+        assert path.read_bytes() == b"network"
+        raise targets.TargetError(f"wanted a network at {path}, found none")
+
+    target.load = load
+    found = recheck_file(file, "digits")
+    assert found.verdict == "fail" and f"wanted a network at {file}, found none" in found.reason
+
+
 def test_other_images_fail(file: Path, target: SimpleNamespace) -> None:
     keep(file, dataclasses.replace(card_of(file, 0.9), data_digest="0" * 64))
     found = recheck_file(file, "digits")

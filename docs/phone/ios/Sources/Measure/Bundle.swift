@@ -18,6 +18,8 @@ struct Manifest: Decodable {
         let path: String
         let entries: [String]
         let sha256: String
+        let mean: [Float]
+        let std: [Float]
         let golden: Golden?
     }
 

@@ -64,7 +64,7 @@ public final class Measurement {
         }
         let found: [String: Any] = [
             "schema": 1, "kind": "device", "bundle_sha256": bundle.sha256, "runner": "ios 1", "finished": true,
-            "mode": ["name": mode.rawValue, "calls": mode.calls, "seconds": mode.seconds, "blocks": mode.blocks],
+            "mode": modeFields(),
             "device": device(), "governor": NSNull(), "threads": 1, "pinned": [Int](), "groups": groups, "rows": rows,
         ]
         return try JSONSerialization.data(withJSONObject: found)
@@ -76,9 +76,9 @@ public final class Measurement {
         let shape = bundle.manifest.slice.shape
         let package = bundle.folder.appendingPathComponent(file.path)
         let loading = now()
-        let net = try Net(package: package, shape: shape)
+        let net = try Net(package: package, shape: shape, file: file)
         let first = milliseconds(loading)
-        let image = try net.picture(bundle.images, 0)
+        let image = try net.feed(bundle.images, 0)
         let calling = now()
         _ = try net.run(image)
         let firstCall = milliseconds(calling)
@@ -92,7 +92,7 @@ public final class Measurement {
         }
         let right = zip(classes, bundle.labels).filter { $0 == $1 }.count
         let again = now()
-        _ = try Net(package: package, shape: shape)
+        _ = try Net(package: package, shape: shape, file: file)
         var found = row
         found["load_ms"] = ["first": first, "again": milliseconds(again)]
         found["first_call_ms"] = firstCall
@@ -100,14 +100,14 @@ public final class Measurement {
         found["golden_answers"] = golden ?? NSNull()
         found["answers"] = classes.map { String(format: "%04x", $0) }.joined()
         found["accuracy"] = ["top1": Double(right) / Double(classes.count), "n": classes.count] as [String: Any]
-        found["runtime"] = ["name": "coreml", "version": device()["os"]!, "provider": "Core ML"]
+        found["runtime"] = ["name": "coreml", "version": device()["os"]!, "provider": "Core ML"] as [String: Any]
         found["peak_memory_bytes"] = NSNull()
         found["seconds"] = milliseconds(started) / 1000
         return Looked(row: found, net: net) { _ = try net.run(image) }
     }
 
     private func answers(_ net: Net, _ images: Data, _ count: Int) throws -> [[Float]] {
-        try (0..<count).map { try net.run(try net.picture(images, $0)) }
+        try (0..<count).map { try net.run(try net.feed(images, $0)) }
     }
 
     private func base64(_ answers: [[Float]]) -> String {
@@ -152,12 +152,12 @@ public final class Measurement {
             order.append(order.removeFirst())
             rounds += 1
         } while Double(now() - started) < duration || rounds < least
-        let cpu = references.map(\.cpu).sorted()
+        let cpu = references.map { $0.cpu }.sorted()
         return [
             "wall_ms": milliseconds(started),
             // Core ML works on other processors than this thread's, so that its share of one tells nothing.
             "cpu_ms": NSNull(),
-            "reference_wall_ms": Double(references.map(\.wall).reduce(0, +)) / 1e6,
+            "reference_wall_ms": Double(references.map { $0.wall }.reduce(0, +)) / 1e6,
             "reference_cpu_ms": Double(cpu.reduce(0, +)) / 1e6, "reference_ms": Double(cpu[cpu.count / 2]) / 1e6,
             "stolen_ticks": NSNull(), "clock_khz": NSNull(), "temperature_c": NSNull(),
         ]
@@ -174,6 +174,10 @@ public final class Measurement {
     private func now() -> UInt64 { clock_gettime_nsec_np(CLOCK_UPTIME_RAW) }
 
     private func milliseconds(_ since: UInt64) -> Double { Double(now() - since) / 1e6 }
+
+    private func modeFields() -> [String: Any] {
+        ["name": mode.rawValue, "calls": mode.calls, "seconds": mode.seconds, "blocks": mode.blocks]
+    }
 
     private func device() -> [String: Any] {
         let info = ProcessInfo.processInfo

@@ -7,22 +7,44 @@ final class Net {
     private let model: MLModel
     private let input: MLFeatureDescription
     private let shape: [Int]
+    private let mean: [Float]
+    private let std: [Float]
 
-    init(package: URL, shape: [Int]) throws {
+    /// `shape`: of the images, [C, H, W]; `file`: what the bundle says of it.
+    init(package: URL, shape: [Int], file: Manifest.File) throws {
         let compiled = try MLModel.compileModel(at: package)
         defer { try? FileManager.default.removeItem(at: compiled) }
         let options = MLModelConfiguration()
         options.computeUnits = .all
         model = try MLModel(contentsOf: compiled, configuration: options)
-        guard let first = model.modelDescription.inputDescriptionsByName.values.first, first.type == .image else {
-            throw MeasureError(description: "wanted a file that takes an image")
+        let inputs = model.modelDescription.inputDescriptionsByName.values
+        guard let first = inputs.first, first.type == .image || first.type == .multiArray else {
+            throw MeasureError(description: "wanted a file that takes an image or an array")
+        }
+        guard file.mean.count == shape[0], file.std.count == shape[0] else {
+            throw MeasureError(description: "its means are not its channels'")
         }
         input = first
-        self.shape = shape
+        (self.shape, mean, std) = (shape, file.mean, file.std)
     }
 
     /// The image as the file takes it: made once, so that the time of a call is the network's.
-    func picture(_ images: Data, _ index: Int) throws -> MLFeatureProvider {
+    func feed(_ images: Data, _ index: Int) throws -> MLFeatureProvider {
+        try input.type == .image ? picture(images, index) : array(images, index)
+    }
+
+    /// Floats [1, C, H, W], (bytes / 255 - mean) / std by channel.
+    private func array(_ images: Data, _ index: Int) throws -> MLFeatureProvider {
+        let values = try MLMultiArray(shape: [1] + shape.map { NSNumber(value: $0) }, dataType: .float32)
+        let place = values.dataPointer.bindMemory(to: Float.self, capacity: values.count)
+        let (area, start) = (shape[1] * shape[2], images.startIndex + index * values.count)
+        for i in 0..<values.count {
+            place[i] = (Float(images[start + i]) / 255 - mean[i / area]) / std[i / area]
+        }
+        return try MLDictionaryFeatureProvider(dictionary: [input.name: MLFeatureValue(multiArray: values)])
+    }
+
+    private func picture(_ images: Data, _ index: Int) throws -> MLFeatureProvider {
         let (channels, height, width) = (shape[0], shape[1], shape[2])
         let kind = channels == 1 ? kCVPixelFormatType_OneComponent8 : kCVPixelFormatType_32BGRA
         var made: CVPixelBuffer?
