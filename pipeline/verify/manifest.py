@@ -66,8 +66,7 @@ def read(artifact: Path) -> dict[str, str]:
     """Name, relative to the file's folder -> SHA-256. Raises EvidenceError where it is missing, damaged, or names other files."""
     place = path_of(artifact)
     try:
-        lines = read_regular(place, _LARGEST).decode().splitlines()
-        entries = dict(_parse_entry(line) for line in lines)
+        entries = _parse_entries(read_regular(place, _LARGEST).decode())
     except (OSError, ValueError) as error:
         raise EvidenceError(
             f"cannot read {place}: {error}. A run writes this list of digests beside its file; keep the two together, or run "
@@ -79,11 +78,24 @@ def read(artifact: Path) -> dict[str, str]:
     return entries
 
 
+def _parse_entries(text: str) -> dict[str, str]:
+    """Raises ValueError for a text that is not, to the byte, as it was written: other readers end lines elsewhere."""
+    *lines, rest = text.split("\n")
+    if rest:
+        raise ValueError("it ends in the midst of a line")
+    entries = dict(_parse_entry(line) for line in lines)
+    if len(entries) < len(lines):
+        raise ValueError("it names a file twice")
+    return entries
+
+
 def _parse_entry(line: str) -> tuple[str, str]:
     match = _LINE.fullmatch(line)
     if match is None:
         raise ValueError(f"wanted a digest and a name in each line, found {line!r:.60}")
     digest, name = match.groups()
+    if not name.isprintable():
+        raise ValueError(f"it names a file with control characters: {name!r:.60}")
     path = PurePosixPath(name)
     inside = path.relative_to(CHECKPOINTS) if path.is_relative_to(CHECKPOINTS) else path
     if inside.is_absolute() or ".." in inside.parts or path.as_posix() != name:

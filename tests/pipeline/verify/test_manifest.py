@@ -132,3 +132,22 @@ def test_a_folder_that_no_run_wrote_is_no_file(tmp_path: Path, monkeypatch: pyte
             manifest.refuse_other(place)
     (tmp_path / f"package.fake{manifest.CARD}").touch()
     manifest.refuse_other(tmp_path / "package.fake")
+
+
+@pytest.mark.parametrize("change", [("\n", "\x0b"), ("\n", "\r\n"), ("\n", "\x85"), ("\n", "")])
+def test_lines_end_as_they_were_written(file: Path, change: tuple[str, str]) -> None:
+    place = manifest.path_of(file)
+    text = place.read_text(encoding="utf-8")
+    place.write_bytes("".join([*text.rpartition("\n")[:1], change[1]]).encode())
+    with pytest.raises(EvidenceError):
+        manifest.read(file)
+    place.write_bytes(text.replace(*change, 1).encode())
+    with pytest.raises(EvidenceError):
+        manifest.read(file)
+
+
+def test_a_file_that_is_named_twice_is_refused(file: Path) -> None:
+    place = manifest.path_of(file)
+    place.write_text(f"{'0' * 64}  net.fake\n" + place.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(EvidenceError, match="twice"):
+        manifest.read(file)
