@@ -67,11 +67,11 @@ def show_again(options: argparse.Namespace) -> int:
 
 
 def _show_run(folder: Path, options: argparse.Namespace) -> int:
-    from edgewise.device.intake import take_in
     from edgewise.report.document import Report
-    from edgewise.report.page import write_html
 
-    report = Report.read(folder)
+    report = Report.read(folder)  # before what needs NumPy and PyTorch: a mistyped folder is told at once
+    from edgewise.device.intake import take_in
+    from edgewise.report.page import write_html
 
     intake = take_in(folder)
     if list(intake.rows) != report.devices:

@@ -231,7 +231,7 @@ FAULTS = (
     Fault("a test image twice", "run", repeated_image, "images", 2, "a second time in the test part"),
     Fault("a test image among the training images", "run", leaked_image, "images", 2, "training"),
     Fault("always the same answer", "run", constant, "answers"),
-    Fault("a prune that removes nothing", "run", nothing_pruned, "step", 1, "prune"),
+    Fault("a prune that removes nothing", "run", nothing_pruned, "plan", 2, "no layer of this network can be pruned"),
     Fault("answers noisier than the recipe allows", "run", noisy_answers, "SQNR"),
     Fault("a file larger than the recipe allows", "run", too_large, "size"),
     Fault(
