@@ -71,7 +71,7 @@ def test_its_own_weights_where_they_can_be_had_and_fit(timm: None) -> None:
     images = torch.randn(2, 3, 4, 4)
     begun = begin_network(Base("timm:tiny", 7, 3), images, Path(zoo.PRETRAINED))
     assert float(begun.model[0].weight.detach().mean()) == 3
-    assert float(begin_network(Base("timm:tiny", 7, 3), images).model[0].weight.mean()) == 1
+    assert float(begin_network(Base("timm:tiny", 7, 3), images).model[0].weight.detach().mean()) == 1
     with pytest.raises(RequestError, match="for 7 classes, the data has 10"):
         begin_network(Base("timm:tiny", 10, 3), images, Path(zoo.PRETRAINED))
     with pytest.raises(RequestError, match="no network to the hub"):
