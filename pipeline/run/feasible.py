@@ -32,15 +32,15 @@ def check(recipe: Recipe, wanted: Sequence[Target], network: nn.Module, spec: Sp
 
 
 def check_data(data: Data) -> None:
-    """Raise RequestError for a data set of which a part has no images: nothing could be learned from it, or judged."""
-    parts = {"train": data.train, "calib": data.calib, "test": data.test}
+    """Raise RequestError for a data set without images to calibrate or to judge on; what trains asks for its own."""
+    parts = {"calib": data.calib, "test": data.test}
     empty = [name for name, part in parts.items() if not len(part)]
     if empty:
         purposes = " and ".join(_PURPOSE[name] for name in empty)
         raise RequestError(f"{data.name} has no images to {purposes}; name another data set with --data")
 
 
-_PURPOSE = {"train": "train on", "calib": "calibrate on", "test": "test on"}
+_PURPOSE = {"calib": "calibrate on", "test": "test on"}
 
 
 def deliverables(recipe: Recipe, target: Target) -> tuple[str, ...]:

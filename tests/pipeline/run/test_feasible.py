@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from edgewise import calib_data, targets
+from edgewise.__main__ import main
 from edgewise.errors import RequestError
 from edgewise.network.architecture import Base, build, spec_of
 from edgewise.recipe import Recipe
@@ -110,11 +112,38 @@ def test_ready_recipes_go_together() -> None:
     check(demo())
 
 
-@pytest.mark.parametrize("part", ["train", "calib", "test"])
+@pytest.mark.parametrize("part", ["calib", "test"])
 def test_data_without_images(part: str) -> None:
     nothing = type("Empty", (), {"__len__": lambda self: 0, "labels": torch.zeros(0)})()
     with pytest.raises(RequestError, match=f"digits has no images to {feasible._PURPOSE[part]}"):
         feasible.check_data(dataclasses.replace(DATA, **{part: nothing}))
+
+
+def test_images_that_only_judge_and_calibrate_do_where_nothing_has_to_be_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEWISE_STORE", str(tmp_path / "store"))
+    for name, value in (("a", 40), ("b", 200)):
+        for number in range(12):
+            path = tmp_path / "images" / "val" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (value, number, 0)).save(path)
+    source = (
+        "from torch import nn\ninput_shape = (3, 16, 16)\nmean = std = (0.5, 0.5, 0.5)\ndef build(num_classes=2):\n"
+    )
+    source += "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))\n"
+    (tmp_path / "net.py").write_text(source, encoding="utf-8")
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Identity(), torch.nn.Identity(), torch.nn.Linear(8, 2)
+    )
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    words = ["run", "--model", "net.py:build", "--weights", "w.pt", "--data", "imagefolder:images", "--target", "onnx"]
+    assert main([*words, "--dry-run"]) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert "0 training, 8 calibration and 16 test images" in said and "trains nothing whatever that loses" in said
+    assert main([*words, "--prune", "0.5", "--dry-run"]) == 2  # the fine-tuning behind it trains
 
 
 def test_nothing_is_kept_of_a_recipe_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
