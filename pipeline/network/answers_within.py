@@ -58,7 +58,7 @@ def logits_within(answer: Any, classes: int, name: str) -> TakeAnswer | None:
         candidates = [
             one for one in candidates if _is_source(one[1], [tensor for _, tensor in candidates])
         ] or candidates
-    if len(candidates) != 1 and candidates:
+    if len(candidates) > 1:
         places = ", ".join(spelled(path) for path, _ in candidates)
         raise RequestError(
             f"{name} answers with {len(candidates)} tensors of {classes} values for an image ({places}); return the logits "

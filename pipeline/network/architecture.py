@@ -104,8 +104,12 @@ def describe_base(reference: str, num_classes: int, in_channels: int) -> Base:
     if not is_foreign(reference):
         return base
     with torch.random.fork_rng(devices=[]):
-        text = re.sub(r"0x[0-9a-f]+", "", repr(build(base)))  # a function prints its place in memory
-    return replace(base, layers=hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest())
+        return replace(base, layers=hashlib.sha256(print_layers(build(base))).hexdigest())
+
+
+def print_layers(network: nn.Module) -> bytes:
+    """A network as it prints itself, without the places in memory that functions print."""
+    return re.sub(r"0x[0-9a-f]+", "", repr(network)).encode("utf-8", "backslashreplace")
 
 
 def build(base: Base) -> nn.Module:

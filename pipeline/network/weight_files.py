@@ -122,7 +122,7 @@ Recognise = Callable[[Path, bytes], bool]
 _KINDS: tuple[tuple[Recognise, str], ...] = (
     (lambda _, head: not head, "empty; fetch or save it again"),
     (
-        lambda path, head: head.startswith(b"\x1f\x8b") or "ustar" in head[257:262].decode("latin-1"),
+        lambda path, head: head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar",
         "a compressed or tar archive; unpack it and give the file of weights in it",
     ),
     (

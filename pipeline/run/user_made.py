@@ -29,7 +29,7 @@ def describe_made(recipe: Recipe, classes: int, channels: int) -> dict[str, Any]
 
 def digest_network(network: nn.Module) -> str:
     """SHA-256 of a network as it prints itself and of its tensors; of one whose shapes an image gives, without those."""
-    digest = hashlib.sha256(repr(network).encode("utf-8", "backslashreplace"))
+    digest = hashlib.sha256(architecture.print_layers(network))
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
         if not torch.nn.parameter.is_lazy(tensor):
