@@ -9,12 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from edgewise.errors import EvidenceError, RequestError
 from edgewise.files import parts
 from edgewise.report.document import FILE, Report
-from edgewise.report.outcomes import FILE as OUTCOMES
+from edgewise.report.outcomes import read_outcomes
 from edgewise.report.watch import Watch
 from edgewise.run import usage
 from edgewise.store import whole
@@ -68,12 +66,12 @@ def _resolve_code(reference: str) -> tuple[Path, str]:
 
 
 def _data_digest(place: Path) -> str | None:
-    """Of the images that the run in the folder was judged on."""
+    """Of the images that the run in the folder was judged on; None where it kept nothing that can be read."""
     try:
-        with safe_open(place / OUTCOMES, framework="numpy") as file:
-            return (file.metadata() or {}).get("data")
-    except (OSError, SafetensorError):
+        outcomes = read_outcomes(place)
+    except RequestError:
         return None
+    return None if outcomes is None else outcomes.data
 
 
 @contextmanager
