@@ -10,7 +10,9 @@ import torch
 from torch.export import ExportedProgram
 
 from edgewise.targets import Packaging, Precision, SizeKind, TargetError
+from edgewise.targets._plain_operators import PLAIN
 from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers
+from edgewise.targets._rewrite import rewrite_program
 
 _aten = torch.ops.aten
 _DROPOUTS = frozenset(
@@ -80,10 +82,12 @@ def open_sides(program: ExportedProgram) -> dict[int, Any] | None:
 
 
 def for_inference(program: ExportedProgram) -> ExportedProgram:
-    """A copy of ``program`` without its idle dropouts, which some exporters turn into copies that break fusion.
+    """``program`` in operators that every converter knows, and without its idle dropouts, which some exporters turn into
+    copies that break fusion; a copy where it changes.
 
     Raises TargetError for a program that was captured in training mode.
     """
+    program = rewrite_program(program, PLAIN)
     if not any(node.target in _DROPOUTS for node in program.graph.nodes):
         return program
     with quiet_loggers(messages=(LEAF_SPEC,)):

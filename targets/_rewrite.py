@@ -44,14 +44,15 @@ def rewrite_program(program: ExportedProgram, rules: Mapping[object, Rule]) -> E
     with quiet_loggers(messages=(LEAF_SPEC,)):
         program = copy.deepcopy(program)
     rewrite_graph(program.graph_module.graph, rules)
+    program.graph_module.graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
 
 
-def insert_call(graph: Graph, target: Callable[..., Any], *args: Any) -> Node:
+def insert_call(graph: Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
     """A new call of ``target`` at the graph's insertion point, with the shape and type of its result noted."""
-    node = graph.call_function(target, args)
-    node.meta["val"] = target(*map_arg(args, lambda argument: argument.meta["val"]))
+    node = graph.call_function(target, args, kwargs)
+    node.meta["val"] = target(*map_arg(args, lambda argument: argument.meta["val"]), **kwargs)
     return node
 
 

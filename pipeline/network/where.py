@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,6 +37,15 @@ def current_line() -> str | None:
         if not ours and _is_the_users(frame.f_code.co_filename):
             return _describe_line(frame.f_code.co_filename, frame.f_lineno)
     return None
+
+
+def line_in_trace(trace: str) -> str | None:
+    """The innermost line of the user's code in the text of a stack, as torch notes one for each captured operation."""
+    places = [(file, int(number)) for file, number in _FRAME.findall(trace) if _is_the_users(file)]
+    return _describe_line(*places[-1]) if places else None
+
+
+_FRAME = re.compile(r'File "(.+?)", line (\d+)')
 
 
 def line_clause(line: str | None) -> str:

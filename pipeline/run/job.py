@@ -117,6 +117,7 @@ def resolve_recipe(recipe: Recipe, out: Path | None = None, note: Callable[[str]
     check_owner(place, recipe.describe(), data.digest)
     _check_store(store)
     by_batches = _rehearse_user_network(base, start_state.model, spec, data, recipe, chosen_targets, store)
+    _try_targets(base, start_state.model, spec, data, recipe, (*chosen_targets, runtime), store, note)
     return Job(
         recipe=recipe, spec=spec, base=base, data=data, targets=chosen_targets, runtime=runtime, weights=weights, out=place,
         store=store, told=(*start_state.told, *untrained), ending=start_state.ending, by_batches=by_batches,
@@ -174,6 +175,45 @@ def _rehearse_user_network(
 
 
 _REHEARSED = "rehearsal.json"
+
+
+def _try_targets(
+    base: Base,
+    network: nn.Module,
+    spec: Spec,
+    data: Data,
+    recipe: Recipe,
+    wanted: Sequence[Target],
+    store: Path,
+    note: Callable[[str], None],
+) -> None:
+    """The trial of a user's network on every target, of which it is kept that it went well. A recipe that only writes the
+    network as it comes has no need of one."""
+    from edgewise.run import dry_run, lowering_trial
+
+    if not (architecture.is_foreign(recipe.model) and dry_run.has_changes(recipe)):
+        return
+    network_facts = {
+        "base": dataclasses.asdict(base),
+        "source": architecture.code_digest(recipe.model),
+        "tensors": sorted((name, list(tensor.shape)) for name, tensor in network.state_dict().items()),
+        "shape": data.shape,
+    }
+    for target in dict.fromkeys(wanted):
+
+        def make(folder: Path, _: Path, target: Target = target) -> None:
+            note(f"trying {target.name}")
+            lowering_trial.try_lowering(network, probe_images(data, spec), target, recipe.model)
+            (folder / "tried.json").write_text(json.dumps(target.name), encoding="utf-8")
+
+        key = key_of(
+            kind="lowering trial",
+            **network_facts,
+            target=target.name,
+            code=code_of(lowering_trial, target.export),
+            versions=edgewise_targets.versions(("torch", *edgewise_targets.packages(target))),
+        )
+        Store(store).keep(key, make)
 
 
 def _add_fold(recipe: Recipe, begun: Start) -> tuple[Recipe, Start]:

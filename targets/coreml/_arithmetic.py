@@ -78,6 +78,10 @@ def _elu(x: Tensor, alpha: float) -> Tensor:
     return torch.where(x > 0, x, alpha * torch.expm1(x))
 
 
+def _fill_like(ref_tensor: Tensor, value: Number = 0.0) -> Tensor:
+    return torch.full_like(ref_tensor, value)
+
+
 def _gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     if mode == "EXACT":
         return functional.gelu(x)
@@ -146,18 +150,24 @@ def _argument(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 OPERATORS: Mapping[str, Callable[..., Tensor]] = {
     "abs": _unary(torch.abs),
+    "acos": _unary(torch.acos),
     "add": _binary(operator.add),
+    "asin": _unary(torch.asin),
+    "atan": _unary(torch.atan),
+    "atanh": _unary(torch.atanh),
     "cast": _cast,
     "ceil": _unary(torch.ceil),
     "clamped_relu": _clamped_relu,
     "clip": _clip,
     "cos": _unary(torch.cos),
+    "cosh": _unary(torch.cosh),
     "cumsum": _cumsum,
     "elu": _elu,
     "equal": _binary(torch.eq),
     "erf": _unary(torch.erf),
     "exp": _unary(torch.exp),
     "exp2": _unary(torch.exp2),
+    "fill_like": _fill_like,
     "floor": _unary(torch.floor),
     "floor_div": _binary(torch.floor_divide),
     "gelu": _gelu,
@@ -202,12 +212,14 @@ OPERATORS: Mapping[str, Callable[..., Tensor]] = {
     "sign": _unary(torch.sign),
     "silu": _unary(functional.silu),
     "sin": _unary(torch.sin),
+    "sinh": _unary(torch.sinh),
     "softmax": _softmax,
     "softplus": _unary(functional.softplus),
     "softsign": _unary(functional.softsign),
     "sqrt": _unary(torch.sqrt),
     "square": _unary(torch.square),
     "sub": _binary(operator.sub),
+    "tan": _unary(torch.tan),
     "tanh": _unary(torch.tanh),
     "threshold": _threshold,
     "thresholded_relu": _thresholded_relu,

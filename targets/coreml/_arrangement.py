@@ -173,6 +173,12 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+    if batch_dims:
+        raise ValueError(f"gather_nd with batch_dims={batch_dims} is not evaluated, only batch_dims=0")
+    return x[tuple(indices.long().unbind(-1))]
+
+
 OPERATORS: Mapping[str, Callable[..., Result]] = {
     "band_part": _band_part,
     "concat": _concat,
@@ -182,6 +188,7 @@ OPERATORS: Mapping[str, Callable[..., Result]] = {
     "fill": _fill,
     "gather": _gather,
     "gather_along_axis": _gather_along_axis,
+    "gather_nd": _gather_nd,
     "identity": _identity,
     "pad": _pad,
     "pixel_shuffle": _pixel_shuffle,

@@ -95,7 +95,7 @@ def _convert_program(program: ExportedProgram, packaging: Packaging, system: str
         program = with_int8_weights(program, packaging)
     with convert_silently() as coremltools:
         model = coremltools.convert(
-            _with_strides(program.run_decompositions({})),
+            _with_strides(_in_known_operators(program)),
             inputs=_input.inputs(coremltools, program, packaging, image),
             outputs=[coremltools.TensorType(name=OUTPUT, dtype=float)],
             classifier_config=_input.classes(coremltools, program, packaging),
@@ -111,6 +111,30 @@ def _convert_program(program: ExportedProgram, packaging: Packaging, system: str
         specification.description.metadata.userDefined.update(_input.metadata(packaging))
         specification.mlProgram.attributes.pop("buildInfo", None)
         return specification.SerializeToString(deterministic=True), _storage.weights_of(model)
+
+
+def _in_known_operators(program: ExportedProgram) -> ExportedProgram:
+    """``program`` with each operator that coremltools has no translation of taken apart, as far as torch can."""
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+
+    apart = torch.export.default_decompositions()
+    for _ in range(_ROUNDS):
+        unknown = {
+            node.target: apart[node.target]
+            for node in program.graph.nodes
+            if node.target in apart
+            and (node.target in _UNLIKE or _TORCH_OPS_REGISTRY.get_func(str(node.target)) is None)
+        }
+        program = program.run_decompositions(unknown)
+        if not unknown:
+            break
+    return program
+
+
+_ROUNDS = 4
+"""An operator comes apart into others that may have to come apart."""
+_UNLIKE = frozenset({_aten.rms_norm.default})
+"""coremltools 9.0 has a translation that does not take what torch gives."""
 
 
 def _passes(coremltools: ModuleType) -> Any:

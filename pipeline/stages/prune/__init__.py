@@ -226,7 +226,6 @@ class Prune:
         losses = recover_by_distillation(
             pruned, whole, left, ctx, steps=steps, lr=self.recover_lr, batch=self.recover_batch
         )
-        ctx.note(f"{steps:,} steps of block-wise distillation: loss {losses[0]:.3f} -> {losses[1]:.3f}")
         return {"steps": steps, "loss": [*losses]}
 
     @property

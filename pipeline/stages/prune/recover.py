@@ -11,7 +11,7 @@ from edgewise.network.norm_pairs import find_norms
 from edgewise.stage import Context
 from edgewise.stages.fitting.image_batches import draw_batches
 from edgewise.stages.fitting.layer_io import run_until_seen
-from edgewise.stages.training.blockwise import distill_blockwise, relative_distance
+from edgewise.stages.training.blockwise import distill_if_better
 from edgewise.store.entries import key_of
 
 _JUDGED = 512
@@ -24,15 +24,13 @@ def recover_by_distillation(
     """Train ``pruned`` in place; both networks in eval mode on ``ctx.device``.
 
     ``left`` tells which of a layer's outputs remain. Each layer is compared behind its batch norm. Returns the loss on
-    calibration images before and after.
+    calibration images before and after; where it has not fallen, all is undone.
     """
     images = draw_batches(ctx.data.calib, _JUDGED, ctx, whole)
     norms = find_norms(whole, images[0][:2]).pairs
     ran = run_until_seen(whole, left, images[0][:2])
     points = {norms.get(name, name): (_axis(whole.get_submodule(name)), left[name]) for name in ran}
-    before = relative_distance(pruned, whole, points, images)
-    distill_blockwise(pruned, whole, points, _own_folder(ctx, left), steps=steps, lr=lr, batch=batch)
-    return before, relative_distance(pruned, whole, points, images)
+    return distill_if_better(pruned, whole, points, _own_folder(ctx, left), images, steps=steps, lr=lr, batch=batch)
 
 
 def _axis(layer: nn.Module) -> int:

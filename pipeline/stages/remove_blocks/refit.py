@@ -12,7 +12,7 @@ from edgewise.stages.fitting.image_batches import draw_batches
 from edgewise.stages.fitting.layer_io import run_until_seen
 from edgewise.stages.fitting.reconstruct import reconstruct_layers
 from edgewise.stages.remove_blocks.plan import Plan
-from edgewise.stages.training.blockwise import Points, distill_blockwise, relative_distance
+from edgewise.stages.training.blockwise import Points, distill_if_better
 
 _JUDGED = 512
 
@@ -63,12 +63,9 @@ def _layer_outputs(model: nn.Module) -> dict[str, range]:
 def _distill_blocks(shallower: nn.Module, whole: nn.Module, plan: Plan, how: Settings, ctx: Context) -> dict[str, Any]:
     images = draw_batches(ctx.data.calib, _JUDGED, ctx)
     points = _points(shallower, plan, ctx)
-    before = relative_distance(shallower, whole, points, images)
-    distill_blockwise(
-        shallower, whole, points, ctx, steps=how.recover_steps, lr=how.recover_lr, batch=how.recover_batch
+    before, after = distill_if_better(
+        shallower, whole, points, ctx, images, steps=how.recover_steps, lr=how.recover_lr, batch=how.recover_batch
     )
-    after = relative_distance(shallower, whole, points, images)
-    ctx.note(f"{how.recover_steps:,} steps of block-wise distillation: loss {before:.3f} -> {after:.3f}")
     return {"steps": how.recover_steps, "loss": [before, after], "points": list(points)}
 
 

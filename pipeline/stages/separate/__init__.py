@@ -47,9 +47,13 @@ from edgewise.stages.separate.plan import (
 from edgewise.stages.separate.pooled_head import PooledHead
 from edgewise.stages.separate.substitute import Swap
 from edgewise.stages.separate.timing import layer_times
-from edgewise.stages.training.blockwise import distill_blockwise
+from edgewise.stages.training.blockwise import distill_if_better
 
 __all__ = ["AveragePool", "Candidate", "PooledHead", "Separate"]
+
+
+_JUDGED = 512
+"""Calibration images on which it is judged whether distillation helped."""
 
 
 @check_fields
@@ -130,9 +134,11 @@ class Separate:
         states |= judge.states(substituted=student)
         if self.recover_steps:
             points = {swap.norms.get(name, name): None for name in names}
-            distill_blockwise(
-                student, teacher, points, ctx, steps=self.recover_steps, lr=self.recover_lr, batch=self.recover_batch
-            )
+            images = draw_batches(ctx.data.calib, _JUDGED, ctx, teacher)
+            distill_if_better(
+                student, teacher, points, ctx, images, steps=self.recover_steps, lr=self.recover_lr,
+                batch=self.recover_batch,
+            )  # fmt: skip
             states |= judge.states(distilled=student)
         timed_on = ctx.runtime if any(candidate.dense_ms is not None for candidate in plan) else None
         told_plan = plan_facts(self.into, plan, states, max_drop=self.max_drop, timed_on=timed_on, threads=ctx.threads)

@@ -55,7 +55,9 @@ def distill_blockwise(
     order = torch.channels_last if trains_channels_last(student, device) else torch.contiguous_format
     guide = _order_memory(_fold_teacher(teacher, points, ctx), order)
     _order_memory(student, order)
-    state = State(student, torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr))
+    learning = [p for p in student.parameters() if p.requires_grad]
+    state = State(student, torch.optim.Adam(learning, lr))
+    shares = _step_shares(student, _draw_batch(ctx, 0, 2))
     resume_state(state, ctx.scratch)
     losses = []
     student.eval()
@@ -72,7 +74,8 @@ def distill_blockwise(
                 loss = distance(next(images).contiguous(memory_format=order))
             state.optimizer.zero_grad()
             torch.autograd.backward(loss)
-            state.optimizer.step()
+            with _shortened_steps(learning, shares):
+                state.optimizer.step()
             losses.append(float(loss.detach()))
             state.epoch = step + 1
             if time.monotonic() - last_save > _SECONDS_BETWEEN:
@@ -80,6 +83,41 @@ def distill_blockwise(
                 last_save = time.monotonic()
     _order_memory(student.eval(), torch.contiguous_format)
     return losses
+
+
+_ROW = 0.3
+"""Root mean square of a filter that may take whole steps: at a rate of 0.003, a hundredth of it."""
+
+
+def _step_shares(student: nn.Module, probe: Tensor) -> dict[Tensor, Tensor]:
+    """Which share of Adam's step each filter of a layer without a norm behind it takes, by its size.
+
+    Adam moves every weight by the learning rate, whatever its size. A norm takes the scale of a filter out again; where it
+    is folded into the weights, their sizes differ by a factor of hundreds between channels, and the same step that
+    leaves large filters as they are destroys the small ones (You et al. 2020, arXiv 1904.00962, the trust ratio).
+    """
+    normed = find_norms(student, probe).pairs
+    return {
+        layer.weight: _row_sizes(layer.weight.detach()).div(_ROW).clamp(max=1.0)
+        for name, layer in student.named_modules()
+        if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)) and name not in normed
+    }
+
+
+def _row_sizes(weight: Tensor) -> Tensor:
+    """Root mean square of each output's weights, [O, 1, ...]; what has become 0 may leave it."""
+    rows = weight.flatten(1).square().mean(1).sqrt().clamp_min(1e-6)
+    return rows.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+@contextmanager
+def _shortened_steps(parameters: Sequence[nn.Parameter], shares: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """While open, an optimizer's step moves each of the parameters by its share of it."""
+    before = [(p, p.detach().clone(), shares[p]) for p in parameters if p in shares]
+    yield
+    with torch.no_grad():
+        for parameter, old, share in before:
+            parameter.copy_(old + share * (parameter - old))
 
 
 def _order_memory(model: nn.Module, order: torch.memory_format) -> nn.Module:
@@ -102,6 +140,33 @@ def _draw_batch(ctx: Context, step: int, batch: int) -> Tensor:
     index = torch.randint(len(ctx.data.train), (batch,), generator=draw)
     images = augment_images(ctx.data.train.batch(index), Augment(), ctx.data.flip, draw)
     return normalise(images, ctx.spec).to(torch.device(ctx.device))
+
+
+def distill_if_better(
+    student: nn.Module,
+    teacher: nn.Module,
+    points: Points,
+    ctx: Context,
+    images: Sequence[Tensor],
+    *,
+    steps: int,
+    lr: float,
+    batch: int,
+) -> tuple[float, float]:
+    """``distill_blockwise`` in place, undone where the loss on ``images``, batches that are not trained on, has not fallen.
+
+    Returns that loss before and after.
+    """
+    before = relative_distance(student, teacher, points, images)
+    kept = copy.deepcopy(student.state_dict())
+    distill_blockwise(student, teacher, points, ctx, steps=steps, lr=lr, batch=batch)
+    after = relative_distance(student, teacher, points, images)
+    note = f"{steps:,} steps of block-wise distillation: loss {before:.3f} -> {after:.3f}"
+    if not after < before:
+        student.load_state_dict(kept)
+        note += f", undone; try a tenth of recover_lr {lr:g}, or leave recover_steps out"
+    ctx.note(note)
+    return before, after
 
 
 @torch.no_grad()

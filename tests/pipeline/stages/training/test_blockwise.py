@@ -187,3 +187,49 @@ def test_every_cut_recovers_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: 
 def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=rf"Prune\.{next(iter(wrong))}"):
         Prune(channels=0.5, **wrong)
+
+
+class Pair(nn.Module):
+    """A convolution with a norm behind it and one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed, self.norm, self.bare = nn.Conv2d(3, 2, 1, bias=False), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.bare(torch.relu(self.norm(self.normed(x))))
+        return out
+
+
+def test_a_filter_without_a_norm_takes_steps_by_its_size() -> None:
+    net = Pair().eval()
+    with torch.no_grad():
+        net.bare.weight.copy_(torch.tensor([[0.9, -0.9], [0.03, -0.03]])[:, :, None, None])
+    shares = blockwise._step_shares(net, torch.randn(2, 3, 4, 4))
+    assert list(shares) == [net.bare.weight]
+    assert shares[net.bare.weight].flatten().tolist() == pytest.approx([1.0, 0.1])
+    parameters = [net.bare.weight, net.bare.bias, net.normed.weight]
+    before = [p.detach().clone() for p in parameters]
+    with blockwise._shortened_steps(parameters, shares), torch.no_grad():
+        for p in parameters:
+            p.add_(1.0)
+    moved = [(p - old).flatten().tolist() for p, old in zip(parameters, before, strict=True)]
+    assert moved[0] == pytest.approx([1.0, 1.0, 0.1, 0.1]) and moved[1] == [1.0, 1.0]
+    assert moved[2] == pytest.approx([1.0] * 6)
+
+
+def test_distillation_that_makes_it_worse_is_undone(tmp_path: Path) -> None:
+    notes: list[str] = []
+    ctx = replace(context(tmp_path), note=notes.append)
+    teacher = CifarResNet(8, 4, 3, 8).eval()
+    student = fresh(teacher, ctx)
+    before = copy.deepcopy(student.state_dict())
+    points, images = {"bn1": None, "layer1.0.bn1": None}, [images_of(ctx)]
+    first, after = blockwise.distill_if_better(student, teacher, points, ctx, images, steps=3, lr=50.0, batch=8)
+    assert after > first and notes[-1].endswith("undone; try a tenth of recover_lr 50, or leave recover_steps out")
+    assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+    better = replace(context(tmp_path / "again"), note=notes.append)
+    better.scratch.mkdir()
+    first, after = blockwise.distill_if_better(student, teacher, points, better, images, steps=30, lr=1e-2, batch=16)
+    assert after < first and "undone" not in notes[-1]
+    assert any(not torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())

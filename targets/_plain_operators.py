@@ -1,0 +1,208 @@
+"""Operators that some converters lack or lower wrongly, written as others that compute the same.
+
+Found by lowering each operator of torch.nn and torch.nn.functional by itself and comparing the file's answers: in
+ExecuTorch 1.4 two clips in a row fuse into the last one alone, adaptive max pooling has no kernel, and neither has the
+three-dimensional average pooling of local response normalization.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from edgewise.targets._rewrite import Rule, insert_call
+
+_aten = torch.ops.aten
+
+
+def _arguments(node: Node, *names: str) -> list[Any]:
+    """What is given for the operator's parameters in turn, by place or by name; None where nothing is."""
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return [given.get(name) for name in names]
+
+
+def clip_in_floats(graph: Graph, node: Node) -> Node | None:
+    """One clip for two in a row, with bounds of one type: of an integer and a float, converters make mixed types."""
+    merged = clips_as_one(graph, node)
+    bounds = _clip_bounds(node)
+    if merged is not None or bounds is None or not _is_float(node) or {type(b) for b in node.args[1:]} != {int, float}:
+        return merged
+    return insert_call(graph, _aten.clamp.default, node.args[0], *map(_finite, bounds))
+
+
+def rrelu_as_leaky(graph: Graph, node: Node) -> Node | None:
+    """Outside training the slope is the middle of its range (Xu et al. 2015, arXiv 1505.00853)."""
+    x, lower, upper, training = _arguments(node, "self", "lower", "upper", "training")
+    lower, upper = (1 / 8 if lower is None else lower), (1 / 3 if upper is None else upper)
+    return None if training else insert_call(graph, _aten.leaky_relu.default, x, (lower + upper) / 2)
+
+
+def variance_and_mean_apart(graph: Graph, node: Node) -> Node | None:
+    """One of the two results of ``var_mean`` by an operator of its own."""
+    source, index = _arguments(node, "self", "index")
+    if not isinstance(source, Node) or source.target not in _VARIANCES:
+        return None
+    if index == 0:
+        return insert_call(graph, _VARIANCES[source.target], *source.args, **source.kwargs)
+    everything = source.target is _aten.var_mean.default
+    x, dims, _, keepdim = _arguments(source, "self", "" if everything else "dim", "", "keepdim")
+    if everything or dims is None:
+        dims = list(range(x.meta["val"].dim()))
+    return insert_call(graph, _aten.mean.dim, x, dims, bool(keepdim))
+
+
+_VARIANCES: Mapping[object, Any] = {
+    _aten.var_mean.default: _aten.var.default,
+    _aten.var_mean.dim: _aten.var.dim,
+    _aten.var_mean.correction: _aten.var.correction,
+}
+
+
+def adaptive_max_as_max(graph: Graph, node: Node) -> Node | None:
+    """Pooling over equal windows, where the output's sides divide the input's."""
+    x, sides = _arguments(node, "self", "output_size")
+    windows = _equal_windows(x.meta["val"].shape[-2:], sides)
+    return None if windows is None else insert_call(graph, _aten.max_pool2d_with_indices.default, x, windows, windows)
+
+
+def _equal_windows(sides: Any, wanted: Any) -> list[int] | None:
+    if any(not isinstance(side, int) or side % part for side, part in zip(sides, wanted, strict=True)):
+        return None
+    return [side // part for side, part in zip(sides, wanted, strict=True)]
+
+
+def channel_average_as_sum(graph: Graph, node: Node) -> Node | None:
+    """Average pooling along the first of three dimensions by single steps: the sum of as many shifted slices.
+
+    What local response normalization averages over channels with (Krizhevsky et al. 2012, section 3.3).
+    """
+    x, window, stride, padding, _, _, divisor = _arguments(
+        node, "self", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
+    )
+    size = window[0]
+    if list(window[1:]) != [1, 1] or divisor or set(padding or [0]) != {0} or set(stride or window) != {1}:
+        return None
+    length = x.meta["val"].shape[-3] - size + 1
+    total = insert_call(graph, _aten.slice.Tensor, x, -3, 0, length)
+    for start in range(1, size):
+        shifted = insert_call(graph, _aten.slice.Tensor, x, -3, start, start + length)
+        total = insert_call(graph, _aten.add.Tensor, total, shifted)
+    return insert_call(graph, _aten.mul.Tensor, total, 1 / size)
+
+
+def clips_as_one(graph: Graph, node: Node) -> Node | None:
+    """A clip of a clip clips to what both let through."""
+    (source,) = _arguments(node, "self")
+    if not isinstance(source, Node) or len(source.users) != 1 or not _is_float(source):
+        return None
+    if source.target in _IN_PLACE:
+        before = source.args[0]
+        if not isinstance(before, Node) or len(before.users) != 1:
+            return None
+        source.target = _IN_PLACE[source.target]  # so that nothing keeps it once it is not read
+    first, second = _clip_bounds(source), _clip_bounds(node)
+    if first is None or second is None:
+        return None
+    # The second decides where the two have nothing in common.
+    low = min(max(first[0], second[0]), second[1])
+    high = max(min(first[1], second[1]), second[0])
+    return insert_call(graph, _aten.clamp.default, source.args[0], *map(_finite, (low, high)))
+
+
+def clip_from_zero(graph: Graph, node: Node) -> Node | None:
+    """A clip with a lower bound above 0 behind a convolution or product as one from 0 between two shifts.
+
+    XNNPACK fuses such a clip into what is before it and then refuses to run.
+    """
+    source, bounds = *_arguments(node, "self"), _clip_bounds(node)
+    if not isinstance(source, Node) or source.target not in _FUSING or bounds is None or not 0 < bounds[0] < math.inf:
+        return None
+    low, high = bounds
+    shifted = insert_call(graph, _aten.sub.Tensor, source, low)
+    clipped = insert_call(graph, _aten.clamp.default, shifted, 0.0, _finite(max(high - low, 0.0)))
+    return insert_call(graph, _aten.add.Tensor, clipped, low)
+
+
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
+
+
+def _clip_bounds(node: Node) -> tuple[float, float] | None:
+    """What a node clips to; None: it is no clip."""
+    if node.target in (_aten.relu.default, _aten.relu_.default):
+        return 0.0, math.inf
+    if node.target in (_aten.relu6.default, _aten.relu6_.default):
+        return 0.0, 6.0
+    defaults = _DEFAULTS.get(node.target)
+    if defaults is None:
+        return None
+    names = ("min", "max") if "clamp" in str(node.target) else ("min_val", "max_val")
+    bounds = _arguments(node, "self", *names)[1:]
+    low, high = (default if bound is None else bound for bound, default in zip(bounds, defaults, strict=True))
+    return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
+
+
+_DEFAULTS: Mapping[object, tuple[float | None, float | None]] = {
+    _aten.hardtanh.default: (-1.0, 1.0),
+    _aten.hardtanh_.default: (-1.0, 1.0),
+    _aten.clamp.default: (None, None),
+    _aten.clamp_.default: (None, None),
+}
+_IN_PLACE: Mapping[object, Any] = {
+    _aten.relu_.default: _aten.relu.default,
+    _aten.relu6_.default: _aten.relu6.default,
+    _aten.hardtanh_.default: _aten.hardtanh.default,
+    _aten.clamp_.default: _aten.clamp.default,
+}
+_FUSING = frozenset(
+    {
+        *(getattr(_aten, f"conv{dims}d").default for dims in (1, 2)),
+        _aten.conv2d.padding,
+        _aten.conv_transpose2d.input,
+        _aten.convolution.default,
+        _aten.linear.default,
+        _aten.addmm.default,
+        _aten.batch_norm.default,
+    }
+)
+_CLIPS = (*_IN_PLACE, *_IN_PLACE.values())
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Node) and bool(value.meta["val"].is_floating_point())
+
+
+def lerp_as_sum(graph: Graph, node: Node) -> Node:
+    """x + w·(y − x)."""
+    x, y, weight = _arguments(node, "self", "end", "weight")
+    difference = insert_call(graph, _aten.sub.Tensor, y, x)
+    return insert_call(graph, _aten.add.Tensor, x, insert_call(graph, _aten.mul.Tensor, difference, weight))
+
+
+def log_sigmoid_as_softplus(graph: Graph, node: Node) -> Node:
+    """log sigmoid(x) = −softplus(−x)."""
+    inverse = insert_call(graph, _aten.neg.default, node.args[0])
+    return insert_call(graph, _aten.neg.default, insert_call(graph, _aten.softplus.default, inverse))
+
+
+PLAIN: Mapping[object, Rule] = {
+    **dict.fromkeys(_CLIPS, clip_in_floats),
+    _aten.rrelu.default: rrelu_as_leaky,
+    _aten.rrelu_.default: rrelu_as_leaky,
+    operator.getitem: variance_and_mean_apart,
+    _aten.lerp.Scalar: lerp_as_sum,
+    _aten.log_sigmoid.default: log_sigmoid_as_softplus,
+}
+"""For every target."""
+
+EXECUTORCH: Mapping[object, Rule] = {
+    _aten.adaptive_max_pool2d.default: adaptive_max_as_max,
+    _aten.avg_pool3d.default: channel_average_as_sum,
+    **dict.fromkeys(_CLIPS, clip_from_zero),
+}
+"""For ExecuTorch's backends."""

@@ -1,0 +1,128 @@
+"""Operators that converters lack or lower wrongly: each file answers what the network answers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from edgewise.files.open import open_file
+from edgewise.targets import USUAL, get
+from edgewise.targets._plain_operators import EXECUTORCH, PLAIN
+from edgewise.targets._rewrite import rewrite_program
+
+Function = Callable[[Tensor], Tensor]
+
+OPERATORS: dict[str, Function] = {
+    "clip of a clip": lambda x: F.hardtanh(F.relu(x)),
+    "clips in place": lambda x: F.hardtanh_(F.relu_(x), 0.0, 0.5),
+    "clips with nothing in common": lambda x: x + x.clamp(-2, -0.5).clamp(0.1, 1),
+    "lower bound above zero": lambda x: x.clamp(min=0.1),
+    "generalized mean": lambda x: F.relu(x).clamp(min=1e-6).pow(3).mean((2, 3), keepdim=True).pow(1 / 3),
+    "bounds of two types": lambda x: x.clamp(-1, 0.5),
+    "rrelu": F.rrelu,
+    "variance and mean": lambda x: (x - torch.var_mean(x, 1, keepdim=True)[1]) * torch.var_mean(x, 1, keepdim=True)[0],
+    "variance with a correction": lambda x: x * torch.var_mean(x, (2, 3), correction=0, keepdim=True)[0],
+    "everything's variance": lambda x: x / torch.var_mean(x)[0] + torch.var_mean(x)[1],
+    "lerp": lambda x: torch.lerp(x, -x, 0.3),
+    "log sigmoid": F.logsigmoid,
+}
+POOLS: dict[str, Function] = {
+    "local response norm": lambda x: F.local_response_norm(x, 3),
+    "adaptive max": lambda x: F.adaptive_max_pool2d(x, (2, 4)),
+    "global max": lambda x: x * F.adaptive_max_pool2d(x, 1),
+}
+COREML: dict[str, Function] = {
+    "channel shuffle": lambda x: F.channel_shuffle(x, 2),
+    "celu": F.celu,
+    "rms norm": lambda x: F.rms_norm(x, x.shape[1:]),
+    "bicubic": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+    "quarter turn": lambda x: torch.rot90(x, 1, (2, 3)),
+    "difference": lambda x: x.diff(dim=3),
+    "product and sum": lambda x: torch.addcmul(x, x, x, value=0.1),
+    "ones": lambda x: x + torch.ones_like(x) * torch.arange(8.0),
+    "arcus tangent": torch.atan,
+}
+
+
+class Network(nn.Module):
+    """A convolution, the operator, and a linear layer behind the mean."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.function = function
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.function(self.stem(x)).mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("name", sorted({**OPERATORS, **POOLS}))
+def test_the_rewritten_program_computes_the_same(name: str) -> None:
+    network, images = _network({**OPERATORS, **POOLS}[name])
+    program = torch.export.export(network, (images[:1],))
+    plain = rewrite_program(rewrite_program(program, PLAIN), EXECUTORCH)
+    assert _calls(plain) != _calls(program)
+    assert torch.allclose(plain.module()(images[:1]), program.module()(images[:1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["onnx", "xnnpack"])
+@pytest.mark.parametrize("name", sorted({**OPERATORS, **POOLS}))
+def test_the_file_answers_as_the_network(name: str, target: str, tmp_path: Path) -> None:
+    _compare_file(target, *_network({**OPERATORS, **POOLS}[name]), tmp_path, 1e-4)
+
+
+def test_a_core_ml_file_answers_as_a_network_of_them_all(tmp_path: Path) -> None:
+    functions = {**OPERATORS, **POOLS, **COREML}.values()
+    network, images = _network(
+        lambda x: torch.stack([function(x).mean((2, 3), keepdim=True) for function in functions]).mean(0)
+    )
+    _compare_file("coreml", network, images, tmp_path, 0.02)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.adaptive_max_pool2d(x, 3),
+        lambda x: F.avg_pool3d(x.unsqueeze(1), (3, 1, 1), (2, 1, 1)).squeeze(1).expand(-1, 4, -1, -1),
+        lambda x: F.relu(x) + x.clamp(-1.0, 1.0),
+    ],
+    ids=["unequal windows", "a longer stride", "two clips of one tensor"],
+)
+def test_what_has_no_such_form_stays(function: Function) -> None:
+    network, images = _network(function)
+    program = torch.export.export(network, (images[:1],))
+    assert _calls(rewrite_program(rewrite_program(program, PLAIN), EXECUTORCH)) == _calls(program)
+
+
+def _calls(program: ExportedProgram) -> list[tuple[object, str]]:
+    """Each operator with its arguments, without the reads of one result of several, which go where they are unused."""
+    return [
+        (node.target, str(node.args))
+        for node in program.graph.nodes
+        if node.op == "call_function" and node.target is not operator.getitem
+    ]
+
+
+def _compare_file(target: str, network: nn.Module, images: Tensor, folder: Path, tolerance: float) -> None:
+    for module in get(target).needs:
+        pytest.importorskip(module)
+    path = folder / f"x{get(target).suffix}"
+    get(target).export(torch.export.export(network, (images[:1],)), path, USUAL)
+    with torch.no_grad():
+        wanted = torch.cat([network(image[None]) for image in images])
+    answers = torch.cat([open_file(get(target), path).answer(image[None]) for image in images])
+    assert torch.allclose(answers, wanted, atol=tolerance)
+
+
+def _network(function: Function) -> tuple[Network, Tensor]:
+    torch.manual_seed(0)
+    return Network(function).eval(), torch.randn(3, 3, 8, 8)
