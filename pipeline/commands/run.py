@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.commands.console import PASSED, add_command, print_json, print_note
+from edgewise.commands.on_nodes import run_on_nodes, started_by_a_launcher
 from edgewise.commands.report import outcome_of, print_report
 from edgewise.errors import EdgewiseError
 
@@ -104,6 +105,10 @@ def add_parser(commands: Any) -> None:
 
 def run_recipe(options: argparse.Namespace) -> int:
     """Everything that the recipe asks for, then the report."""
+    return run_on_nodes(options, _run_here) if started_by_a_launcher() else _run_here(options)
+
+
+def _run_here(options: argparse.Namespace) -> int:
     from edgewise.report.watch import Watch
 
     watch = Watch(quiet=False, log=options.log)

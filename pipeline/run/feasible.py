@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, cast
 from edgewise.errors import RequestError, name_nearest
 from edgewise.recipe import Recipe
 from edgewise.stage import Context, Stage, stage_name
+from edgewise.stages.training.nodes import shared_training
 from edgewise.targets import Precision, Target, TargetError, refuse_packaging
 
 if TYPE_CHECKING:
+    from edgewise.stages.training.settings import Training
     from torch import nn
 
     from edgewise.calib_data import Data
@@ -102,8 +104,17 @@ def _check_candidates(recipe: Recipe, wanted: Sequence[Target]) -> None:
         raise RequestError(f"Packaging.precision asks for {precision} files and the recipe has {condition}; {repair}")
 
 
+def trainings_of(recipe: Recipe) -> Iterator[Training]:
+    """The settings of every training that the recipe may come to."""
+    for step in (recipe.baseline, *recipe.stages, recipe.quantize):
+        how = getattr(step, "training", None)
+        if how is not None and (step is not recipe.baseline or recipe.weights is None):
+            yield how
+
+
 def _check_training(recipe: Recipe) -> None:
     """Every training of the recipe can run where it is to run."""
+    shared_training(trainings_of(recipe))
     stages = {f"stage {n + 1}, {stage_name(stage)}": stage for n, stage in enumerate(recipe.stages)}
     for where, stage in (stages | {"baseline": recipe.baseline, "quantize": recipe.quantize}).items():
         how = getattr(stage, "training", None)

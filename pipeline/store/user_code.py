@@ -8,7 +8,7 @@ import importlib.util
 import site
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
@@ -25,7 +25,25 @@ def import_file(path: Path) -> ModuleType:
 
     Raises RequestError where it cannot be imported, with the reason.
     """
-    name = f"edgewise_user_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    return _import_as(f"{_PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:12]}", path)
+
+
+_PREFIX = "edgewise_user_"
+
+
+def loaded_files() -> dict[str, str]:
+    """Module's name -> the user's file it was imported from, of all that this process has imported."""
+    modules = [(name, module.__file__) for name, module in sys.modules.items() if name.startswith(_PREFIX)]
+    return {name: file for name, file in modules if file}
+
+
+def load_again(files: Mapping[str, str]) -> None:
+    """Import in this process what ``loaded_files`` told of another, so that objects of those modules can arrive here."""
+    for name, file in files.items():
+        _import_as(name, Path(file))
+
+
+def _import_as(name: str, path: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -8,7 +8,6 @@ aside and renamed, so that a killed training goes on from there and ends with th
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import time
 import warnings
@@ -31,11 +30,13 @@ from edgewise.images.normalise import normalise
 from edgewise.library_noise import quieten_libraries
 from edgewise.network.tensors import fill_tensors
 from edgewise.stage import Context
+from edgewise.stages.training import nodes
 from edgewise.stages.training.augment import Changes, change_images, draw_changes
 from edgewise.stages.training.memory_format import stands_channels_last, trains_channels_last
 from edgewise.stages.training.settings import ComputePrecision, Decay, Training, resolve_precision
 from edgewise.stages.training.state import State, _plain_tensors, resume_state, write_state
 from edgewise.stages.training.teacher import Teacher
+from edgewise.store.user_code import load_again, loaded_files
 from edgewise.store.whole import write_whole
 
 _SECONDS_BETWEEN = 180.0
@@ -64,6 +65,11 @@ def fit(
     """
     if how.distill and teacher is None:
         raise RequestError("distillation needs a trained baseline, and there is none while the baseline is trained")
+    if how.nodes > 1:
+        nodes.lead_training(_work(_portable_maker(model, rebuild), how, ctx, teacher, before_epoch), ctx.scratch)
+        fill_tensors(model, _read_result(ctx.scratch))
+        _set_mode(model.to("cpu"), training=False)
+        return
     fabric = _fabric(how, ctx.device)
     if how.devices == 1:
         result = _run_epochs(fabric, model, how, ctx, teacher, before_epoch)
@@ -77,20 +83,13 @@ def fit(
 def _fabric(how: Training, device: str) -> Any:
     from lightning_fabric import Fabric
 
-    _quieten_fabric()
+    nodes.quieten_fabric()
     strategy = "auto" if how.devices == 1 else "ddp_spawn"
     precision: Any = resolve_precision(how.precision, device)
     with warnings.catch_warnings():
         # Fabric hints at the cluster launcher and at precision plugins; neither concerns a run on one machine.
         warnings.simplefilter("ignore")
         return Fabric(accelerator=device, devices=how.devices, strategy=strategy, precision=precision)
-
-
-def _quieten_fabric() -> None:
-    import lightning_fabric  # noqa: F401 - importing it turns its announcements on
-
-    for name in ("lightning_fabric", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 Maker = Callable[[], nn.Module]
@@ -127,8 +126,12 @@ def _in_processes(
     fabric: Any, maker: Maker, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
 ) -> None:
     """Train in one process a device; the first writes the result."""
+    fabric.launch(_work(maker, how, ctx, teacher, before_epoch).do)
+
+
+def _work(maker: Maker, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None) -> _Work:
     quiet = Context(spec=_portable_context(ctx), data=ctx.data, scratch=ctx.scratch, device=ctx.device, seed=ctx.seed)
-    fabric.launch(_Work(maker, how, quiet, teacher, before_epoch).do)
+    return _Work(maker, how, quiet, teacher, before_epoch)
 
 
 def _read_result(folder: Path) -> dict[str, Tensor]:
@@ -149,11 +152,14 @@ class _Work:
     ) -> None:
         self.maker, self.how, self.ctx, self.teacher, self.before_epoch = maker, how, ctx, teacher, before_epoch
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrived in another process, where Fabric announces itself before it calls ``do``."""
-        quieten_libraries()
-        _quieten_fabric()
-        self.__dict__.update(state)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process, where the user's modules have to be before the objects made of them."""
+        return _receive_work, (_UserModules(), self.maker, self.how, self.ctx, self.teacher, self.before_epoch)
+
+    def train_on_nodes(self) -> None:
+        """As ``do``, in each process of the group of all nodes."""
+        precision = resolve_precision(self.how.precision, self.ctx.device)
+        self.do(nodes.open_fabric(self.how, self.ctx.device, precision))
 
     def do(self, fabric: Any) -> None:
         """Train; the first process writes the result."""
@@ -161,6 +167,20 @@ class _Work:
         if fabric.is_global_zero:
             write_whole(self.ctx.scratch / "result.safetensors", save(_plain_tensors(result)))
         fabric.barrier()
+
+
+class _UserModules:
+    """Sent to another process, imports there what this one has imported of the user's."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_again, (loaded_files(),)
+
+
+def _receive_work(_: None, *fields: Any) -> _Work:
+    """Arrived in another process, where Fabric announces itself before it calls ``do``."""
+    quieten_libraries()
+    nodes.quieten_fabric()
+    return _Work(*fields)
 
 
 def _run_epochs(

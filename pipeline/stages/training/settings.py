@@ -56,6 +56,8 @@ class Training:
     """Memory order of weights and images; a network that cannot be trained so is trained channels-first (``layout``)."""
     devices: Annotated[int, Interval(ge=1, le=1024)] = 1
     """Processes, one a device; above 1 each takes its share of every batch (distributed data parallel)."""
+    nodes: Annotated[int, Interval(ge=1, le=1024)] = 1
+    """Machines, each with so many devices; above 1 the command is started on each, by torchrun or Slurm."""
 
     def __post_init__(self) -> None:
         in_range("Training.warmup", self.warmup, 0, self.epochs)

@@ -1,0 +1,124 @@
+"""Training on several machines (nodes): the first process runs the recipe, the others train along when it says so.
+
+The same command is started on every node by torchrun or Slurm, which tell each process its rank. Everything but training
+happens in the process of rank 0 alone: it reads, measures and keeps, and sends the others what to train.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.errors import RequestError
+
+if TYPE_CHECKING:
+    from edgewise.stages.training.settings import Training
+
+_KEPT = ("epoch.safetensors", "answers.safetensors")
+"""Files of a training that was stopped, without which it cannot go on."""
+_PATIENCE = timedelta(days=30)
+"""Between two trainings the others wait for the first process, which prunes or judges files meanwhile."""
+
+
+def count_processes() -> int:
+    """How many processes were started together, this one included."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+
+
+def is_follower() -> bool:
+    """Whether this process only trains along."""
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    return count_processes() > 1 and rank > 0
+
+
+def shared_training(trainings: Iterable[Training]) -> Training | None:
+    """The first of the trainings that several nodes share; None: there is none.
+
+    Raises RequestError where they are not to be had, or differ in how many they want.
+    """
+    shared = [how for how in trainings if how.nodes > 1]
+    if not shared:
+        return None
+    sizes = {(how.nodes, how.devices) for how in shared}
+    if len(sizes) > 1:
+        raise RequestError("every Training that several nodes share must have the same nodes and devices")
+    nodes, devices = sizes.pop()
+    if count_processes() != nodes * devices:
+        raise RequestError(
+            f"Training(nodes={nodes}, devices={devices}) wants {nodes * devices} processes started together, found "
+            f"{count_processes()}; start the command on every node: torchrun --nnodes {nodes} --nproc-per-node {devices} "
+            "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m edgewise run ..., or by srun with one task a device"
+        )
+    return shared[0]
+
+
+def open_fabric(how: Training, device: str, precision: Any = "32-true") -> Any:
+    """Fabric over all nodes, its process group begun; waits until every process is there."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    quieten_fabric()
+    strategy = DDPStrategy(timeout=_PATIENCE, process_group_backend="nccl" if device == "cuda" else "gloo")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # hints at launchers and plugins, as for one node
+        fabric = Fabric(
+            accelerator=device, devices=how.devices, num_nodes=how.nodes, strategy=strategy, precision=precision
+        )
+        fabric.launch()
+    return fabric
+
+
+def quieten_fabric() -> None:
+    """Switch off what Fabric announces."""
+    import lightning_fabric  # noqa: F401 - importing it turns its announcements on
+
+    for name in ("lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def lead_training(work: Any, folder: Path) -> None:
+    """Have every process do ``work``, this one in ``folder``, which may hold the state of one that was stopped.
+
+    The processes of one training trust each other: what they are sent is an object of Python's.
+    """
+    kept = {name: (folder / name).read_bytes() for name in _KEPT if (folder / name).is_file()}
+    open_fabric(work.how, work.ctx.device)
+    _broadcast((work, kept))
+    work.train_on_nodes()
+
+
+def follow_trainings(how: Training, device: str) -> int:
+    """Train along until the first process says that all is done; returns how many trainings there were."""
+    open_fabric(how, device)
+    count = 0
+    while (order := _broadcast(None)) is not None:
+        work, kept = order
+        with tempfile.TemporaryDirectory(prefix="edgewise-node-") as folder:
+            for name, content in kept.items():
+                (Path(folder) / name).write_bytes(content)
+            work.ctx = replace(work.ctx, scratch=Path(folder))
+            work.train_on_nodes()
+        count += 1
+    return count
+
+
+def dismiss_followers(how: Training, device: str) -> None:
+    """Tell the others that nothing more is to be trained."""
+    open_fabric(how, device)
+    _broadcast(None)
+
+
+def _broadcast(item: Any) -> Any:
+    """What the first process has, in every process."""
+    import torch.distributed
+
+    box = [item]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
