@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parent
 _RECIPES = _FOLDER / "recipes.py"
+_SPACES = _FOLDER / "search" / "spaces.py"
 
 
 def list_entries(kind: str) -> list[dict[str, Any]]:
-    """Entries of one kind (models, data, targets, stages, recipes, fields), each with name and summary.
+    """Entries of one kind (models, data, targets, stages, recipes, spaces, fields), each with name and summary.
 
     A model that cannot go through every stage and to every target says so under ``cannot``; a stage tells its ``fields``,
     a recipe what it sets (``sets``) and which recipe it derives from (``from``). ``fields`` are those of a recipe itself,
@@ -34,9 +35,13 @@ def list_entries(kind: str) -> list[dict[str, Any]]:
             {"name": name, "summary": description, "fields": fields_of(node)}
             for name, node, description in (_stages() if kind == "stages" else _settings())
         ]
-    registries = {"models": models.names, "data": calib_data.names, "targets": targets.names, "recipes": recipe_names}[
-        kind
-    ]()
+    registries = {
+        "models": models.names,
+        "data": calib_data.names,
+        "targets": targets.names,
+        "recipes": recipe_names,
+        "spaces": space_names,
+    }[kind]()
     extra: Mapping[str, Mapping[str, Any]] = {}
     if kind == "models":
         extra = {name: {"cannot": dict(cannot)} for name, cannot in models.limits().items() if cannot}
@@ -178,6 +183,14 @@ def _is_stage(node: ast.ClassDef) -> bool:
 def recipe_names() -> dict[str, str]:
     """Ready recipes: name -> first line of the function's docstring; read from the text, nothing is imported."""
     return {name: _first_line(node) for name, node in _recipe_functions().items()}
+
+
+def space_names() -> dict[str, str]:
+    """Ready search spaces: name -> first line of the function's docstring; read from the text, nothing is imported."""
+    nodes = [node for node in ast.parse(_SPACES.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
+    return {
+        node.name: _first_line(node) for node in nodes if [argument.arg for argument in node.args.args] == ["trial"]
+    }
 
 
 def check_recipe_name(reference: str) -> None:
