@@ -204,6 +204,18 @@ def check_recipe_name(reference: str) -> None:
         raise RequestError(f"{reference!r}: there is no file {reference.rpartition(':')[0]}")
 
 
+def check_space_name(reference: str) -> None:
+    """Raise RequestError for a name that no space has; its text alone is looked at, and no torch is loaded."""
+    if reference.endswith(".py"):
+        raise RequestError(name_functions(reference))
+    if ".py:" in reference:
+        if not Path(reference.rpartition(":")[0]).is_file():
+            raise RequestError(f"{reference!r}: there is no file {reference.rpartition(':')[0]}")
+    elif reference not in space_names():
+        near, choices = name_nearest(reference, space_names()), ", ".join(space_names())
+        raise RequestError(f"unknown space {reference!r}.{near} Choices: {choices}; or path/to/space.py:function")
+
+
 def check_words(model: str | None, weights: str | None, data: str | None, wanted: Sequence[str]) -> None:
     """Raise for a model, weights, data set or target that nothing is called, by their names and the disk alone: whoever
     mistypes need not wait for PyTorch. None: the recipe's own."""

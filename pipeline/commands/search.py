@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import contextlib
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ def add_parser(commands: Any) -> None:
 
 def run_search(options: argparse.Namespace) -> int:
     """Run trials until enough are finished, judge the choice, print what it came to."""
-    from edgewise.search.crew import go_with_parent
+    from edgewise.search.alive import go_with_parent
 
     go_with_parent()
     _check_words(options)
@@ -94,13 +95,12 @@ def run_search(options: argparse.Namespace) -> int:
         document = search.finish(ended)
     finally:
         watch.close()
-    return _show(search, document, options)
+    return show_document(document, search.out, options.json)
 
 
 def _check_words(options: argparse.Namespace) -> None:
     """What can be refused by the words and the disk alone, before PyTorch is loaded."""
-    from edgewise.catalogue import check_words
-    from edgewise.search.space import check_space_name
+    from edgewise.catalogue import check_space_name, check_words
     from edgewise.search.storage import check_optuna, check_storage
 
     check_space_name(options.space)
@@ -124,10 +124,9 @@ def _read_timeout(text: str | None) -> float | None:
         return None
     from edgewise.store.contents import seconds_of
 
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = seconds_of(text)
+    seconds = 0.0
+    with contextlib.suppress(RequestError):
+        seconds = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else seconds_of(text)
     if not 0 < seconds < float("inf"):
         raise RequestError(f"--timeout: wanted a time above 0, as 900, 15m or 8h, found {text!r}")
     return seconds
@@ -206,12 +205,12 @@ def _worker_arguments(search: Search, options: argparse.Namespace) -> list[str]:
     return words
 
 
-def _show(search: Search, document: Document, options: argparse.Namespace) -> int:
+def show_document(document: Document, folder: Path, as_json: bool) -> int:
     """Print the document or what it comes to; the exit status."""
     from edgewise.search.document import summarize
     from edgewise.search.worker import show_figure
 
-    if options.json:
+    if as_json:
         print_json(document.to_json())
     else:
         for line in summarize(document):
@@ -227,7 +226,7 @@ def _show(search: Search, document: Document, options: argparse.Namespace) -> in
             print(
                 f"On the test set (n = {choice.images:,}, one of {choice.looked_at} trials): {choice.verdict}; {figures}"
             )
-        print(f"Page: {search.out / 'report.html'}", file=sys.stdout)
+        print(f"Page: {folder / 'report.html'}")
     if document.choice is None:
         print_note("no trial is within the limits: allow more with --limit, widen the space, or run more trials")
         return FAILED

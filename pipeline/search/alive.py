@@ -33,6 +33,18 @@ MOST_RETRIES = 5
 """Workers that a trial may outlive; then it is given up, and another takes its place."""
 
 
+PARENT = "EDGEWISE_SEARCH_PARENT"
+"""In a worker's environment: who started it, and with whom it goes."""
+
+
+def go_with_parent() -> None:
+    """In a worker that another process of this machine started: end with it."""
+    if os.environ.get(PARENT):
+        from edgewise.files.workers import die_with_parent
+
+        die_with_parent()
+
+
 @cache
 def machine_mark() -> str:
     """What only processes of one running system share, and see each other in: its name, its start, its process numbers."""

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgewise.errors import CrashError, RequestError
+from edgewise.search.alive import PARENT
 from edgewise.search.records import read_records
 from edgewise.search.session import Search, cpus_of, follow, threads_of
 
 MOST_DEATHS = 3
 """Workers in a row that may die without any trial finished in between."""
-PARENT = "EDGEWISE_SEARCH_PARENT"
-"""In a worker's environment: who started it, and with whom it goes."""
 
 
 @dataclass
@@ -97,14 +96,6 @@ class Crew:
             except subprocess.TimeoutExpired:
                 process.kill()
         self._running.clear()
-
-
-def go_with_parent() -> None:
-    """In a worker that a crew started: end with the process that did."""
-    if os.environ.get(PARENT):
-        from edgewise.files.workers import die_with_parent
-
-        die_with_parent()
 
 
 def _last_line(log: Path) -> str:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.search.quantities import Measure
+from edgewise.errors import RequestError
+from edgewise.search.quantities import Measure, read_bound, read_measure
 from edgewise.search.records import Record, choose_best, find_front, read_records
 from edgewise.search.study import Request, settings_of
-from edgewise.store.json_values import encode
+from edgewise.store.json_values import decode, encode
+from edgewise.store.reading import read_json
 from edgewise.store.whole import write_whole
 
 if TYPE_CHECKING:
@@ -110,6 +112,42 @@ class Document:
         """Write ``folder/report.json`` whole and return its path."""
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
         return write_whole(folder / FILE, text + "\n")
+
+
+def read_document(folder: Path) -> Document:
+    """The document that a search wrote into ``folder``. Raises RequestError where there is none that can be read."""
+    path = folder / FILE
+    try:
+        return _decode_document(read_json(path))
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}; give the folder that a search wrote") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestError(f"{path} is no report of a search: {error}; run the search again to renew it") from error
+
+
+def _decode_document(value: Any) -> Document:
+    request = Request(
+        name=value["name"],
+        space=value["space"],
+        objectives=tuple(read_measure(entry["name"]) for entry in value["objectives"]),
+        limits=tuple(read_bound(text, "limits") for text in value["limits"]),
+        goals=tuple(read_bound(text, "goals") for text in value["goals"]),
+        sampler=value["sampler"],
+        identity=value["identity"],
+    )
+    return Document(
+        request=request,
+        settings=value["settings"],
+        trials=[_decode_record(entry) for entry in value["trials"]],
+        importances=value["importances"],
+        choice=None if value["best"] is None else decode(Choice, value["best"], "best"),
+        ended=value["ended"],
+        storage=value["storage"],
+    )
+
+
+def _decode_record(value: Mapping[str, Any]) -> Record:
+    return decode(Record, {name: entry for name, entry in value.items() if name != "feasible"}, "trials")
 
 
 def make_document(

@@ -112,7 +112,7 @@ def _trial(record: Record, document: Document) -> dict[str, Any]:
     return {
         "number": record.number,
         "cells": cells,
-        "values": ", ".join(f"{name} {_plain(value)}" for name, value in record.values.items()),
+        "answers": ", ".join(f"{name} {_plain(value)}" for name, value in record.values.items()),
         "recipe": record.recipe,
         "page": f"{record.folder}/report.html" if record.folder and record.fate == "whole" else "",
         "log": f"{record.folder}/run.log"

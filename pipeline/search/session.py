@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.errors import RequestError
-from edgewise.report.rows import Verdict
 from edgewise.report.watch import Watch
 from edgewise.search import storage as storages
 from edgewise.search.alive import ALIVE, is_process_gone, retry_trial
@@ -19,7 +18,7 @@ from edgewise.search.document import Choice, Document, best_of, make_document
 from edgewise.search.final import judge_choice
 from edgewise.search.page import write_page
 from edgewise.search.records import read_records
-from edgewise.search.space import Space, load_space
+from edgewise.search.space import Space, first_values, load_space
 from edgewise.search.study import Request, join_study, settings_of
 from edgewise.search.trial import Judge, check_first
 from edgewise.search.worker import Worker, processors
@@ -63,6 +62,7 @@ class Search:
             out=self.out,
             say=self.watch.say,
             until=until,
+            settle=self.watch.settle,
             after_trial=self._write_again if writes else lambda: None,
         )
 
@@ -87,14 +87,6 @@ class Search:
         looked_at = len(document.finished)
         choice, _ = judge_choice(record, why, self.space, self.judge, self.out, looked_at, self.watch)
         return self.write(choice, ended)
-
-
-def outcome_of(document: Document) -> Verdict:
-    """Whether a search delivered: ``pass`` where the choice passed on the test set."""
-    if document.choice is None:
-        return "fail"
-    verdict = document.choice.verdict
-    return "pass" if verdict == "pass" else "fail" if verdict == "fail" else "not-checked"
 
 
 def prepare_search(
@@ -125,7 +117,7 @@ def prepare_search(
     job = _look_ahead(space, judge)
     request = _with_identity(request, space, job, changes)
     with storages.storage_errors(where):
-        study = join_study(storage, request, _threads(), make=not joins)
+        study = join_study(storage, request, _threads(), first_values(space.function), make=not joins)
     if storages.is_single(where):
         _refuse_second(study)
     _use_threads(int(settings_of(study)["threads"]))
@@ -236,6 +228,7 @@ def follow(search: Search, is_over: Callable[[], bool], every: float = 1.0) -> I
             search.write()
         if over:
             return
+        search.watch.settle()
         yield
         time.sleep(every)
 

@@ -7,11 +7,10 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgewise.catalogue import space_names
-from edgewise.errors import EdgewiseError, RequestError, name_nearest
-from edgewise.network.user_files import name_functions
+from edgewise.catalogue import check_space_name
+from edgewise.errors import EdgewiseError, RequestError
 from edgewise.search.quantities import Bound
 from edgewise.store import finished
 from edgewise.store.entries import file_digest, key_of
@@ -21,11 +20,33 @@ if TYPE_CHECKING:
 
     from edgewise.recipe import Recipe
 
+Maker = TypeVar("Maker", bound=Callable[..., object])
 _READY = Path(__file__).with_name("spaces.py")
 
 
 class SpaceError(RequestError):
     """A space that is wrong, whatever values it is given: no trial of it can be run."""
+
+
+def begin_with(**values: Any) -> Callable[[Maker], Maker]:
+    """A decorator of a space: the search tries these values first, as of a recipe that is known to be good.
+
+    May be used several times, the topmost is tried first; values that are left out are proposed.
+    """
+
+    def add(function: Maker) -> Maker:
+        setattr(function, _FIRST, [values, *first_values(function)])
+        return function
+
+    return add
+
+
+def first_values(function: object) -> list[dict[str, Any]]:
+    """The values that a space is to be tried with first."""
+    return list(getattr(function, _FIRST, ()))
+
+
+_FIRST = "edgewise_first_values"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +116,6 @@ def _with_limits(recipe: Recipe, limits: Sequence[Bound]) -> Recipe:
             stricter = {target: dataclasses.replace(own, **fields)}
             recipe = dataclasses.replace(recipe, target_limits={**recipe.target_limits, **stricter})
     return recipe
-
-
-def check_space_name(reference: str) -> None:
-    """Raise RequestError for a name that no space has; its text alone is looked at, and no torch is loaded."""
-    if reference.endswith(".py"):
-        raise RequestError(name_functions(reference))
-    if ".py:" in reference:
-        if not Path(reference.rpartition(":")[0]).is_file():
-            raise RequestError(f"{reference!r}: there is no file {reference.rpartition(':')[0]}")
-    elif reference not in space_names():
-        near, choices = name_nearest(reference, space_names()), ", ".join(space_names())
-        raise RequestError(f"unknown space {reference!r}.{near} Choices: {choices}; or path/to/space.py:function")
 
 
 def load_space(reference: str, changes: Mapping[str, Any], limits: Sequence[Bound] = ()) -> Space:

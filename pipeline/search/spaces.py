@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgewise import recipes
 from edgewise.recipe import Recipe
+from edgewise.search.space import begin_with
 from edgewise.stage import Stage
 from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
@@ -24,15 +25,17 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 
+@begin_with(epochs=20, scope="global", channels=0.7, substitute=True, max_error=0.6, precision="int8")
+@begin_with(epochs=20, scope="global", channels=0.7, substitute=True, max_error=0.6, precision="float")
 def demo(trial: BaseTrial) -> Recipe:
     """The digits: how much is pruned, by which rule, whether convolutions are substituted, epochs, precision of the file."""
     base = recipes.demo()
-    recover = Finetune(training=_recovering(base, trial.suggest_int("epochs", 10, 30, step=5)))
+    recover = Finetune(training=_recovering(base, trial.suggest_int("epochs", 10, 20, step=5)))
     scope: Scope = trial.suggest_categorical("scope", ["global", "layer"])  # type: ignore[assignment]
     kept = trial.suggest_float("channels", 0.3, 0.9, step=0.1)
     stages: list[Stage] = [Prune(channels=kept, scope=scope), recover]
     if trial.suggest_categorical("substitute", [True, False]):
-        most = trial.suggest_float("max_error", 0.3, 0.9, step=0.2)
+        most = trial.suggest_float("max_error", 0.4, 0.8, step=0.2)
         stages += [Separate(max_error=most, measure_time=False), recover]
     return _in_precision(trial, dataclasses.replace(base, stages=(*stages, Fold()), targets=("onnx",)))
 
@@ -50,16 +53,23 @@ def _in_precision(trial: BaseTrial, recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, candidates=("float",), quantize=None)
 
 
+_AS_IT_IS = {"macs": 1.0, "precision": "int8", "ranges": "percentile", "float_layers": 0}
+"""Quantized and nothing else."""
+
+
+@begin_with(**_AS_IT_IS)
 def quantize_only(trial: BaseTrial) -> Recipe:
     """A trained network without training: pruned and fitted anew, quantized, its costliest layers left in float."""
     return _post_training(trial, recipes.quantize_only())
 
 
+@begin_with(**_AS_IT_IS)
 def cifar_resnet20(trial: BaseTrial) -> Recipe:
     """ResNet-20 on CIFAR-10 without training: pruned and fitted anew, quantized, its costliest layers left in float."""
     return _post_training(trial, dataclasses.replace(recipes.cifar_resnet20_int8(), name="cifar_resnet20_search"))
 
 
+@begin_with(**_AS_IT_IS, blocks=0)
 def cifar_resnet56(trial: BaseTrial) -> Recipe:
     """ResNet-56 on CIFAR-10 without training: blocks removed, pruned and fitted anew, quantized."""
     base = dataclasses.replace(recipes.cifar_resnet56_int8(), name="cifar_resnet56_search")

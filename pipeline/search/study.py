@@ -43,13 +43,16 @@ class Request:
         return any(m.quantity.timed for m in (*self.objectives, *(b.measure for b in (*self.limits, *self.goals))))
 
 
-def join_study(storage: BaseStorage, request: Request, threads: int, *, make: bool) -> Study:
+def join_study(
+    storage: BaseStorage, request: Request, threads: int, first: Sequence[Mapping[str, Any]] = (), *, make: bool
+) -> Study:
     """The study of the request: made where there is none and ``make`` is set.
 
     ``threads``: what a worker computes with, which is part of what results are kept under; the first one's holds for all.
+    ``first``: values that a study that is made begins with.
     Raises RequestError for a study of another search under the name, and where there is none to join.
     """
-    study = _make_study(storage, request) if make else _load_study(storage, request)
+    study = _make_study(storage, request, first) if make else _load_study(storage, request)
     _check_identity(study, request)
     _fill_settings(study, threads)
     if request.trials is not None:
@@ -57,7 +60,7 @@ def join_study(storage: BaseStorage, request: Request, threads: int, *, make: bo
     return study
 
 
-def _make_study(storage: BaseStorage, request: Request) -> Study:
+def _make_study(storage: BaseStorage, request: Request, first: Sequence[Mapping[str, Any]]) -> Study:
     import optuna
 
     directions = [measure.direction for measure in request.objectives]
@@ -75,6 +78,8 @@ def _make_study(storage: BaseStorage, request: Request) -> Study:
         raise
     if [direction.name.lower() for direction in study.directions] == directions and IDENTITY not in study.user_attrs:
         study.set_metric_names([str(measure) for measure in request.objectives])
+        for values in first:
+            study.enqueue_trial(dict(values), skip_if_exists=True)
         study.set_user_attr(IDENTITY, dict(request.identity))
     return study
 
@@ -160,8 +165,3 @@ def make_sampler(request: Request, *, anything: bool = False) -> BaseSampler:
     return optuna.samplers.TPESampler(
         seed=seed, n_startup_trials=first, multivariate=True, group=True, constant_liar=True
     )
-
-
-def names_of(measures: Sequence[Measure | Bound]) -> list[str]:
-    """What is weighed, in words."""
-    return [str(measure) for measure in measures]

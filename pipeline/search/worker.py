@@ -46,6 +46,8 @@ class Worker:
     say: Callable[[str], None]
     until: float | None = None
     """When to begin no further trial, by ``time.monotonic``."""
+    settle: Callable[[], None] = lambda: None
+    """What is done once a line was said after which nothing goes on here."""
     after_trial: Callable[[], None] = lambda: None
     """What is done after each trial, as the page written anew."""
     observer: Observer = field(init=False)
@@ -69,6 +71,7 @@ class Worker:
             if (waiting := self._untimed()) is not None:
                 self._take_times(waiting)
             elif not self._may_begin():
+                self.settle()
                 time.sleep(POLL)
             elif not self._run_next():
                 return f"the last {DRAWS} recipes that were proposed had been tried before"
