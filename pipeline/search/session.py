@@ -16,9 +16,10 @@ from edgewise.search import storage as storages
 from edgewise.search.alive import ALIVE, is_process_gone, retry_trial
 from edgewise.search.document import Choice, Document, best_of, make_document
 from edgewise.search.final import judge_choice
+from edgewise.search.first_values import first_values
 from edgewise.search.page import write_page
 from edgewise.search.records import read_records
-from edgewise.search.space import Space, first_values, load_space
+from edgewise.search.space import Space, load_space
 from edgewise.search.study import Request, join_study, settings_of
 from edgewise.search.trial import Judge, check_first
 from edgewise.search.worker import Worker, processors

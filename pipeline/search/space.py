@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from edgewise.catalogue import check_space_name
 from edgewise.errors import EdgewiseError, RequestError
@@ -20,33 +20,11 @@ if TYPE_CHECKING:
 
     from edgewise.recipe import Recipe
 
-Maker = TypeVar("Maker", bound=Callable[..., object])
 _READY = Path(__file__).with_name("spaces.py")
 
 
 class SpaceError(RequestError):
     """A space that is wrong, whatever values it is given: no trial of it can be run."""
-
-
-def begin_with(**values: Any) -> Callable[[Maker], Maker]:
-    """A decorator of a space: the search tries these values first, as of a recipe that is known to be good.
-
-    May be used several times, the topmost is tried first; values that are left out are proposed.
-    """
-
-    def add(function: Maker) -> Maker:
-        setattr(function, _FIRST, [values, *first_values(function)])
-        return function
-
-    return add
-
-
-def first_values(function: object) -> list[dict[str, Any]]:
-    """The values that a space is to be tried with first."""
-    return list(getattr(function, _FIRST, ()))
-
-
-_FIRST = "edgewise_first_values"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgewise import recipes
 from edgewise.recipe import Recipe
-from edgewise.search.space import begin_with
+from edgewise.search.first_values import begin_with
 from edgewise.stage import Stage
 from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold

@@ -12,9 +12,10 @@ from edgewise import Recipe, recipes
 from edgewise.catalogue import space_names
 from edgewise.errors import RequestError
 from edgewise.search import spaces
+from edgewise.search.first_values import begin_with, first_values
 from edgewise.search.quantities import read_bound
 from edgewise.search.recipe_text import write_call_text, write_recipe_text
-from edgewise.search.space import SpaceError, begin_with, digest_recipe, first_values, load_space
+from edgewise.search.space import SpaceError, digest_recipe, load_space
 from edgewise.search.spaces import scale_together
 
 optuna = pytest.importorskip("optuna")
