@@ -292,7 +292,8 @@ def show_figure(name: str, value: float) -> str:
 
     kind = name.partition("@")[0]
     if kind in ("top1", "drop"):
-        return f"{100 * value:.2f} %" if kind == "top1" else f"{100 * value:.2f} points"
+        text = f"{100 * value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", numbers.MINUS)
+        return f"{text} %" if kind == "top1" else f"{text} points"
     if kind in ("bytes", "peak_memory"):
         return numbers.size(round(value))
     return numbers.ratio(value) if kind == "latency" else f"{numbers.significant(value)} ms"
