@@ -92,7 +92,11 @@ def test_a_budget_that_no_plan_can_meet_is_stopped_before_any_work(
     monkeypatch.setattr(trial, "run", lambda *_: pytest.fail("nothing is to be run"))
     recipe = dataclasses.replace(RECIPE, stages=(Prune(macs=0.001), Fold()))
     outcome = run_trial(recipe, tmp_path / "trial", Judge(objectives=OBJECTIVES))
-    assert outcome.rung == "plan" and "0.1% of the multiply-accumulates" in outcome.reason and outcome.excesses == {"request": 1.0}
+    assert (
+        outcome.rung == "plan"
+        and "0.1% of the multiply-accumulates" in outcome.reason
+        and outcome.excesses == {"request": 1.0}
+    )
 
 
 def test_a_network_that_is_lost_after_a_quarter_of_its_training_is_stopped_there(
