@@ -41,13 +41,16 @@ def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
     return inside_values(path, prepare_program(program), images)
 
 
+OPERATORS = (COMMON_OPERATORS | GATES | PRODUCTS) - {"conv_transpose"}
+"""The converter loses the quantization of a transposed convolution's weights, and leaves it in float."""
+
 TARGET = Target(
     name="litert",
     summary="LiteRT (TensorFlow Lite) on a CPU (Android, iOS, Linux)",
     suffix=".tflite",
     extra="litert",
     needs=("litert_torch", "litert_converter", "ai_edge_litert", "ai_edge_quantizer"),
-    grids=tuple(Grid(weight_bits=bits, operators=COMMON_OPERATORS | GATES | PRODUCTS) for bits in (8, 7)),
+    grids=tuple(Grid(weight_bits=bits, operators=OPERATORS) for bits in (8, 7)),
     quantizer=int8_quantizer,
     export=_export,
     load=_load,

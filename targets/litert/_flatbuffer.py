@@ -151,6 +151,16 @@ def read_metadata(model: Any) -> dict[str, str]:
     return {name: bytes(data).decode() for name, data in buffers.items() if name != "min_runtime_version"}
 
 
+def name_ends(model: Any, image: str, answer: str) -> None:
+    """Call the input and the output so, as tensors and in the signature, whatever the converter calls them."""
+    graph, signature = model.subgraphs[0], model.signatureDefs[0]
+    for index, entry, name in (
+        (graph.inputs[0], signature.inputs[0], image),
+        (graph.outputs[0], signature.outputs[0], answer),
+    ):
+        graph.tensors[index].name = entry.name = name.encode()
+
+
 def float_ends(model: Any) -> None:
     """Let a file whose input or output is int8 take and give float32: a quantization before, a dequantization behind.
 

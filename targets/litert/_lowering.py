@@ -1,9 +1,10 @@
 """Lowering to LiteRT: a .tflite file whose int8 operators are integers, in the order and on the grids of the program.
 
 The converter makes integers of a program only if it is told to look for quantizations, and only of weights that are
-themselves quantized in the program. Without either it writes, and says nothing, a float network between quantizations
-and dequantizations: slower than float, and as large. So what became of every convolution and product is read back from
-the file.
+themselves quantized in the program; else it writes, and says nothing, a float network between quantizations and
+dequantizations: slower than float, and as large. Where it is not told to keep to those that are there, it also makes
+integers of layers that were left in float, on ranges of its own. So what became of every convolution and product is read
+back from the file.
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ from edgewise.targets._rewrite import HARD_SIGMOID, rewrite_program
 from edgewise.targets._rounded import rounded_in_the_graph
 from edgewise.targets._subsample import subsampling_as_convolution
 from edgewise.targets._whole import write_whole
-from edgewise.targets.litert._flatbuffer import Operation, float_ends, operations, read_model, set_metadata, write_model
+from edgewise.targets.litert._flatbuffer import (
+    Operation,
+    float_ends,
+    name_ends,
+    operations,
+    read_model,
+    set_metadata,
+    write_model,
+)
 from edgewise.targets.litert._runtime import operators_outside
 
 if TYPE_CHECKING:
@@ -42,6 +51,9 @@ computes in float32, in float16 only where a phone's runtime is told to."""
 
 LABELS = "labels"
 """Key of the file's metadata that holds the class names, a JSON list in the order of the outputs."""
+
+IMAGE, ANSWER = "image", "answer"
+"""What every file calls its input and its output."""
 
 _aten = torch.ops.aten
 _PRODUCTS = {
@@ -72,6 +84,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     ready = prepare_program(program)
     content = _narrow_weights(_convert_program(ready), precision)
     model = read_model(content, "what the converter wrote")
+    name_ends(model, IMAGE, ANSWER)
     float_ends(model)
     model.description = "edgewise"
     set_metadata(model, _metadata(packaging))
@@ -89,7 +102,8 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
 
 def prepare_program(program: ExportedProgram) -> ExportedProgram:
     """``program`` in the operators that the runtime computes in integers, its nodes' names as they are in the file."""
-    return rounded_in_the_graph(subsampling_as_convolution(rewrite_program(for_inference(program), HARD_SIGMOID)))
+    ready = subsampling_as_convolution(rewrite_program(for_inference(program), HARD_SIGMOID))
+    return rounded_in_the_graph(ready, every_constant=True)
 
 
 def _convert_program(program: ExportedProgram) -> bytes:
@@ -107,9 +121,30 @@ def _convert_program(program: ExportedProgram) -> bytes:
         settings = quant_config.QuantConfig(pt2e_quantizer=pt2e_quantizer.PT2EQuantizer().set_global(static))
         progress.config.show_progress = False
         try:
-            return bytes(litert_torch.convert(module, example, quant_config=settings).model_content())
-        except (RuntimeError, NotImplementedError) as error:
+            with _strictly():
+                return bytes(litert_torch.convert(module, example, quant_config=settings).model_content())
+        except (RuntimeError, NotImplementedError, ValueError) as error:
             raise TargetError(f"LiteRT's converter cannot write the network: {str(error).strip()[:500]}") from error
+
+
+@contextlib.contextmanager
+def _strictly() -> Iterator[None]:
+    """Have the converter keep to the quantizations that a program has: its public interface does not ask."""
+    from litert_torch._convert import litert_converter
+
+    native = litert_converter.converter_api_ext
+    usual = native.ConvertToTFLConfig
+
+    def make_strict() -> Any:
+        settings = usual()
+        settings.strict_qdq_mode = True
+        return settings
+
+    native.ConvertToTFLConfig = make_strict
+    try:
+        yield
+    finally:
+        native.ConvertToTFLConfig = usual
 
 
 def _name_results(module: GraphModule) -> None:
@@ -173,7 +208,9 @@ def _lost_integers(program: ExportedProgram, work: list[Operation]) -> tuple[str
 
 
 def _count_float_products(program: ExportedProgram) -> int:
-    return sum(_PRODUCTS[node.target] for node in program.graph.nodes if node.target in _PRODUCTS and not _is_int8(node))
+    return sum(
+        _PRODUCTS[node.target] for node in program.graph.nodes if node.target in _PRODUCTS and not _is_int8(node)
+    )
 
 
 def _is_int8(node: Node) -> bool:
