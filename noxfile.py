@@ -129,6 +129,21 @@ for _name, _runtime in RUNTIMES.items():
 
 
 @nox.session(python=PYTHON)
+def search(session: nox.Session) -> None:
+    """The best recipe for the digits: 30 trials on two workers; arguments go to the search."""
+    _install(session, "onnx,search")
+    wanted = ("--trials", "30", "--workers", "2", "--out", "runs/search-demo")
+    session.run("python", "-m", "edgewise", "search", "demo", *wanted, *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def search_postgres(session: nox.Session) -> None:
+    """A search on a real PostgreSQL, by two workers with separate stores (Debian's package postgresql needed)."""
+    _install(session, "onnx,dev,search_postgresql")
+    session.run("python", "-m", "pytest", "tests/pipeline/search/test_postgresql.py", *session.posargs)
+
+
+@nox.session(python=PYTHON)
 def arm64(session: nox.Session) -> None:
     """The float and the int8 ONNX file on emulated Arm processors (root, debootstrap, qemu-user-static needed).
 

@@ -62,7 +62,8 @@ def _facts_table(artifact: Path, card: Card) -> str:
     name_in, name_out = card.input.get("name"), card.output.get("name")
     lines = [
         f"{card.model}, {row.precision or 'float'}, for {card.target}: {right}{took}. Verdict: **{row.verdict}**"
-        + (f" ({row.reason})." if row.verdict != "pass" else "."),
+        + (f" ({row.reason})." if row.verdict != "pass" else ".")
+        + _searched_words(card),
         "",
         "| | name | shape | type | meaning |",
         "|---|---|---|---|---|",
@@ -75,6 +76,14 @@ def _facts_table(artifact: Path, card: Card) -> str:
         f"`edgewise verify {artifact.name}`.",
     ]
     return "\n".join(lines)
+
+
+def _searched_words(card: Card) -> str:
+    """Of how many trials it is the choice: the more, the more luck is in the figures that chose it."""
+    if not card.search_trials:
+        return ""
+    trials = f"{card.search_trials:,} trial{'' if card.search_trials == 1 else 's'}"
+    return f" The choice of {trials} that a search judged on calibration images; these figures are of other images."
 
 
 def _list_values(values: Sequence[float]) -> str:
