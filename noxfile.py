@@ -93,7 +93,7 @@ def types(session: nox.Session) -> None:
 
 RUNTIMES = {
     "onnx": "onnx", "ort": "onnx", "xnnpack": "onnx", "coreml": "onnx", "coreml_delegate": "xnnpack", "openvino": "openvino",
-    "vulkan": "xnnpack", "ethos_u": "xnnpack",
+    "litert": "onnx", "vulkan": "xnnpack", "ethos_u": "xnnpack",
 }  # fmt: skip
 """Target -> the runtime that times its float steps: its own or one that installs beside it."""
 

@@ -147,7 +147,7 @@ def write(artifact: Path, golden: Golden, allowed: Tolerance, runtime: str = "")
     )
 
 
-_RUNTIMES = ("onnxruntime", "executorch", "coremltools", "openvino")
+_RUNTIMES = ("onnxruntime", "executorch", "coremltools", "openvino", "ai_edge_litert")
 
 
 def runtime_of(target: Target) -> str:
