@@ -152,7 +152,8 @@ _RUNTIMES = ("onnxruntime", "executorch", "coremltools", "openvino", "ai_edge_li
 
 def runtime_of(target: Target) -> str:
     """The package that runs a target's files, and its version; empty for a target without one of its own."""
-    package = next((name for name in _RUNTIMES if name in target.needs), None)
+    python = (name for name in _RUNTIMES if name in target.needs)
+    package = next((f"npm:{name}" for name in target.npm), next(python, None))
     return "" if package is None else f"{package} {versions([package])[package]}"
 
 
