@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args, r
 
 from annotated_types import Interval
 
-from edgewise.targets import _npm
-
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
@@ -342,16 +340,25 @@ def get(name: str) -> Target:
             f"target {name!r} needs {', '.join(missing)}, which is not installed. "
             f'Install it with: python -m pip install -e ".[{target.extra}]"'
         )
-    if target.npm and (reason := _npm.what_is_missing(target.npm)):
+    if target.npm and (reason := _of_npm().what_is_missing(target.npm)):
         raise MissingBackend(f"target {name!r} {reason}")
     return target
+
+
+NPM = "npm:"
+"""Before the name of a package of npm that stands among Python distributions."""
+
+
+def _of_npm() -> Any:
+    """By its name: a kept result depends on every file that its code imports, and no training on this one."""
+    return importlib.import_module(f"{__name__}._npm")
 
 
 def packages(target: Target) -> tuple[str, ...]:
     """The distributions that the target's modules come from, as their versions are looked up."""
     distributions = _installed_distributions()
     names = {name for module in target.needs for name in distributions.get(module.split(".")[0], [module])}
-    return (*sorted(names), *(f"{_npm.PREFIX}{name}" for name in target.npm))
+    return (*sorted(names), *(f"{NPM}{name}" for name in target.npm))
 
 
 @functools.cache
@@ -364,8 +371,8 @@ def versions(distributions: Iterable[str]) -> dict[str, str | None]:
     """Installed version of each distribution, None where it is not installed; imports none of them."""
     versions_by_package: dict[str, str | None] = {}
     for name in distributions:
-        if name.startswith(_npm.PREFIX):
-            versions_by_package[name] = _npm.package_version(name.removeprefix(_npm.PREFIX))
+        if name.startswith(NPM):
+            versions_by_package[name] = _of_npm().package_version(name.removeprefix(NPM))
             continue
         try:
             versions_by_package[name] = importlib.metadata.version(name)

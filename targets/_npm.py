@@ -11,9 +11,6 @@ from pathlib import Path
 MODULES = "EDGEWISE_NODE_MODULES"
 """Variable that names the folder ``node_modules``, where it is not that of the working folder."""
 
-PREFIX = "npm:"
-"""Before a package's name where it stands among Python distributions."""
-
 
 def package_folder(name: str) -> Path:
     """Where a package's files are looked for."""
