@@ -92,7 +92,7 @@ def types(session: nox.Session) -> None:
 
 
 RUNTIMES = {
-    "onnx": "onnx", "ort": "onnx", "xnnpack": "onnx", "coreml": "onnx", "coreml_delegate": "xnnpack", "openvino": "openvino",
+    "onnx": "onnx", "onnx_web": "onnx", "ort": "onnx", "xnnpack": "onnx", "coreml": "onnx", "coreml_delegate": "xnnpack", "openvino": "openvino",
     "litert": "onnx", "vulkan": "xnnpack", "ethos_u": "xnnpack",
 }  # fmt: skip
 """Target -> the runtime that times its float steps: its own or one that installs beside it."""
@@ -104,6 +104,8 @@ def _alone(name: str, runtime: str) -> None:
     def build(session: nox.Session) -> None:
         extras = dict.fromkeys((runtime, name)) if runtime == "onnx" else (name,)
         _install(session, ",".join(extras))
+        if name == "onnx_web":
+            session.run("npm", "install", "--no-save", "--no-package-lock", "onnxruntime-web@1", external=True)
         if runtime != "onnx":
             session.install("pytest>=9")
             session.run("python", "-m", "pytest", f"tests/targets/test_{name}.py")
