@@ -92,8 +92,8 @@ def types(session: nox.Session) -> None:
 
 
 RUNTIMES = {
-    "onnx": "onnx", "ort": "onnx", "xnnpack": "onnx", "coreml": "onnx", "coreml_delegate": "xnnpack", "openvino": "openvino",
-    "vulkan": "xnnpack", "ethos_u": "xnnpack",
+    "onnx": "onnx", "onnx_web": "onnx", "ort": "onnx", "xnnpack": "onnx", "coreml": "onnx", "coreml_delegate": "xnnpack", "openvino": "openvino",
+    "litert": "onnx", "vulkan": "xnnpack", "ethos_u": "xnnpack",
 }  # fmt: skip
 """Target -> the runtime that times its float steps: its own or one that installs beside it."""
 
@@ -104,6 +104,8 @@ def _alone(name: str, runtime: str) -> None:
     def build(session: nox.Session) -> None:
         extras = dict.fromkeys((runtime, name)) if runtime == "onnx" else (name,)
         _install(session, ",".join(extras))
+        if name == "onnx_web":
+            session.run("npm", "install", "--no-save", "--no-package-lock", "onnxruntime-web@1", external=True)
         if runtime != "onnx":
             session.install("pytest>=9")
             session.run("python", "-m", "pytest", f"tests/targets/test_{name}.py")
@@ -126,6 +128,21 @@ def _network(session: nox.Session) -> list[str]:
 
 for _name, _runtime in RUNTIMES.items():
     _alone(_name, _runtime)
+
+
+@nox.session(python=PYTHON)
+def search(session: nox.Session) -> None:
+    """The best recipe for the digits: 30 trials on two workers; arguments go to the search."""
+    _install(session, "onnx,search")
+    wanted = ("--trials", "30", "--workers", "2", "--out", "runs/search-demo")
+    session.run("python", "-m", "edgewise", "search", "demo", *wanted, *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def search_postgres(session: nox.Session) -> None:
+    """A search on a real PostgreSQL, by two workers with separate stores (Debian's package postgresql needed)."""
+    _install(session, "onnx,dev,search_postgresql")
+    session.run("python", "-m", "pytest", "tests/pipeline/search/test_postgresql.py", *session.posargs)
 
 
 @nox.session(python=PYTHON)

@@ -23,13 +23,14 @@ from edgewise.commands import (
     report,
     run,
     schema,
+    search,
     store,
     verify,
 )  # fmt: skip
 from edgewise.commands.console import run_guarded, stop_when_terminated
 from edgewise.errors import name_nearest
 
-COMMANDS = (run, init, list, analyze, verify, bench, bundle, compare, fleet, report, store, schema, completion)
+COMMANDS = (run, search, init, list, analyze, verify, bench, bundle, compare, fleet, report, store, schema, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parent
 _RECIPES = _FOLDER / "recipes.py"
+_SPACES = _FOLDER / "search" / "spaces.py"
 
 
 def list_entries(kind: str) -> list[dict[str, Any]]:
-    """Entries of one kind (models, data, targets, stages, recipes, fields), each with name and summary.
+    """Entries of one kind (models, data, targets, stages, recipes, spaces, fields), each with name and summary.
 
     A model that cannot go through every stage and to every target says so under ``cannot``; a stage tells its ``fields``,
     a recipe what it sets (``sets``) and which recipe it derives from (``from``). ``fields`` are those of a recipe itself,
@@ -34,9 +35,13 @@ def list_entries(kind: str) -> list[dict[str, Any]]:
             {"name": name, "summary": description, "fields": fields_of(node)}
             for name, node, description in (_stages() if kind == "stages" else _settings())
         ]
-    registries = {"models": models.names, "data": calib_data.names, "targets": targets.names, "recipes": recipe_names}[
-        kind
-    ]()
+    registries = {
+        "models": models.names,
+        "data": calib_data.names,
+        "targets": targets.names,
+        "recipes": recipe_names,
+        "spaces": space_names,
+    }[kind]()
     extra: Mapping[str, Mapping[str, Any]] = {}
     if kind == "models":
         extra = {name: {"cannot": dict(cannot)} for name, cannot in models.limits().items() if cannot}
@@ -180,6 +185,14 @@ def recipe_names() -> dict[str, str]:
     return {name: _first_line(node) for name, node in _recipe_functions().items()}
 
 
+def space_names() -> dict[str, str]:
+    """Ready search spaces: name -> first line of the function's docstring; read from the text, nothing is imported."""
+    nodes = [node for node in ast.parse(_SPACES.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
+    return {
+        node.name: _first_line(node) for node in nodes if [argument.arg for argument in node.args.args] == ["trial"]
+    }
+
+
 def check_recipe_name(reference: str) -> None:
     """Raise RequestError for a name that no recipe has, and for a file without a function; its text alone is looked at."""
     if reference.endswith(".py"):
@@ -189,6 +202,18 @@ def check_recipe_name(reference: str) -> None:
         raise RequestError(f"unknown recipe {reference!r}.{near} Choices: {choices}; or path/to/recipe.py:function")
     if ".py:" in reference and not Path(reference.rpartition(":")[0]).is_file():
         raise RequestError(f"{reference!r}: there is no file {reference.rpartition(':')[0]}")
+
+
+def check_space_name(reference: str) -> None:
+    """Raise RequestError for a name that no space has; its text alone is looked at, and no torch is loaded."""
+    if reference.endswith(".py"):
+        raise RequestError(name_functions(reference))
+    if ".py:" in reference:
+        if not Path(reference.rpartition(":")[0]).is_file():
+            raise RequestError(f"{reference!r}: there is no file {reference.rpartition(':')[0]}")
+    elif reference not in space_names():
+        near, choices = name_nearest(reference, space_names()), ", ".join(space_names())
+        raise RequestError(f"unknown space {reference!r}.{near} Choices: {choices}; or path/to/space.py:function")
 
 
 def check_words(model: str | None, weights: str | None, data: str | None, wanted: Sequence[str]) -> None:

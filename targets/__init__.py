@@ -245,6 +245,8 @@ class Target:
     """
     load: Callable[[Path, int], Runner] | None
     """``load(path, threads)`` in the real runtime; None: it does not exist on this host."""
+    npm: tuple[str, ...] = ()
+    """Packages of npm that its runtime consists of, which node runs."""
     sizes: frozenset[SizeKind] = frozenset({"fixed"})
     """Which kinds of ``Packaging.sizes`` its files can have."""
     integers_only: bool = False
@@ -338,15 +340,25 @@ def get(name: str) -> Target:
             f"target {name!r} needs {', '.join(missing)}, which is not installed. "
             f'Install it with: python -m pip install -e ".[{target.extra}]"'
         )
+    if target.npm and (reason := _of_npm().what_is_missing(target.npm)):
+        raise MissingBackend(f"target {name!r} {reason}")
     return target
+
+
+NPM = "npm:"
+"""Before the name of a package of npm that stands among Python distributions."""
+
+
+def _of_npm() -> Any:
+    """By its name: a kept result depends on every file that its code imports, and no training on this one."""
+    return importlib.import_module(f"{__name__}._npm")
 
 
 def packages(target: Target) -> tuple[str, ...]:
     """The distributions that the target's modules come from, as their versions are looked up."""
     distributions = _installed_distributions()
-    return tuple(
-        sorted({name for module in target.needs for name in distributions.get(module.split(".")[0], [module])})
-    )
+    names = {name for module in target.needs for name in distributions.get(module.split(".")[0], [module])}
+    return (*sorted(names), *(f"{NPM}{name}" for name in target.npm))
 
 
 @functools.cache
@@ -359,6 +371,9 @@ def versions(distributions: Iterable[str]) -> dict[str, str | None]:
     """Installed version of each distribution, None where it is not installed; imports none of them."""
     versions_by_package: dict[str, str | None] = {}
     for name in distributions:
+        if name.startswith(NPM):
+            versions_by_package[name] = _of_npm().package_version(name.removeprefix(NPM))
+            continue
         try:
             versions_by_package[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,3 +27,17 @@ def quiet_loggers(*loggers: str, messages: tuple[str, ...] = ()) -> Iterator[Non
         finally:
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def without_standard_error() -> Iterator[None]:
+    """Within the block nothing is printed to standard error, C++'s own messages included, which nothing else silences."""
+    sys.stderr.flush()
+    descriptor, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)
+    try:
+        yield
+    finally:
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+        os.close(silence)

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgewise.commands.console import PASSED, add_command, print_json
 
-KINDS = ("models", "data", "targets", "stages", "recipes", "fields")
+KINDS = ("models", "data", "targets", "stages", "recipes", "spaces", "fields")
 
 
 def add_parser(commands: Any) -> None:

@@ -56,6 +56,8 @@ def show_again(options: argparse.Namespace) -> int:
     """Write the page once more, and print the table; of several runs one page and one line each."""
     from edgewise.report.document import refuse_damaged
 
+    if len(options.folders) == 1 and _is_search(options.folders[0]):
+        return _show_search(options.folders[0], options)
     if len(options.folders) > 1:
         return compare_runs(options)
     if options.out is not None:
@@ -64,6 +66,27 @@ def show_again(options: argparse.Namespace) -> int:
         )
     with refuse_damaged(options.folders[0]):
         return _show_run(options.folders[0], options)
+
+
+def _is_search(folder: Path) -> bool:
+    """Whether a folder holds a search's report; the file alone is looked at, and nothing heavy is loaded."""
+    from edgewise.store.reading import read_json
+
+    try:
+        document = read_json(folder / "report.json")
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("kind") == "search"
+
+
+def _show_search(folder: Path, options: argparse.Namespace) -> int:
+    from edgewise.commands.search import show_document
+    from edgewise.search.document import read_document
+    from edgewise.search.page import write_page
+
+    document = read_document(folder)
+    write_page(document, folder)
+    return show_document(document, folder, options.json)
 
 
 def _show_run(folder: Path, options: argparse.Namespace) -> int:

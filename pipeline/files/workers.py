@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def start_workers(count: int = 2) -> Iterator[Executor]:
-    """Processes that lower; each imports what it needs once. Interrupted, they are stopped and not waited for."""
+    """Processes that lower; each imports what it needs once. Interrupted, they are stopped and not waited for.
+
+    Within ``share_workers`` they are those of the runs before.
+    """
+    if _shared:
+        yield _shared_pool(count)
+        return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_quiet_worker)
     try:
@@ -30,6 +36,33 @@ def start_workers(count: int = 2) -> Iterator[Executor]:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown(wait=True)
+
+
+_shared: list[ProcessPoolExecutor | None] = []
+"""One entry while runs share their workers: the pool, once there is one."""
+
+
+@contextlib.contextmanager
+def share_workers() -> Iterator[None]:
+    """Within the block, one run after another takes the same worker processes, which have imported what they need."""
+    _shared.append(None)
+    try:
+        yield
+    finally:
+        pool = _shared.pop()
+        if pool is not None:
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _shared_pool(count: int) -> Executor:
+    """The pool that is shared; a new one where a file has taken a process of the last with it."""
+    pool = _shared[-1]
+    if pool is None or pool._broken:
+        context = multiprocessing.get_context("spawn")
+        pool = _shared[-1] = ProcessPoolExecutor(count, mp_context=context, initializer=_quiet_worker)
+    return pool
 
 
 def _quiet_worker() -> None:

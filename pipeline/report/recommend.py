@@ -43,10 +43,19 @@ def _of_target(target: str, files: Sequence[Row], paths: dict[int, ArtifactFile]
     passing = [row for row in files if row.verdict == "pass"]
     if not passing:
         return Recommendation(target=target, precision=None, path=None, reason=f"{_no_file_reason(files)} passed")
-    with_time = [row for row in passing if row.latency is not None]
-    best, reason = _fastest_row(with_time) if with_time else _smallest_row(passing)
+    best, reason = _choose_file(passing)
     path = paths[id(best)].path if id(best) in paths else None
     return Recommendation(target=target, precision=best.precision or "", path=path, reason=reason)
+
+
+def preferred_file(rows: Sequence[Row]) -> Row:
+    """Of files of one target that are judged alike, the one to take."""
+    return _choose_file(rows)[0]
+
+
+def _choose_file(rows: Sequence[Row]) -> tuple[Row, str]:
+    with_time = [row for row in rows if row.latency is not None]
+    return _fastest_row(with_time) if with_time else _smallest_row(rows)
 
 
 def _no_file_reason(files: Sequence[Row]) -> str:

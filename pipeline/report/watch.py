@@ -162,6 +162,11 @@ class Watch:
         self._print(f"  {text}", style="dim")
         self._busy(text)
 
+    def settle(self) -> None:
+        """Nothing of this process's own is going on: no reminder says that it does."""
+        self._rest()
+        self._doing = ""
+
     def _busy(self, text: str) -> None:
         """On a terminal something moves until the next line: nobody has to guess whether the work goes on."""
         self._worked, self._doing = True, text.rstrip(" …")

@@ -76,6 +76,7 @@ def write(delivered: Delivered, row: Row, job: Job) -> None:
             environment=delivered.environment,
         ),
         test_set_looks=delivered.looks,
+        search_trials=job.searched,
         golden=delivered.golden,
         checkpoint=delivered.checkpoint,
         fed=job.recipe.preprocess.fed,

@@ -62,6 +62,15 @@ class Job:
     """What the network answers."""
     by_batches: bool = True
     """False: it takes one image at a time."""
+    whole: Data | None = None
+    """The data set itself, where ``data`` is a view of it that is judged on other images than its test part."""
+    searched: int = 0
+    """Of how many trials of a search, judged on calibration images, this one is the choice; 0: nothing was searched."""
+
+    @property
+    def given(self) -> Data:
+        """What stages are given, and what their results are kept under: the same however they are judged."""
+        return self.data if self.whole is None else self.whole
 
     @property
     def sizes_to_stand(self) -> tuple[tuple[int, int], ...]:
@@ -73,10 +82,18 @@ class Job:
         return probe_images(self.data, self.spec, size)
 
 
-def resolve_recipe(recipe: Recipe, out: Path | None = None, note: Callable[[str], None] = lambda _: None) -> Job:
+def resolve_recipe(
+    recipe: Recipe,
+    out: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
+    *,
+    on_calibration: bool = False,
+    searched: int = 0,
+) -> Job:
     """Look up and check everything the recipe names; ``note`` is told what may take a while.
 
-    Raises RequestError or a leaf's ValueError for what is wrong, MissingBackend where a package is missing.
+    ``on_calibration``: judge on the calibration images, and leave the test set alone (``view_of_calibration``); ``searched``:
+    of how many trials of a search this is the choice. Raises RequestError or a leaf's ValueError for what is wrong, MissingBackend where a package is missing.
     """
     chosen_targets = tuple(edgewise_targets.get(name) for name in recipe.targets)
     runtime = edgewise_targets.get(recipe.runtime)
@@ -114,14 +131,36 @@ def resolve_recipe(recipe: Recipe, out: Path | None = None, note: Callable[[str]
     store = store_folder()
     _check_apart(place, store)
     _check_writable(place)
+    whole, data = (data, view_of_calibration(data)) if on_calibration else (None, data)
     check_owner(place, recipe.describe(), data.digest)
     _check_store(store)
     by_batches = _rehearse_user_network(base, start_state.model, spec, data, recipe, chosen_targets, store)
     _try_targets(base, start_state.model, spec, data, recipe, (*chosen_targets, runtime), store, note)
     return Job(
         recipe=recipe, spec=spec, base=base, data=data, targets=chosen_targets, runtime=runtime, weights=weights, out=place,
-        store=store, told=(*start_state.told, *untrained), ending=start_state.ending, by_batches=by_batches,
+        store=store, told=(*start_state.told, *untrained, *_view_words(whole, data)), ending=start_state.ending, by_batches=by_batches, whole=whole,
+        searched=searched,
     )  # fmt: skip
+
+
+def view_of_calibration(data: Data) -> Data:
+    """``data`` judged on its calibration images: their part stands in the place of the test part, under a digest of its own.
+
+    Raises RequestError where they have no labels, or there are none.
+    """
+    if not len(data.calib) or not data.calib_is_labelled:
+        raise RequestError(
+            f"a search judges its trials on calibration images, and those of {data.name} have no labels; label them, or "
+            "run a recipe alone"
+        )
+    digest = key_of(view="calibration", data=data.digest)
+    return dataclasses.replace(data, test=data.calib, digest=digest)
+
+
+def _view_words(whole: Data | None, data: Data) -> tuple[str, ...]:
+    if whole is None:
+        return ()
+    return (f"a trial of a search: judged on the {len(data.test):,} calibration images, never on the test set",)
 
 
 def probe_images(data: Data, spec: Spec, size: tuple[int, int] | None = None) -> Tensor:

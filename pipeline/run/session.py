@@ -338,7 +338,7 @@ class Session:
             sha256=file.digest,
             checkpoint=self.files.deliver_checkpoint(model),
             environment=self.report.environment,
-            looks=len(self.steps.looked),
+            looks=0 if self.job.whole is not None else len(self.steps.looked),
             golden=_write_golden(place, proof, golden.runtime_of(target)),
             answers=proof.answers,
         )

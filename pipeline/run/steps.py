@@ -211,7 +211,7 @@ class Steps:
         recipe = self.job.recipe
         return Context(
             spec=self.job.spec,
-            data=self.job.data,
+            data=self.job.given,
             scratch=scratch,
             device=recipe.device,
             seed=recipe.seed,
@@ -235,7 +235,7 @@ class Steps:
             code=code_of(type(stage)),
             model=checkpoint.digest(Checkpoint(self.job.base, network)),
             teacher=teacher,
-            data=self.job.data.digest,
+            data=self.job.given.digest,
             spec=[spec.mean, spec.std, spec.classifier],
             grid=None if grid is None else grid.to_json(),
             seed=recipe.seed,

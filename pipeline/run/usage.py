@@ -45,6 +45,7 @@ def _code_samples(artifact: Path) -> Sequence[tuple[str, str, Code]]:
     """Title, language and writer of each piece of code, by what kind of file it is."""
     return {
         ".onnx": _ONNX, ".ort": _ONNX, ".pte": _EXECUTORCH, ".mlpackage": _COREML,
+        ".tflite": _LITERT,
     }.get(artifact.suffix, ())  # fmt: skip
 
 
@@ -61,7 +62,8 @@ def _facts_table(artifact: Path, card: Card) -> str:
     name_in, name_out = card.input.get("name"), card.output.get("name")
     lines = [
         f"{card.model}, {row.precision or 'float'}, for {card.target}: {right}{took}. Verdict: **{row.verdict}**"
-        + (f" ({row.reason})." if row.verdict != "pass" else "."),
+        + (f" ({row.reason})." if row.verdict != "pass" else ".")
+        + _searched_words(card),
         "",
         "| | name | shape | type | meaning |",
         "|---|---|---|---|---|",
@@ -74,6 +76,14 @@ def _facts_table(artifact: Path, card: Card) -> str:
         f"`edgewise verify {artifact.name}`.",
     ]
     return "\n".join(lines)
+
+
+def _searched_words(card: Card) -> str:
+    """Of how many trials it is the choice: the more, the more luck is in the figures that chose it."""
+    if not card.search_trials:
+        return ""
+    trials = f"{card.search_trials:,} trial{'' if card.search_trials == 1 else 's'}"
+    return f" The choice of {trials} that a search judged on calibration images; these figures are of other images."
 
 
 def _list_values(values: Sequence[float]) -> str:
@@ -262,6 +272,32 @@ def _executorch_swift(artifact: Path, card: Card) -> str:
         }}""")
 
 
+def _litert_python(artifact: Path, card: Card) -> str:
+    load = f'interpreter = Interpreter(model_path="{artifact.name}")\ninterpreter.allocate_tensors()'
+    call = (
+        'interpreter.set_tensor(interpreter.get_input_details()[0]["index"], values)\ninterpreter.invoke()\n'
+        'answers = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])'
+    )
+    return f"{_HEAD}from ai_edge_litert.interpreter import Interpreter\nfrom PIL import Image\n\n{_preparation_code(card)}\n{load}\n{call}\n{_closing_code(artifact)}"
+
+
+def _litert_kotlin(artifact: Path, card: Card) -> str:
+    buffer = "ByteBuffer" if card.fed == "bytes" else "FloatBuffer"
+    return dedent(f"""\
+        import org.tensorflow.lite.Interpreter
+        import java.nio.ByteBuffer
+        import java.nio.{buffer}
+
+        // {artifact.name} in a direct buffer, as FileChannel.map gives it; values, of a direct buffer in native order:
+        // {_normalising_comment(card)}
+        fun classify(model: ByteBuffer, values: {buffer}): Int =
+            Interpreter(model).use {{ interpreter ->
+                val answers = arrayOf(FloatArray({len(card.classes)}))
+                interpreter.run(values, answers)
+                answers[0].indices.maxByOrNull {{ answers[0][it] }}!!
+            }}""").replace("import java.nio.ByteBuffer\nimport java.nio.ByteBuffer\n", "import java.nio.ByteBuffer\n")
+
+
 def _coreml_swift(artifact: Path, card: Card) -> str:
     if card.fed == "bytes" and card.softmax:
         return dedent("""\
@@ -297,3 +333,4 @@ _EXECUTORCH: Sequence[tuple[str, str, Code]] = (
     ("Swift", "swift", _executorch_swift),
 )  # fmt: skip
 _COREML: Sequence[tuple[str, str, Code]] = (("Python", "python", _coreml_python), ("Swift", "swift", _coreml_swift))
+_LITERT: Sequence[tuple[str, str, Code]] = (("Python", "python", _litert_python), ("Kotlin", "kotlin", _litert_kotlin))

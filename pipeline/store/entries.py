@@ -8,6 +8,7 @@ folder (swept away by the next run) and the step's scratch folder, from which lo
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgewise.store import kin
+from edgewise.store import kin, uses
 from edgewise.store.rooms import note_use, room_of_this_process, sweep
 from edgewise.store.whole import disk_errors
 
@@ -88,6 +89,7 @@ class Store:
             note_use(self.root, key)
             record = _intact_record(path)
             if record is not None:
+                uses.note_reused(key, float(record["seconds"]))
                 return Entry(path, float(record["seconds"]), fresh=False)
         with disk_errors(self.root, REPAIR):
             shutil.rmtree(path)
@@ -103,9 +105,11 @@ class Store:
             make(partial, scratch)
             seconds = time.perf_counter() - start if seconds is None else seconds
             _seal_entry(partial, seconds, kin.name_of(key))
-            partial.rename(self.root / key)
+            if not _take_name(partial, self.root / key) and (entry := self.find(key)) is not None:
+                return entry
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        uses.note_computed(key, seconds)
         note_use(self.root, key)
         _flush_to_disk(self.root)
         kin.remember(self.root, key)
@@ -149,6 +153,18 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     names = sorted(p for p in path.rglob("*") if p.is_file())
     return key_of(**{p.relative_to(path).as_posix(): file_digest(p) for p in names})
+
+
+def _take_name(partial: Path, place: Path) -> bool:
+    """Give a filled entry its name; False where another host gave it to its own first, since not every network file system
+    passes locks on from host to host."""
+    try:
+        partial.rename(place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _read_umask() -> int:

@@ -14,6 +14,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = (
     "torch", "torchao", "lightning-fabric", "numpy", "scipy", "scikit-learn", "statsmodels", "pillow",
     "safetensors", "onnx", "onnxscript", "onnxruntime", "executorch", "coremltools", "ethos-u-vela", "tosa-tools", "nncf",
+    "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import fcntl
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -27,11 +28,17 @@ def room_of_this_process(root: Path) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=f"new-{os.getpid()}-", dir=root))
         handle = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(handle, fcntl.LOCK_EX)
+        os.write(handle, _host_name().encode())
         room = root / _PARTIAL / folder.name.removeprefix("new-")
         folder.rename(room)
         _held[key] = room
         atexit.register(_leave_room, room, os.getpid())
     return _held[key]
+
+
+def _host_name() -> str:
+    """This machine among those that share a store."""
+    return platform.node() or "unnamed"
 
 
 def _leave_room(room: Path, process: int) -> None:
@@ -86,8 +93,15 @@ def oldest_start(root: Path) -> float | None:
     return min(times, default=None)
 
 
+_DAY = 86_400.0
+"""Seconds without a sign of life after which another host's room counts as left."""
+
+
 def _is_lived_in(room: Path) -> bool:
-    """Whether a living process holds the room's lock."""
+    """Whether a living process holds the room's lock.
+
+    A room of another host is also lived in while it was used within a day: not every network file system passes locks on.
+    """
     try:
         handle = os.open(room / _LOCK, os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):
@@ -96,8 +110,19 @@ def _is_lived_in(room: Path) -> bool:
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _is_elsewhere(handle) and not _is_older(_last_used(room), _DAY)
     except OSError:
         return True
     finally:
         os.close(handle)
-    return False
+
+
+def _is_elsewhere(handle: int) -> bool:
+    """Whether the room of an open lock is another host's; one that does not say is of this one."""
+    host = os.pread(handle, 256, 0).decode("utf-8", "replace")
+    return host not in ("", _host_name())
+
+
+def _last_used(room: Path) -> Path:
+    """The file of a room that its process wrote last."""
+    return next((path for path in (room / _USES, room / _LOCK) if path.exists()), room)

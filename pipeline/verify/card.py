@@ -76,6 +76,8 @@ class Card:
     test_set_looks: int = 0
     """How many networks and files its run had judged on the test set by then, itself included: the more there were to choose
     from, the more the best of them flatters itself."""
+    search_trials: int = 0
+    """Of how many trials of a search, judged on calibration images, its recipe was the choice; 0: it was not searched for."""
     answers: tuple[tuple[float, ...], ...] = ()
     """What the file answered to the first test images; empty where nothing could run it."""
 

@@ -24,7 +24,7 @@ from edgewise.store.entries import file_digest
 from edgewise.store.machine import cpu_name, emulator_name
 from edgewise.store.reading import read_regular
 from edgewise.store.whole import write_whole
-from edgewise.targets import Target, versions
+from edgewise.targets import NPM, Target, versions
 
 _SUFFIX = ".golden.safetensors"
 
@@ -147,12 +147,13 @@ def write(artifact: Path, golden: Golden, allowed: Tolerance, runtime: str = "")
     )
 
 
-_RUNTIMES = ("onnxruntime", "executorch", "coremltools", "openvino")
+_RUNTIMES = ("onnxruntime", "executorch", "coremltools", "openvino", "ai_edge_litert")
 
 
 def runtime_of(target: Target) -> str:
     """The package that runs a target's files, and its version; empty for a target without one of its own."""
-    package = next((name for name in _RUNTIMES if name in target.needs), None)
+    python = (name for name in _RUNTIMES if name in target.needs)
+    package = next((f"{NPM}{name}" for name in target.npm), next(python, None))
     return "" if package is None else f"{package} {versions([package])[package]}"
 
 

@@ -52,7 +52,8 @@ def test_shares_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "module"), [("onnx", "onnxruntime"), ("xnnpack", "executorch"), ("coreml", "coremltools")]
+    ("name", "module"),
+    [("onnx", "onnxruntime"), ("xnnpack", "executorch"), ("coreml", "coremltools"), ("litert", "litert_torch")],
 )
 def test_a_layer_left_in_float_is_its_share(name: str, module: str, tmp_path: Path) -> None:
     """XNNPACK takes float layers too; the others' int8 kernels leave the classifier outside."""

@@ -73,7 +73,7 @@ MUST_HOLD = {Permuted: "layer_norm", Normed: "permute", Padded: "pool", Headed: 
 """Network -> an operation whose value, or whose quantized value, is among those looked at in every target."""
 
 
-@pytest.mark.parametrize("name", ["onnx", "xnnpack", "coreml"])
+@pytest.mark.parametrize("name", ["onnx", "xnnpack", "coreml", "litert"])
 @pytest.mark.parametrize("network", MUST_HOLD)
 def test_every_value_that_a_file_lets_out_is_the_graphs_own(
     network: type[nn.Module], name: str, tmp_path: Path

@@ -14,6 +14,7 @@ pytest.importorskip("nncf", reason="NNCF, which ExecuTorch's OpenVINO package im
 
 from edgewise.targets import Grid, TargetError
 from edgewise.targets import openvino as target
+from edgewise.targets._rounded import rounded_in_the_graph
 
 
 class Small(nn.Module):
@@ -74,7 +75,7 @@ def test_an_int8_file_answers_as_the_quantized_graph(images: Tensor, tmp_path: P
 def test_the_program_given_to_openvino_is_the_same_function(images: Tensor) -> None:
     graph = quantized(images, Grid(weight_bits=7))
     program = torch.export.export(graph, (images[:1],))
-    moved = target._rounded_in_the_graph(program)
+    moved = rounded_in_the_graph(program)
     assert [n for n in moved.graph.nodes if "quantize_per_channel" in str(n.target)]
     for image in images[:4]:
         assert torch.equal(moved.module()(image[None]), graph(image[None]))

@@ -12,7 +12,16 @@ import pytest
 from edgewise import targets
 from edgewise.targets import COMMON_OPERATORS, Grid, MissingBackend, Target, TargetError, common_grid
 
-BACKENDS = ("executorch", "coremltools", "onnx", "onnxruntime", "onnxscript", "torchao")
+BACKENDS = (
+    "executorch",
+    "coremltools",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "torchao",
+    "litert_torch",
+    "ai_edge_litert",
+)
 
 
 def target(name: str, *grids: Grid) -> Target:

@@ -17,7 +17,7 @@ from torch import nn
 
 from edgewise.report.rows import Row
 from edgewise.run.usage import describe_usage, usage_path, write_usage
-from edgewise.targets import get
+from edgewise.targets import MissingBackend, get
 from edgewise.verify.card import Card, path_of
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.5)
@@ -44,9 +44,12 @@ def card(target: str, names: tuple[str, str] | None = None, **changes: Any) -> C
     return replace(plain, **changes)
 
 
-@pytest.mark.parametrize("target", ["onnx", "xnnpack"])
+@pytest.mark.parametrize("target", ["onnx", "xnnpack", "litert"])
 def test_the_python_code_answers_as_the_network_does(target: str, tmp_path: Path) -> None:
-    found = pytest.importorskip("edgewise.targets").get(target)
+    try:
+        found = get(target)
+    except MissingBackend as missing:
+        pytest.skip(str(missing))
     example = torch.zeros(1, 3, 8, 12)
     path = tmp_path / f"model{found.suffix}"
     get(target).export(torch.export.export(network(), (example,)), path)
@@ -72,7 +75,8 @@ def test_the_python_code_answers_as_the_network_does(target: str, tmp_path: Path
         (".onnx", ["python", "cpp", "kotlin", "swift"]),
         (".pte", ["python", "cpp", "kotlin", "swift"]),
         (".mlpackage", ["python", "swift"]),
-        (".tflite", []),
+        (".tflite", ["python", "kotlin"]),
+        (".ethosu", []),
     ],
 )
 @pytest.mark.parametrize("fed", ["normalised", "bytes"])

@@ -73,9 +73,18 @@ def test_an_emulator_is_named_or_given_away_by_the_hosts_cpuinfo(monkeypatch: py
     assert machine.emulator_name() == "qemu-user cortex-a76"
 
 
-@pytest.mark.parametrize(("needs", "package"), [(("onnx", "onnxruntime"), "onnxruntime"), (("vela",), "")])
-def test_the_build_is_the_package_that_runs_the_file(needs: tuple[str, ...], package: str) -> None:
-    target: Any = SimpleNamespace(needs=needs)
+@pytest.mark.parametrize(
+    ("needs", "npm", "package"),
+    [
+        (("onnx", "onnxruntime"), (), "onnxruntime"),
+        (("vela",), (), ""),
+        (("onnx", "onnxruntime"), ("some-runtime",), "npm:some-runtime"),
+    ],
+)
+def test_the_build_is_the_package_that_runs_the_file(
+    needs: tuple[str, ...], npm: tuple[str, ...], package: str
+) -> None:
+    target: Any = SimpleNamespace(needs=needs, npm=npm)
     assert golden.runtime_of(target).partition(" ")[0] == package
 
 

@@ -73,7 +73,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def target(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A runtime that gets 486 of 540 right, which is 90 %."""
-    fake = SimpleNamespace(name="fake", needs=(), load=lambda path, threads: answers(486), reference=None)
+    fake = SimpleNamespace(name="fake", needs=(), npm=(), load=lambda path, threads: answers(486), reference=None)
     monkeypatch.setattr(targets, "get", lambda name: fake)
 
     @contextlib.contextmanager
