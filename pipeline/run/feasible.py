@@ -14,11 +14,11 @@ from edgewise.stages.training.nodes import shared_training
 from edgewise.targets import Precision, Target, TargetError, refuse_packaging
 
 if TYPE_CHECKING:
-    from edgewise.stages.training.settings import Training
     from torch import nn
 
     from edgewise.calib_data import Data
     from edgewise.models import Spec
+    from edgewise.stages.training.settings import Training
 
 
 def check(recipe: Recipe, wanted: Sequence[Target], network: nn.Module, spec: Spec, data: Data) -> None:

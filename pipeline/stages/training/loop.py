@@ -105,11 +105,13 @@ def _portable_maker(model: nn.Module, rebuild: Maker | None) -> Maker:
 
 
 class _Same:
+    """A copy: tensors that were sent to a process of the same machine lie in memory that the processes share."""
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     def __call__(self) -> nn.Module:
-        return self.model
+        return copy.deepcopy(self.model)
 
 
 class _Refilled:

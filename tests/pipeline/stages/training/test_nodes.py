@@ -97,10 +97,7 @@ def test_two_nodes_train_as_two_devices_do(tmp_path: Path) -> None:
     environment = os.environ | {"EDGEWISE_STORE": str(tmp_path / "store")}
     command = [sys.executable, "-m", "edgewise", "run", "recipe.py:on_devices", "--out", "devices"]
     subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=300)
-    expected = _read_rows(tmp_path / "devices")
-    assert [row[:2] for row in report] == [row[:2] for row in expected]
-    assert [row[2] for row in report] == pytest.approx([row[2] for row in expected], abs=0.02)
-    assert report[0][2] > 0.8
+    assert report == _read_rows(tmp_path / "devices")
 
 
 def _start_node(folder: Path, number: int, port: int) -> subprocess.Popen[str]:

@@ -27,7 +27,10 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     how = Training(epochs=2, lr=0.05, batch_size=64, devices=2, precision="32-true", augment=Augment(crop=0))
     fit(network, how, Context(spec=spec, data=data, scratch=tmp_path), None)
-    assert any(not torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    after = network.state_dict()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
+    steps = {int(tensor) for name, tensor in after.items() if name.endswith("num_batches_tracked")}
+    assert steps == {2 * -(-len(data.train) // 64)}, "each process counts its own steps, in memory of its own"
     right = compute_logits(network, data.test, spec).argmax(1) == data.test.labels
     assert right.float().mean() > 0.5
 
