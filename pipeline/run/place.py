@@ -28,6 +28,10 @@ def check_owner(place: Path, recipe: Mapping[str, Any], data_digest: str) -> Non
 
     ``recipe``: as the report describes it. The same images under another name are the same data set. Raises RequestError.
     """
+    if _is_search(place):
+        raise RequestError(
+            f"{place} holds a search, and a run's report would take the place of its own; name another --out"
+        )
     owner = _read_owner(place)
     if owner is None:
         return
@@ -43,6 +47,14 @@ def check_owner(place: Path, recipe: Mapping[str, Any], data_digest: str) -> Non
             f"{place} holds a run of {theirs}; this one is of {ours}, and their files would mix. Name another folder with "
             "--out, or take that one away"
         )
+
+
+def _is_search(place: Path) -> bool:
+    try:
+        document = read_json(place / FILE)
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("kind") == "search"
 
 
 def _read_owner(place: Path) -> Mapping[str, Any] | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgewise.report.figure import Bars, BarTable, Figure, Fill, Key, Line, Mark, Panel
 from edgewise.report.page import load_template
-from edgewise.report.scale import linear_scale
+from edgewise.report.scale import Scale, linear_scale
 from edgewise.report.summary import SYMBOLS, WORDS
 from edgewise.report.svg import draw_bars, draw_figure
 from edgewise.search.document import Document
@@ -174,12 +175,12 @@ def draw_front(document: Document) -> Figure | None:
 
 def _front_panel(document: Document, whole: Sequence[Record], across: Measure, upright: Measure) -> Panel:
     front = document.front
-    x, y = [[_scaled(m, r.figures[str(m)][0]) for r in whole] for m in (across, upright)]
+    x, y = [_extent(measure, whole, front) for measure in (across, upright)]
     marks = [_mark(document, record, front, across, upright) for record in whole]
-    points = sorted(
-        (_scaled(across, r.figures[str(across)][0]), _scaled(upright, r.figures[str(upright)][0])) for r in front
-    )
-    lines = (Line(points=tuple(points), colour=_FRONT, thin=True),) if len(points) > 1 else ()
+    points = sorted((_place(across, record), _place(upright, record)) for record in front)
+    # Of three objectives a panel shows two: what lies on the front there need not lie on a line here.
+    joined = len(points) > 1 and len(document.request.objectives) == 2
+    lines = (Line(points=tuple(points), colour=_FRONT, thin=True),) if joined else ()
     title = _axis(across)
     return Panel(
         label=f"{_axis(upright)} against {title} of every trial; the table below holds the numbers of the front",
@@ -193,6 +194,17 @@ def _front_panel(document: Document, whole: Sequence[Record], across: Measure, u
     )
 
 
+def _place(measure: Measure, record: Record) -> float:
+    """A trial's value in the unit of the axis."""
+    return _scaled(measure, record.figures[str(measure)][0])
+
+
+def _extent(measure: Measure, whole: Sequence[Record], front: Sequence[Record]) -> list[float]:
+    """What an axis is to hold: every trial's value, and the intervals of those on the front."""
+    ends = [_scaled(measure, end) for record in front for end in record.figures[str(measure)]]
+    return [*(_place(measure, record) for record in whole), *ends]
+
+
 def _mark(document: Document, record: Record, front: Sequence[Record], across: Measure, upright: Measure) -> Mark:
     chosen = document.choice is not None and document.choice.number == record.number
     on_front = record in front
@@ -203,8 +215,8 @@ def _mark(document: Document, record: Record, front: Sequence[Record], across: M
     told += [", ".join(f"{name} {_plain(value)}" for name, value in record.values.items())]
     ranges = [_range(measure, record) if on_front else None for measure in (across, upright)]
     return Mark(
-        x=_scaled(across, record.figures[str(across)][0]),
-        y=_scaled(upright, record.figures[str(upright)][0]),
+        x=_place(across, record),
+        y=_place(upright, record),
         told="\n".join(told),
         colour=colour,
         shape="star" if chosen else "circle",
@@ -247,7 +259,7 @@ def draw_history(document: Document) -> Figure | None:
 
 
 def _history_panel(measure: Measure, whole: Sequence[Record]) -> Panel:
-    points = [(float(r.number), _scaled(measure, r.figures[str(measure)][0])) for r in whole]
+    points = [(float(record.number), _place(measure, record)) for record in whole]
     marks = tuple(
         Mark(
             x=x,
@@ -261,7 +273,7 @@ def _history_panel(measure: Measure, whole: Sequence[Record]) -> Panel:
     best = _best_so_far(measure, whole)
     return Panel(
         label=f"{_axis(measure)} by the number of the trial",
-        x=linear_scale([x for x, _ in points]),
+        x=_count_scale([x for x, _ in points]),
         y=linear_scale([y for _, y in points]),
         x_title="number of the trial",
         y_title=_axis(measure),
@@ -271,13 +283,19 @@ def _history_panel(measure: Measure, whole: Sequence[Record]) -> Panel:
     )
 
 
+def _count_scale(values: Sequence[float]) -> Scale:
+    """An axis of whole numbers."""
+    scale = linear_scale(values)
+    return replace(scale, ticks=tuple((at, f"{at:.0f}") for at, _ in scale.ticks if float(at).is_integer()))
+
+
 def _best_so_far(measure: Measure, whole: Sequence[Record]) -> list[tuple[float, float]]:
     """Steps: from the number of each feasible trial that is better than all before it to the next."""
     pick = max if measure.quantity.better == "higher" else min
     steps: list[tuple[float, float]] = []
     for record in whole:
         if record.is_feasible:
-            value = _scaled(measure, record.figures[str(measure)][0])
+            value = _place(measure, record)
             level = pick(value, steps[-1][1]) if steps else value
             steps += [(float(record.number), steps[-1][1])] if steps else []
             steps.append((float(record.number), level))

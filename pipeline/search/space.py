@@ -52,7 +52,7 @@ class Space:
             raise SpaceError(
                 f"{self.reference} returned {type(recipe).__name__}; a space takes a trial and returns an edgewise.Recipe"
             )
-        return _with_limits(override_fields(recipe, self.changes), self.limits)
+        return _with_limits(_rounded(override_fields(recipe, self.changes)), self.limits)
 
     def digests(self) -> dict[str, str]:
         """Each file of the space's code -> its digest: the space's own, and those of the user's that it imports."""
@@ -75,6 +75,21 @@ class Space:
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}, line {last.lineno}"
             raise SpaceError(f"{self.reference} fails: {type(error).__name__}: {error} ({where})") from error
+
+
+def _rounded(value: Any) -> Any:
+    """``value`` with every number in it to twelve digits: steps of a range give 0.6000000000000001, which is 0.6."""
+    if isinstance(value, float):
+        return float(f"{value:.12g}")
+    if isinstance(value, tuple):
+        return tuple(map(_rounded, value))
+    if isinstance(value, Mapping):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        changed = {name: new for name, old in fields.items() if (new := _rounded(old)) != old}
+        return dataclasses.replace(value, **changed) if changed else value
+    return value
 
 
 _OF_FILES = {"latency": "max_latency_ratio", "bytes": "max_bytes", "peak_memory": "max_peak_bytes"}

@@ -83,7 +83,7 @@ def _post_training(trial: BaseTrial, base: Recipe) -> Recipe:
     kept = trial.suggest_float("macs", 0.5, 1.0, step=0.05)
     prune: tuple[Stage, ...] = ()
     if kept < 1:
-        images = trial.suggest_categorical("reconstruct", [512, 1024])
+        images = trial.suggest_categorical("reconstruct", [256, 512])
         prune = (Prune(macs=kept, reconstruct=images, shortcuts=trial.suggest_categorical("shortcuts", [True, False])),)
     recipe = dataclasses.replace(base, stages=(*prune, Fold()), targets=("onnx",), on_failure="stop")
     if trial.suggest_categorical("precision", ["float", "int8"]) == "float":

@@ -17,7 +17,7 @@ from edgewise.report.page import write_html
 from edgewise.report.watch import Watch
 from edgewise.run import run
 from edgewise.run.job import Job, resolve_recipe
-from edgewise.search.quantities import Bound, Figure, Measure, choose_row
+from edgewise.search.quantities import QUANTITIES, Bound, Figure, Measure, choose_row
 from edgewise.stage import Stage
 from edgewise.store.uses import count_uses
 
@@ -134,7 +134,7 @@ def read_outcome(report: Report, recipe: Recipe, judge: Judge) -> Outcome:
         verdicts.append(row.verdict)
         reasons += [f"{target}: {row.reason}"] if row.verdict != "pass" else []
         excesses[f"gates@{target}"] = 1.0 if row.verdict == "fail" else 0.0
-    for bound in judge.limits:
+    for bound in (*judge.limits, *_own_limits(recipe, judge)):
         verdict, excess, reason = bound.judge(rows, wanted)
         verdicts.append(verdict)
         reasons += [reason] if verdict != "pass" else []
@@ -149,6 +149,19 @@ def read_outcome(report: Report, recipe: Recipe, judge: Judge) -> Outcome:
         verdict=worst,
         precision=(row.precision or "") if row else "",
     )
+
+
+def _own_limits(recipe: Recipe, judge: Judge) -> list[Bound]:
+    """The recipe's own limit on the fall of accuracy, where the search is given none: gates leave open what few calibration
+    images do not decide, and the measured value then counts."""
+    if any(bound.measure.quantity.name == "drop" for bound in judge.limits):
+        return []
+    targets = dict.fromkeys(measure.on(recipe.targets) for measure in judge.objectives)
+    limits = {target: recipe.target_limits.get(target, recipe.limits) for target in targets}
+    return [
+        Bound(measure=Measure(quantity=QUANTITIES["drop"], target=target), value=own.max_drop)
+        for target, own in limits.items()
+    ]
 
 
 def _find_break(job: Job, watch: Watch, judge: Judge) -> str:

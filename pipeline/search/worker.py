@@ -29,6 +29,8 @@ POLL = 2.0
 """Seconds between two looks at a study while others work."""
 DRAWS = 40
 """Proposals in a row that may be known already before the space counts as tried."""
+HOPELESS = 8
+"""Trials in a row that may be refused for the same reason."""
 TIMING = "edgewise:timing"
 """User attribute of a trial that waits for its times: who is taking them."""
 
@@ -66,6 +68,7 @@ class Worker:
     def _work(self) -> str:
         while True:
             self.sweep()
+            self._refuse_hopeless()
             if why := self._why_over():
                 return why
             if (waiting := self._untimed()) is not None:
@@ -81,6 +84,12 @@ class Worker:
         """Have trials of dead workers tried again."""
         for number in self.observer.sweep(self.study):
             self.say(f"trial {number} was left by a worker that is no more; its recipe is tried again")
+
+    def _refuse_hopeless(self) -> None:
+        """Raise RequestError where trial after trial is refused for one reason: that is of the request, not of their values."""
+        last = [record for record in self._records() if record.is_finished][-HOPELESS:]
+        if len(last) == HOPELESS and {(r.rung, r.reason) for r in last} == {("plan", last[0].reason)}:
+            raise RequestError(f"the last {HOPELESS} trials were all refused before any work: {last[0].reason}")
 
     def _why_over(self) -> str:
         trials = self._records()
@@ -292,7 +301,8 @@ def show_figure(name: str, value: float) -> str:
 
     kind = name.partition("@")[0]
     if kind in ("top1", "drop"):
-        return f"{100 * value:.2f} %" if kind == "top1" else f"{100 * value:.2f} points"
+        text = f"{100 * value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", numbers.MINUS)
+        return f"{text} %" if kind == "top1" else f"{text} points"
     if kind in ("bytes", "peak_memory"):
         return numbers.size(round(value))
     return numbers.ratio(value) if kind == "latency" else f"{numbers.significant(value)} ms"

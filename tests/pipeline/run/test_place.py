@@ -50,6 +50,12 @@ def test_the_same_network_and_images_by_another_path_are_the_same(
         check_owner(tmp_path, same, "other images")
 
 
+def test_a_folder_of_a_search_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"kind": "search"}', encoding="utf-8")
+    with pytest.raises(RequestError, match=r"holds a search.*--out"):
+        check_owner(tmp_path, MINE, "abc")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": 3}', "\x00"])
 def test_a_report_that_says_nothing_owns_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgewise.__main__ import main
+from edgewise.catalogue import find_recipe
 
 optuna = pytest.importorskip("optuna")
 
@@ -82,7 +83,8 @@ def test_a_search_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert card["search_trials"] == card["test_set_looks"] == 0
     assert (out / "trials" / "0000" / "report.html").is_file() and (out / "report.html").is_file()
 
-    assert main(["run", "out/best/recipe.py:recipe", "--dry-run"]) == 0
+    recipe = json.loads(json.dumps(find_recipe("out/best/recipe.py:recipe").describe()))
+    assert all(recipe[name] == chosen["recipe"][name] for name in ("name", "stages", "baseline", "limits", "targets"))
     assert search("space.py:small", "--trials", "2", "--objective", "top1", "--objective", "latency") == 2
     assert (
         "another search, whose figures cannot be laid beside these: objectives was top1, bytes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -85,7 +86,12 @@ def test_the_front_is_drawn_once_for_each_other_objective() -> None:
     assert figure is not None and len(figure.panels) == 2
     fills = [(mark.shape, mark.fill) for mark in figure.panels[0].marks]
     assert fills == [("star", "solid"), ("circle", "solid"), ("circle", "crossed")]
-    assert len(figure.panels[0].lines[0].points) == 2
+    assert not figure.panels[0].lines  # of three objectives a panel shows two
+    low, high = figure.panels[0].y.low, figure.panels[0].y.high
+    assert low < 88 and high > 97  # the intervals of the front lie inside
+    two = make_document(request=dataclasses.replace(make_document().request, objectives=OBJECTIVES[:2]))
+    figure = draw_front(two)
+    assert figure is not None and len(figure.panels[0].lines[0].points) == 2
 
 
 @pytest.mark.parametrize(

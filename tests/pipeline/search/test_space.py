@@ -147,6 +147,13 @@ def test_limits_are_put_where_the_runs_own_gates_judge_them(write: Callable[[str
     assert recipe.target_limits["xnnpack"].max_bytes == 60000 and recipe.targets == ("onnx", "xnnpack")
 
 
+def test_numbers_are_what_a_person_would_write(write: Callable[[str], str]) -> None:
+    space = load_space(write("good"), {})
+    by_steps = space.make_recipe(trial(kept=0.1 + 0.2))
+    assert by_steps.describe()["stages"][0]["channels"] == 0.3
+    assert digest_recipe(by_steps) == digest_recipe(space.make_recipe(trial(kept=0.3)))
+
+
 def test_values_to_begin_with_are_kept_in_their_order() -> None:
     @begin_with(a=1)
     @begin_with(a=2, b=3)

@@ -153,15 +153,29 @@ def test_a_space_that_fails_loses_no_trial(quick: None, tmp_path: Path) -> None:
 def test_values_that_make_no_recipe_are_a_stopped_trial_with_its_reason(quick: None, tmp_path: Path) -> None:
     def picky(trial: Any) -> Recipe:
         if trial.suggest_float("share", 0.1, 0.9, step=0.01) > 0.5:
-            raise RequestError("more than half is too much")
+            raise RequestError(f"{trial.params['share']:.2f} is too much")
         return space(trial)
 
     make_worker(tmp_path, 12, picky).work()
     ended = finished(tmp_path)
     stopped = [record for record in ended if record.fate == "stopped"]
     assert len(ended) == 12 and stopped and all(record.values["share"] > 0.5 for record in stopped)
-    assert {(record.rung, record.reason) for record in stopped} == {("plan", "more than half is too much")}
+    assert {(record.rung, record.reason) for record in stopped} == {
+        ("plan", f"{record.values['share']:.2f} is too much") for record in stopped
+    }
     assert not any(record.is_feasible for record in stopped)
+
+
+def test_trial_after_trial_refused_for_one_reason_ends_the_search(quick: None, tmp_path: Path) -> None:
+    def never(trial: Any) -> Recipe:
+        trial.suggest_float("share", 0.1, 0.9, step=0.01)
+        raise RequestError("the folder of images is gone")
+
+    with pytest.raises(
+        RequestError, match="last 8 trials were all refused before any work: the folder of images is gone"
+    ):
+        make_worker(tmp_path, 50, never).work()
+    assert len(finished(tmp_path)) == worker.HOPELESS
 
 
 def test_an_interrupted_trial_is_tried_again(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

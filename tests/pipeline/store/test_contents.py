@@ -106,6 +106,17 @@ def test_what_a_run_at_work_has_used_stays_however_the_clock_is_set(root: Path) 
         run.wait()
 
 
+def test_a_room_of_another_host_is_lived_in_for_a_day_whatever_its_lock_says(root: Path) -> None:
+    room = root / "partial" / "theirs"
+    room.mkdir(parents=True)
+    (room / ".lock").write_text("another-host", encoding="ascii")
+    (room / ".uses").write_text(list_entries(root)[0].key, encoding="ascii")
+    assert Store(root).sweep() == 0 and room.is_dir()
+    for file in (room / ".lock", room / ".uses"):
+        os.utime(file, (time.time() - 2 * DAY,) * 2)
+    assert Store(root).sweep() == 1 and not room.exists()
+
+
 def test_a_room_that_cannot_be_looked_into_is_lived_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another user's, on a store that is shared."""
     room = root / "partial" / "theirs"

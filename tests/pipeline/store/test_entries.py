@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from edgewise.errors import StoreError
 from edgewise.store import entries
 from edgewise.store.entries import Store, file_digest, key_of
+from edgewise.store.uses import count_uses
 from edgewise.store.whole import copy_whole, write_whole
 
 KEY = key_of(a=1)
@@ -264,3 +266,33 @@ def test_new_files_have_the_modes_of_new_files(tmp_path: Path, mask: int) -> Non
     finally:
         os.umask(before)
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "copy")} == {0o666 & ~mask}
+
+
+def test_what_is_taken_and_what_is_computed_is_counted_once_each(tmp_path: Path) -> None:
+    store, key, other = Store(tmp_path), key_of(a=1), key_of(a=2)
+    store.keep(key, lambda folder, _: None, seconds=5.0)
+    with count_uses() as uses:
+        for _ in range(3):
+            store.keep(key, lambda folder, _: None)
+            store.keep(other, lambda folder, _: None, seconds=2.0)
+    assert uses.to_json() == {"reused": 1, "reused_seconds": 5.0, "computed": 1, "computed_seconds": 2.0}
+    store.find(key)
+    assert len(uses.reused) == 1  # nothing is counted behind the block
+
+
+def test_an_entry_that_another_host_named_first_is_taken(tmp_path: Path) -> None:
+    """Where a network file system passes no locks on, two hosts fill the same entry, and the second finds it named."""
+    store, key = Store(tmp_path / "ours"), key_of(a=1)
+
+    def write(folder: Path, _: Path) -> None:
+        (folder / "result").write_text("same")
+
+    theirs = Store(tmp_path / "theirs").keep(key, write).path
+
+    def write_late(folder: Path, scratch: Path) -> None:
+        write(folder, scratch)
+        shutil.copytree(theirs, store.root / key)
+
+    entry = store.keep(key, write_late)
+    assert not entry.fresh and (entry.path / "result").read_text() == "same"
+    assert not list((store.root / "partial").glob("*/*/result"))
