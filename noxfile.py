@@ -259,7 +259,7 @@ def bench(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def peers(session: nox.Session) -> None:
     """Our int8 files against the runtimes' own quantizers: ``nox -s peers -- --network resnet20=FILE --data cifar10:DIR``."""
-    _install(session, "onnx,xnnpack")
+    _install(session, "onnx,xnnpack,litert")
     session.install("nncf==3.4.*")
     session.run("python", "-m", "edgewise.studies.peers", *session.posargs)
 

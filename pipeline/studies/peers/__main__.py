@@ -57,12 +57,12 @@ def _measure_network(name: str, weights: Path | None, options: argparse.Namespac
         subject = load(name, weights, options.data, folder)
         save_file({"image": measure.image_of(subject).contiguous()}, folder / "image.safetensors")
     if "files" in kinds:
-        for contender in contenders.CONTENDERS:
+        for contender in contenders.installed():
             if contender.name not in results:
                 watch.say(f"{name}: making {contender.name}")
                 results[contender.name] = _make_entry(contender, subject, folder)
                 _write_results(folder, results)
-    whole = {c.name: c for c in contenders.CONTENDERS if c.name in results and not results[c.name].get("error")}
+    whole = {c.name: c for c in contenders.installed() if c.name in results and not results[c.name].get("error")}
     if "accuracy" in kinds:
         for contender in whole.values():
             entry = results[contender.name]

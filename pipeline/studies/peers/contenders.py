@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -134,6 +136,26 @@ def _stock_xnnpack(subject: Subject, path: Path) -> None:
     path.write_bytes(edge.to_executorch().buffer)
 
 
+def _edge_static(subject: Subject, path: Path) -> None:
+    """LiteRT's own quantizer of finished files, ai-edge-quantizer: int8 weights per channel and int8 activations.
+
+    Its file takes and gives int8; float32 at either end makes it comparable.
+    """
+    from ai_edge_quantizer import quantizer, recipe
+
+    from edgewise.targets._quiet import without_standard_error
+    from edgewise.targets.litert._flatbuffer import float_ends, read_model, write_model
+
+    source = path.with_name("litert-float.tflite")
+    with contextlib.redirect_stdout(io.StringIO()), without_standard_error():
+        work = quantizer.Quantizer(str(source), recipe.static_wi8_ai8())
+        ranges = work.calibrate({"serving_default": list(_feed_images("image", subject.calibration()))})
+        content = work.quantize(ranges).quantized_model
+    model = read_model(bytes(content or b""), "what ai-edge-quantizer wrote")
+    float_ends(model)
+    path.write_bytes(write_model(model))
+
+
 def _feed_images(name: str, images: Tensor) -> Iterator[dict[str, Any]]:
     yield from ({name: image[None].numpy()} for image in images)
 
@@ -171,7 +193,30 @@ CONTENDERS = (
         make=_quantized_maker("xnnpack"),
     ),
     Contender(name="xnnpack-stock", title="int8, stock recipe", runtime="xnnpack", side="peer", make=_stock_xnnpack),
+    Contender(name="litert-float", title="float", runtime="litert", side="float", make=_float_maker("litert")),
+    Contender(
+        name="litert-ours", title="int8, this project", runtime="litert", side="ours", make=_quantized_maker("litert")
+    ),
+    Contender(
+        name="litert-static",
+        title="int8, ai-edge-quantizer static",
+        runtime="litert",
+        side="peer",
+        make=_edge_static,
+    ),
 )
+
+
+def installed() -> tuple[Contender, ...]:
+    """Those whose runtime is installed."""
+
+    def is_here(contender: Contender) -> bool:
+        try:
+            return bool(targets.get(contender.runtime))
+        except targets.MissingBackend:
+            return False
+
+    return tuple(contender for contender in CONTENDERS if is_here(contender))
 
 
 def path_of(contender: Contender, folder: Path) -> Path:

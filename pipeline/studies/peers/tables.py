@@ -86,7 +86,9 @@ def markdown(results: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
 def _versions(environment: Mapping[str, Any]) -> str:
     packages = environment["packages"]
     entries = [
-        f"{name} {packages[name]}" for name in ("torch", "onnxruntime", "executorch", "nncf") if name in packages
+        f"{name} {packages[name]}"
+        for name in ("torch", "onnxruntime", "executorch", "nncf", "ai-edge-litert", "ai-edge-quantizer")
+        if name in packages
     ]
     return f"{environment['cpu']}, {', '.join(entries)}."
 

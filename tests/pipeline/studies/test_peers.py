@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgewise import models
+from edgewise import models, targets
 from edgewise.studies.peers import contenders, tables
 from edgewise.studies.peers.__main__ import main
 
@@ -86,3 +86,17 @@ def test_files_are_made_judged_and_timed_once(
     monkeypatch.setattr(contenders, "write", never)
     assert main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["networks"] == document["networks"]
+
+
+def test_contenders_of_a_runtime_that_is_not_here_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept as failures, they would stand in the table of the machine that has it."""
+    get = contenders.targets.get
+
+    def without_litert(name: str) -> targets.Target:
+        if name == "litert":
+            raise targets.MissingBackend("not here")
+        return get("onnx")
+
+    monkeypatch.setattr(contenders.targets, "get", without_litert)
+    runtimes = {contender.runtime for contender in contenders.installed()}
+    assert runtimes == {"onnx", "xnnpack"}
