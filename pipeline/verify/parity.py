@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from edgewise import targets
@@ -113,15 +115,34 @@ def inspect(path: Path, data_name: str, folder: Path | None = None, model: str |
     baking = Wrapper(
         preprocess=Preprocess(fed=own_card.fed, softmax=own_card.softmax), mean=own_card.mean, std=own_card.std
     )
-    values = target.inside(path, lower.capture_program(folder, own_card.accepted, baking), images)
+    program = lower.capture_program(folder, own_card.accepted, baking)
+    values = target.inside(path, program, images)
     precision = own_card.row.precision or ("int8" if _is_quantized(folder) else "float32")
     plain = _float_values(folder, images) if baking.preprocess == OUTSIDE else {}
+    plain = values_still_named(plain, program, values.program)
     layers = layerwise.compare(values, images, precision, plain)
     if not layers:
         raise RequestError(
             f"{path} and the graph rebuilt from {folder} have no value in common; they do not belong together"
         )
     return Parity(path=path, target=target.name, images=len(images), layers=tuple(layers))
+
+
+def values_still_named(
+    values: Mapping[str, Tensor], before: ExportedProgram, after: ExportedProgram
+) -> dict[str, Tensor]:
+    """Of ``values``, by ``before``'s names, those whose names ``after`` has left alone.
+
+    Names are numbered by operation: anew, where a target's rewriting has added or removed one of a kind.
+    """
+    counts, rewritten = (
+        Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
+        for program in (before, after)
+    )
+    kinds = {node.name: str(node.target) for node in after.graph.nodes}
+    return {
+        name: value for name, value in values.items() if counts[kinds.get(name, "")] == rewritten[kinds.get(name, "")]
+    }
 
 
 def _is_quantized(folder: Path) -> bool:

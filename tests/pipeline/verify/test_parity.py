@@ -330,3 +330,14 @@ def test_only_what_a_file_lets_out_is_kept_of_a_recomputation() -> None:
     relu = next(node.name for node in graph.graph.nodes if node.name == "relu")
     assert set(layerwise._Recompute(graph, {}, kept={relu}).of(torch.ones(1, 1, 4, 4), 0)) == {relu}
     assert len(layerwise._Recompute(graph, {}).of(torch.ones(1, 1, 4, 4), 0)) > 2
+
+
+def test_a_float_value_is_dropped_where_a_target_numbered_its_kind_anew() -> None:
+    """A convolution put in front takes the name of the one behind it, whose values are not its own."""
+    first, second = torch.nn.Conv2d(2, 2, 1), torch.nn.Conv2d(2, 2, 1)
+    x = torch.zeros(1, 2, 4, 4)
+    before = torch.export.export(torch.nn.Sequential(second, torch.nn.ReLU()), (x,))
+    after = torch.export.export(torch.nn.Sequential(first, second, torch.nn.ReLU()), (x,))
+    values = {"conv2d": torch.ones(1), "relu": torch.zeros(1)}
+    assert set(layers.values_still_named(values, before, after)) == {"relu"}
+    assert set(layers.values_still_named(values, after, after)) == {"conv2d", "relu"}
