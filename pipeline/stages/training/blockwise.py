@@ -16,7 +16,7 @@ from edgewise.images.normalise import normalise
 from edgewise.network.fold_norms import without_norms
 from edgewise.network.norm_pairs import find_norms
 from edgewise.stage import Context
-from edgewise.stages.fitting.layer_io import capture_values
+from edgewise.stages.fitting.layer_io import capture_values, run_until_seen
 from edgewise.stages.training.augment import Augment, augment_images
 from edgewise.stages.training.loop import autocast, learning_rate_share, make_ahead
 from edgewise.stages.training.memory_format import trains_channels_last
@@ -85,29 +85,39 @@ def distill_blockwise(
     return losses
 
 
-_ROW = 0.3
-"""Root mean square of a filter that may take whole steps: at a rate of 0.003, a hundredth of it."""
+_SHIFT = 3.0
+"""A step at rate r moves the outputs of a layer without a norm by about this many times r of their spread."""
 
 
 def _step_shares(student: nn.Module, probe: Tensor) -> dict[Tensor, Tensor]:
-    """Which share of Adam's step each filter of a layer without a norm behind it takes, by its size.
+    """Which share of Adam's step the weights of layers without a norm behind them take.
 
-    Adam moves every weight by the learning rate, whatever its size. A norm takes the scale of a filter out again; where it
-    is folded into the weights, their sizes differ by a factor of hundreds between channels, and the same step that
-    leaves large filters as they are destroys the small ones (You et al. 2020, arXiv 1904.00962, the trust ratio).
+    Adam moves every weight by the learning rate, whatever its size, and a filter's all at once: behind a ReLU, where
+    inputs are positive, the filter's output moves by as much as all n steps together, sqrt(n) times as far beside its
+    spread as one weight moves beside its size. A norm takes scale and mean of that out again. Where it is folded into the
+    weights, whose sizes then differ by hundreds between channels, steps are measured by what they do to the output: a share
+    of size / sqrt(n) for weights (as in You et al. 2020, arXiv 1904.00962, by the filter's size), of the output's spread for biases.
     """
     normed = find_norms(student, probe).pairs
-    return {
-        layer.weight: _row_sizes(layer.weight.detach()).div(_ROW).clamp(max=1.0)
+    bare = {
+        name: layer
         for name, layer in student.named_modules()
         if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)) and name not in normed
     }
+    shares: dict[Tensor, Tensor] = {}
+    for name, (_, answer) in run_until_seen(student, bare, probe).items():
+        layer = bare[name]
+        shares[layer.weight] = (_SHIFT * _row_sizes(layer.weight.detach())).clamp(max=1.0)
+        if layer.bias is not None:
+            shares[layer.bias] = (_SHIFT * answer.float().std()).clamp(max=1.0)
+    return shares
 
 
 def _row_sizes(weight: Tensor) -> Tensor:
-    """Root mean square of each output's weights, [O, 1, ...]; what has become 0 may leave it."""
-    rows = weight.flatten(1).square().mean(1).sqrt().clamp_min(1e-6)
-    return rows.reshape(-1, *[1] * (weight.dim() - 1))
+    """Root mean square of each output's n weights over sqrt(n), [O, 1, ...]; what has become 0 may leave it."""
+    rows = weight.flatten(1)
+    sizes = rows.square().mean(1).sqrt().clamp_min(1e-6) / rows.shape[1] ** 0.5
+    return sizes.reshape(-1, *[1] * (weight.dim() - 1))
 
 
 @contextmanager

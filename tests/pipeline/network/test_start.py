@@ -249,3 +249,37 @@ def test_batches_of_one_and_of_any_size() -> None:
 
 def test_surgery_of_a_start_is_in_its_history(mine: Callable[[str], Base]) -> None:
     assert [type(op).__name__ for op in surgery.history(begin_network(mine("lazy"), IMAGES).model)] == ["Materialise"]
+
+
+class Heads(nn.Module):
+    """Self-attention in the way most vision transformers are written: queries, keys and values are the first dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.head = nn.Conv2d(1, 8, 2, 2), nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        qkv = self.qkv(tokens).reshape(len(x), 9, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        mixed = (query @ key.mT).softmax(-1) @ value
+        answers: Tensor = self.head(mixed.transpose(1, 2).flatten(2).mean(1))
+        return answers
+
+
+class Mixed(Heads):
+    """Normalised over the batch before it answers with zeros, as an untrained classifier may."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - x.mean(0)) / x.std(0, correction=0).add(1)) * 0.0
+
+
+def test_a_first_dimension_as_long_as_the_batch_is_not_taken_for_one() -> None:
+    torch.manual_seed(0)
+    assert takes_batches(Heads().eval(), IMAGES)
+
+
+def test_what_the_answers_cannot_tell_the_layers_do() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(RequestError, match="depend on the other images"):
+        takes_batches(Mixed().eval(), IMAGES)

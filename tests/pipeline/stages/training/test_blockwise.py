@@ -205,9 +205,13 @@ def test_a_filter_without_a_norm_takes_steps_by_its_size() -> None:
     net = Pair().eval()
     with torch.no_grad():
         net.bare.weight.copy_(torch.tensor([[0.9, -0.9], [0.03, -0.03]])[:, :, None, None])
-    shares = blockwise._step_shares(net, torch.randn(2, 3, 4, 4))
-    assert list(shares) == [net.bare.weight]
-    assert shares[net.bare.weight].flatten().tolist() == pytest.approx([1.0, 0.1])
+        net.bare.bias.zero_()
+    probe = torch.randn(2, 3, 4, 4)
+    shares = blockwise._step_shares(net, probe)
+    assert set(shares) == {net.bare.weight, net.bare.bias}, "the other has a norm behind it"
+    assert shares[net.bare.weight].flatten().tolist() == pytest.approx([1.0, 3 * 0.03 / 2**0.5])
+    assert float(shares[net.bare.bias]) == pytest.approx(min(1.0, 3 * float(net(probe).detach().std())))
+    shares = {net.bare.weight: torch.tensor([1.0, 0.1])[:, None, None, None]}
     parameters = [net.bare.weight, net.bare.bias, net.normed.weight]
     before = [p.detach().clone() for p in parameters]
     with blockwise._shortened_steps(parameters, shares), torch.no_grad():
