@@ -116,7 +116,7 @@ def _step_shares(student: nn.Module, probe: Tensor) -> dict[Tensor, Tensor]:
 def _row_sizes(weight: Tensor) -> Tensor:
     """Root mean square of each output's n weights over sqrt(n), [O, 1, ...]; what has become 0 may leave it."""
     rows = weight.flatten(1)
-    sizes = rows.square().mean(1).sqrt().clamp_min(1e-6) / rows.shape[1] ** 0.5
+    sizes: Tensor = rows.square().mean(1).sqrt().clamp_min(1e-6) / rows.shape[1] ** 0.5
     return sizes.reshape(-1, *[1] * (weight.dim() - 1))
 
 
