@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise import calib_data, models, targets
-from edgewise.errors import EdgewiseError, RequestError, name_nearest
+from edgewise.errors import EdgewiseError, RequestError, last_line, name_nearest
 from edgewise.network.user_files import name_functions
 from edgewise.public_names import HOMES
 
@@ -292,6 +291,6 @@ def _call_recipe(function: Callable[[], object], reference: str) -> object:
     except EdgewiseError as error:
         raise RequestError(f"{reference}: {error}") from error
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(last.filename).name}, line {last.lineno}"
-        raise RequestError(f"{reference} could not be made: {type(error).__name__}: {error} ({where})") from error
+        raise RequestError(
+            f"{reference} could not be made: {type(error).__name__}: {error} ({last_line(error)})"
+        ) from error

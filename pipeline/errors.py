@@ -19,7 +19,15 @@ Every message says what was wanted, what was found and what to do.
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+
+
+def last_line(error: BaseException) -> str:
+    """The file and the line that raised ``error``."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}"
 
 
 def name_nearest(name: str, known: Iterable[str]) -> str:

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 
 from edgewise.commands.console import PASSED, print_note
-
-
-def started_by_a_launcher() -> bool:
-    """Whether torchrun or Slurm may have started other processes with this one."""
-    return bool(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS"))
 
 
 def run_on_nodes(options: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:

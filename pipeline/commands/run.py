@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.commands.console import PASSED, add_command, print_json, print_note
-from edgewise.commands.on_nodes import run_on_nodes, started_by_a_launcher
+from edgewise.commands.on_nodes import run_on_nodes
 from edgewise.commands.report import outcome_of, print_report
 from edgewise.errors import EdgewiseError
+from edgewise.stages.training.nodes import count_processes
 
 if TYPE_CHECKING:
     from edgewise.report.watch import Watch
@@ -105,7 +106,7 @@ def add_parser(commands: Any) -> None:
 
 def run_recipe(options: argparse.Namespace) -> int:
     """Everything that the recipe asks for, then the report."""
-    return run_on_nodes(options, _run_here) if started_by_a_launcher() else _run_here(options)
+    return run_on_nodes(options, _run_here) if count_processes() > 1 else _run_here(options)
 
 
 def _run_here(options: argparse.Namespace) -> int:

@@ -195,10 +195,7 @@ def _rehearse_user_network(
     grids = tuple(grid for grid, _ in share_grids(chosen_targets)) if recipe.quantize is not None else ()
     key = key_of(
         kind="rehearsal",
-        base=dataclasses.asdict(base),
-        source=architecture.code_digest(recipe.model),
-        tensors=sorted((name, list(tensor.shape)) for name, tensor in network.state_dict().items()),
-        shape=data.shape,
+        **_network_facts(base, network, data, recipe),
         does=[dry_run.has_training(recipe), dry_run.has_changes(recipe), recipe.quantize is not None],
         grids=[grid.to_json() for grid in grids],
         code=code_of(dry_run),
@@ -214,6 +211,16 @@ def _rehearse_user_network(
 
 
 _REHEARSED = "rehearsal.json"
+
+
+def _network_facts(base: Base, network: nn.Module, data: Data, recipe: Recipe) -> dict[str, Any]:
+    """What tells one user's network from another in the key of what was tried with it: all but the weights' values."""
+    return {
+        "base": dataclasses.asdict(base),
+        "source": architecture.code_digest(recipe.model),
+        "tensors": sorted((name, list(tensor.shape)) for name, tensor in network.state_dict().items()),
+        "shape": data.shape,
+    }
 
 
 def _try_targets(
@@ -232,12 +239,7 @@ def _try_targets(
 
     if not (architecture.is_foreign(recipe.model) and dry_run.has_changes(recipe)):
         return
-    network_facts = {
-        "base": dataclasses.asdict(base),
-        "source": architecture.code_digest(recipe.model),
-        "tensors": sorted((name, list(tensor.shape)) for name, tensor in network.state_dict().items()),
-        "shape": data.shape,
-    }
+    network_facts = _network_facts(base, network, data, recipe)
     for target in dict.fromkeys(wanted):
 
         def make(folder: Path, _: Path, target: Target = target) -> None:

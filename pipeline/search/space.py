@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.catalogue import check_space_name
-from edgewise.errors import EdgewiseError, RequestError
+from edgewise.errors import EdgewiseError, RequestError, last_line
 from edgewise.search.quantities import Bound
 from edgewise.store import finished
 from edgewise.store.entries import file_digest, key_of
@@ -72,9 +71,7 @@ class Space:
         except EdgewiseError as error:
             raise RequestError(f"{self.reference}: {error}") from error
         except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(last.filename).name}, line {last.lineno}"
-            raise SpaceError(f"{self.reference} fails: {type(error).__name__}: {error} ({where})") from error
+            raise SpaceError(f"{self.reference} fails: {type(error).__name__}: {error} ({last_line(error)})") from error
 
 
 def _rounded(value: Any) -> Any:
