@@ -272,6 +272,20 @@ def bench_training(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def bench_blockwise(session: nox.Session) -> None:
+    """Steps a second of block-wise distillation, without and with what makes them cheap, interleaved."""
+    _install(session, "onnx")
+    session.run("python", "-m", "edgewise.studies.blockwise_step", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def gpu(session: nox.Session) -> None:
+    """Fine-tuning and int8 training on a GPU against the processor: ``nox -s gpu -- --weights F --data D --log LOG.md``."""
+    _install(session, "onnx")
+    session.run("python", "-m", "edgewise.studies.gpu", *session.posargs)
+
+
+@nox.session(python=PYTHON)
 def faults(session: nox.Session) -> None:
     """Plants every fault, checks that its gate and no other catches it, and writes docs/fault-matrix.md."""
     _install(session, "onnx,xnnpack,dev")

@@ -10,18 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.targets import Artifact, Precision
 from edgewise.targets._coverage import Work, coverage_shares, node_macs
-from edgewise.targets._program import is_quantized
+from edgewise.targets._plain_operators import EXECUTORCH
+from edgewise.targets._program import for_inference, is_quantized
 from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers
+from edgewise.targets._rewrite import Rule, rewrite_program
+from edgewise.targets._subsample import subsampling_as_convolution
 from edgewise.targets._whole import write_whole
 
 if TYPE_CHECKING:
     from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
+    from torch.fx.passes.infra.pass_base import PassResult
 
 
 _IDLE = frozenset({"getitem", "executorch_call_delegate", "alloc"})
 """Calls that move no data: they pass results along or reserve memory."""
+
+_DEQUANTIZE = "dequantize_per_tensor"
 
 _LOGGERS = ("torchao", "torch.utils._pytree", "executorch.backends.xnnpack", "executorch.exir")
 _WARNINGS = (
@@ -37,11 +43,33 @@ def quiet_executorch(*loggers: str, messages: tuple[str, ...] = ()) -> AbstractC
     return quiet_loggers(*_LOGGERS, *loggers, messages=(*_WARNINGS, *messages))
 
 
+def for_executorch(program: ExportedProgram, rules: Mapping[object, Rule] = EXECUTORCH) -> ExportedProgram:
+    """``program`` in operators that a backend or ExecuTorch's own kernels have, by ``rules``."""
+    return subsampling_as_convolution(rewrite_program(for_inference(program), rules))
+
+
 def lower_to_edge(program: ExportedProgram, partitioner: Any) -> EdgeProgramManager:
     """``program`` with what ``partitioner`` claims handed to its backend."""
     from executorch.exir import to_edge_transform_and_lower
 
-    return to_edge_transform_and_lower(program, partitioner=[partitioner])
+    return to_edge_transform_and_lower(program, transform_passes=[_give_each_reader_its_own], partitioner=[partitioner])
+
+
+def _give_each_reader_its_own(module: GraphModule) -> PassResult:
+    """One dequantization for each operator that reads it, as captured graphs have them before operators are taken apart.
+
+    Where one is read inside a piece of XNNPACK's and leaves it, too, ExecuTorch 1.4 turns what leaves into channels-first
+    for both, and what is read inside a second time: softplus, Mish and RMS norm in int8 did not run.
+    """
+    from torch.fx.passes.infra.pass_base import PassResult
+
+    shared = [n for n in module.graph.nodes if _name(n.target) == _DEQUANTIZE and len(n.users) > 1]
+    for node in shared:
+        for reader in list(node.users)[1:]:
+            with module.graph.inserting_before(reader):
+                reader.replace_input_with(node, module.graph.node_copy(node))
+    module.recompile()
+    return PassResult(module, bool(shared))
 
 
 def edge_coverage(edge: EdgeProgramManager) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from edgewise.targets import Grid, TargetError
 from edgewise.targets._fake_quantize import ActivationFakeQuantize, FixedFakeQuantize, PerChannelWeightFakeQuantize
+from edgewise.targets._plain_operators import CLAMPS, clip_bounds
 from edgewise.targets._rewrite import Rule, attention_as_products, rewrite_graph, silu_as_product
 
 WEIGHT_SCALE_FLOOR = 2.0**-14
@@ -140,7 +141,7 @@ class Int8Quantizer(Quantizer):
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Take apart, in place, what has no pattern of its own in use but consists of operators that have one."""
-        rules: dict[object, Rule] = {}
+        rules: dict[object, Rule] = dict(CLAMPS)
         if "silu" not in self.switched_on and {"sigmoid", "mul"} <= self.switched_on:
             rules |= dict.fromkeys(_all_overloads(["silu"]), silu_as_product)
         if "attention" not in self.switched_on and "matmul" in self.switched_on:
@@ -215,10 +216,16 @@ class Int8Quantizer(Quantizer):
         """``node``'s output is quantized; behind an activation function that follows alone, if there is one."""
         last = node
         user = next(iter(node.users), None)
-        if spec is None and len(node.users) == 1 and user is not None and user.target in _CLIPS:
+        if spec is None and len(node.users) == 1 and user is not None and _is_fused(user):
             plan.claimed.add(user)
             last = user
         plan.places[last] = spec or self.activation
+
+
+def _is_fused(node: Node) -> bool:
+    """Whether kernels clip so as they write their results: from 0 or from below it, by one of these names."""
+    bounds = clip_bounds(node) if node.target in _FUSED else None
+    return bounds is not None and bounds[0] <= 0
 
 
 def _refuse_batch_norm(model: GraphModule) -> None:
@@ -377,6 +384,13 @@ def _annotate_split(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
                 plan.tie(place, part)
 
 
+def _annotate_clip(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
+    """On its input's scale; from above 0 in float: XNNPACK fuses such a clip with what is before it, and then does not run."""
+    bounds = clip_bounds(node)
+    if bounds is not None and bounds[0] <= 0:
+        _same_scale(quantizer, plan, node)
+
+
 def _see_through(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
     """Dropout: its input is quantized, its readers take it as it comes, since it is gone at inference."""
     source = node.args[0]
@@ -384,7 +398,7 @@ def _see_through(quantizer: Int8Quantizer, plan: _Plan, node: Node) -> None:
         plan.transparent[node] = quantizer._read(plan, source, node)
 
 
-_CLIPS: frozenset[object] = frozenset(
+_FUSED: frozenset[object] = frozenset(
     {
         _aten.relu.default,
         _aten.relu_.default,
@@ -392,11 +406,10 @@ _CLIPS: frozenset[object] = frozenset(
         _aten.relu6_.default,
         _aten.hardtanh.default,
         _aten.hardtanh_.default,
-        _aten.clamp.default,
-        _aten.clamp_.default,
     }
 )
 """Activation functions that are a clipping of the range, and cost nothing behind an int8 operator."""
+_CLIPS: frozenset[object] = _FUSED | {_aten.clamp.default, _aten.clamp_.default}
 
 
 def _all_overloads(names: Iterable[str]) -> tuple[object, ...]:
@@ -416,7 +429,7 @@ PATTERNS = (
     Pattern("add", (_aten.add.Tensor, _aten.add_.Tensor), _annotate_sum),
     Pattern("mul", (_aten.mul.Tensor, _aten.mul_.Tensor), _annotate_elementwise),
     Pattern("cat", (_aten.cat.default, _aten.concat.default), _annotate_concatenation),
-    Pattern("relu", tuple(_CLIPS), _same_scale),
+    Pattern("relu", tuple(_CLIPS), _annotate_clip),
     Pattern("pool", _all_overloads(["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"]), _same_scale),
     Pattern("mean", (_aten.mean.dim,), _spatial_mean),
     Pattern(

@@ -29,10 +29,27 @@ def _arguments(node: Node, *names: str) -> list[Any]:
 def clip_in_floats(graph: Graph, node: Node) -> Node | None:
     """One clip for two in a row, with bounds of one type: of an integer and a float, converters make mixed types."""
     merged = clips_as_one(graph, node)
-    bounds = _clip_bounds(node)
+    bounds = clip_bounds(node)
     if merged is not None or bounds is None or not _is_float(node) or {type(b) for b in node.args[1:]} != {int, float}:
         return merged
-    return insert_call(graph, _aten.clamp.default, node.args[0], *map(_finite, bounds))
+    return _insert_clip(graph, node.args[0], *bounds)
+
+
+def clamp_as_activation(graph: Graph, node: Node) -> Node | None:
+    """A clamp by the name that kernels fuse it under: ReLU from 0, hard tanh where both ends are bounded from 0 or below."""
+    bounds = clip_bounds(node)
+    if bounds is None or not _is_float(node) or not (-math.inf < bounds[0] <= 0):
+        return None
+    return _insert_clip(graph, node.args[0], *bounds) if bounds[0] == 0 or bounds[1] < math.inf else None
+
+
+def _insert_clip(graph: Graph, x: Any, low: float, high: float) -> Node:
+    """ReLU, hard tanh, or a clamp with one end."""
+    if (low, high) == (0, math.inf):
+        return insert_call(graph, _aten.relu.default, x)
+    if math.isfinite(low) and math.isfinite(high):
+        return insert_call(graph, _aten.hardtanh.default, x, low, high)
+    return insert_call(graph, _aten.clamp.default, x, _finite(low), _finite(high))
 
 
 def rrelu_as_leaky(graph: Graph, node: Node) -> Node | None:
@@ -105,22 +122,24 @@ def clips_as_one(graph: Graph, node: Node) -> Node | None:
         if not isinstance(before, Node) or len(before.users) != 1:
             return None
         source.target = _IN_PLACE[source.target]  # so that nothing keeps it once it is not read
-    first, second = _clip_bounds(source), _clip_bounds(node)
+    first, second = clip_bounds(source), clip_bounds(node)
     if first is None or second is None:
         return None
     # The second decides where the two have nothing in common.
     low = min(max(first[0], second[0]), second[1])
     high = max(min(first[1], second[1]), second[0])
-    return insert_call(graph, _aten.clamp.default, source.args[0], *map(_finite, (low, high)))
+    return _insert_clip(graph, source.args[0], low, high)
 
 
 def clip_from_zero(graph: Graph, node: Node) -> Node | None:
-    """A clip with a lower bound above 0 behind a convolution or product as one from 0 between two shifts.
+    """A clip with a lower bound above 0 behind a convolution, a product or a dequantization as one from 0 between two shifts.
 
     XNNPACK fuses such a clip into what is before it and then refuses to run.
     """
-    source, bounds = *_arguments(node, "self"), _clip_bounds(node)
-    if not isinstance(source, Node) or source.target not in _FUSING or bounds is None or not 0 < bounds[0] < math.inf:
+    source, bounds = *_arguments(node, "self"), clip_bounds(node)
+    if not isinstance(source, Node) or bounds is None or not 0 < bounds[0] < math.inf:
+        return None
+    if source.target not in _FUSING and "dequantize_per_tensor" not in str(source.target):
         return None
     low, high = bounds
     shifted = insert_call(graph, _aten.sub.Tensor, source, low)
@@ -132,7 +151,7 @@ def _finite(bound: float) -> float | None:
     return bound if math.isfinite(bound) else None
 
 
-def _clip_bounds(node: Node) -> tuple[float, float] | None:
+def clip_bounds(node: Node) -> tuple[float, float] | None:
     """What a node clips to; None: it is no clip."""
     if node.target in (_aten.relu.default, _aten.relu_.default):
         return 0.0, math.inf
@@ -190,11 +209,48 @@ def log_sigmoid_as_softplus(graph: Graph, node: Node) -> Node:
     return insert_call(graph, _aten.neg.default, insert_call(graph, _aten.softplus.default, inverse))
 
 
+def alias_as_copy(graph: Graph, node: Node) -> Node:
+    """Another name for the same values, which some converters do not know."""
+    return insert_call(graph, _aten.clone.default, node.args[0])
+
+
+def pooling_with_stride(graph: Graph, node: Node) -> Node | None:
+    """Pooling whose stride is left to be the kernel's size, as ``F.max_pool2d(x, 2)`` leaves it, with that stride."""
+    x, kernel, stride, *rest = (*node.args, [])[: max(3, len(node.args))]
+    return None if stride else insert_call(graph, node.target, x, kernel, kernel, *rest, **node.kwargs)  # type: ignore[arg-type]
+
+
+def attention_in_four_dimensions(graph: Graph, node: Node) -> Node | None:
+    """[…, L, E] as [N, 1, L, E], the one form that every converter takes; a mask of several matrices stays as it is."""
+    query, key, value, *rest = node.args
+    mask = rest[0] if rest else node.kwargs.get("attn_mask")
+    parts = [query, key, value]
+    shapes = [tuple(part.meta["val"].shape) for part in parts if isinstance(part, Node)]
+    if {len(shape) for shape in shapes} == {4} or any(not isinstance(side, int) for shape in shapes for side in shape):
+        return None
+    if len({shape[:-2] for shape in shapes}) > 1 or (isinstance(mask, Node) and mask.meta["val"].dim() > 2):
+        return None
+    four = [
+        insert_call(graph, _aten.reshape.default, part, [-1, 1, *shape[-2:]])
+        for part, shape in zip(parts, shapes, strict=True)
+    ]
+    answer = insert_call(graph, node.target, *four, *rest, **node.kwargs)  # type: ignore[arg-type]
+    return insert_call(graph, _aten.reshape.default, answer, list(node.meta["val"].shape))
+
+
+CLAMPS: Mapping[object, Rule] = dict.fromkeys((_aten.clamp.default, _aten.clamp_.default), clamp_as_activation)
+"""For a graph before fake quantizers are put into it."""
+
 PLAIN: Mapping[object, Rule] = {
     **dict.fromkeys(_CLIPS, clip_in_floats),
     _aten.rrelu.default: rrelu_as_leaky,
     _aten.rrelu_.default: rrelu_as_leaky,
     operator.getitem: variance_and_mean_apart,
+    _aten.alias.default: alias_as_copy,
+    _aten.max_pool2d.default: pooling_with_stride,
+    _aten.max_pool2d_with_indices.default: pooling_with_stride,
+    _aten.avg_pool2d.default: pooling_with_stride,
+    _aten.scaled_dot_product_attention.default: attention_in_four_dimensions,
     _aten.lerp.Scalar: lerp_as_sum,
     _aten.log_sigmoid.default: log_sigmoid_as_softplus,
 }
@@ -203,6 +259,8 @@ PLAIN: Mapping[object, Rule] = {
 EXECUTORCH: Mapping[object, Rule] = {
     _aten.adaptive_max_pool2d.default: adaptive_max_as_max,
     _aten.avg_pool3d.default: channel_average_as_sum,
-    **dict.fromkeys(_CLIPS, clip_from_zero),
 }
 """For ExecuTorch's backends."""
+
+XNNPACK: Mapping[object, Rule] = {**EXECUTORCH, **dict.fromkeys(_CLIPS, clip_from_zero)}
+"""For XNNPACK behind ExecuTorch."""

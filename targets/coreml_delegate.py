@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.targets import USUAL, Artifact, Grid, Packaging, Runner, Target, TargetError
-from edgewise.targets._executorch import edge_coverage, lower_to_edge, make_artifact, quiet_executorch, write_program
+from edgewise.targets._executorch import (
+    edge_coverage,
+    for_executorch,
+    lower_to_edge,
+    make_artifact,
+    quiet_executorch,
+    write_program,
+)
 from edgewise.targets._executorch_runtime import load
-from edgewise.targets._program import as_captured, for_inference, is_quantized
+from edgewise.targets._program import as_captured, is_quantized
 from edgewise.targets._quantizer import int8_quantizer
-from edgewise.targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -39,7 +45,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     # They set their own levels as they are imported.
     with quiet_executorch(*_LOGGERS), convert_silently():
         specs = CoreMLBackend.generate_compile_specs(minimum_deployment_target=coremltools.target.iOS17)
-        ready = subsampling_as_convolution(for_inference(program))
+        ready = for_executorch(program)
         edge = lower_to_edge(ready, CoreMLPartitioner(compile_specs=specs))
         facts = edge_coverage(edge)
         write_program(edge.to_executorch().buffer, path)

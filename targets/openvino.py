@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 from edgewise.targets import USUAL, Artifact, Grid, Packaging, Runner, Target
 from edgewise.targets._executorch import (
     edge_coverage,
+    for_executorch,
     lower_to_edge,
     make_artifact,
     program_precision,
     quiet_executorch,
     write_program,
 )
-from edgewise.targets._program import as_captured, for_inference
+from edgewise.targets._program import as_captured
 from edgewise.targets._quantizer import int8_quantizer
 from edgewise.targets._quiet import without_standard_error
 from edgewise.targets._rounded import rounded_in_the_graph
-from edgewise.targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -35,7 +35,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
             from executorch.backends.openvino.partitioner import OpenvinoPartitioner
         from executorch.exir.backend.backend_details import CompileSpec
 
-        ready = rounded_in_the_graph(subsampling_as_convolution(for_inference(program)))
+        ready = rounded_in_the_graph(for_executorch(program))
         edge = lower_to_edge(ready, OpenvinoPartitioner([CompileSpec("device", b"CPU")]))
         facts = edge_coverage(edge)
         write_program(edge.to_executorch().buffer, path)

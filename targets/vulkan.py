@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from edgewise.targets import USUAL, Artifact, Grid, Packaging, Target
 from edgewise.targets._executorch import (
     edge_coverage,
+    for_executorch,
     lower_to_edge,
     make_artifact,
     program_precision,
     quiet_executorch,
     write_program,
 )
-from edgewise.targets._program import as_captured, for_inference
+from edgewise.targets._program import as_captured
 from edgewise.targets._quantizer import int8_quantizer
-from edgewise.targets._subsample import subsampling_as_convolution
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -30,7 +30,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
     with quiet_executorch(""):
-        edge = lower_to_edge(subsampling_as_convolution(for_inference(program)), VulkanPartitioner())
+        edge = lower_to_edge(for_executorch(program), VulkanPartitioner())
         facts = edge_coverage(edge)
         write_program(edge.to_executorch().buffer, path)
     return make_artifact("vulkan", path, program_precision(program), facts)

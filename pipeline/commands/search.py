@@ -161,6 +161,7 @@ def _prepare(options: argparse.Namespace, watch: Watch) -> Search:
         out=options.out or Path("runs") / f"search-{name}",
         where=options.storage,
         joins=options.worker,
+        workers=options.workers,
         watch=watch,
     )
 

@@ -240,17 +240,22 @@ def _try_targets(
     if not (architecture.is_foreign(recipe.model) and dry_run.has_changes(recipe)):
         return
     network_facts = _network_facts(base, network, data, recipe)
+    quantized = [target for target in wanted if target.name in recipe.targets] if recipe.quantize is not None else []
+    grids = {target: grid for grid, group in share_grids(quantized) for target in group}
     for target in dict.fromkeys(wanted):
 
         def make(folder: Path, _: Path, target: Target = target) -> None:
             note(f"trying {target.name}")
             lowering_trial.try_lowering(network, probe_images(data, spec), target, recipe.model)
+            if target in grids:
+                lowering_trial.try_integers(network, probe_images(data, spec), grids[target], target, recipe.model)
             (folder / "tried.json").write_text(json.dumps(target.name), encoding="utf-8")
 
         key = key_of(
             kind="lowering trial",
             **network_facts,
             target=target.name,
+            grid=grids[target].to_json() if target in grids else None,
             code=code_of(lowering_trial, target.export),
             versions=edgewise_targets.versions(("torch", *edgewise_targets.packages(target))),
         )

@@ -160,11 +160,11 @@ def choose_best(
     accuracies = [measure for measure in objectives if measure not in costs]
     if not costs:
         best = min(proven, key=lambda record: [_loss(record, measure) for measure in accuracies])
-        return best, f"the best in {', '.join(map(str, accuracies))} of {_count(front)}"
+        return best, f"the best in {', '.join(map(str, accuracies))} of {_count(front, reached, proven)}"
     first = min(proven, key=lambda record: _loss(record, costs[0]))
     alike = [record for record in proven if _overlap(record, first, costs[0])]
     best = min(alike, key=lambda record: [_loss(record, measure) for measure in (*accuracies, *costs)])
-    why = f"the lowest {costs[0]} of {_count(front)} within the limits"
+    why = f"the lowest {costs[0]} of {_count(front, reached, proven)} within the limits"
     if len(alike) > 1:
         why += f", and the most accurate of {len(alike)} that cannot be told apart in it"
     return best, why + ("" if best.verdict == "pass" else "; the calibration images decide not all of its gates")
@@ -176,5 +176,17 @@ def _overlap(record: Record, first: Record, measure: Measure) -> bool:
     return low <= other_high and other_low <= high
 
 
-def _count(front: Sequence[Record]) -> str:
-    return f"the {len(front)} trials on the front" if len(front) > 1 else "the only trial on the front"
+def _count(front: Sequence[Record], reached: Sequence[Record], proven: Sequence[Record]) -> str:
+    """Among how many was chosen, and how they were told from the others of the front."""
+    if len(front) == 1:
+        return "the only trial on the front"
+    whole = f"the {len(front)} trials on the front"
+    those = [
+        words
+        for words, part, of in (
+            ("reach every goal", reached, front),
+            ("passed every gate", proven, reached),
+        )
+        if len(part) < len(of)
+    ]
+    return f"{len(proven)} of {whole} that {' and '.join(those)}" if those else whole

@@ -98,30 +98,37 @@ def prepare_search(
     out: Path,
     where: str | None,
     joins: bool,
+    workers: int,
     watch: Watch,
 ) -> Search:
     """Load the space, look up a first recipe of it, open the storage, make or join the study.
 
-    ``joins``: as one more worker of a search that somebody began. Raises RequestError, or a leaf's error, for whatever is
+    ``joins``: as one more worker of a search that somebody began; ``workers``: that will share this machine. Raises RequestError, or a leaf's error, for whatever is
     wrong; nothing is run and no trial is lost.
     """
     watch.begin("asking the storage")
     check_folder(out)
-    with storages.storage_errors(where):
-        storage = storages.open_storage(where, out, retry_trial)
-    watch.begin("loading PyTorch")
-    from edgewise.library_noise import quieten_libraries
+    with storages.without_empty_journal(where, out):
+        with storages.storage_errors(where):
+            storage = storages.open_storage(where, out, retry_trial)
+        watch.begin("loading PyTorch")
+        from edgewise.library_noise import quieten_libraries
 
-    quieten_libraries()
-    space = load_space(request.space, changes, judge.limits)
-    watch.begin("looking at a first recipe of the space")
-    job = _look_ahead(space, judge)
+        quieten_libraries()
+        space = load_space(request.space, changes, judge.limits)
+        watch.begin("looking at a first recipe of the space")
+        job = _look_ahead(space, judge)
     request = _with_identity(request, space, job, changes)
     with storages.storage_errors(where):
-        study = join_study(storage, request, _threads(), first_values(space.function), make=not joins)
+        study = join_study(storage, request, _threads(workers), first_values(space.function), make=not joins)
     if storages.is_single(where):
         _refuse_second(study)
-    _use_threads(int(settings_of(study)["threads"]))
+    threads = int(settings_of(study)["threads"])
+    if threads > processors():
+        watch.warn(
+            f"this search computes with {threads} threads, and {processors()} processors are here: it will be slow"
+        )
+    _use_threads(threads)
     return Search(
         request=request, space=space, judge=judge, out=out, where=where, storage=storage, study=study, watch=watch
     )
@@ -187,11 +194,12 @@ def _counts(name: str, value: Any) -> bool:
     return value is not None and name not in ("data", "weights")
 
 
-def _threads() -> int:
-    """Threads that a worker computes with, where it is the first."""
+def _threads(workers: int) -> int:
+    """Threads that each of ``workers`` computes with, where this process is the first: never more than its processors, since
+    those that wait for each other on one processor wait for the end of its time slice."""
     import torch
 
-    return torch.get_num_threads()
+    return min(torch.get_num_threads(), threads_of(workers))
 
 
 def _use_threads(count: int) -> None:

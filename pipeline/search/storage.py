@@ -94,6 +94,19 @@ def open_storage(where: str | None, out: Path, retry: Callable[[Study, FrozenTri
     return _open_database(str(where), kind, retry) if kind else _open_journal(Path(where) if where else out / JOURNAL)
 
 
+@contextmanager
+def without_empty_journal(where: str | None, out: Path) -> Iterator[None]:
+    """Within the block, a request that is refused leaves behind no journal without a word in it."""
+    path = Path(where) if where and not _kind_of(where) else out / JOURNAL
+    existed = path.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed and path.is_file() and not path.stat().st_size:
+            path.unlink(missing_ok=True)
+        raise
+
+
 def _open_journal(path: Path) -> BaseStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend

@@ -75,11 +75,12 @@ def _steps(setting: Setting) -> Mapping[str, Callable[[], None]]:
     folded = without_norms(network, images[:2]).to(setting.device)
     kinds: dict[str, nn.Module] = {"float": network, "float, folded": folded}
     for name in ("observing", "frozen", "learned ranges"):
-        kinds[f"int8, {name}"] = _prepare_graph(folded, shape, images, name)
-    return {name: _make_step(model, images, labels, setting) for name, model in kinds.items()}
+        kinds[f"int8, {name}"] = prepare_graph(folded, shape, images, name)
+    return {name: make_step(model, images, labels, setting) for name, model in kinds.items()}
 
 
-def _prepare_graph(folded: nn.Module, shape: tuple[int, int, int], images: Tensor, kind: str) -> GraphModule:
+def prepare_graph(folded: nn.Module, shape: tuple[int, int, int], images: Tensor, kind: str) -> GraphModule:
+    """``folded`` with fake quantizers, ranges from ``images``; ``kind``: observing, frozen or learned ranges."""
     grid = Grid(weight_bits=7, operators=targets.COMMON_OPERATORS | targets.GATES | targets.PRODUCTS)
     prepared = Prepare(grid.to_json(), shape).capture(folded)
     set_ranges(prepared, [images[:8]], "minmax")
@@ -91,7 +92,8 @@ def _prepare_graph(folded: nn.Module, shape: tuple[int, int, int], images: Tenso
     return prepared
 
 
-def _make_step(model: nn.Module, images: Tensor, labels: Tensor, setting: Setting) -> Callable[[], None]:
+def make_step(model: nn.Module, images: Tensor, labels: Tensor, setting: Setting) -> Callable[[], None]:
+    """Forward, backward and optimizer, in channels-last memory."""
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, nesterov=True)

@@ -20,6 +20,7 @@ from edgewise.targets import (
 )
 from edgewise.targets._executorch import (
     edge_coverage,
+    for_executorch,
     lower_to_edge,
     make_artifact,
     planned_bytes,
@@ -29,11 +30,10 @@ from edgewise.targets._executorch import (
 from edgewise.targets._executorch_profile import profile
 from edgewise.targets._executorch_runtime import load
 from edgewise.targets._float16 import with_float16
-from edgewise.targets._plain_operators import EXECUTORCH
-from edgewise.targets._program import chosen_precision, fitting_sizes, for_inference
+from edgewise.targets._plain_operators import XNNPACK
+from edgewise.targets._program import chosen_precision, fitting_sizes
 from edgewise.targets._quantizer import int8_quantizer
-from edgewise.targets._rewrite import HARD_SIGMOID, rewrite_program
-from edgewise.targets._subsample import subsampling_as_convolution
+from edgewise.targets._rewrite import HARD_SIGMOID
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
 
 def _prepare_program(program: ExportedProgram) -> ExportedProgram:
     """``program`` in the operators that the backend takes."""
-    return subsampling_as_convolution(rewrite_program(for_inference(program), {**HARD_SIGMOID, **EXECUTORCH}))
+    return for_executorch(program, {**HARD_SIGMOID, **XNNPACK})
 
 
 def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from edgewise.files.open import open_file
 from edgewise.targets import USUAL, get
-from edgewise.targets._plain_operators import EXECUTORCH, PLAIN
+from edgewise.targets._plain_operators import PLAIN, XNNPACK
 from edgewise.targets._rewrite import rewrite_program
 
 Function = Callable[[Tensor], Tensor]
@@ -32,6 +32,14 @@ OPERATORS: dict[str, Function] = {
     "everything's variance": lambda x: x / torch.var_mean(x)[0] + torch.var_mean(x)[1],
     "lerp": lambda x: torch.lerp(x, -x, 0.3),
     "log sigmoid": F.logsigmoid,
+    "attention of three dimensions": lambda x: F.scaled_dot_product_attention(*[x.flatten(2)] * 3).view_as(x),
+    "attention of five": lambda x: F.scaled_dot_product_attention(*[x.view(len(x), 2, 2, 1, 8, 8)] * 3).view_as(x),
+    "masked attention of three": lambda x: F.scaled_dot_product_attention(
+        *[x.flatten(2)] * 3, attn_mask=torch.ones(4, 4).tril() > 0
+    ).view_as(x),
+    "pooling without a stride": lambda x: F.avg_pool2d(F.max_pool2d(x, 2), 2),
+    "padded pooling without a stride": lambda x: torch.max_pool2d(x, [3, 2], padding=1),
+    "another name": lambda x: torch.ops.aten.alias(x) * 2,
 }
 POOLS: dict[str, Function] = {
     "local response norm": lambda x: F.local_response_norm(x, 3),
@@ -69,7 +77,7 @@ class Network(nn.Module):
 def test_the_rewritten_program_computes_the_same(name: str) -> None:
     network, images = _network({**OPERATORS, **POOLS}[name])
     program = torch.export.export(network, (images[:1],))
-    plain = rewrite_program(rewrite_program(program, PLAIN), EXECUTORCH)
+    plain = rewrite_program(rewrite_program(program, PLAIN), XNNPACK)
     assert _calls(plain) != _calls(program)
     assert torch.allclose(plain.module()(images[:1]), program.module()(images[:1]), atol=1e-5)
 
@@ -100,7 +108,7 @@ def test_a_core_ml_file_answers_as_a_network_of_them_all(tmp_path: Path) -> None
 def test_what_has_no_such_form_stays(function: Function) -> None:
     network, images = _network(function)
     program = torch.export.export(network, (images[:1],))
-    assert _calls(rewrite_program(rewrite_program(program, PLAIN), EXECUTORCH)) == _calls(program)
+    assert _calls(rewrite_program(rewrite_program(program, PLAIN), XNNPACK)) == _calls(program)
 
 
 def _calls(program: ExportedProgram) -> list[tuple[object, str]]:

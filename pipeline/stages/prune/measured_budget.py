@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,7 +57,13 @@ class Line:
 
     def _through(self, at: float, axis: int) -> tuple[float, tuple[float, float]]:
         """Slope and one point: through the neighbours of ``at`` along an axis, or the two nearest points."""
-        points = sorted({(1.0, self.start), *self.seen}, key=lambda point: abs(point[axis] - at))
+
+        def distance(point: tuple[float, float]) -> tuple[float, float]:
+            # Of points as far off, as where a cut saves nothing, the one that is nearest the other side.
+            other = point[1 - axis]
+            return abs(point[axis] - at), other if point[axis] > at else -other
+
+        points = sorted({(1.0, self.start), *self.seen}, key=distance)
         near = points[0]
         side = [p for p in points[1:] if (p[axis] - at) * (near[axis] - at) < 0] or points[1:]
         for other in side:
@@ -78,21 +84,27 @@ class Aimed:
     """(expected, measured) of every trial, in order."""
 
 
+def _choose_untried(gauge: Gauge, share: float, tried: Container[Counts]) -> Counts | None:
+    """By the prediction; where it sees no way or none that is new, the smallest network, which corrects it."""
+    try:
+        counts = gauge.choose(share)
+    except StageError:
+        counts = gauge.least()
+    if counts in tried:
+        counts = gauge.least()
+    return None if counts in tried else counts
+
+
 def aim_at_budget(gauge: Gauge, share: float, cut: Callable[[Counts], nn.Module], line: Line) -> Aimed:
     """The trial that comes nearest to ``share`` without exceeding it by more than the gauge's slack.
 
-    ``cut`` makes the network of some counts. A prediction alone refuses nothing: where it sees no way, the smallest
-    network is measured, and corrects it. Raises StageError where no trial comes within the budget.
+    ``cut`` makes the network of some counts. A prediction alone refuses nothing: where it sees no way, the smallest network
+    is measured, and corrects it. Raises StageError where no trial comes within the budget.
     """
     trials: dict[Counts, tuple[float, float]] = {}
     for _ in range(_TRIALS):
-        try:
-            counts = gauge.choose(line.predicted(share))
-        except StageError:
-            if trials:
-                break
-            counts = gauge.least()
-        if counts in trials:
+        counts = _choose_untried(gauge, line.predicted(share), trials)
+        if counts is None:
             break
         prediction = gauge.predict(counts)
         trials[counts] = (line.measured(prediction), gauge.measure(cut(counts)))

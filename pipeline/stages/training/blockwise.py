@@ -53,11 +53,11 @@ def distill_blockwise(
     """
     device = torch.device(ctx.device)
     order = torch.channels_last if trains_channels_last(student, device) else torch.contiguous_format
-    guide = _order_memory(_fold_teacher(teacher, points, ctx), order)
-    _order_memory(student, order)
+    guide = order_memory(fold_teacher(teacher, points, ctx), order)
+    order_memory(student, order)
     learning = [p for p in student.parameters() if p.requires_grad]
     state = State(student, torch.optim.Adam(learning, lr))
-    shares = _step_shares(student, _draw_batch(ctx, 0, 2))
+    shares = _step_shares(student, draw_batch(ctx, 0, 2))
     resume_state(state, ctx.scratch)
     losses = []
     student.eval()
@@ -65,8 +65,8 @@ def distill_blockwise(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()  # everything else as the teacher runs it: dropout would only add noise to what is compared
     last_save = time.monotonic()
-    with _blockwise_distance(student, guide, points) as distance:
-        images = make_ahead(partial(_draw_batch, ctx, batch=batch), range(state.epoch, steps))
+    with blockwise_distance(student, guide, points) as distance:
+        images = make_ahead(partial(draw_batch, ctx, batch=batch), range(state.epoch, steps))
         for step in ctx.track(range(state.epoch, steps), f"imitating, {steps} steps", steps - state.epoch):
             for group in state.optimizer.param_groups:
                 group["lr"] = lr * learning_rate_share(step, steps, 0)
@@ -81,7 +81,7 @@ def distill_blockwise(
             if time.monotonic() - last_save > _SECONDS_BETWEEN:
                 write_state(state, ctx.scratch)
                 last_save = time.monotonic()
-    _order_memory(student.eval(), torch.contiguous_format)
+    order_memory(student.eval(), torch.contiguous_format)
     return losses
 
 
@@ -130,21 +130,21 @@ def _shortened_steps(parameters: Sequence[nn.Parameter], shares: Mapping[Tensor,
             parameter.copy_(old + share * (parameter - old))
 
 
-def _order_memory(model: nn.Module, order: torch.memory_format) -> nn.Module:
+def order_memory(model: nn.Module, order: torch.memory_format) -> nn.Module:
     """The network with its weights in that order in memory, changed in place."""
     return model.to(memory_format=order)  # type: ignore[call-overload, no-any-return]
 
 
-def _fold_teacher(teacher: nn.Module, points: Points, ctx: Context) -> nn.Module:
+def fold_teacher(teacher: nn.Module, points: Points, ctx: Context) -> nn.Module:
     """A copy of the teacher in evaluation mode without batch norms, where that changes the answers at no point."""
-    probe = _draw_batch(ctx, 0, 2)
+    probe = draw_batch(ctx, 0, 2)
     pairs = find_norms(teacher, probe).pairs
     if any(layer in points for layer in pairs):
         return copy.deepcopy(teacher).eval()
     return without_norms(teacher, probe).eval()
 
 
-def _draw_batch(ctx: Context, step: int, batch: int) -> Tensor:
+def draw_batch(ctx: Context, step: int, batch: int) -> Tensor:
     """The augmented, normalised images of one step, on the device."""
     draw = torch.Generator().manual_seed(ctx.seed * 1_000_003 + step)
     index = torch.randint(len(ctx.data.train), (batch,), generator=draw)
@@ -182,12 +182,12 @@ def distill_if_better(
 @torch.no_grad()
 def relative_distance(student: nn.Module, teacher: nn.Module, points: Points, batches: Sequence[Tensor]) -> float:
     """The loss of ``imitate`` on these normalised images, the mean over the batches; both networks in evaluation."""
-    with _blockwise_distance(student, teacher, points) as distance:
+    with blockwise_distance(student, teacher, points) as distance:
         return float(torch.stack([distance(images) for images in batches]).mean())
 
 
 @contextmanager
-def _blockwise_distance(student: nn.Module, teacher: nn.Module, points: Points) -> Iterator[Callable[[Tensor], Tensor]]:
+def blockwise_distance(student: nn.Module, teacher: nn.Module, points: Points) -> Iterator[Callable[[Tensor], Tensor]]:
     """While open: images -> the mean distance of the student's answers at the points."""
     device = next(student.parameters()).device
     columns = {point: pair and (pair[0], torch.tensor(pair[1], device=device)) for point, pair in points.items()}

@@ -28,14 +28,27 @@ _PATIENCE = timedelta(days=30)
 
 
 def count_processes() -> int:
-    """How many processes were started together, this one included."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    """How many processes were started together, this one included. Raises RequestError for a number that is none."""
+    return _launcher_number(("WORLD_SIZE", "SLURM_NTASKS"), 1)
 
 
 def is_follower() -> bool:
     """Whether this process only trains along."""
-    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-    return count_processes() > 1 and rank > 0
+    return count_processes() > 1 and _launcher_number(("RANK", "SLURM_PROCID"), 0) > 0
+
+
+def _launcher_number(names: Iterable[str], default: int) -> int:
+    """What the first variable that is set says."""
+    name = next((name for name in names if os.environ.get(name)), None)
+    if name is None:
+        return default
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise RequestError(
+            f"wanted a number in the environment variable {name}, found {os.environ[name]!r}; torchrun and Slurm set it, "
+            "otherwise unset it"
+        ) from None
 
 
 def shared_training(trainings: Iterable[Training]) -> Training | None:

@@ -13,7 +13,7 @@ from edgewise import targets
 from edgewise.errors import RequestError
 from edgewise.recipes import quantize_only
 from edgewise.run.job import resolve_recipe
-from edgewise.run.lowering_trial import try_lowering
+from edgewise.run.lowering_trial import try_integers, try_lowering
 from edgewise.targets import Artifact, Packaging, Target, TargetError
 
 SOURCE = """
@@ -143,3 +143,36 @@ def test_a_reference_that_does_not_know_the_file_is_none() -> None:
 
 def test_a_target_of_integers_alone_is_not_tried() -> None:
     try_lowering(Two().eval(), IMAGES, dataclasses.replace(target_that(None, refused=True), integers_only=True), "two")
+
+
+def test_a_file_of_integers_is_tried_where_the_recipe_quantizes(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr("edgewise.run.lowering_trial.try_integers", lambda *arguments: tried.append(arguments[3].name))
+    resolve(net, "Plain", [])
+    assert tried == ["onnx"]
+    float_only = dataclasses.replace(
+        quantize_only(), model=f"{net}:Plain", data="digits", targets=("onnx",), quantize=None, candidates=("float",)
+    )
+    resolve_recipe(float_only, net.parent / "out", lambda _: None)
+    assert tried == ["onnx"]
+
+
+@pytest.mark.parametrize("target", ["onnx", "xnnpack"])
+def test_integers_of_a_fine_network_pass(target: str) -> None:
+    chosen = targets.get(target)
+    grid = targets.common_grid((chosen,))
+    assert grid is not None
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(),
+                                  torch.nn.Linear(144, 3)).eval()  # fmt: skip
+    try_integers(network, IMAGES, grid, chosen, "fine")
+
+
+def test_integers_that_are_no_answer_are_told_apart_from_rounding() -> None:
+    network, grid = Two().eval(), targets.common_grid((targets.get("onnx"),))
+    assert grid is not None
+    right = answers_of(network)
+    try_integers(network, IMAGES, grid, target_that(right * 1.2), "two")
+    with pytest.raises(RequestError, match=r"gives a file in int8 for made .* or deploy it without quantize"):
+        try_integers(network, IMAGES, grid, target_that((right + 5).repeat(9, 1)), "two")
+    with pytest.raises(RequestError, match="gives a file in int8 for made that its runtime refuses"):
+        try_integers(network, IMAGES, grid, target_that(None, refused=True), "two")

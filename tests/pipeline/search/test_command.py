@@ -13,6 +13,7 @@ import pytest
 
 from edgewise.__main__ import main
 from edgewise.catalogue import find_recipe
+from edgewise.search import session
 
 optuna = pytest.importorskip("optuna")
 
@@ -129,7 +130,23 @@ def test_a_wrong_request_is_told_and_nothing_is_run(
 ) -> None:
     assert search(*arguments) == 2
     assert words in capsys.readouterr().err
-    assert not list((folder / "out").glob("trials/*"))
+    assert not list((folder / "out").glob("*"))
+
+
+def test_a_refused_request_leaves_others_journals_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = folder / "shared.log"
+    journal.touch()
+    assert search("space.py:dictionary", "--storage", str(journal)) == 2
+    assert journal.is_file()
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 2), (2, 1), (5, 1)])
+def test_workers_compute_with_no_more_threads_than_processors(
+    workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "processors", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    assert session._threads(workers) == threads
 
 
 def test_a_database_that_does_not_answer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

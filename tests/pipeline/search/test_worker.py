@@ -278,6 +278,7 @@ def test_the_choice_is_the_fastest_that_is_proven_and_of_equals_the_most_accurat
     trials = [record(0, 0.95, 0.50), record(1, 0.94, 0.49), record(2, 0.93, 0.30, verdict="not-checked")]
     best = choose_best(trials, OBJECTIVES)
     assert best is not None and best[0].number == 0 and "cannot be told apart" in best[1]
+    assert "of 2 of the 3 trials on the front that passed every gate within" in best[1]
     alone = choose_best(trials[2:], OBJECTIVES)
     assert alone is not None and alone[0].number == 2 and "decide not all of its gates" in alone[1]
     assert choose_best([record(0, 0.9, 0.5, excess=0.1)], OBJECTIVES) is None

@@ -88,6 +88,32 @@ def test_a_prediction_alone_refuses_nothing() -> None:
     assert found.counts == (500,) and found.predicted == pytest.approx(0.5)
 
 
+class Idle(Fake):
+    """The first half of what goes saves nothing, as where a runtime pads odd widths to whole vectors."""
+
+    def measure(self, model: nn.Module) -> float:
+        assert isinstance(model, Size)
+        return 1 - max(0, model.counts[0] - 500) / 1000
+
+
+def test_a_first_trial_that_saves_nothing_is_not_the_end() -> None:
+    found = aim_at_budget(Idle(), 0.8, Size, Line(1.0))
+    assert found.trials[0][1] == 1.0 and found.measured == pytest.approx(0.8, abs=0.03)
+
+
+class Short(Idle):
+    """Sees no way below a half, though the smallest network is within the budget."""
+
+    def choose(self, share: float) -> Counts:
+        if share < 0.5:
+            raise StageError("out of reach")
+        return super().choose(share)
+
+
+def test_a_prediction_that_sees_no_way_after_trials_refuses_nothing() -> None:
+    assert aim_at_budget(Short(), 0.8, Size, Line(1.0)).counts == (900,)
+
+
 def test_a_line_goes_through_its_points_and_the_origin_before_there_are_two() -> None:
     assert Line(0.8).measured(0.5) == pytest.approx(0.4)
     line = Line(1.0, ((0.5, 0.7),))

@@ -110,7 +110,7 @@ def test_a_teacher_is_folded_where_no_point_hears_it(tmp_path: Path) -> None:
     ctx = context(tmp_path)
     teacher = CifarResNet(8, 4, 3, 8).eval()
     for points, folded in (({"layer1.0.bn1": None}, True), ({"layer1.0.conv1": None}, False)):
-        asked = blockwise._fold_teacher(teacher, points, ctx)
+        asked = blockwise.fold_teacher(teacher, points, ctx)
         assert isinstance(asked.layer1[0].bn1, nn.Identity) is folded
         torch.testing.assert_close(asked(images_of(ctx)), teacher(images_of(ctx)))
 

@@ -73,6 +73,12 @@ def test_launchers_tell_who_follows(alone: pytest.MonkeyPatch, size: str, rank: 
     assert nodes.is_follower()
 
 
+def test_what_no_launcher_says_is_refused(alone: pytest.MonkeyPatch) -> None:
+    alone.setenv("WORLD_SIZE", "many")
+    with pytest.raises(RequestError, match="wanted a number in the environment variable WORLD_SIZE, found 'many'"):
+        nodes.count_processes()
+
+
 def test_what_is_shared(alone: pytest.MonkeyPatch) -> None:
     assert nodes.shared_training([replace(TWO, nodes=1)]) is None
     with pytest.raises(RequestError, match=r"wants 2 processes started together, found 1; .*torchrun --nnodes 2"):
