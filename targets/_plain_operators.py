@@ -47,7 +47,7 @@ def _insert_clip(graph: Graph, x: Any, low: float, high: float) -> Node:
     """ReLU, hard tanh, or a clamp with one end."""
     if (low, high) == (0, math.inf):
         return insert_call(graph, _aten.relu.default, x)
-    if math.isfinite(low) and math.isfinite(high):
+    if -math.inf < low < high < math.inf:
         return insert_call(graph, _aten.hardtanh.default, x, low, high)
     return insert_call(graph, _aten.clamp.default, x, _finite(low), _finite(high))
 

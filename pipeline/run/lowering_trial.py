@@ -67,7 +67,7 @@ def try_integers(network: nn.Module, images: Tensor, grid: Grid, target: Target,
     images = images[:_IMAGES]
     shape = (images.shape[1], images.shape[2], images.shape[3])
     prepared = Prepare(grid.to_json(), shape).capture(without_norms(network, images), 1)
-    set_ranges(prepared, list(images.split(1)), "minmax")
+    set_ranges(prepared, [image[None] for image in images], "minmax")
     freeze_ranges(prepared)
     _refuse_faulty(convert(prepared), images, target, _INTEGERS, name)
 

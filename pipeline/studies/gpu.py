@@ -93,7 +93,7 @@ def _examine(name: str, network: nn.Module, ctx: Context, batch: int, steps: int
     start = _begin(name, network, ctx)
     images = torch.cat([*draw_batches(ctx.data.test, _JUDGED, replace(ctx, device="cpu"))])
     few = _training(batch, _COMPARED, "32-true")
-    answers = []
+    answers: list[Tensor] = []
     for device in ("cpu", ctx.device):
         here = _in_folder(replace(ctx, device=device), f"{name}-{device}-{len(answers)}")
         answers.append(_answer(_train(start, few, here)[0], images))
@@ -138,7 +138,7 @@ def _train(start: nn.Module, how: Training, ctx: Context) -> tuple[nn.Module, fl
 
 @torch.no_grad()
 def _answer(network: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([network(part) for part in images.split(64)])
+    return torch.cat([network(part) for part in torch.split(images, 64)])
 
 
 def _try_compiling(network: nn.Module, ctx: Context, batch: int) -> tuple[float, str]:

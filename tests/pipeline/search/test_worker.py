@@ -79,26 +79,26 @@ def finished(out: Path) -> list[records.Record]:
 def test_workers_killed_at_random_end_with_as_many_trials_as_were_wanted_and_none_twice(
     quick: None, tmp_path: Path
 ) -> None:
-    make_worker(tmp_path, 30)
+    make_worker(tmp_path, 60)
     chance, kills = random.Random(5), 0
-    crew = [FORK.Process(target=work, args=(tmp_path, 30)) for _ in range(2)]
+    crew = [FORK.Process(target=work, args=(tmp_path, 60)) for _ in range(2)]
     for process in crew:
         process.start()
     end = time.monotonic() + 120
     while any(process.is_alive() for process in crew) and time.monotonic() < end:
-        time.sleep(chance.uniform(0.1, 0.3))
+        time.sleep(chance.uniform(0.05, 0.2))
         living = [index for index, process in enumerate(crew) if process.is_alive()]
         if living and kills < 5:
             index, kills = chance.choice(living), kills + 1
             os.kill(crew[index].pid or 0, signal.SIGKILL)
             crew[index].join()
-            crew[index] = FORK.Process(target=work, args=(tmp_path, 30))
+            crew[index] = FORK.Process(target=work, args=(tmp_path, 60))
             crew[index].start()
     for process in crew:
         process.join(60)
-    work(tmp_path, 30)
+    work(tmp_path, 60)
     ended = finished(tmp_path)
-    assert kills == 5 and len(ended) == 30
+    assert kills == 5 and len(ended) == 60
     assert max(Counter(record.digest for record in ended).values()) == 1
 
 
