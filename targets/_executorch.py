@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -45,7 +46,26 @@ def quiet_executorch(*loggers: str, messages: tuple[str, ...] = ()) -> AbstractC
 
 def for_executorch(program: ExportedProgram, rules: Mapping[object, Rule] = EXECUTORCH) -> ExportedProgram:
     """``program`` in operators that a backend or ExecuTorch's own kernels have, by ``rules``."""
-    return subsampling_as_convolution(rewrite_program(for_inference(program), rules))
+    return with_python_names(subsampling_as_convolution(rewrite_program(for_inference(program), rules)))
+
+
+def with_python_names(program: ExportedProgram) -> ExportedProgram:
+    """``program``, where it has batch norms, without tensors whose names begin with a digit; a copy where it changes.
+
+    A plain ``nn.Sequential`` has such names. ExecuTorch 1.4 names the convolution with its batch norm after them, and
+    looks for the result under the name that the graph, which takes no such names, did not give it.
+    """
+    names = {name: f"layer_{name}" for name in (*program.state_dict, *program.constants) if name[:1].isdigit()}
+    if not names or not any("batch_norm" in str(node.target) for node in program.graph.nodes):
+        return program
+    with quiet_loggers(messages=(LEAF_SPEC,)):
+        program = copy.deepcopy(program)
+    for spec in program.graph_signature.input_specs:
+        spec.target = names.get(spec.target or "", spec.target)
+    for tensors in (program.state_dict, program.constants):
+        for old in names.keys() & tensors.keys():
+            tensors[names[old]] = tensors.pop(old)
+    return program
 
 
 def lower_to_edge(program: ExportedProgram, partitioner: Any) -> EdgeProgramManager:

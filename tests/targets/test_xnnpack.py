@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,50 @@ def test_what_xnnpack_does_not_take_is_named_and_still_right(tiny: tuple[nn.Modu
     assert artifact.precision == "float32"
     assert artifact.undelegated == ("mean",) and artifact.facts["undelegated"] == {"mean": 1}
     assert torch.allclose(_executorch_runtime.load(artifact.path, 1)(images), model(images), atol=1e-5)
+
+
+def test_a_plain_sequence_with_its_batch_norms_is_written(images: Tensor, tmp_path: Path) -> None:
+    # Its tensors are called "0.weight" and the like, which no variable of Python's can be.
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(400, 6))
+    plain.eval()[1].running_mean.uniform_(-1, 1)
+    program = torch.export.export(plain, (images[:1],))
+    names = list(program.state_dict)
+    artifact = target.export(program, tmp_path / "plain.pte")
+    assert torch.allclose(_executorch_runtime.load(artifact.path, 1)(images), plain(images), atol=1e-5)
+    assert list(program.state_dict) == names, "the program itself is left as it was"
+
+
+class Between(nn.Module):
+    """A function between two convolutions."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.function, self.second = nn.Conv2d(3, 4, 3), function, nn.Conv2d(4, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.function(self.first(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        F.softplus, F.mish, F.hardshrink, lambda x: F.rms_norm(x, x.shape[1:]), lambda x: F.max_pool2d(x, 2),
+        lambda x: x.clamp(-0.5, 0.5), lambda x: x.clamp(0, 1), lambda x: x.clamp(0.1, 0.6), lambda x: x.clamp(max=0.5),
+        lambda x: F.hardtanh(x, 0.1, 0.6), lambda x: x.clamp(min=1e-6).pow(3),
+    ],
+    ids=["softplus", "mish", "hard shrink", "rms norm", "pool without stride", "clamp", "clamp from 0", "clamp above 0",
+         "clamp from above", "hard tanh above 0", "generalized mean"],
+)  # fmt: skip
+def test_what_stands_between_int8_convolutions_runs(
+    function: Callable[[Tensor], Tensor], images: Tensor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = quantize(Between(function), images[:8], Grid(weight_bits=8))
+    artifact = target.export(torch.export.export(network, (images[:1],)), tmp_path / "net.pte")
+    expected = torch.cat([network(image[None]) for image in images])
+    found = _executorch_runtime.load(artifact.path, 1)(images)
+    assert float((found - expected).norm() / expected.norm()) < 0.05
 
 
 def test_the_same_program_gives_the_same_bytes_and_no_traces_of_this_machine(

@@ -2,7 +2,7 @@
 
 A score is a tensor [blocks] per group, larger for what should stay. The measures of weights (l1, l2, fpgm) are averaged
 over a group's layers and divided by the group's mean, so that groups compare; lamp ranks within the group by its own
-rule; those of data (taylor, activation) estimate a loss and compare as they are.
+rule; those of data (taylor, activation, refit) estimate a loss and compare as they are.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def score_blocks(
         return _taylor(model, groups, ctx, images)
     if kind == "activation":
         return _activation_importance(model, groups, ctx, images)
+    if kind == "refit":
+        return _refit_importance(model, groups, ctx, images)
     return [_BY_WEIGHT[kind](group) for group in groups]
 
 
@@ -156,6 +158,19 @@ def _activation_importance(model: nn.Module, groups: Sequence[Group], ctx: Conte
 
     Summed over the readers; the shares of one reader's inputs add up to 1.
     """
+    shares = _activation_shares(model, groups, ctx, images)
+    return [_sum_shares([shares.get(m.module) for m in group.consumers], group) for group in groups]
+
+
+def _sum_shares(shares: Sequence[Tensor | None], group: Group) -> Tensor:
+    """Of each block, over the readers whose shares of single channels are known; infinite where there is none."""
+    parts = [_sum_blocks(m, s) for m, s in zip(group.consumers, shares, strict=True) if s is not None]
+    return torch.stack(parts).sum(0) if parts else torch.full((group.blocks,), torch.inf)
+
+
+@torch.no_grad()
+def _activation_shares(model: nn.Module, groups: Sequence[Group], ctx: Context, images: int) -> dict[nn.Module, Tensor]:
+    """Reader that is given anything -> the share of each of its input channels in what it computes."""
     readers = _readers(groups)
     power = {module: torch.zeros(channels) for module, channels in readers.items()}
 
@@ -170,14 +185,32 @@ def _activation_importance(model: nn.Module, groups: Sequence[Group], ctx: Conte
     finally:
         for hook in hooks:
             hook.remove()
-    shares = {module: _share(power[module] * _gain(module)) for module in readers}
-    active = {module for module in readers if bool(power[module].any())}
-    return [
-        torch.stack([_sum_blocks(m, shares[m.module]) for m in group.consumers]).sum(0)
-        if any(m.module in active for m in group.consumers)
-        else torch.full((group.blocks,), torch.inf)
-        for group in groups
-    ]
+    return {module: _share(power[module] * _gain(module)) for module in readers if bool(power[module].any())}
+
+
+def _refit_importance(model: nn.Module, groups: Sequence[Group], ctx: Context, images: int) -> list[Tensor]:
+    """Share of what its readers compute that they cannot win back by being fitted anew.
+
+    A shortcut is not fitted and loses its share whole, as does every reader of a group that none of them is fitted in;
+    a depthwise reader passes on what it is given, and what the next one loses counts.
+    """
+    from edgewise.stages.prune.refit_importance import measure_losses
+
+    losses = measure_losses(model, groups, ctx, images)
+    shares = _activation_shares(model, groups, ctx, images)
+    scores = []
+    for group in groups:
+        fitted = any(m.name in losses for m in group.consumers)
+        parts = [
+            losses[m.name]
+            if m.name in losses
+            else shares.get(m.module)
+            if isinstance(m.module, PadShortcut) or not fitted
+            else None
+            for m in group.consumers
+        ]
+        scores.append(_sum_shares(parts, group))
+    return scores
 
 
 def _share(energy: Tensor) -> Tensor:

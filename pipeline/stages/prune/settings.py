@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from edgewise.stages.training.settings import Training
 
 Budget = Literal["channels", "macs", "params", "bytes", "time", "milliseconds"]
-Importance = Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "activation", "random"]
+Importance = Literal["l1", "l2", "bn_scale", "taylor", "fpgm", "lamp", "activation", "refit", "random"]
 Scope = Literal["global", "layer", "sensitivity"]
 
 

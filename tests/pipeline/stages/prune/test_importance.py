@@ -12,9 +12,11 @@ from edgewise.calib_data import Data
 from edgewise.models import Spec
 from edgewise.models._layers import PadShortcut
 from edgewise.stage import Context
+from edgewise.stages.fitting.least_squares import Moments
 from edgewise.stages.prune.blocks import trace_groups
 from edgewise.stages.prune.coupling import Group
 from edgewise.stages.prune.importance import score_blocks
+from edgewise.stages.prune.refit_importance import channel_losses
 
 SHAPE = (2, 4, 4)
 WEAK = 4
@@ -78,7 +80,7 @@ def plant(kind: str, model: nn.Sequential) -> None:
         norm.bias[WEAK] = -1000
 
 
-@pytest.mark.parametrize("kind", ["l1", "l2", "lamp", "fpgm", "bn_scale", "taylor", "activation"])
+@pytest.mark.parametrize("kind", ["l1", "l2", "lamp", "fpgm", "bn_scale", "taylor", "activation", "refit"])
 def test_each_measure_finds_the_planted_channel(kind: str, ctx: Context) -> None:
     model = network()
     assert int(scores(kind, model, ctx).argmin()) != WEAK, "it is the weakest already: nothing is planted"
@@ -120,6 +122,34 @@ def test_the_shares_of_activation_add_up_to_one(ctx: Context) -> None:
     assert torch.allclose(scores("activation", network(), ctx).sum(), torch.tensor(1.0))
 
 
+def test_what_other_channels_tell_costs_nothing_once_the_reader_is_fitted_anew() -> None:
+    # Two inputs of variance 1 with a correlation r, and one of variance 4 by itself; read with weights 3, 1 and 1. Without
+    # the first its reader is off by 9·(1 − r²), without the second by 1 − r², without the third by 4.
+    r, reader = 0.8, nn.Linear(3, 1)
+    weight = torch.tensor([[3.0, 1.0, 1.0]], dtype=torch.float64)
+    covariance = torch.tensor([[1, r, 0], [r, 1, 0], [0, 0, 4]], dtype=torch.float64)
+    zeros = torch.zeros(3, dtype=torch.float64)
+    variance = (weight @ covariance @ weight.T)[0]
+    moments = Moments(zeros, zeros[:1], covariance, covariance @ weight.T, variance)
+    with torch.no_grad():
+        reader.weight.copy_(weight)
+    found = channel_losses(reader, moments)
+    wanted = torch.tensor([9 * (1 - r**2), 1 - r**2, 4.0]) / float(variance)
+    assert torch.allclose(found, wanted, rtol=1e-3)
+
+
+def test_a_channels_taps_are_lost_together() -> None:
+    # Two channels of two taps; within the first the taps are equal, so that either alone would cost nothing.
+    reader = nn.Conv2d(2, 1, (1, 2), bias=False)
+    covariance = torch.block_diag(torch.ones(2, 2), torch.eye(2)).double()
+    with torch.no_grad():
+        reader.weight.copy_(torch.tensor([[[[1.0, 1.0]], [[1.0, 2.0]]]]))
+    zeros = torch.zeros(4, dtype=torch.float64)
+    moments = Moments(zeros, zeros[:1], covariance, zeros[:, None], torch.tensor([9.0], dtype=torch.float64))
+    # (1 + 1)² = 4 of the first, 1 + 4 = 5 of the second.
+    assert torch.allclose(channel_losses(reader, moments), torch.tensor([4.0, 5.0]) / 9, rtol=1e-3)
+
+
 def test_a_padded_shortcut_counts_as_a_reader(ctx: Context) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -136,7 +166,7 @@ def test_a_padded_shortcut_counts_as_a_reader(ctx: Context) -> None:
     model.pad.remap(3, (0, 1, -1, -1))
     groups = list(trace_groups(model.eval(), torch.randn(1, *SHAPE), classifier="head").groups)
     place = next(index for index, group in enumerate(groups) if group.width == 3)
-    for kind in ("taylor", "activation"):
+    for kind in ("taylor", "activation", "refit"):
         found = score_blocks(kind, model, groups, ctx, 32)[place]  # type: ignore[arg-type]
         assert found[2] == 0 and bool((found[:2] > 0).all())
 
