@@ -27,12 +27,16 @@ def _arguments(node: Node, *names: str) -> list[Any]:
 
 
 def clip_in_floats(graph: Graph, node: Node) -> Node | None:
-    """One clip for two in a row, with bounds of one type: of an integer and a float, converters make mixed types."""
+    """One clip for two in a row, with both bounds, of one type: of an integer and a float, converters make mixed types."""
     merged = clips_as_one(graph, node)
     bounds = clip_bounds(node)
-    if merged is not None or bounds is None or not _is_float(node) or {type(b) for b in node.args[1:]} != {int, float}:
+    if merged is not None or bounds is None or not _is_float(node):
         return merged
-    return _insert_clip(graph, node.args[0], *bounds)
+    is_short = (
+        node.target in _HARD_TANH and len(node.args) < 3
+    )  # left at its defaults, which Core ML's converter asks for
+    is_mixed = {type(bound) for bound in node.args[1:]} == {int, float}
+    return _insert_clip(graph, node.args[0], *bounds) if is_short or is_mixed else None
 
 
 def clamp_as_activation(graph: Graph, node: Node) -> Node | None:
@@ -172,6 +176,7 @@ _DEFAULTS: Mapping[object, tuple[float | None, float | None]] = {
     _aten.clamp.default: (None, None),
     _aten.clamp_.default: (None, None),
 }
+_HARD_TANH = frozenset({_aten.hardtanh.default, _aten.hardtanh_.default})
 _IN_PLACE: Mapping[object, Any] = {
     _aten.relu_.default: _aten.relu.default,
     _aten.relu6_.default: _aten.relu6.default,

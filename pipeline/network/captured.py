@@ -104,6 +104,7 @@ def export_graph(
     assert isinstance(graph, GraphModule)
     graph.graph.eliminate_dead_code()  # also drops the reads of weights that nothing uses
     graph.delete_all_unused_submodules()
+    graph.recompile()  # its code names them still
     return graph
 
 

@@ -233,28 +233,34 @@ def _try_targets(
     store: Path,
     note: Callable[[str], None],
 ) -> None:
-    """The trial of a user's network on every target, of which it is kept that it went well. A recipe that only writes the
-    network as it comes has no need of one."""
+    """The trial of a user's network on every target, of which it is kept that it went well, folded where its files will
+    be. A recipe that only writes the network as it comes has no need of one."""
+    from edgewise.network.fold_norms import without_norms
     from edgewise.run import dry_run, lowering_trial
+    from edgewise.stages.fold import Fold
 
     if not (architecture.is_foreign(recipe.model) and dry_run.has_changes(recipe)):
         return
     network_facts = _network_facts(base, network, data, recipe)
+    folds = any(isinstance(stage, Fold) for stage in recipe.stages)
     quantized = [target for target in wanted if target.name in recipe.targets] if recipe.quantize is not None else []
     grids = {target: grid for grid, group in share_grids(quantized) for target in group}
     for target in dict.fromkeys(wanted):
 
         def make(folder: Path, _: Path, target: Target = target) -> None:
             note(f"trying {target.name}")
-            lowering_trial.try_lowering(network, probe_images(data, spec), target, recipe.model)
+            images = probe_images(data, spec)
+            written = without_norms(network, images[:2]) if folds and target.name in recipe.targets else network
+            lowering_trial.try_lowering(written, images, target, recipe.model)
             if target in grids:
-                lowering_trial.try_integers(network, probe_images(data, spec), grids[target], target, recipe.model)
+                lowering_trial.try_integers(network, images, grids[target], target, recipe.model)
             (folder / "tried.json").write_text(json.dumps(target.name), encoding="utf-8")
 
         key = key_of(
             kind="lowering trial",
             **network_facts,
             target=target.name,
+            folds=folds,
             grid=grids[target].to_json() if target in grids else None,
             code=code_of(lowering_trial, target.export),
             versions=edgewise_targets.versions(("torch", *edgewise_targets.packages(target))),

@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from edgewise.targets import EVERY_SIZE, Artifact, Packaging, Precision, TargetError
 from edgewise.targets._coverage import coverage_shares
 from edgewise.targets._int8_weights import with_int8_weights
 from edgewise.targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
+from edgewise.targets._rewrite import insert_call, rewrite_program
 from edgewise.targets.coreml import _input, _mil, _package, _storage
 from edgewise.targets.coreml._coremltools import convert_silently
 from edgewise.targets.coreml._islands import float_islands, integer_work
@@ -95,7 +98,7 @@ def _convert_program(program: ExportedProgram, packaging: Packaging, system: str
         program = with_int8_weights(program, packaging)
     with convert_silently() as coremltools:
         model = coremltools.convert(
-            _with_strides(_in_known_operators(program)),
+            _with_strides(_in_known_operators(_with_single_numbers(program))),
             inputs=_input.inputs(coremltools, program, packaging, image),
             outputs=[coremltools.TensorType(name=OUTPUT, dtype=float)],
             classifier_config=_input.classes(coremltools, program, packaging),
@@ -111,6 +114,42 @@ def _convert_program(program: ExportedProgram, packaging: Packaging, system: str
         specification.description.metadata.userDefined.update(_input.metadata(packaging))
         specification.mlProgram.attributes.pop("buildInfo", None)
         return specification.SerializeToString(deterministic=True), _storage.weights_of(model)
+
+
+def _with_single_numbers(program: ExportedProgram) -> ExportedProgram:
+    """``program`` with each quantized constant of one element, or what is computed of such, as the number it stands for.
+
+    coremltools 9.0 subtracts its zero point in int8, where 127 − (−128) is −1.
+    """
+    signature = program.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    tensors = {**program.constants, **program.state_dict}
+
+    def as_number(graph: Graph, node: Node) -> Node | None:
+        held = _constant_value(node, {place: tensors[name] for place, name in names.items()})
+        return None if held is None else insert_call(graph, _aten.full.default, list(held.shape), float(held))
+
+    return rewrite_program(program, {torch.ops.quantized_decomposed.dequantize_per_tensor.default: as_number})
+
+
+def _constant_value(node: Node, constants: Mapping[str, Any]) -> Tensor | None:
+    """What a node of one element comes to where no image enters it; None where one does, or it has more elements."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        return None
+    if node.op == "placeholder":
+        found: Tensor | None = constants.get(node.name)
+        return found
+    known = {source: _constant_value(source, constants) for source in node.all_input_nodes}
+    if node.op != "call_function" or any(tensor is None for tensor in known.values()):
+        return None
+    with torch.no_grad():
+        computed: Tensor = node.target(*map_arg(node.args, known.get), **map_arg(node.kwargs, known.get))  # type: ignore[operator]
+    return computed
 
 
 def _in_known_operators(program: ExportedProgram) -> ExportedProgram:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgewise.files.open import open_file
-from edgewise.targets import USUAL, get
+from edgewise.targets import USUAL, Grid, get
 from edgewise.targets._plain_operators import PLAIN, XNNPACK
 from edgewise.targets._rewrite import rewrite_program
 
@@ -39,6 +39,7 @@ OPERATORS: dict[str, Function] = {
     ).view_as(x),
     "pooling without a stride": lambda x: F.avg_pool2d(F.max_pool2d(x, 2), 2),
     "padded pooling without a stride": lambda x: torch.max_pool2d(x, [3, 2], padding=1),
+    "hard tanh with its own bounds": torch.ops.aten.hardtanh,
     "another name": lambda x: torch.ops.aten.alias(x) * 2,
 }
 POOLS: dict[str, Function] = {
@@ -94,6 +95,37 @@ def test_a_core_ml_file_answers_as_a_network_of_them_all(tmp_path: Path) -> None
         lambda x: torch.stack([function(x).mean((2, 3), keepdim=True) for function in functions]).mean(0)
     )
     _compare_file("coreml", network, images, tmp_path, 0.02)
+
+
+@pytest.mark.parametrize(
+    "function", [torch.mul, torch.add, lambda x, w: torch.sigmoid(w) * x], ids=["mul", "add", "gate"]
+)
+def test_a_parameter_of_one_number_is_what_it_is_in_a_core_ml_file_of_integers(
+    function: Callable[[Tensor, Tensor], Tensor], tmp_path: Path
+) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.number = nn.Conv2d(3, 4, 3), nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(F.relu(self.stem(x)), self.number).mean((2, 3))
+
+    pytest.importorskip("coremltools")
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    torch.manual_seed(0)
+    images, coreml = torch.randn(2, 3, 8, 8), get("coreml")
+    prepared = prepare_pt2e(
+        torch.export.export(Scaled().eval(), (images[:1],)).module(check_guards=False),
+        coreml.quantizer(Grid(weight_bits=8)),
+    )
+    prepared(images)
+    network = convert_pt2e(prepared)
+    coreml.export(torch.export.export(network, (images[:1],)), tmp_path / "net.mlpackage", USUAL)
+    found = torch.cat([open_file(coreml, tmp_path / "net.mlpackage").answer(image[None]) for image in images])
+    expected = torch.cat([network(image[None]) for image in images])
+    assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,20 @@ class Wrong(Plain):
     def inner(self, x):
         return self.pool(x)
 
+class Unused(Plain):
+    def __init__(self):
+        super().__init__()
+        self.side = nn.Linear(4, 10)
+
+    def forward(self, x):
+        out = super().forward(x)
+        return (out, self.side(x.mean((2, 3)).expand(-1, 4))) if self.training else out
+
+class Decoder(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 8, 3), nn.ConvTranspose2d(8, 8, 2, 2, groups=4), nn.BatchNorm2d(8), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
 class Lacks(Plain):
     def inner(self, x):
         return torch.hypot(x, x)
@@ -71,6 +85,21 @@ def test_a_fine_network_is_tried_once(net: Path) -> None:
     notes.clear()
     resolve(net, "Plain", notes)
     assert "trying onnx" not in notes
+
+
+def test_what_only_training_uses_is_in_no_files_way(net: Path) -> None:
+    resolve(net, "Unused", [])
+
+
+def test_it_is_tried_as_it_will_be_written(net: Path) -> None:
+    # XNNPACK cannot take the batch norm behind grouped transposed convolutions; the recipe folds it.
+    recipe = dataclasses.replace(quantize_only(), model=f"{net}:Decoder", data="digits", targets=("xnnpack",))
+    resolve_recipe(recipe, net.parent / "out", lambda _: None)
+    with pytest.raises(RequestError, match=r"cannot be written for xnnpack: .* from batch_norm of layer 2"):
+        resolve_recipe(
+            dataclasses.replace(recipe, stages=(), quantize=None, weights=None, candidates=("float",)),
+            net.parent / "out", lambda _: None,
+        )  # fmt: skip
 
 
 def test_what_the_converter_lacks_is_named(net: Path) -> None:
