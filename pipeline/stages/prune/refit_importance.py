@@ -50,7 +50,8 @@ def channel_losses(layer: nn.Module, moments: Moments) -> Tensor:
     own = inverse.view(channels, taps, channels, taps).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # [Cin, K, K]
     lost = (rows * torch.linalg.solve(own, rows)).sum((1, 2))
     energy = moments.var_y.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return (lost / energy).clamp_min(0).float().cpu()
+    shares: Tensor = (lost / energy).clamp_min(0).float().cpu()
+    return shares
 
 
 def _is_fitted(layer: nn.Module, given: Tensor, answered: Tensor) -> bool:
