@@ -129,7 +129,7 @@ class Bound:
         word = "at least" if self.measure.quantity.better == "higher" else "at most"
         value, low, high = figure
         spread = f" (95 % interval {low:.4g} to {high:.4g})" if low != high else ""
-        return verdict, excess, f"{self.measure} is {value:.4g}{spread}, {word} {self.value:g} wanted"
+        return verdict, excess, f"{self.measure} is {value + 0.0:.4g}{spread}, {word} {self.value:g} wanted"
 
     def is_met(self, figure: Figure | None) -> bool:
         """Whether a measured value reaches the bound, as a goal does."""
