@@ -3,7 +3,8 @@
 A layer y = W·x that loses the inputs J and whose other weights are then the best least-squares ones is off by
 tr(W_J' [(S⁻¹)_JJ]⁻¹ W_J), with S = Cov(x, x): the loss of a block in optimal brain surgery (Hassibi, Stork 1992; for the
 channels of a layer OSSCAR, Meng et al. 2024, arXiv 2403.12983, equations 4 and 6). What other channels tell as well costs
-nothing, however large it is.
+nothing, however large it is, but only as long as they are there: so the channels go one after the other, the cheapest of
+those that are left first, and S⁻¹ and W follow.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _POSITIONS = 20_000
 """Output positions of a layer, from all images."""
 _LARGEST_SYSTEM = 6000
 """Inputs of a layer times the size of its kernel; larger ones are left to another measure."""
+_AT_ONCE = 128
+"""Above so many channels, this fraction of those that are left goes at once."""
 _DAMPING = 1e-4
 """Of the mean variance: few images know little of the directions in which channels hardly differ."""
 
@@ -39,19 +42,45 @@ def measure_losses(model: nn.Module, groups: Sequence[Group], ctx: Context, imag
 
 
 def channel_losses(layer: nn.Module, moments: Moments) -> Tensor:
-    """Share of the variance of the layer's outputs that is lost for good with each input channel, float32 [Cin], ≥ 0."""
+    """What the loss of each input channel adds, in the order in which they go, float32 [Cin], ≥ 0: the share of the variance of
+    the layer's outputs that its least-squares weights on the channels that are left then miss."""
     weight = layer.get_parameter("weight").detach().double()
     taps = weight[0, 0].numel()
     rows = weight.flatten(1).T.reshape(-1, taps, len(weight)).to(moments.cov_xx)  # [Cin, K, Cout]
     size = moments.cov_xx.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     system = moments.cov_xx + _DAMPING * size * torch.eye(len(moments.cov_xx)).to(moments.cov_xx)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
-    channels = len(rows)
-    own = inverse.view(channels, taps, channels, taps).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # [Cin, K, K]
-    lost = (rows * torch.linalg.solve(own, rows)).sum((1, 2))
-    energy = moments.var_y.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    shares: Tensor = (lost / energy).clamp_min(0).float().cpu()
+    losses, left = rows.new_zeros(len(rows)), torch.arange(len(rows))
+    latest = 0.0
+    while len(left):
+        costs = _block_losses(rows, inverse, taps)
+        gone = costs.argsort()[: max(1, len(left) // _AT_ONCE)]
+        latest = max(latest, float(costs[gone[-1]]))
+        losses[left[gone]] = latest
+        rows, inverse, left = _without_channels(rows, inverse, left, gone, taps)
+    shares: Tensor = (losses / moments.var_y.sum().clamp_min(torch.finfo(torch.float64).tiny)).float().cpu()
     return shares
+
+
+def _block_losses(rows: Tensor, inverse: Tensor, taps: int) -> Tensor:
+    """tr(W_c' [(S⁻¹)_cc]⁻¹ W_c) of each channel c, [C]."""
+    channels = len(rows)
+    own = inverse.view(channels, taps, channels, taps).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # [C, K, K]
+    return (rows * torch.linalg.solve(own, rows)).sum((1, 2)).clamp_min(0)
+
+
+def _without_channels(
+    rows: Tensor, inverse: Tensor, left: Tensor, gone: Tensor, taps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights refitted without the channels at the places ``gone``, the inverse covariance of the others, and which they are."""
+    stays = torch.ones(len(left), dtype=torch.bool)
+    stays[gone] = False
+    inside = stays.repeat_interleave(taps)
+    weights = rows.flatten(0, 1)
+    cross = torch.linalg.solve(inverse[~inside][:, ~inside], inverse[~inside][:, inside]).T
+    refitted = weights[inside] - cross @ weights[~inside]
+    reduced = inverse[inside][:, inside] - cross @ inverse[~inside][:, inside]
+    return refitted.view(-1, taps, rows.shape[2]), reduced, left[stays]
 
 
 def _is_fitted(layer: nn.Module, given: Tensor, answered: Tensor) -> bool:

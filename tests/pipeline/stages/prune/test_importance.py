@@ -124,7 +124,8 @@ def test_the_shares_of_activation_add_up_to_one(ctx: Context) -> None:
 
 def test_what_other_channels_tell_costs_nothing_once_the_reader_is_fitted_anew() -> None:
     # Two inputs of variance 1 with a correlation r, and one of variance 4 by itself; read with weights 3, 1 and 1. Without
-    # the first its reader is off by 9·(1 − r²), without the second by 1 − r², without the third by 4.
+    # the second the reader is off by 1 − r², and 3 + r is what the first is read with then: of the two that are left the
+    # third goes next, for 4, and without the first at last (3 + r)² is missing.
     r, reader = 0.8, nn.Linear(3, 1)
     weight = torch.tensor([[3.0, 1.0, 1.0]], dtype=torch.float64)
     covariance = torch.tensor([[1, r, 0], [r, 1, 0], [0, 0, 4]], dtype=torch.float64)
@@ -134,8 +135,18 @@ def test_what_other_channels_tell_costs_nothing_once_the_reader_is_fitted_anew()
     with torch.no_grad():
         reader.weight.copy_(weight)
     found = channel_losses(reader, moments)
-    wanted = torch.tensor([9 * (1 - r**2), 1 - r**2, 4.0]) / float(variance)
+    wanted = torch.tensor([(3 + r) ** 2, 1 - r**2, 4.0]) / float(variance)
     assert torch.allclose(found, wanted, rtol=1e-3)
+
+
+def test_channels_that_tell_the_same_are_not_all_free() -> None:
+    # Three copies of one input: two may go for nothing, the last carries all of it.
+    reader = nn.Linear(3, 1)
+    with torch.no_grad():
+        reader.weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
+    zeros = torch.zeros(3, dtype=torch.float64)
+    moments = Moments(zeros, zeros[:1], torch.ones(3, 3).double(), zeros[:, None], torch.tensor([36.0]).double())
+    assert sorted(channel_losses(reader, moments).tolist()) == pytest.approx([0, 0, 1], abs=1e-3)
 
 
 def test_a_channels_taps_are_lost_together() -> None:
