@@ -66,7 +66,8 @@ def _block_losses(rows: Tensor, inverse: Tensor, taps: int) -> Tensor:
     """tr(W_c' [(S⁻¹)_cc]⁻¹ W_c) of each channel c, [C]."""
     channels = len(rows)
     own = inverse.view(channels, taps, channels, taps).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # [C, K, K]
-    return (rows * torch.linalg.solve(own, rows)).sum((1, 2)).clamp_min(0)
+    losses: Tensor = (rows * torch.linalg.solve(own, rows)).sum((1, 2)).clamp_min(0)
+    return losses
 
 
 def _without_channels(
