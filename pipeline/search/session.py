@@ -103,8 +103,8 @@ def prepare_search(
 ) -> Search:
     """Load the space, look up a first recipe of it, open the storage, make or join the study.
 
-    ``joins``: as one more worker of a search that somebody began; ``workers``: that will share this machine. Raises RequestError, or a leaf's error, for whatever is
-    wrong; nothing is run and no trial is lost.
+    ``joins``: as one more worker of a search that somebody began; ``workers``: that will share this machine. Raises
+    RequestError, or a leaf's error, for whatever is wrong; nothing is run and no trial is lost.
     """
     watch.begin("asking the storage")
     check_folder(out)

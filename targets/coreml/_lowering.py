@@ -128,9 +128,10 @@ def _with_single_numbers(program: ExportedProgram) -> ExportedProgram:
         **signature.inputs_to_lifted_tensor_constants,
     }
     tensors = {**program.constants, **program.state_dict}
+    constants = {place: tensors[name] for place, name in names.items()}
 
     def as_number(graph: Graph, node: Node) -> Node | None:
-        held = _constant_value(node, {place: tensors[name] for place, name in names.items()})
+        held = _constant_value(node, constants)
         return None if held is None else insert_call(graph, _aten.full.default, list(held.shape), float(held))
 
     return rewrite_program(program, {torch.ops.quantized_decomposed.dequantize_per_tensor.default: as_number})

@@ -75,7 +75,7 @@ def reconstruct_layers(
     norms = find_norms(whole, probe).pairs
     ran = run_until_seen(whole, left, probe)
     layers = [
-        name for name, values in ran.items() if _obstacle(pruned.get_submodule(name), whole, name, values) is None
+        name for name, values in ran.items() if find_obstacle(pruned.get_submodule(name), whole, name, values) is None
     ]
     ends = {name: norms.get(name, name) for name in layers}
     ours, theirs = find_sums(pruned, ends, probe), find_sums(whole, ends, probe)
@@ -108,11 +108,11 @@ def fit_layer(start: Dense, moments: Moments) -> Dense:
 def layers_left_alone(whole: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, str]:
     """Layer -> why it stays as it was cut, of those named layers of ``whole`` that are never fitted."""
     ran = run_until_seen(whole, names, images)
-    reasons = {name: _obstacle(whole.get_submodule(name), whole, name, values) for name, values in ran.items()}
+    reasons = {name: find_obstacle(whole.get_submodule(name), whole, name, values) for name, values in ran.items()}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _obstacle(layer: nn.Module, whole: nn.Module, name: str, passed: tuple[Tensor, Tensor]) -> str | None:
+def find_obstacle(layer: nn.Module, whole: nn.Module, name: str, passed: tuple[Tensor, Tensor]) -> str | None:
     """Why a layer as it was cut cannot be fitted; ``passed``: what it was given and answered in the whole network."""
     if not isinstance(layer, (nn.Conv2d, nn.Linear)):
         return f"it is a {type(layer).__name__}; convolutions and linear layers are fitted"

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from edgewise.stage import Context
 from edgewise.stages.fitting.image_batches import draw_batches
-from edgewise.stages.fitting.layer_io import computes_as_declared, explicit_padding, gather_moments, run_until_seen
+from edgewise.stages.fitting.layer_io import gather_moments, run_until_seen
 from edgewise.stages.fitting.least_squares import Moments
+from edgewise.stages.fitting.reconstruct import find_obstacle
 from edgewise.stages.prune.coupling import Group
 
 _POSITIONS = 20_000
 """Output positions of a layer, from all images."""
-_LARGEST_SYSTEM = 6000
-"""Inputs of a layer times the size of its kernel; larger ones are left to another measure."""
 _AT_ONCE = 128
 """Above so many channels, this fraction of those that are left goes at once."""
 _DAMPING = 1e-4
@@ -36,7 +35,7 @@ def measure_losses(model: nn.Module, groups: Sequence[Group], ctx: Context, imag
     names = {member.name for group in groups for member in group.consumers}
     batches = draw_batches(ctx.data.calib, images, ctx, model)
     ran = run_until_seen(model, names, batches[0][:2])
-    fitted = [name for name, values in ran.items() if _is_fitted(model.get_submodule(name), *values)]
+    fitted = [n for n, values in ran.items() if find_obstacle(model.get_submodule(n), model, n, values) is None]
     moments = gather_moments(model, model, fitted, batches, -(-_POSITIONS // len(batches)), ctx.seed)
     return {name: channel_losses(model.get_submodule(name), moments[name]) for name in fitted}
 
@@ -82,12 +81,3 @@ def _without_channels(
     refitted = weights[inside] - cross @ weights[~inside]
     reduced = inverse[inside][:, inside] - cross @ inverse[~inside][:, inside]
     return refitted.view(-1, taps, rows.shape[2]), reduced, left[stays]
-
-
-def _is_fitted(layer: nn.Module, given: Tensor, answered: Tensor) -> bool:
-    if not isinstance(layer, (nn.Conv2d, nn.Linear)) or layer.weight[0].numel() > _LARGEST_SYSTEM:
-        return False
-    plain = isinstance(layer, nn.Linear) or (
-        layer.groups == 1 and layer.padding_mode == "zeros" and explicit_padding(layer) is not None
-    )
-    return plain and computes_as_declared(layer, given, answered)
