@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,30 +122,39 @@ class Worker:
     def _run_next(self) -> bool:
         """Ask for a trial and run it; False where the space has nothing new."""
         for draw in range(DRAWS):
-            trial = self._ask(anything=draw > 0)
-            frozen = self._frozen(trial.number)
-            with pulse(self.storage, frozen):
-                recipe = self._make_recipe(trial)
-                if recipe is None:
+            with self._proposing(anything=draw > 0):
+                if self._run_unless_known(self.study.ask()):
                     return True
-                if self._is_surplus(trial.number):
-                    self._drop(trial.number, "one more than was wanted: another worker began it at the same time")
-                    return True
-                digest = digest_recipe(recipe)
-                if (earlier := self._same_recipe(trial.number, digest)) is not None:
-                    self._drop(trial.number, f"the recipe of trial {earlier}")
-                    continue
-                trial.set_user_attr(records.DIGEST, digest)
-                self._run(trial.number, recipe)
-            return True
         return False
 
-    def _ask(self, *, anything: bool) -> Trial:
+    def _run_unless_known(self, trial: Trial) -> bool:
+        """Run a trial, or tell why it is none; False where another trial asks for the same."""
+        with pulse(self.storage, self._frozen(trial.number)):
+            recipe = self._make_recipe(trial)
+            if recipe is None:
+                return True
+            if self._is_surplus(trial.number):
+                self._drop(trial.number, "one more than was wanted: another worker began it at the same time")
+                return True
+            digest = digest_recipe(recipe)
+            if (earlier := self._same_recipe(trial.number, digest)) is not None:
+                self._drop(trial.number, f"the recipe of trial {earlier}")
+                return False
+            trial.set_user_attr(records.DIGEST, digest)
+            self._run(trial.number, recipe)
+            return True
+
+    @contextmanager
+    def _proposing(self, *, anything: bool) -> Iterator[None]:
+        """Within the block, values are drawn at random where ``anything`` is set.
+
+        A trial asks the study's sampler when the space asks the trial, not only when the study is asked for it.
+        """
         usual = self.study.sampler
         try:
             if anything:
                 self.study.sampler = make_sampler(self.request, anything=True)
-            return self.study.ask()
+            yield
         finally:
             self.study.sampler = usual
 

@@ -127,6 +127,33 @@ def test_a_space_that_holds_few_recipes_ends_by_itself(
     assert 1 <= len(ended) <= 3 and len({record.digest for record in ended}) == len(ended)
 
 
+def test_a_space_is_tried_to_its_last_recipes(quick: None, tmp_path: Path) -> None:
+    """Once a proposal is known the next are drawn at random: the sampler would stay near the best, which are all known."""
+    drawn: list[tuple[int, str]] = []
+
+    def listening(trial: Any) -> Recipe:
+        drawn.append((trial.number, type(trial.study.sampler).__name__))
+        return space(_Few(trial))
+
+    assert make_worker(tmp_path, 17, listening).work() == "17 trials are finished"
+    study = optuna.load_study(study_name="s", storage=open_storage(None, tmp_path, retry_trial))
+    known = {record.number for record in read_records(study) if record.fate == "dropped"}
+    assert known, "nothing was proposed twice"
+    samplers = dict(drawn)
+    for number, sampler in samplers.items():
+        assert sampler == ("RandomSampler" if number - 1 in known else "TPESampler"), number
+
+
+class _Few:
+    """A trial that knows twenty-one values, of which the best ones lie together."""
+
+    def __init__(self, trial: Any) -> None:
+        self.trial = trial
+
+    def suggest_float(self, name: str, low: float, high: float, step: float) -> float:
+        return float(self.trial.suggest_float(name, 0.3, 0.5, step=step))
+
+
 class _Coarse:
     """A trial that knows three values."""
 
