@@ -263,6 +263,8 @@ class Target:
     """Widths of a palette's indices that its runtime unpacks."""
     takes_bytes: bool = False
     """Whether it can write a program whose input is a camera's bytes, uint8 [1, H, W, C]."""
+    takes_channels_last: bool = False
+    """Whether it can write a program whose input is float32 [1, H, W, C]."""
     reference: Callable[[Path], Runner] | None = None
     """Evaluates the written file's own instructions; for files whose runtime does not exist on this host."""
     estimate: Callable[[Path], Estimate] | None = None

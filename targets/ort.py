@@ -53,4 +53,5 @@ TARGET = Target(
     precisions=("float32", "int8-weights"),
     one_size=frozenset({"int8-weights"}),
     takes_bytes=ONNX.takes_bytes,
+    takes_channels_last=ONNX.takes_channels_last,
 )

@@ -65,9 +65,9 @@ def add_parser(commands: Any) -> None:
     )
     run.add_argument(
         "--feed",
-        choices=("normalised", "bytes"),
-        help="what the files are fed: normalised floats [1, C, H, W] (default), or a camera's bytes [1, H, W, C], which "
-        "they normalise themselves",
+        choices=("normalised", "channels-last", "bytes"),
+        help="what the files are fed: normalised floats [1, C, H, W] (default), the same as [1, H, W, C], as Android's code "
+        "has them, or a camera's bytes [1, H, W, C], which they normalise themselves",
     )
     run.add_argument(
         "--mean",

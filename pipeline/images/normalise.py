@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgewise.errors import RequestError
-from edgewise.images.preprocess import Fed
+from edgewise.images.preprocess import Fed, is_channels_last
 
 
 class Normalisation(Protocol):
@@ -39,8 +39,10 @@ def _row_by_row(images: Tensor) -> Tensor:
 
 
 def feed_images(images: Tensor, spec: Normalisation, fed: Fed) -> Tensor:
-    """uint8 [B, C, H, W] -> what a network or a file is fed: bytes [B, H, W, C], or normalised as ``normalise`` does."""
-    return images.permute(0, 2, 3, 1).contiguous() if fed == "bytes" else normalise(images, spec)
+    """uint8 [B, C, H, W] -> what a network or a file is fed: bytes [B, H, W, C], or normalised as ``normalise`` does, the
+    channels where ``fed`` has them."""
+    ready = images if fed == "bytes" else normalise(images, spec)
+    return ready.permute(0, 2, 3, 1).contiguous() if is_channels_last(fed) else ready
 
 
 def channel_order(channels: int) -> str:

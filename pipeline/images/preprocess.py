@@ -11,8 +11,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Fed = Literal["normalised", "bytes"]
-"""What a file takes: float32 [N, C, H, W], normalised by the caller, or a camera's bytes, uint8 [N, H, W, C]."""
+Fed = Literal["normalised", "channels-last", "bytes"]
+"""What a file takes: float32 [N, C, H, W], normalised by the caller; the same as [N, H, W, C], which is Android's convention; or
+a camera's bytes, uint8 [N, H, W, C]."""
+
+
+def is_channels_last(fed: Fed) -> bool:
+    """Whether the channels of what a file takes come last."""
+    return fed != "normalised"
 
 
 @check_fields
@@ -39,6 +45,6 @@ def blank_image(shape: tuple[int, int, int], fed: Fed) -> Tensor:
     import torch
 
     channels, height, width = shape
-    if fed == "bytes":
-        return torch.zeros(1, height, width, channels, dtype=torch.uint8)
+    if is_channels_last(fed):
+        return torch.zeros(1, height, width, channels, dtype=torch.uint8 if fed == "bytes" else torch.float32)
     return torch.zeros(1, channels, height, width)

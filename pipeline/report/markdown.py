@@ -10,5 +10,10 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
     return [_table_line(head), f"|{'---|' * len(head)}", *map(_table_line, rows)]
 
 
+def escape_cell(text: str) -> str:
+    """Foreign text, as a backend's reason, as it can stand in a cell: one line, no longer than a reader follows."""
+    return " ".join(text.split())[:240].replace("|", "\\|").replace("_", "\\_").replace("<", "&lt;")
+
+
 def _table_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.images.normalise import channel_order
+from edgewise.images.preprocess import is_channels_last
 from edgewise.network import architecture
 from edgewise.report.rows import Row
 from edgewise.run.job import Job
@@ -110,15 +111,12 @@ def _tensor_names(artifact: Path, row: Row, job: Job) -> tuple[str, str] | None:
 def _input_fields(job: Job) -> dict[str, Any]:
     channels, height, width = job.data.shape
     order = {"channels": channel_order(channels)}
-    if job.recipe.preprocess.fed == "bytes":
-        return {
-            "shape": [1, height, width, channels],
-            "dtype": "uint8",
-            **order,
-            "meaning": "bytes as a camera gives them",
-        }
+    fed = job.recipe.preprocess.fed
+    shape = [1, height, width, channels] if is_channels_last(fed) else [1, channels, height, width]
+    if fed == "bytes":
+        return {"shape": shape, "dtype": "uint8", **order, "meaning": "bytes as a camera gives them"}
     return {
-        "shape": [1, channels, height, width],
+        "shape": shape,
         "dtype": "float32",
         **order,
         "meaning": "bytes / 255, less mean, over std, each per channel",

@@ -349,12 +349,13 @@ def _with_main_size(recipe: Recipe, data: Data) -> tuple[Recipe, Data]:
 
 def _check_packaging(network: nn.Module, spec: Spec, data: Data, recipe: Recipe, wanted: Sequence[Target]) -> None:
     """Every target can write what is asked for, and the network accepts every size."""
-    if recipe.preprocess.fed == "bytes":
-        for target in wanted:
-            if not target.takes_bytes:
-                raise RequestError(
-                    f"target {target.name!r} writes no file that is fed bytes; leave --feed bytes out for it"
-                )
+    fed = recipe.preprocess.fed
+    for target in wanted:
+        if (fed == "bytes" and not target.takes_bytes) or (fed == "channels-last" and not target.takes_channels_last):
+            what = "bytes" if fed == "bytes" else "floats with their channels last"
+            raise RequestError(
+                f"target {target.name!r} writes no file that is fed {what}; leave --feed {fed} out for it"
+            )
     if recipe.packaging.sizes is not None:
         check_sizes(network, spec.name, blank_image(data.shape, "normalised"), recipe.packaging.sizes, wanted)
 

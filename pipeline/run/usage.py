@@ -105,12 +105,13 @@ def _preparation_code(card: Card) -> str:
     ]
     if card.fed == "bytes":
         return "\n".join([*lines, "values = image[None]"])
+    turned = "" if card.fed == "channels-last" else ".transpose(2, 0, 1)"
     mean, std = (_list_values(_channels(card, values)) for values in (card.mean, card.std))
     return "\n".join(
         [
             *lines,
             f"mean, std = np.float32({mean}), np.float32({std})",
-            "values = np.ascontiguousarray(((image / np.float32(255) - mean) / std).transpose(2, 0, 1)[None])",
+            f"values = np.ascontiguousarray(((image / np.float32(255) - mean) / std){turned}[None])",
         ]
     )
 
@@ -159,7 +160,8 @@ def _normalising_comment(card: Card) -> str:
     if card.fed == "bytes":
         return "the camera's bytes, row by row, channels last"
     mean, std = (_list_values(_channels(card, values)) for values in (card.mean, card.std))
-    return f"(byte / 255 - mean) / std with mean {mean} and std {std}, one channel's plane after the other"
+    order = "row by row, channels last" if card.fed == "channels-last" else "one channel's plane after the other"
+    return f"(byte / 255 - mean) / std with mean {mean} and std {std}, {order}"
 
 
 def _onnx_cpp(artifact: Path, card: Card) -> str:

@@ -41,6 +41,11 @@ MOST_MOVED = 0.1
 of int8 sums does, below what a wrong mean or deviation does."""
 
 
+_WORDS: dict[Fed, str] = {
+    "normalised": "normalised images", "channels-last": "normalised images, channels last,", "bytes": "bytes",
+}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recheck:
     """What a file does now."""
@@ -80,7 +85,7 @@ class Recheck:
             lines.append(
                 f"top-1 {percent(self.accuracy.top1)} % on {self.accuracy.n:,} images "
                 f"(95 % interval {percent(low)} to {percent(high)}), "
-                f"fed {'bytes' if self.fed == 'bytes' else 'normalised images'} at {show_size(self.size)}"
+                f"fed {_WORDS[self.fed]} at {show_size(self.size)}"
             )
             lines += filter(None, [summarize_classes(self.accuracy)])
         return "\n".join([*lines, f"graded {self.grade}; {self.verdict}: {self.reason}"])

@@ -59,5 +59,6 @@ TARGET = Target(
     one_size=frozenset({"float16", "int8-weights"}),
     inside=_inside,
     takes_bytes=True,
+    takes_channels_last=True,
     max_undelegated=0,
 )

@@ -77,4 +77,5 @@ TARGET = Target(
     # ONNX has no list of sizes: a file for several leaves height and width open.
     sizes=EVERY_SIZE,
     takes_bytes=True,
+    takes_channels_last=True,
 )

@@ -50,4 +50,5 @@ TARGET = Target(
     precisions=("float32", "int8-weights"),
     one_size=frozenset({"int8-weights"}),
     takes_bytes=True,
+    takes_channels_last=True,
 )

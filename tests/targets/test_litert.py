@@ -283,6 +283,22 @@ def test_a_file_is_fed_bytes_and_normalises_them(graph: GraphModule, tmp_path: P
     torch.testing.assert_close(found.sum(1), torch.ones(5))
 
 
+@pytest.mark.parametrize("kind", ["float", "int8"])
+def test_a_file_is_fed_floats_whose_channels_come_last(
+    kind: str, network: nn.Module, graph: GraphModule, images: Tensor, tmp_path: Path
+) -> None:
+    """As Android's code has them: the runtime's own order, so that nothing is turned on the way in."""
+    wrapper = Wrapper(preprocess=Preprocess(fed="channels-last"), mean=(0.5,), std=(0.5,))
+    inner = graph if kind == "int8" else network
+    turned = images.permute(0, 2, 3, 1).contiguous()
+    artifact = TARGET.export(program(wrapper.around(inner), turned[:1]), tmp_path / "net.tflite", USUAL)
+    runner = _runtime.load(artifact.path, 1)
+    assert runner.takes == ((1, 16, 16, 3), "float") and artifact.undelegated == ()
+    plain = TARGET.export(program(inner, images[:1]), tmp_path / "plain.tflite", USUAL)
+    assert artifact.facts["operators"].get("TRANSPOSE", 0) == plain.facts["operators"].get("TRANSPOSE", 0) - 1
+    torch.testing.assert_close(runner(turned), answers(plain, images), atol=1e-5, rtol=0)
+
+
 def test_class_names_and_notes_lie_in_the_file(written: Artifact) -> None:
     model = _flatbuffer.read_model(written.path.read_bytes(), written.path)
     assert _flatbuffer.read_metadata(model) == {"labels": '["ant", "ü"]', "recipe": "r"}

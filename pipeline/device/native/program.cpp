@@ -240,11 +240,12 @@ class Network {
     answers_.resize(edgewise_classes(session_));
   }
 
-  // ``image`` uint8 [C, H, W] -> bytes [H, W, C], or float32 [C, H, W], (bytes / 255 - mean) / std by channel.
+  // ``image`` uint8 [C, H, W] -> bytes [H, W, C], or (bytes / 255 - mean) / std by channel, float32 [C, H, W] or [H, W, C].
   std::string feed(std::string_view image, size_t channels) const {
     const size_t pixels = image.size() / channels;
     const auto* bytes = reinterpret_cast<const unsigned char*>(image.data());
-    if (file_.at("fed").words() == "bytes") {
+    const std::string kind = file_.at("fed").words();
+    if (kind == "bytes") {
       std::string turned(image.size(), '\0');
       for (size_t i = 0; i < image.size(); ++i) turned[i % pixels * channels + i / pixels] = static_cast<char>(bytes[i]);
       return turned;
@@ -255,7 +256,8 @@ class Network {
     for (size_t i = 0; i < image.size(); ++i) {
       const auto middle = static_cast<float>(mean[i / pixels].real()), scale = static_cast<float>(spread[i / pixels].real());
       const float value = (static_cast<float>(bytes[i]) / 255.0f - middle) / scale;
-      std::memcpy(&fed[i * sizeof(float)], &value, sizeof value);
+      const size_t place = kind == "channels-last" ? i % pixels * channels + i / pixels : i;
+      std::memcpy(&fed[place * sizeof(float)], &value, sizeof value);
     }
     return fed;
   }

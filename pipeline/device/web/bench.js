@@ -28,10 +28,14 @@ function feed(ort, file, images, index, shape) {
       for (let i = 0; i < area; i++) laid[i * channels + c] = images[start + c * area + i]
     return new ort.Tensor('uint8', laid, [1, height, width, channels])
   }
+  const last = file.fed === 'channels-last'
   const laid = new Float32Array(channels * area)
   for (let c = 0; c < channels; c++)
-    for (let i = 0; i < area; i++) laid[c * area + i] = (images[start + c * area + i] / 255 - file.mean[c]) / file.std[c]
-  return new ort.Tensor('float32', laid, [1, channels, height, width])
+    for (let i = 0; i < area; i++) {
+      const value = (images[start + c * area + i] / 255 - file.mean[c]) / file.std[c]
+      laid[last ? i * channels + c : c * area + i] = value
+    }
+  return new ort.Tensor('float32', laid, last ? [1, height, width, channels] : [1, channels, height, width])
 }
 
 const largest = values => values.reduce((best, value, i) => (value > values[best] ? i : best), 0)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgewise.commands.console import FAILED, PASSED, run_guarded
 from edgewise.studies.architectures import cells
@@ -15,6 +16,9 @@ from edgewise.studies.architectures.adopt import adopt_results
 from edgewise.studies.architectures.cells import PRECISIONS, Cell
 from edgewise.studies.architectures.keys import cell_key
 from edgewise.studies.architectures.results import Results
+
+if TYPE_CHECKING:
+    from edgewise.studies.architectures.supervise import Worker
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +36,7 @@ def _run_study(options: argparse.Namespace) -> int:
         _print_note(f"{adoption} results taken over from {table}")
     status = PASSED
     if not options.table:
-        status = _measure_cells(options, results, list(results.pending(cells, options.again)), len(cells))
+        status = _measure_all(options, results, cells)
     from edgewise.studies.architectures.table import write
 
     for path in write(results, options.docs):
@@ -55,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=30, help="a file may take (%(default)s)")
     parser.add_argument("--memory", type=float, default=10, help="gigabytes the worker may hold (%(default)s)")
     parser.add_argument("--again", action="store_true", help="also what failed before")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="also time the int8 files of every runtime on this machine side by side, whatever --target says",
+    )
     parser.add_argument("--table", action="store_true", help="only write the table of what there is")
     return parser
 
@@ -73,28 +82,56 @@ def _choose_cells(options: argparse.Namespace) -> list[Cell]:
     return cells.plan(options.models, target_names, [options.precision] if options.precision else PRECISIONS)
 
 
-def _measure_cells(options: argparse.Namespace, results: Results, pending: list[Cell], total: int) -> int:
+def _measure_all(options: argparse.Namespace, results: Results, chosen: list[Cell]) -> int:
+    """Measure what is missing, architecture by architecture; 1 where something failed."""
     from edgewise.studies.architectures.supervise import Worker
-    from edgewise.studies.architectures.work import size_up, work_on_cell
 
+    pending = list(results.pending(chosen, options.again))
     scratch = (options.out / "scratch").resolve()
     shutil.rmtree(scratch, ignore_errors=True)
-    _print_note(f"{total - len(pending)} of {total} files measured before, {len(pending)} to do")
+    done = len(chosen) - len(pending)
+    _print_note(f"{done} of {len(chosen)} files measured before, {len(pending)} to do")
     has_failed = False
     try:
         with Worker(60 * options.minutes, int(1e9 * options.memory)) as worker:
-            for name in dict.fromkeys(cell.model for cell in pending):
-                if results.costs(name) is None:
-                    results.keep_costs(name, worker.do(size_up, name))
-            for number, cell in enumerate(pending, total - len(pending) + 1):
-                start = time.perf_counter()
-                key, result = cell_key(cell), worker.do(work_on_cell, cell, scratch)
-                results.keep(cell, result | {"key": key})
-                has_failed |= "failed" in result
-                _print_note(f"{number}/{total} {cell}: {_in_words(result)}, {time.perf_counter() - start:.0f} s")
+            for name in dict.fromkeys(cell.model for cell in chosen):
+                for cell in (cell for cell in pending if cell.model == name):
+                    done += 1
+                    has_failed |= _measure_cell(worker, results, cell, scratch, f"{done}/{len(chosen)}")
+                if options.together:
+                    has_failed |= _compare_runtimes(worker, results, name, scratch, options.again)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return FAILED if has_failed else PASSED
+
+
+def _measure_cell(worker: Worker, results: Results, cell: Cell, scratch: Path, place: str) -> bool:
+    """Measure a cell and keep what came of it; whether it failed."""
+    from edgewise.studies.architectures.work import size_up, work_on_cell
+
+    if results.costs(cell.model) is None:
+        results.keep_costs(cell.model, worker.do(size_up, cell.model))
+    start = time.perf_counter()
+    key, result = cell_key(cell), worker.do(work_on_cell, cell, scratch)
+    results.keep(cell, result | {"key": key})
+    _print_note(f"{place} {cell}: {_in_words(result)}, {time.perf_counter() - start:.0f} s")
+    return "failed" in result
+
+
+def _compare_runtimes(worker: Worker, results: Results, name: str, scratch: Path, again: bool) -> bool:
+    """Time an architecture's int8 files side by side where that was not done; whether it failed."""
+    from edgewise.studies.architectures.together import is_current, list_compared, timed_targets, together_key
+    from edgewise.studies.architectures.work import compare_runtimes
+
+    kept = results.together(name)
+    if kept is not None and is_current(name, kept) and {*timed_targets(name)} <= {*list_compared(kept)} and not again:
+        return False
+    start = time.perf_counter()
+    comparison = worker.do(compare_runtimes, name, scratch)
+    results.keep_together(name, comparison | {"key": together_key(name, list_compared(comparison))})
+    times = ", ".join(f"{target} {file['ratio']:.2f}×" for target, file in comparison.get("files", {}).items())
+    _print_note(f"{name} side by side: {times or comparison.get('failed')}, {time.perf_counter() - start:.0f} s")
+    return "failed" in comparison
 
 
 def _in_words(result: dict[str, object]) -> str:

@@ -26,6 +26,9 @@ def adopt_results(document: Path, results: Results) -> int:
         current = row.get("key") == architecture.code_digest(row["model"])
         if current and results.costs(row["model"]) is None:
             results.keep_costs(row["model"], _measured_fields(row))
+    for row in (row for row in content.get("together", ()) if row["model"] in registered_names):
+        if results.together(row["model"]) is None:
+            results.keep_together(row["model"], _measured_fields(row) | {"key": row["key"]})
     rows = [
         (Cell(model=r["model"], target=r["target"], precision=r["precision"]), r)
         for r in content["files"]

@@ -42,19 +42,20 @@ class Refused(Exception):
 
 
 @lru_cache(maxsize=1)
-def _prepare_model(name: str) -> Prepared:
+def prepare_model(name: str) -> Prepared:
+    """The architecture of that name, as long as no other is asked for."""
     return prepare_network(models.get(name))
 
 
 @lru_cache(maxsize=1)
 def _capture_float(name: str) -> torch.export.ExportedProgram:
-    prepared = _prepare_model(name)
+    prepared = prepare_model(name)
     return capture_network(prepared.folded, prepared.shape)
 
 
 @lru_cache(maxsize=2)
 def _calibrate_graph(name: str, quantizer: Any) -> GraphModule:
-    return calibrate_network(_prepare_model(name), quantizer)
+    return calibrate_network(prepare_model(name), quantizer)
 
 
 class _File:
@@ -79,10 +80,34 @@ def _baseline(name: str, scratch: Path) -> _File:
     return _File(_capture_float(name), targets.get("onnx"), scratch)
 
 
+def baseline_file(name: str, scratch: Path) -> Path:
+    """Where it lies, as long as no other architecture's is asked for."""
+    return _baseline(name, scratch).artifact.path
+
+
+@lru_cache(maxsize=6)
+def _quantized(name: str, target_name: str, scratch: Path) -> tuple[_File, Tensor, dict[str, Any]]:
+    """As ``_make_file``. Several are kept: an architecture's are compared once each was measured by itself."""
+    target, prepared = targets.get(target_name), prepare_model(name)
+    graph = _calibrate_graph(name, target.quantizer(target.grids[0]))
+    logits = answer_images(graph, prepared.images)
+    facts = {
+        "islands": dict(sorted(float_islands(graph).items())),
+        "drift": asdict(compare_logits(logits, prepared.logits)),
+        "grid": target.grids[0].to_json(),
+    }
+    return _File(capture_network(graph, prepared.shape), target, scratch), logits, facts
+
+
+def int8_file(name: str, target: str, scratch: Path) -> Path:
+    """The architecture's int8 file for ``target``. Raises whatever the backend raises."""
+    return _quantized(name, target, scratch)[0].artifact.path
+
+
 def measure_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
     """Everything that is known of a cell, as JSON values. Raises whatever the backend raises."""
     target = targets.get(cell.target)
-    prepared = _prepare_model(cell.model)
+    prepared = prepare_model(cell.model)
     if cell.target in prepared.spec.cannot:
         raise Refused(prepared.spec.cannot[cell.target])
     file, expected, facts = _make_file(cell, target, prepared, scratch)
@@ -113,14 +138,7 @@ def _make_file(cell: Cell, target: Target, prepared: Prepared, scratch: Path) ->
         program = _capture_float(cell.model)
         file = _baseline(cell.model, scratch) if cell.target == "onnx" else _File(program, target, scratch)
         return file, prepared.logits, {}
-    graph = _calibrate_graph(cell.model, target.quantizer(target.grids[0]))
-    logits = answer_images(graph, prepared.images)
-    facts = {
-        "islands": dict(sorted(float_islands(graph).items())),
-        "drift": asdict(compare_logits(logits, prepared.logits)),
-        "grid": target.grids[0].to_json(),
-    }
-    return _File(capture_network(graph, prepared.shape), target, scratch), logits, facts
+    return _quantized(cell.model, cell.target, scratch)
 
 
 def _kinds(artifact: Artifact) -> list[str]:

@@ -40,6 +40,18 @@ class Results:
             if record is None or record.get("key") != cell_key(cell) or (again and record.get("failed")):
                 yield cell
 
+    def together(self, name: str) -> dict[str, Any] | None:
+        """The kept comparison of an architecture's int8 files, of whatever key, or None."""
+        try:
+            comparison: dict[str, Any] = json.loads(self._together(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return comparison
+
+    def keep_together(self, name: str, comparison: dict[str, Any]) -> None:
+        """Write it, whole or not at all."""
+        write_whole(self._together(name), json.dumps(comparison, indent=1, allow_nan=False).encode())
+
     def costs(self, name: str) -> dict[str, Any] | None:
         """Parameters and MACs of an architecture as its present code has them, or None."""
         try:
@@ -52,6 +64,9 @@ class Results:
         """Write them, whole or not at all."""
         document = figures | {"key": architecture.code_digest(name)}
         write_whole(self._costs(name), json.dumps(document, indent=1, allow_nan=False).encode())
+
+    def _together(self, name: str) -> Path:
+        return self.folder / f"{name}-together.json"
 
     def _costs(self, name: str) -> Path:
         return self.folder / f"{name}.json"

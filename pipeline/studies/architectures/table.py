@@ -14,8 +14,10 @@ from edgewise.models._published import PUBLISHED
 from edgewise.report import markdown
 from edgewise.store.whole import write_whole
 from edgewise.studies.architectures.cells import PRECISIONS, Cell, plan
+from edgewise.studies.architectures.choice import describe_choices
 from edgewise.studies.architectures.keys import cell_key
 from edgewise.studies.architectures.results import Results
+from edgewise.studies.architectures.together import is_current
 
 Result = Mapping[str, Any]
 Found = dict[tuple[str, str, str], Result]
@@ -48,11 +50,11 @@ def write(results: Results, folder: Path) -> list[Path]:
     results_by_cell = _collect_results(results, plan((), names, PRECISIONS))
     text, document = folder / "architectures.md", folder / "architectures.json"
     costs = {name: results.costs(name) or {} for name in models.names()}
-    write_whole(text, _markdown(results_by_cell, names, costs).encode())
-    write_whole(
-        document,
-        json.dumps(_json_document(results_by_cell, costs), indent=1, ensure_ascii=False, allow_nan=False).encode(),
-    )
+    together = {name: kept for name in models.names() if (kept := results.together(name))}
+    current = {name: is_current(name, kept) for name, kept in together.items()}
+    write_whole(text, _markdown(results_by_cell, names, costs, describe_choices(together, current)).encode())
+    content = _json_document(results_by_cell, costs, together)
+    write_whole(document, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode())
     return [text, document]
 
 
@@ -73,22 +75,23 @@ def _is_current(result: Result, cell: Cell) -> bool:
         return True  # measured elsewhere; nothing here can tell
 
 
-def _json_document(results: Found, costs: Mapping[str, Result]) -> dict[str, Any]:
+def _json_document(results: Found, costs: Mapping[str, Result], together: Mapping[str, Result]) -> dict[str, Any]:
     sizes = [{"model": name, **costs[name], "published": _published_figures(name)} for name in costs]
     rows = [
         {"model": model, "target": target, "precision": precision}
         | {k: v for k, v in result.items() if k not in ("facts", "grid")}
         for (model, target, precision), result in results.items()
     ]
-    return {"schema": 1, "models": sizes, "files": rows}
+    comparisons = [{"model": name, **kept} for name, kept in together.items()]
+    return {"schema": 1, "models": sizes, "files": rows, "together": comparisons}
 
 
 def _published_figures(name: str) -> dict[str, Any] | None:
     return asdict(PUBLISHED[name]) if name in PUBLISHED else None
 
 
-def _markdown(results: Found, wanted: Sequence[str], costs: Mapping[str, Result]) -> str:
-    parts = [_INTRODUCTION, _sizes(costs)]
+def _markdown(results: Found, wanted: Sequence[str], costs: Mapping[str, Result], choices: str) -> str:
+    parts = [_INTRODUCTION, _sizes(costs), *([choices] if choices else [])]
     parts += [_of_target(results, target) for target in wanted]
     parts.append(_rest_note(results, wanted))
     return "\n".join(parts)
@@ -146,7 +149,7 @@ def _cells(result: Result | None, width: int, columns: Any) -> list[str]:
     if result is None:
         return ["–"] * width
     if reason := why_unmeasured(result):
-        return [_escape_cell(reason), *[""] * (width - 1)]
+        return [markdown.escape_cell(reason), *[""] * (width - 1)]
     cells: list[str] = columns(result)
     return cells if result["current"] else [f"{cells[0]} †", *cells[1:]]
 
@@ -186,16 +189,12 @@ def _time_text(result: Result) -> str:
 
 
 def _counts_text(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {_escape_cell(name)}" for name, count in counts.items()) or "0"
+    return ", ".join(f"{count} {markdown.escape_cell(name)}" for name, count in counts.items()) or "0"
 
 
 def _amount(macs: float) -> str:
     unit, name = next(((unit, name) for unit, name in ((1e9, "G"), (1e6, "M")) if macs >= unit), (1e3, "k"))
     return f"{macs / unit:.4g} {name}"
-
-
-def _escape_cell(text: str) -> str:
-    return " ".join(text.split())[:240].replace("|", "\\|").replace("_", "\\_").replace("<", "&lt;")
 
 
 def _rest_note(results: Found, wanted: Sequence[str]) -> str:

@@ -19,6 +19,16 @@ def size_up(name: str) -> dict[str, Any]:
         return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
 
 
+def compare_runtimes(name: str, scratch: Path) -> dict[str, Any]:
+    """The result of ``measure_together``, or ``{"failed": reason}``."""
+    from edgewise.studies.architectures.together import measure_together
+
+    try:
+        return measure_together(name, scratch)
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
+
+
 def work_on_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
     """The result of ``measure_cell``, or ``{"failed": reason}``."""
     from edgewise.studies.architectures.measure import Refused, measure_cell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,9 @@ from edgewise.calib_data import Data
 from edgewise.device import adb, archive, bundle
 from edgewise.device.adb import Adb
 from edgewise.device.bundle import Bundle
+from edgewise.images.normalise import feed_images
+from edgewise.images.preprocess import Fed, Preprocess, is_channels_last
+from edgewise.images.wrapper import Wrapper
 from edgewise.measure.values import Accuracy, Difference
 from edgewise.report.document import Report
 from edgewise.report.rows import ArtifactFile, Row
@@ -53,15 +58,19 @@ def classifier() -> np.ndarray[Any, Any]:
     return found.astype(np.float32)
 
 
-def write_onnx(path: Path, *weights: np.ndarray[Any, Any], shape: tuple[int, ...] = (1, 8, 8)) -> None:
+def write_onnx(
+    path: Path, *weights: np.ndarray[Any, Any], shape: tuple[int, ...] = (1, 8, 8), takes_bytes: bool = False
+) -> None:
     """Flattened images times one matrix after the other; by hand, since exporting takes many times longer."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    nodes = [helper.make_node("Flatten", ["images"], ["0"])]
+    nodes = [helper.make_node("Cast", ["images"], ["cast"], to=TensorProto.FLOAT)] if takes_bytes else []
+    nodes.append(helper.make_node("Flatten", ["cast" if takes_bytes else "images"], ["0"]))
     nodes += [helper.make_node("MatMul", [str(i), f"w{i}"], [str(i + 1)]) for i in range(len(weights))]
     held = [numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)]
-    given = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, *shape])
+    kind = TensorProto.UINT8 if takes_bytes else TensorProto.FLOAT
+    given = helper.make_tensor_value_info("images", kind, [1, *shape])
     told = helper.make_tensor_value_info(str(len(weights)), TensorProto.FLOAT, [1, weights[-1].shape[1]])
     model = helper.make_model(
         helper.make_graph(nodes, "net", [given], [told], held),
@@ -101,7 +110,8 @@ def write_card(
     target = targets.get(target_name)
     chosen = golden.choose(data.test)
     assert target.load is not None
-    answers = target.load(path, 1)(chosen.images.float() / 255)
+    spec = SimpleNamespace(mean=fields.get("mean", (0.0,)), std=fields.get("std", (1.0,)))
+    answers = target.load(path, 1)(feed_images(chosen.images, spec, fields.get("fed", "normalised")))
     kept_golden = golden.Golden(chosen.images, chosen.index, answers)
     record = None
     if golden.can_compare(answers, answers):
@@ -250,6 +260,51 @@ def pte_bundled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     files = [write_pte(run, "narrow.pte", classifier()), write_file(run, "narrow.onnx", "float32", classifier())]
     Report(recipe={"name": "pte", "data": "digits", "seed": 0}, environment={}, artifacts=files).write(run)
     return bundle.write(run, images=60)
+
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.5)
+FEDS: tuple[Fed, ...] = ("normalised", "channels-last", "bytes")
+
+
+@pytest.fixture(scope="session")
+def fed_bundled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Files for images of three colours, one of each way to be fed, for ONNX Runtime and, where it is there, ExecuTorch."""
+    from PIL import Image
+
+    folder, draw = tmp_path_factory.mktemp("fed"), np.random.default_rng(0)
+    for part, name, index in itertools.product(("train", "val"), "ab", range(10)):
+        place = folder / "images" / part / name
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (6, 10, 3)).astype(np.uint8)).save(place / f"{index}.png")
+    data = calib_data.load(calib_data.with_options(f"imagefolder:{folder / 'images'}", {"size": 8})[0], 0)
+    files, weights = [], draw.normal(size=(3, 8, 8, 2)).astype(np.float32)
+    for fed in FEDS:
+        files.append(_write_fed_onnx(folder / "run", fed, weights, data))
+        if importlib.util.find_spec("executorch") is not None:
+            files.append(_write_fed_pte(folder / "run", fed, weights, data))
+    Report(recipe={"name": "fed", "data": data.name, "seed": 0}, environment={}, artifacts=files).write(folder / "run")
+    return bundle.write(folder / "run")
+
+
+def _write_fed_onnx(run: Path, fed: Fed, weights: np.ndarray[Any, Any], data: Data) -> ArtifactFile:
+    """One matrix for images that lie as ``fed`` says; weights [channels, height, width, classes]."""
+    path = run / "artifacts/onnx" / f"{fed}.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    laid = weights.transpose(1, 2, 0, 3) if is_channels_last(fed) else weights
+    write_onnx(path, laid.reshape(-1, weights.shape[-1]).copy(), shape=laid.shape[:3], takes_bytes=fed == "bytes")
+    return write_card(run, path, "onnx", "float32", data, fed=fed, mean=MEAN, std=STD)
+
+
+def _write_fed_pte(run: Path, fed: Fed, weights: np.ndarray[Any, Any], data: Data) -> ArtifactFile:
+    linear = torch.nn.Linear(weights[..., 0].size, weights.shape[-1], bias=False)
+    linear.weight.data = torch.from_numpy(weights.reshape(-1, weights.shape[-1]).T.copy())
+    around = Wrapper(preprocess=Preprocess(fed=fed), mean=MEAN, std=STD)
+    network = around.around(torch.nn.Sequential(torch.nn.Flatten(), linear).eval())
+    path = run / "artifacts/xnnpack" / f"{fed}.pte"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program = torch.export.export(network, (around.example(data.shape),))
+    targets.get("xnnpack").export(program, path, targets.USUAL)
+    return write_card(run, path, "xnnpack", "float32", data, fed=fed, mean=MEAN, std=STD)
 
 
 @pytest.fixture

@@ -274,6 +274,15 @@ def test_a_folder_of_images_is_prepared_as_the_files_card_says(
     assert rows[0].verdict == "not-checked" and "the test set has no more" in rows[0].reason
 
 
+def test_files_are_fed_as_their_cards_say(fed_bundled: Bundle, tmp_path: Path) -> None:
+    link, request = Local(folder=str(tmp_path / "there")), Request(mode=("--brief", "0.1"))
+    rows = bench.measure(fed_bundled, link, request, lambda text: None, "here", 0.05).rows
+    assert {row.file.partition(".")[0] for row in rows} == {"normalised", "channels-last", "bytes"}
+    for row in rows:
+        assert "0 of 16 in another class" in row.golden, (row.file, row.golden)
+        assert row.accuracy and row.accuracy.vs_baseline.delta == 0
+
+
 def test_a_run_that_wrote_nothing_is_told_apart_from_one_for_other_targets(tmp_path: Path) -> None:
     Report(recipe={"name": "own", "data": "digits", "seed": 0}, environment={}, artifacts=[]).write(tmp_path)
     with pytest.raises(RequestError, match=r"found none: the run stopped before it wrote one.*--keep-going"):

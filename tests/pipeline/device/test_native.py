@@ -204,6 +204,15 @@ def test_the_program_measures_as_the_runner_in_python_does(
 
 
 @pytest.mark.slow
+def test_the_program_feeds_files_as_their_cards_say(native_program: Path, fed_bundled: Bundle, tmp_path: Path) -> None:
+    link, request = Local(folder=str(tmp_path / "there")), Request(mode=("--brief", "0.1"), native=native_program)
+    rows = bench.measure(fed_bundled, link, request, lambda text: None, "program", every=0.1).rows
+    told = {row.file: row.golden for row in rows if row.file.endswith(".pte")}
+    assert set(told) == {"normalised.pte", "channels-last.pte", "bytes.pte"}
+    assert all("0 of 16 in another class" in words for words in told.values()), told
+
+
+@pytest.mark.slow
 def test_a_killed_program_goes_on_from_what_is_finished(
     native_program: Path, pte_bundled: Bundle, tmp_path: Path
 ) -> None:

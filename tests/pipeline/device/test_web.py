@@ -42,6 +42,15 @@ def test_a_browsers_answers_are_the_hosts_and_its_times_do_not_rank(bundled: Bun
         assert "0 of 16 in another class" in row.golden and row.runtime.startswith("onnxruntime-web 1.")
 
 
+def test_a_browser_feeds_files_as_their_cards_say(fed_bundled: Bundle, runtime: Path) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("needs node: sudo apt-get install nodejs")
+    rows = web.measure(fed_bundled, "web://node", replace(BRIEF, web_runtime=runtime), print, "node").rows
+    told = {row.file: row.golden for row in rows if row.file.endswith(".onnx")}
+    assert set(told) == {"normalised.onnx", "channels-last.onnx", "bytes.onnx"}
+    assert all("0 of 16 in another class" in words for words in told.values()), told
+
+
 @pytest.mark.parametrize("address", ["web://firefox", "web://:99999", "web:/", "web://chromium:x"])
 def test_what_is_no_address_is_refused(bundled: Bundle, address: str) -> None:
     with pytest.raises(RequestError, match="wanted web://"):

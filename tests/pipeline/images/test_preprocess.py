@@ -38,6 +38,9 @@ def test_bytes_and_normalised_images_give_the_network_the_same() -> None:
     inside = baking(fed="bytes").around(Identity())(feed_images(images, Spec(), "bytes"))
     assert torch.allclose(inside, normalise(images, Spec()), atol=2e-6)
     assert torch.equal(feed_images(images, Spec(), "normalised"), normalise(images, Spec()))
+    turned = feed_images(images, Spec(), "channels-last")
+    assert turned.shape == (3, 5, 4, 2) and torch.equal(turned[2, 1, 3, 1], normalise(images, Spec())[2, 1, 1, 3])
+    assert torch.equal(baking(fed="channels-last").around(Identity())(turned), normalise(images, Spec()))
 
 
 def test_softmax_turns_logits_into_probabilities() -> None:
@@ -56,7 +59,11 @@ def test_nothing_asked_for_leaves_the_network_alone() -> None:
 
 @pytest.mark.parametrize(
     ("fed", "shape", "dtype", "sides"),
-    [("normalised", (1, 2, 5, 4), torch.float32, (2, 3)), ("bytes", (1, 5, 4, 2), torch.uint8, (1, 2))],
+    [
+        ("normalised", (1, 2, 5, 4), torch.float32, (2, 3)),
+        ("channels-last", (1, 5, 4, 2), torch.float32, (1, 2)),
+        ("bytes", (1, 5, 4, 2), torch.uint8, (1, 2)),
+    ],
 )
 def test_what_a_file_is_fed(fed: str, shape: tuple[int, ...], dtype: torch.dtype, sides: tuple[int, int]) -> None:
     example = baking(fed=fed).example((2, 5, 4))

@@ -110,6 +110,21 @@ def test_core_ml_has_no_image_of_two_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(targets.names()))
+def test_floats_whose_channels_come_last(name: str, tmp_path: Path) -> None:
+    target = able(name)
+    if not target.takes_channels_last:
+        pytest.skip(f"{name} takes no floats with their channels last, and a request for them is refused")
+    around = baking(fed="channels-last")
+    written = target.export(captured(around, RANGE), tmp_path / f"net{target.suffix}", Packaging(sizes=RANGE))
+    run = target.load(written.path, 1) if target.load is not None else pytest.fail(f"{name} has no runtime")
+    network = Network().eval()
+    for size in ((8, 8), *sizes_to_try(RANGE)):
+        images = bytes_of(size).float() / 64 - 2
+        with torch.inference_mode():
+            assert torch.allclose(run(images), network(images.permute(0, 3, 1, 2)), atol=2e-3), size
+
+
+@pytest.mark.parametrize("name", list(targets.names()))
 def test_sizes_that_a_target_does_not_have_are_refused(name: str, tmp_path: Path) -> None:
     try:
         target = targets.get(name)

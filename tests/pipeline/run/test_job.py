@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgewise import targets
 from edgewise.calib_data import DataError
 from edgewise.catalogue import find_recipe
 from edgewise.errors import EdgewiseError, LoweringError, RequestError, StageError, StoreError
+from edgewise.images.preprocess import Fed, Preprocess
 from edgewise.models import ModelError
 from edgewise.recipe import Recipe
 from edgewise.recipes import demo
@@ -151,6 +153,20 @@ def test_wrong_fields(
 ) -> None:
     with pytest.raises(error, match=wanted):
         resolve_recipe(override_fields(recipe, change), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", list(targets.names()))
+@pytest.mark.parametrize("fed", ["bytes", "channels-last"])
+def test_a_target_that_cannot_be_fed_so_is_refused(recipe: Recipe, tmp_path: Path, name: str, fed: Fed) -> None:
+    try:
+        target = targets.get(name)
+    except targets.MissingBackend as error:
+        pytest.skip(str(error))
+    if target.takes_bytes if fed == "bytes" else target.takes_channels_last:
+        pytest.skip(f"{name} writes such files")
+    asked = dataclasses.replace(recipe, targets=(name,), runtime="onnx", preprocess=Preprocess(fed=fed))
+    with pytest.raises(RequestError, match=f"'{name}' writes no file that is fed .*; leave --feed {fed} out for it"):
+        resolve_recipe(asked, tmp_path / "out")
 
 
 def test_cuda_without_a_gpu(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from edgewise.images.preprocess import Fed, Preprocess
+from edgewise.images.wrapper import Wrapper
 from edgewise.report.rows import Row
 from edgewise.run.usage import describe_usage, usage_path, write_usage
 from edgewise.targets import MissingBackend, get
@@ -44,16 +46,17 @@ def card(target: str, names: tuple[str, str] | None = None, **changes: Any) -> C
     return replace(plain, **changes)
 
 
+@pytest.mark.parametrize("fed", ["normalised", "channels-last"])
 @pytest.mark.parametrize("target", ["onnx", "xnnpack", "litert"])
-def test_the_python_code_answers_as_the_network_does(target: str, tmp_path: Path) -> None:
+def test_the_python_code_answers_as_the_network_does(target: str, fed: Fed, tmp_path: Path) -> None:
     try:
         found = get(target)
     except MissingBackend as missing:
         pytest.skip(str(missing))
-    example = torch.zeros(1, 3, 8, 12)
+    wrapper = Wrapper(preprocess=Preprocess(fed=fed), mean=MEAN, std=STD)
     path = tmp_path / f"model{found.suffix}"
-    get(target).export(torch.export.export(network(), (example,)), path)
-    kept = card(target, found.tensors(path) if found.tensors else None)
+    get(target).export(torch.export.export(wrapper.around(network()), (wrapper.example((3, 8, 12)),)), path)
+    kept = card(target, found.tensors(path) if found.tensors else None, fed=fed)
     write_usage(path, kept)
     path_of(path).write_text('{"classes": ["ant", "bee", "cat"]}', encoding="utf-8")
     picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
@@ -79,11 +82,11 @@ def test_the_python_code_answers_as_the_network_does(target: str, tmp_path: Path
         (".ethosu", []),
     ],
 )
-@pytest.mark.parametrize("fed", ["normalised", "bytes"])
+@pytest.mark.parametrize("fed", ["normalised", "channels-last", "bytes"])
 def test_every_runtime_s_languages_are_there_with_the_file_s_own_names(
     suffix: str, languages: list[str], fed: Any
 ) -> None:
-    shape = [1, 8, 12, 3] if fed == "bytes" else [1, 3, 8, 12]
+    shape = [1, 3, 8, 12] if fed == "normalised" else [1, 8, 12, 3]
     told = card("any", ("pixels", "scores"), fed=fed)
     text = describe_usage(Path(f"m{suffix}"), replace(told, input=dict(told.input) | {"shape": shape}))
     assert re.findall(r"```(\w+)\n", text) == languages
@@ -95,8 +98,9 @@ def test_every_runtime_s_languages_are_there_with_the_file_s_own_names(
             assert "pixels" in code, language
         if language == "python":
             compile(code, "usage", "exec")
-        elif fed == "normalised":
+        elif fed != "bytes":
             assert "[0.4, 0.5, 0.6]" in code and "[0.2, 0.25, 0.5]" in code, language
+            assert ("channels last" in code) == (fed == "channels-last"), language
 
 
 def test_one_mean_serves_every_channel() -> None:

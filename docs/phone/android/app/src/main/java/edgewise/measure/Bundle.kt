@@ -38,23 +38,25 @@ class Bundle(val sha256: String, private val read: (String) -> ByteArray) {
 fun digest(content: ByteArray): String =
     MessageDigest.getInstance("SHA-256").digest(content).joinToString("") { "%02x".format(it) }
 
-/** What a file is fed: bytes [1, H, W, C], or floats [1, C, H, W], (bytes / 255 - mean) / std by channel. */
+/** What a file is fed: bytes [1, H, W, C], or floats, (bytes / 255 - mean) / std by channel, [1, C, H, W] or [1, H, W, C]. */
 class Fed(val floats: FloatArray?, val bytes: ByteArray?, val shape: LongArray)
 
 fun feed(file: JSONObject, images: ByteArray, index: Int, shape: IntArray): Fed {
     val (channels, height, width) = shape
     val area = height * width
     val start = index * channels * area
+    val last = longArrayOf(1, height.toLong(), width.toLong(), channels.toLong())
     if (file.getString("fed") == "bytes") {
         val laid = ByteArray(channels * area) { images[start + it % channels * area + it / channels] }
-        return Fed(null, laid, longArrayOf(1, height.toLong(), width.toLong(), channels.toLong()))
+        return Fed(null, laid, last)
     }
     val mean = file.getJSONArray("mean")
     val std = file.getJSONArray("std")
+    val isLast = file.getString("fed") == "channels-last"
     val laid = FloatArray(channels * area) {
-        val channel = it / area
-        val value = (images[start + it].toInt() and 255) / 255f
+        val channel = if (isLast) it % channels else it / area
+        val value = (images[start + channel * area + (if (isLast) it / channels else it % area)].toInt() and 255) / 255f
         (value - mean.getDouble(channel).toFloat()) / std.getDouble(channel).toFloat()
     }
-    return Fed(laid, null, longArrayOf(1, channels.toLong(), height.toLong(), width.toLong()))
+    return Fed(laid, null, if (isLast) last else longArrayOf(1, channels.toLong(), height.toLong(), width.toLong()))
 }
