@@ -105,7 +105,7 @@ def _alone(name: str, runtime: str) -> None:
         extras = dict.fromkeys((runtime, name)) if runtime == "onnx" else (name,)
         _install(session, ",".join(extras))
         if name == "onnx_web":
-            session.run("npm", "install", "--no-save", "--no-package-lock", "onnxruntime-web@1", external=True)
+            _install_web_runtime(session)
         if runtime != "onnx":
             session.install("pytest>=9")
             session.run("python", "-m", "pytest", f"tests/targets/test_{name}.py")
@@ -116,6 +116,10 @@ def _alone(name: str, runtime: str) -> None:
         f"One network for {name} alone, in an environment of its own: ResNet-20 where it is given, else digits."
     )
     nox.session(python=PYTHON, name=name)(build)
+
+
+def _install_web_runtime(session: nox.Session) -> None:
+    session.run("npm", "install", "--no-save", "--no-package-lock", "onnxruntime-web@1", external=True)
 
 
 def _network(session: nox.Session) -> list[str]:
@@ -212,8 +216,12 @@ def prune_time(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def journey(session: nox.Session) -> None:
-    """Every architecture at full size to every target: ``nox -s journey -- resnet18 --target onnx``."""
-    _install(session, ALL)
+    """Every architecture at full size to every target: ``nox -s journey -- resnet18 --target onnx --target litert``."""
+    given = session.posargs
+    named = [name for flag, name in zip(given, given[1:], strict=False) if flag == "--target"]
+    _install(session, ",".join(dict.fromkeys([*ALL.split(","), *named])))
+    if "onnx_web" in named:
+        _install_web_runtime(session)
     session.run("python", "-m", "edgewise.studies.architectures", *session.posargs)
 
 
