@@ -20,6 +20,7 @@ from edgewise.stages.prune.channels import (
     INSTANCE_NORMS,
     NORMS_OVER_CHANNELS,
     WEIGHTED,
+    OwnChannels,
     channels_of,
     heads_of,
     tie_of,
@@ -28,7 +29,7 @@ from edgewise.stages.prune.coupling import Alone, Coupling, Group, Member
 from edgewise.stages.prune.flow import follow_channels
 from edgewise.stages.prune.labels import Flow, Touch
 
-_CUTTABLE = (*WEIGHTED, *BATCH_NORMS, *INSTANCE_NORMS, *NORMS_OVER_CHANNELS, nn.PReLU, PadShortcut)
+_CUTTABLE = (*WEIGHTED, *BATCH_NORMS, *INSTANCE_NORMS, *NORMS_OVER_CHANNELS, nn.PReLU, PadShortcut, OwnChannels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,48 @@ INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 NORMS_OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm)
 WEIGHTED = (*CONVS, nn.Linear)
 
-_PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
+WHOLE = (*BATCH_NORMS, *INSTANCE_NORMS, *NORMS_OVER_CHANNELS, nn.PReLU)
+"""Layers whose tensors are cut all together."""
+PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 """Tensors of a norm with one value per channel."""
+
+
+class OwnChannels(nn.Module):
+    """A module's own tensor that has values for each channel of what it meets, along one of its dimensions: a learned scale, a
+    frozen norm's mean, positions that are added to tokens."""
+
+    def __init__(self, holder: nn.Module, tensor: str, dim: int) -> None:
+        super().__init__()
+        object.__setattr__(self, "holder", holder)  # not as a child: it would be its own ancestor
+        self.tensor, self.dim = tensor, dim
+
+    @property
+    def values(self) -> Tensor:
+        """The tensor itself."""
+        values: Tensor = getattr(self.holder, self.tensor)
+        return values
+
+
+def name_part(layer: str, tensor: str, dim: int) -> str:
+    """What such a tensor is called among layers: ``stages.0.gamma[0]``."""
+    return f"{layer}.{tensor}[{dim}]" if layer else f"{tensor}[{dim}]"
+
+
+def find_part(model: nn.Module, name: str) -> nn.Module:
+    """A module of ``model`` by its name, or the channels of one of its tensors, as ``name_part`` calls them."""
+    key, bracket, dim = name.removesuffix("]").rpartition("[")
+    if not bracket:
+        return model.get_submodule(name)
+    owner, _, tensor = key.rpartition(".")
+    return OwnChannels(model.get_submodule(owner), tensor, int(dim))
+
+
+def channel_dim(values: Tensor, channels: int, at: int, *, strict: bool = False) -> int | None:
+    """The dimension of a tensor with so many values: ``at``, else the only one, but not where ``strict``; None for none."""
+    if -values.dim() <= at < values.dim() and values.shape[at] == channels:
+        return at % values.dim()
+    dims = [dim for dim, size in enumerate(values.shape) if size == channels]
+    return dims[0] if len(dims) == 1 and not strict else None
 
 
 def heads_of(module: nn.Module) -> int:
@@ -58,6 +98,8 @@ def channels_of(module: nn.Module, side: Side) -> float:
         return module.normalized_shape[-1]
     if isinstance(module, nn.GroupNorm):
         return module.num_channels
+    if isinstance(module, OwnChannels):
+        return module.values.shape[module.dim]
     return module.num_parameters if isinstance(module, nn.PReLU) and module.num_parameters > 1 else math.inf
 
 
@@ -103,6 +145,8 @@ def cut_layer(module: nn.Module, out: Collection[int], into: Collection[int]) ->
         _set_tensor(module, "weight", _without_channels(_without_channels(module.weight, 0, out), 1, into))
         _set_tensor(module, "bias", None if module.bias is None else _without_channels(module.bias, 0, out))
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, OwnChannels):
+        _set_tensor(module.holder, module.tensor, _without_channels(module.values, module.dim, out or into))
     else:
         _cut_norm(module, out or into)
 
@@ -154,7 +198,7 @@ def _cut_norm(module: Any, gone: Collection[int]) -> None:
         module.num_parameters = channels
     else:
         module.num_features = channels
-    for name in _PER_CHANNEL:
+    for name in PER_CHANNEL:
         tensor = getattr(module, name, None)
         if isinstance(tensor, Tensor):
             _set_tensor(module, name, _without_channels(tensor, tensor.dim() - 1, gone))

@@ -19,6 +19,7 @@ from edgewise.stages.prune.channels import (
     Side,
     channels_of,
     cut_layer,
+    find_part,
     heads_of,
     ignore_inputs,
     is_multiplier,
@@ -112,7 +113,7 @@ def cut_channels(model: nn.Module, groups: Sequence[Group], removed: Removed) ->
             attention = model.get_submodule(group.attention)
             attention.num_heads = heads_of(attention) - len(blocks)  # type: ignore[assignment]
     for name, indices in channels_to_cut(groups, removed).items():
-        cut_layer(model.get_submodule(name), sorted(indices.get("out", ())), sorted(indices.get("in", ())))
+        cut_layer(find_part(model, name), sorted(indices.get("out", ())), sorted(indices.get("in", ())))
 
 
 def outputs_left(model: nn.Module, cuts: Sequence[Cut]) -> dict[str, list[int]]:

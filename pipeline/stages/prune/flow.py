@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from edgewise.models._layers import PadShortcut
 from edgewise.stages.prune.channels import WEIGHTED
-from edgewise.stages.prune.labels import Flow, pairs_of, varying_dims
+from edgewise.stages.prune.labels import Flow, every_dim_but, pairs_of, varying_dims
 from edgewise.stages.prune.layer_rules import RULES
 from edgewise.stages.prune.one_pass import Pass
 from edgewise.stages.prune.operations import (
@@ -40,7 +40,7 @@ from edgewise.stages.prune.operations import (
     name_of,
     pad_labels,
 )
-from edgewise.stages.prune.own_tensors import Owned, same_storage
+from edgewise.stages.prune.own_tensors import Owned, computed_from, same_storage
 
 
 def follow_channels(model: nn.Module, example: Tensor, aided: bool = False) -> Flow:
@@ -114,10 +114,11 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """No labels yet: layers make them; what is computed from the network's own tensors is told as theirs."""
         name = name_of(func)
         is_fed = any(self._seen.is_fed(tensor) for tensor in tensors)
-        owner = next((owner_of for tensor in tensors if (owner_of := self._seen.owner(tensor))), None)
-        if owner is not None and not is_fed:
+        owners = [owner for tensor in tensors if (owner := self._seen.owner(tensor))]
+        if owners and not is_fed:
             for tensor in tree_leaves(result):
-                self._seen.own(tensor, Owned(owner.layer, owner.tensor, owner.itself and same_storage(tensor, tensors)))
+                itself = len(owners) == 1 and owners[0].itself and same_storage(tensor, tensors)
+                self._seen.own(tensor, computed_from(owners, itself))
         elif name in RULES:
             RULES[name](self._seen, bind_arguments(func, args, kwargs), result)
         elif name in MOVES and tensors:
@@ -128,6 +129,8 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in RULES:
             RULES[name](self._seen, arguments, result)
         elif name in MOVES:
+            if name == "cat":
+                self._meet_joined(tensors, arguments["dim"])
             self._move(func, args, kwargs, result)
             self._regroup(name, arguments, result)
         elif name in MIXES:
@@ -209,7 +212,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tensors:
             owner = None if self._seen.labelled(tensor) else self._seen.owner(tensor)
             if owner is not None and self._is_free(owner):
-                notes.stop(_labels_across(joint, tensor), f"its channels meet a free parameter ({owner.words})")
+                self._meet(joint, tensor, owner)
         for tensor in tree_leaves(result):
             if not isinstance(tensor, Tensor):
                 continue
@@ -217,6 +220,31 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._seen.shadow(tensor).copy_(joint)
             else:
                 self._seen.keep(tensor, joint.expand(tensor.shape).clone())
+
+    def _meet_joined(self, tensors: Sequence[Tensor], dim: int) -> None:
+        """Tensors of the network's own that stand beside channels, as a class token beside others, carry those channels, too."""
+        labels = next(self._seen.shadow(tensor) for tensor in tensors if self._seen.labelled(tensor))
+        for tensor in tensors:
+            owner = None if self._seen.labelled(tensor) else self._seen.owner(tensor)
+            dims = [place for place in varying_dims(labels) if place != dim % labels.dim()]
+            if owner is None or len(dims) != 1 or tensor.dim() != labels.dim():
+                continue
+            places = self._seen.notes.merge(labels, every_dim_but(dims[0], labels.dim()), owner.words)
+            if self._seen.meet(owner, places.flatten(), dims[0] - labels.dim()):
+                self._seen.keep(tensor, places.expand(tensor.shape).clone())
+            else:
+                self._seen.notes.stop(labels, f"its channels meet a free parameter ({owner.words})")
+
+    def _meet(self, labels: Tensor, tensor: Tensor, owner: Owned) -> None:
+        """A tensor of the network's own meets channels: it goes with them where it has one value for each; else they stay."""
+        dims = _crossed_dims(labels, tensor)
+        if not dims:
+            return
+        if len(dims) == 1:
+            places = self._seen.notes.merge(labels, every_dim_but(dims[0], labels.dim()), owner.words).flatten()
+            if self._seen.meet(owner, places, dims[0] - labels.dim()):
+                return
+        self._seen.notes.stop(labels, f"its channels meet a free parameter ({owner.words})")
 
     def _is_free(self, owner: Owned) -> bool:
         """Whether a tensor of the network is not cut with the layer that holds it."""
@@ -249,8 +277,7 @@ def _shadow_arguments(args: Any, seen: Pass, name: str) -> list[Any]:
     return [swap(value, number == 0) for number, value in enumerate(args)]
 
 
-def _labels_across(labels: Tensor, tensor: Tensor) -> Tensor:
-    """The labels, if they differ along a dimension in which ``tensor`` has a value for each."""
+def _crossed_dims(labels: Tensor, tensor: Tensor) -> list[int]:
+    """Dimensions along which the labels differ and ``tensor`` has a value for each."""
     sizes = (*[1] * (labels.dim() - tensor.dim()), *tensor.shape)
-    is_crossed = any(sizes[dim - labels.dim()] > 1 for dim in varying_dims(labels))
-    return labels if is_crossed else labels.new_zeros(0)
+    return [dim for dim in varying_dims(labels) if sizes[dim - labels.dim()] > 1]

@@ -26,12 +26,33 @@ def convolution(seen: Pass, bound: Bound, result: Tensor) -> None:
     module = seen.modules[name]
     read = seen.read(x, 1, name)
     depthwise = groups == len(read) > 1
-    if not (depthwise and result.shape[1] == groups):
+    one_side = depthwise and result.shape[1] == groups
+    if not one_side:
         seen.notes.touch(name, module, "in", read)
     labels = seen.made(name, module, result, result.shape[1])
+    _meet_in_weight(seen, name, weight, labels, None if one_side else read)
     if depthwise:
         filters = len(labels) // groups
         seen.notes.tie(labels, read.repeat_interleave(filters))
+
+
+def _meet_in_weight(seen: Pass, name: str, weight: Tensor, outputs: Tensor, inputs: Tensor | None) -> None:
+    """What a layer's weight is computed from beside its own goes with its channels: a gain for each output, a mask of its shape.
+
+    ``outputs``, ``inputs``: their labels; no inputs where they are the outputs'.
+    """
+    owner = seen.owner(weight)
+    if owner is None or owner.itself or all(part == (name, "weight") for part in owner.parts):
+        return
+    at = 1 if getattr(seen.modules[name], "transposed", False) else 0
+    if seen.meet(owner, outputs, at, but=name):
+        if inputs is not None:
+            seen.meet(owner, inputs, 1 - at, but=name, strict=True)
+        return
+    others = [f"{layer}.{tensor}" for layer, tensor in owner.parts if (layer, tensor) != (name, "weight")]
+    for labels in (outputs, inputs):
+        if labels is not None:
+            seen.notes.stop(labels, f"its weight is computed from more than itself ({', '.join(others)})")
 
 
 def _foreign_convolution(seen: Pass, x: Tensor, weight: Tensor, groups: int, result: Tensor) -> None:
@@ -65,8 +86,10 @@ def _linear(seen: Pass, x: Tensor, weight: Tensor, dims: tuple[int, int], result
         return
     module = seen.modules[name]
     along = x.dim() + dims[0]
-    seen.notes.touch(name, module, "in", seen.read(x, along, name))
-    seen.made(name, module, result, result.shape[along], along)
+    read = seen.read(x, along, name)
+    seen.notes.touch(name, module, "in", read)
+    labels = seen.made(name, module, result, result.shape[along], along)
+    _meet_in_weight(seen, name, weight, labels, read)
 
 
 def _contraction(seen: Pass, one: Tensor, other: Tensor, result: Tensor) -> None:
@@ -113,8 +136,15 @@ def batch_norm(seen: Pass, bound: Bound, result: Any) -> None:
     x = bound["input"]
     name = name or seen.running(kinds)
     if name is None and free is not None:
-        seen.notes.stop(seen.shadow(x), f"its channels meet a free parameter ({free.words})")
+        owners = [owner for t in _NORM_TENSORS if (owner := seen.owner(bound[t]))]
+        labels = seen.read(x, 1, free.words)
+        met = [seen.meet(owner, labels, 0) for owner in owners]  # every one, whatever became of the others
+        if not all(met):
+            seen.notes.stop(seen.shadow(x), f"its channels meet a free parameter ({free.words})")
     _norm(seen, x, 1, name, result[0])
+
+
+_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 def layer_norm(seen: Pass, bound: Bound, result: Any) -> None:
@@ -136,7 +166,13 @@ def prelu(seen: Pass, bound: Bound, result: Tensor) -> None:
     weight = bound["weight"]
     name = seen.layer_of(weight, (nn.PReLU,)) if weight.numel() > 1 else None
     owner = seen.owner(weight)
-    if name is None and weight.numel() > 1 and owner is not None:
+    x = bound["self"]
+    if (
+        name is None
+        and weight.numel() > 1
+        and owner is not None
+        and not seen.meet(owner, seen.read(x, 1, owner.words), 0)
+    ):
         seen.notes.stop(seen.shadow(bound["self"]), f"its channels meet a free parameter ({owner.words})")
     if name is None:
         seen.keep(result, seen.shadow(bound["self"]).clone())

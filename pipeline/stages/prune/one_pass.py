@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgewise.stages.prune.channels import PER_CHANNEL, WHOLE, OwnChannels, channel_dim, name_part
 from edgewise.stages.prune.labels import Notes, every_dim_but
 from edgewise.stages.prune.own_tensors import Owned, OwnTensors
 
@@ -86,9 +87,32 @@ class Pass:
     def layer_of(self, weight: object, kinds: tuple[type[nn.Module], ...]) -> str | None:
         """The layer that a tensor belongs to, or was computed from."""
         owner = self.owner(weight)
-        if owner is None or not isinstance(self.modules[owner.layer], kinds):
-            return self.running(kinds) if owner is None and weight is None else None
-        return owner.layer if owner.itself or owner.tensor == "weight" else None
+        if owner is None:
+            return self.running(kinds) if weight is None else None
+        if owner.itself:
+            return owner.layer if isinstance(self.modules[owner.layer], kinds) else None
+        holders = (layer for layer, name in owner.parts if name == "weight" and isinstance(self.modules[layer], kinds))
+        return next(holders, None)
+
+    def meet(self, owner: Owned, labels: Tensor, at: int, *, but: str = "", strict: bool = False) -> bool:
+        """Channels with ``labels`` [channels] meet tensors of the network's own, which are cut with them along the dimension that
+        has a value for each. False where none does, or one is shared.
+
+        ``at``: where that dimension is looked for first, and ``strict``: alone. ``but``: a layer whose weight is cut with it anyway.
+        """
+        found: dict[str, nn.Module] = {}
+        others = [part for part in owner.parts if part[0] != but or part[1] not in ("weight", "bias")]
+        for layer, name in others:
+            module = self.modules[layer]
+            if isinstance(module, WHOLE) and name in PER_CHANNEL:
+                found[layer] = module
+            elif (dim := channel_dim(getattr(module, name), len(labels), at, strict=strict)) is not None:
+                if layer in self.notes.shared:
+                    return False
+                found[name_part(layer, name, dim)] = OwnChannels(module, name, dim)
+        for key, part in found.items():
+            self.notes.touch(key, part, "out", labels)
+        return bool(found) or all(getattr(self.modules[layer], name).numel() == 1 for layer, name in others)
 
     def read(self, x: Tensor, dim: int, name: str) -> Tensor:
         """The labels [channels] of what a layer reads along ``dim``."""

@@ -16,10 +16,17 @@ class Owned:
     layer: str
     tensor: str
     itself: bool
+    others: tuple[tuple[str, str], ...] = ()
+    """Layer and name of what else it was computed from."""
 
     @property
     def words(self) -> str:
         return f"{self.layer}.{self.tensor}" if self.layer else self.tensor
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Layer and name of all that it was computed from."""
+        return ((self.layer, self.tensor), *self.others)
 
 
 class OwnTensors:
@@ -47,6 +54,13 @@ class OwnTensors:
         """Layer -> another whose weights it shares."""
         groups = [[o.layer for o in owners] for owners in self._owners.values() if len(owners) > 1]
         return {layer: next((o for o in group if o != layer), layer) for group in groups for layer in group}
+
+
+def computed_from(owners: Sequence[Owned], itself: bool) -> Owned:
+    """Whose a tensor is that was computed from those of ``owners``."""
+    first = owners[0]
+    others = dict.fromkeys(part for owner in owners for part in owner.parts if part != (first.layer, first.tensor))
+    return Owned(first.layer, first.tensor, itself, tuple(others))
 
 
 def same_storage(tensor: object, tensors: Sequence[Tensor]) -> bool:

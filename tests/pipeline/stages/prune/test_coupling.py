@@ -206,8 +206,8 @@ class Transformer(nn.Module):
 def test_attention_loses_whole_heads() -> None:
     model = Transformer()
     groups = groups_of(model, 4, 2, 2)
-    assert [group.attention for group in groups.values()] == ["attn"]
-    (group,) = groups.values()
+    assert [group.attention for group in groups.values()] == [None, "attn"]
+    _, group = groups.values()
     heads = [[0, 1, 2], [3, 4, 5]]
     assert table(group) == {
         ("attn.proj", "in"): heads,
@@ -218,10 +218,24 @@ def test_attention_loses_whole_heads() -> None:
     assert (model.attn.num_heads, model.attn.qkv.out_features, model.attn.proj.in_features) == (1, 9, 3)
 
 
-def test_what_meets_a_free_parameter_is_left_alone_with_the_reason() -> None:
-    found = trace_groups(Transformer().eval(), torch.randn(1, 4, 2, 2), classifier="head")
-    assert "free parameter" in " ".join(found.left_alone.values())
+def test_what_has_several_values_for_each_channel_is_left_alone_with_the_reason() -> None:
+    found = trace_groups(Tangled().eval(), torch.randn(1, 3, 4, 4), classifier="head")
+    assert found.left_alone["a"] == "its channels meet a free parameter (pairs)"
     assert "network's outputs" in found.left_alone["head"]
+    assert [group.name for group in found.groups] == ["b"]
+
+
+class Tangled(nn.Module):
+    """Channels times pairs of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1), nn.Linear(5, 2)
+        self.pairs = nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x) * self.pairs.repeat(2)[:, None, None]
+        return self.head(self.b(x).mean((2, 3)))
 
 
 def test_a_kept_layer_keeps_all_it_is_added_to() -> None:

@@ -223,8 +223,15 @@ KINDS: dict[str, Kind] = {
         16, {}, {"stem.0": "free parameter (kind.w)"},
     ),
     "free scale": (
-        lambda: Call(lambda s, x: x * s.w, w=nn.Parameter(torch.rand(1, 16, 1, 1))), 16, {},
+        lambda: Call(lambda s, x: x * s.w, w=nn.Parameter(torch.rand(1, 16, 1, 1))), 16, STEM, {},
+    ),
+    "free scale of halves": (
+        lambda: Call(lambda s, x: x * s.w.repeat(1, 2, 1, 1), w=nn.Parameter(torch.rand(1, 8, 1, 1))), 16, {},
         {"stem.0": "free parameter (kind.w)"},
+    ),
+    "free scale turned about": (
+        lambda: Call(lambda s, x: x * s.w.flip(1), w=nn.Parameter(torch.rand(1, 16, 1, 1))), 16, {},
+        {"stem.0": "logits differ by"},
     ),
     "products of channels": (
         lambda: Call(lambda s, x: torch.bmm(x.flatten(2), x.flatten(2).mT).unsqueeze(1)), 1, {}, {"stem.0": "mixed by c"},
@@ -253,7 +260,7 @@ KINDS: dict[str, Kind] = {
     "a written width": (lambda: Call(lambda s, x: x.view(-1, 16, 8, 8)), 16, {}, {"stem.0": "does not run"}),
     "same padding": (lambda: SamePadding(16, 16, 2), 16, STEM | {"kind": (16, 16)}, {}),
     "standardised weights": (lambda: Standardised(16, 16, 3), 16, {"kind": (16, 16)}, {"stem.0": "logits differ by"}),
-    "scaled convolution": (lambda: Scaled(16, 16, 3, padding=1), 16, STEM, {"kind": "free parameter (kind.scale)"}),
+    "scaled convolution": (lambda: Scaled(16, 16, 3, padding=1), 16, STEM | {"kind": (16, 16)}, {}),
     "tied weights": (
         tied, 16, {},
         {"stem.0": "kind.a shares its weights with kind.b", "kind.a": "shares its weights", "kind.b": "shares its weights"},
