@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -218,7 +219,7 @@ def prune_time(session: nox.Session) -> None:
 def journey(session: nox.Session) -> None:
     """Every architecture at full size to every target: ``nox -s journey -- resnet18 --target onnx --target litert``."""
     given = session.posargs
-    named = [name for flag, name in zip(given, given[1:], strict=False) if flag == "--target"]
+    named = [name for flag, name in itertools.pairwise(given) if flag == "--target"]
     _install(session, ",".join(dict.fromkeys([*ALL.split(","), *named])))
     if "onnx_web" in named:
         _install_web_runtime(session)

@@ -29,6 +29,8 @@ class OwnChannels(nn.Module):
     """A module's own tensor that has values for each channel of what it meets, along one of its dimensions: a learned scale, a
     frozen norm's mean, positions that are added to tokens."""
 
+    holder: nn.Module
+
     def __init__(self, holder: nn.Module, tensor: str, dim: int) -> None:
         super().__init__()
         object.__setattr__(self, "holder", holder)  # not as a child: it would be its own ancestor
