@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -212,7 +212,7 @@ def _open_without_card(path: Path, size: Size | None) -> Subject:
     for name in ("onnx", "xnnpack", *targets.names()):
         target = targets.get(name) if name in _by_suffix(path.suffix) else None
         if target is not None and target.load is not None:
-            kinds: tuple[Fed, ...] = ("normalised", "channels-last", "bytes")
+            kinds: tuple[Fed, ...] = get_args(Fed)
             pairs = [(channels, encoding) for encoding in kinds for channels in (3, 1)] if size else []
             images = tuple(blank_image((channels, *size), encoding) for channels, encoding in pairs) if size else ()
             return Subject(path=path, file=path, target=name, images=images, trusted=False)

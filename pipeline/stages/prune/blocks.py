@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 from edgewise.models._layers import PadShortcut
 from edgewise.stages.prune.channels import (
-    BATCH_NORMS,
     CONVS,
-    INSTANCE_NORMS,
-    NORMS_OVER_CHANNELS,
     WEIGHTED,
+    WHOLE,
     OwnChannels,
     channels_of,
     heads_of,
@@ -29,7 +27,7 @@ from edgewise.stages.prune.coupling import Alone, Coupling, Group, Member
 from edgewise.stages.prune.flow import follow_channels
 from edgewise.stages.prune.labels import Flow, Touch
 
-_CUTTABLE = (*WEIGHTED, *BATCH_NORMS, *INSTANCE_NORMS, *NORMS_OVER_CHANNELS, nn.PReLU, PadShortcut, OwnChannels)
+_CUTTABLE = (*WEIGHTED, *WHOLE, PadShortcut, OwnChannels)
 
 
 @dataclass(frozen=True, kw_only=True)

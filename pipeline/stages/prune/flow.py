@@ -229,22 +229,17 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             dims = [place for place in varying_dims(labels) if place != dim % labels.dim()]
             if owner is None or len(dims) != 1 or tensor.dim() != labels.dim():
                 continue
-            places = self._seen.notes.merge(labels, every_dim_but(dims[0], labels.dim()), owner.words)
-            if self._seen.meet(owner, places.flatten(), dims[0] - labels.dim()):
+            if self._seen.meet_along(owner, labels, dims[0]):
+                places = labels.amax(every_dim_but(dims[0], labels.dim()), keepdim=True)
                 self._seen.keep(tensor, places.expand(tensor.shape).clone())
-            else:
-                self._seen.notes.stop(labels, f"its channels meet a free parameter ({owner.words})")
 
     def _meet(self, labels: Tensor, tensor: Tensor, owner: Owned) -> None:
         """A tensor of the network's own meets channels: it goes with them where it has one value for each; else they stay."""
         dims = _crossed_dims(labels, tensor)
-        if not dims:
-            return
         if len(dims) == 1:
-            places = self._seen.notes.merge(labels, every_dim_but(dims[0], labels.dim()), owner.words).flatten()
-            if self._seen.meet(owner, places, dims[0] - labels.dim()):
-                return
-        self._seen.notes.stop(labels, f"its channels meet a free parameter ({owner.words})")
+            self._seen.meet_along(owner, labels, dims[0])
+        elif dims:
+            self._seen.stop_at(owner, labels)
 
     def _is_free(self, owner: Owned) -> bool:
         """Whether a tensor of the network is not cut with the layer that holds it."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgewise.stages.prune.channels import INSTANCE_NORMS, WEIGHTED
+from edgewise.stages.prune.channels import INSTANCE_NORMS, PER_CHANNEL, WEIGHTED
 from edgewise.stages.prune.labels import every_dim_but, pairs_of, varying_dims
 from edgewise.stages.prune.one_pass import Pass
 
@@ -132,19 +132,12 @@ def batch_norm(seen: Pass, bound: Bound, result: Any) -> None:
     """Batch norms, and instance norms, which run as such."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *INSTANCE_NORMS)
     name = next((n for t in ("weight", "running_mean") if (n := seen.layer_of(bound[t], kinds))), None)
-    free = next((o for t in ("weight", "running_mean") if (o := seen.owner(bound[t]))), None)
     x = bound["input"]
     name = name or seen.running(kinds)
-    if name is None and free is not None:
-        owners = [owner for t in _NORM_TENSORS if (owner := seen.owner(bound[t]))]
-        labels = seen.read(x, 1, free.words)
-        met = [seen.meet(owner, labels, 0) for owner in owners]  # every one, whatever became of the others
-        if not all(met):
-            seen.notes.stop(seen.shadow(x), f"its channels meet a free parameter ({free.words})")
+    if name is None:
+        for owner in [owner for t in PER_CHANNEL if (owner := seen.owner(bound[t]))]:
+            seen.meet_along(owner, seen.shadow(x), 1)
     _norm(seen, x, 1, name, result[0])
-
-
-_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 def layer_norm(seen: Pass, bound: Bound, result: Any) -> None:
@@ -166,14 +159,8 @@ def prelu(seen: Pass, bound: Bound, result: Tensor) -> None:
     weight = bound["weight"]
     name = seen.layer_of(weight, (nn.PReLU,)) if weight.numel() > 1 else None
     owner = seen.owner(weight)
-    x = bound["self"]
-    if (
-        name is None
-        and weight.numel() > 1
-        and owner is not None
-        and not seen.meet(owner, seen.read(x, 1, owner.words), 0)
-    ):
-        seen.notes.stop(seen.shadow(bound["self"]), f"its channels meet a free parameter ({owner.words})")
+    if name is None and weight.numel() > 1 and owner is not None:
+        seen.meet_along(owner, seen.shadow(bound["self"]), 1)
     if name is None:
         seen.keep(result, seen.shadow(bound["self"]).clone())
     else:

@@ -114,6 +114,18 @@ class Pass:
             self.notes.touch(key, part, "out", labels)
         return bool(found) or all(getattr(self.modules[layer], name).numel() == 1 for layer, name in others)
 
+    def meet_along(self, owner: Owned, labels: Tensor, dim: int) -> bool:
+        """As ``meet``, for the channels along a dimension of ``labels``; where that fails, they have to stay."""
+        places = self.notes.merge(labels, every_dim_but(dim, labels.dim()), owner.words).flatten()
+        if self.meet(owner, places, dim - labels.dim()):
+            return True
+        self.stop_at(owner, labels)
+        return False
+
+    def stop_at(self, owner: Owned, labels: Tensor) -> None:
+        """Channels meet a tensor of the network's own that cannot be cut with them."""
+        self.notes.stop(labels, f"its channels meet a free parameter ({owner.words})")
+
     def read(self, x: Tensor, dim: int, name: str) -> Tensor:
         """The labels [channels] of what a layer reads along ``dim``."""
         return self.notes.merge(self.shadow(x), every_dim_but(dim, x.dim()), name).flatten()

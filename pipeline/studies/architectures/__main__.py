@@ -120,15 +120,16 @@ def _measure_cell(worker: Worker, results: Results, cell: Cell, scratch: Path, p
 
 def _compare_runtimes(worker: Worker, results: Results, name: str, scratch: Path, again: bool) -> bool:
     """Time an architecture's int8 files side by side where that was not done; whether it failed."""
-    from edgewise.studies.architectures.together import is_current, list_compared, timed_targets, together_key
+    from edgewise.studies.architectures.together import is_current, timed_targets, together_key
     from edgewise.studies.architectures.work import compare_runtimes
 
-    kept = results.together(name)
-    if kept is not None and is_current(name, kept) and {*timed_targets(name)} <= {*list_compared(kept)} and not again:
+    kept, compared = results.together(name), timed_targets(name)
+    is_kept = kept is not None and is_current(name, kept) and {*compared} <= {*kept["compared"]}
+    if is_kept and not (again and kept and kept.get("failed")):
         return False
     start = time.perf_counter()
     comparison = worker.do(compare_runtimes, name, scratch)
-    results.keep_together(name, comparison | {"key": together_key(name, list_compared(comparison))})
+    results.keep_together(name, comparison | {"compared": compared, "key": together_key(name, compared)})
     times = ", ".join(f"{target} {file['ratio']:.2f}×" for target, file in comparison.get("files", {}).items())
     _print_note(f"{name} side by side: {times or comparison.get('failed')}, {time.perf_counter() - start:.0f} s")
     return "failed" in comparison

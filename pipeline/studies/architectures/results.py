@@ -22,12 +22,7 @@ class Results:
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """The kept result, of whatever key, or None."""
-        path = self._path(cell)
-        try:
-            result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return result
+        return _read_json(self._path(cell))
 
     def keep(self, cell: Cell, result: dict[str, Any]) -> None:
         """Write a result, whole or not at all."""
@@ -42,11 +37,7 @@ class Results:
 
     def together(self, name: str) -> dict[str, Any] | None:
         """The kept comparison of an architecture's int8 files, of whatever key, or None."""
-        try:
-            comparison: dict[str, Any] = json.loads(self._together(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return comparison
+        return _read_json(self._together(name))
 
     def keep_together(self, name: str, comparison: dict[str, Any]) -> None:
         """Write it, whole or not at all."""
@@ -54,11 +45,8 @@ class Results:
 
     def costs(self, name: str) -> dict[str, Any] | None:
         """Parameters and MACs of an architecture as its present code has them, or None."""
-        try:
-            costs_of: dict[str, Any] = json.loads(self._costs(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return costs_of if costs_of.get("key") == architecture.code_digest(name) else None
+        costs_of = _read_json(self._costs(name))
+        return costs_of if costs_of and costs_of.get("key") == architecture.code_digest(name) else None
 
     def keep_costs(self, name: str, figures: dict[str, Any]) -> None:
         """Write them, whole or not at all."""
@@ -73,3 +61,12 @@ class Results:
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / f"{cell.model}.{cell.target}.{cell.precision}.json"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """None for a file that is missing or broken."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -40,15 +41,10 @@ def together_key(name: str, compared: Sequence[str]) -> str:
     return key_of(code=sources.source_digest(here, within=here.parent), files=files)
 
 
-def list_compared(comparison: Mapping[str, Any]) -> list[str]:
-    """The targets that a kept comparison is of, those that could not have the file included."""
-    return [*comparison.get("files", {}), *comparison.get("refused", {})]
-
-
 def is_current(name: str, comparison: Mapping[str, Any]) -> bool:
     """Whether a kept comparison is one of the present code; of what is not installed here nothing can tell."""
     try:
-        return bool(comparison.get("key") == together_key(name, list_compared(comparison)))
+        return bool(comparison.get("key") == together_key(name, comparison["compared"]))
     except targets.MissingBackend:
         return True
 
@@ -98,8 +94,6 @@ def _open_runner(name: str, target: str, scratch: Path) -> Runner:
 
 def _count_rounds(contenders: dict[str, Callable[[], object]]) -> int:
     """Rounds for which the time allows, five at least and thirty at most, by one call of each."""
-    import time
-
     start = time.perf_counter()
     for call in contenders.values():
         call()

@@ -11,6 +11,7 @@ import pytest
 from edgewise.studies.architectures import __main__ as command
 from edgewise.studies.architectures import choice
 from edgewise.studies.architectures.choice import choose_runtimes, describe_choices
+from edgewise.studies.architectures.supervise import Worker
 
 
 def file(ratio: float, error: float, half: float = 0.01) -> dict[str, Any]:
@@ -80,3 +81,16 @@ def test_the_session_compares_and_a_fresh_clone_takes_it_over(
     assert "side by side:" not in capsys.readouterr().err
     assert (docs / "architectures.md").read_text(encoding="utf-8") == text
     assert choice.ALIKE > 1
+
+
+def test_a_comparison_that_failed_is_tried_again_on_demand_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Worker, "do", lambda self, *arguments: {"failed": "TargetError: broke"})
+    arguments = ["lenet5", "--target", "onnx", "--precision", "int8", "--together"]
+    arguments += ["--out", str(tmp_path), "--docs", str(tmp_path)]
+    told = []
+    for more in ([], [], ["--again"]):
+        command.main([*arguments, *more])
+        told.append("side by side: TargetError: broke" in capsys.readouterr().err)
+    assert told == [True, False, True]
