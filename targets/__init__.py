@@ -261,10 +261,9 @@ class Target:
     """Precisions that came with a later one of them than the first, each with it."""
     palette_bits: tuple[int, ...] = ()
     """Widths of a palette's indices that its runtime unpacks."""
-    takes_bytes: bool = False
-    """Whether it can write a program whose input is a camera's bytes, uint8 [1, H, W, C]."""
-    takes_channels_last: bool = False
-    """Whether it can write a program whose input is float32 [1, H, W, C]."""
+    feeds: frozenset[str] = frozenset({"normalised"})
+    """What its files can be fed: ``normalised`` float32 [1, C, H, W] by all, ``channels-last`` the same as [1, H, W, C], ``bytes``
+    a camera's, uint8 [1, H, W, C]."""
     reference: Callable[[Path], Runner] | None = None
     """Evaluates the written file's own instructions; for files whose runtime does not exist on this host."""
     estimate: Callable[[Path], Estimate] | None = None

@@ -52,6 +52,5 @@ TARGET = Target(
     sizes=ONNX.sizes,
     precisions=("float32", "int8-weights"),
     one_size=frozenset({"int8-weights"}),
-    takes_bytes=ONNX.takes_bytes,
-    takes_channels_last=ONNX.takes_channels_last,
+    feeds=ONNX.feeds,
 )

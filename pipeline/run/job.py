@@ -351,7 +351,7 @@ def _check_packaging(network: nn.Module, spec: Spec, data: Data, recipe: Recipe,
     """Every target can write what is asked for, and the network accepts every size."""
     fed = recipe.preprocess.fed
     for target in wanted:
-        if (fed == "bytes" and not target.takes_bytes) or (fed == "channels-last" and not target.takes_channels_last):
+        if fed not in target.feeds:
             what = "bytes" if fed == "bytes" else "floats with their channels last"
             raise RequestError(
                 f"target {target.name!r} writes no file that is fed {what}; leave --feed {fed} out for it"

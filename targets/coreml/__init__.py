@@ -111,5 +111,5 @@ TARGET = Target(
     inside=_inside,
     tensors=name_tensors,
     sizes=EVERY_SIZE,
-    takes_bytes=True,
+    feeds=frozenset({"normalised", "bytes"}),
 )

@@ -58,7 +58,6 @@ TARGET = Target(
     precisions=("float32", "float16", "int8-weights"),
     one_size=frozenset({"float16", "int8-weights"}),
     inside=_inside,
-    takes_bytes=True,
-    takes_channels_last=True,
+    feeds=frozenset({"normalised", "channels-last", "bytes"}),
     max_undelegated=0,
 )

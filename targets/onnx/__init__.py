@@ -76,6 +76,5 @@ TARGET = Target(
     inside=_inside,
     # ONNX has no list of sizes: a file for several leaves height and width open.
     sizes=EVERY_SIZE,
-    takes_bytes=True,
-    takes_channels_last=True,
+    feeds=frozenset({"normalised", "channels-last", "bytes"}),
 )

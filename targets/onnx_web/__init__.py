@@ -49,6 +49,5 @@ TARGET = Target(
     tensors=ONNX.tensors,
     precisions=("float32", "int8-weights"),
     one_size=frozenset({"int8-weights"}),
-    takes_bytes=True,
-    takes_channels_last=True,
+    feeds=frozenset({"normalised", "channels-last", "bytes"}),
 )

@@ -88,6 +88,5 @@ TARGET = Target(
     inside=_inside,
     # A .pte file is planned for the largest image and runs smaller ones; it has no list of sizes, so it takes all between.
     sizes=EVERY_SIZE,
-    takes_bytes=True,
-    takes_channels_last=True,
+    feeds=frozenset({"normalised", "channels-last", "bytes"}),
 )

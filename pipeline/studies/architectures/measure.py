@@ -173,8 +173,13 @@ def _time_file(
         onnx = targets.get("onnx")
         assert onnx.load is not None
         contenders["float onnx"] = partial(onnx.load(_baseline(cell.model, scratch).artifact.path, 1), image)
-    rounds = max(5, min(30, int(_TIMING / max(2 * pace, 1e-9))))
+    rounds = count_rounds(_TIMING, len(contenders) * pace)
     times = latency.interleave_calls(contenders, seconds=_TIMING, blocks=rounds)
     ours = times["ours"]
     ratio, interval = statistics.ratio_interval(ours.blocks, times.get("float onnx", ours).blocks)
     return {"p50_ms": ours.percentile(50), "ratio": ratio, "ci95": list(interval), "rounds": rounds}
+
+
+def count_rounds(seconds: float, one: float) -> int:
+    """Rounds to time for which ``seconds`` allow where one takes ``one``: five at least and thirty at most."""
+    return max(5, min(30, int(seconds / max(one, 1e-9))))

@@ -17,7 +17,7 @@ from edgewise.store.entries import key_of
 from edgewise.store.machine import machine_name
 from edgewise.studies.architectures.cells import Cell, installed_targets
 from edgewise.studies.architectures.keys import cell_key
-from edgewise.studies.architectures.measure import baseline_file, int8_file, prepare_model
+from edgewise.studies.architectures.measure import baseline_file, count_rounds, int8_file, prepare_model
 from edgewise.studies.architectures.network import answer_images, compare_logits
 from edgewise.targets import Runner
 
@@ -65,7 +65,7 @@ def measure_together(name: str, scratch: Path) -> dict[str, Any]:
     assert onnx.load is not None
     contenders: dict[str, Callable[[], object]] = {"float": partial(onnx.load(baseline_file(name, scratch), 1), image)}
     contenders |= {target: partial(runner, image) for target, runner in runners.items()}
-    times = latency.interleave_calls(contenders, seconds=_TIMING, blocks=_count_rounds(contenders))
+    times = latency.interleave_calls(contenders, seconds=_TIMING, blocks=count_rounds(_TIMING, _time_round(contenders)))
     files = {}
     for target, runner in runners.items():
         ratio, interval = statistics.ratio_interval(times[target].blocks, times["float"].blocks)
@@ -92,9 +92,11 @@ def _open_runner(name: str, target: str, scratch: Path) -> Runner:
     return handle.runner
 
 
-def _count_rounds(contenders: dict[str, Callable[[], object]]) -> int:
-    """Rounds for which the time allows, five at least and thirty at most, by one call of each."""
+def _time_round(contenders: dict[str, Callable[[], object]]) -> float:
+    """Seconds that one call of each takes, the second of two: the first makes ready."""
+    for call in contenders.values():
+        call()
     start = time.perf_counter()
     for call in contenders.values():
         call()
-    return max(5, min(30, int(_TIMING / max(2 * (time.perf_counter() - start), 1e-9))))
+    return time.perf_counter() - start

@@ -52,7 +52,7 @@ def able(name: str) -> Target:
         target = targets.get(name)
     except targets.MissingBackend as error:
         pytest.skip(str(error))
-    if not target.takes_bytes or "ranged" not in target.sizes:
+    if "bytes" not in target.feeds or "ranged" not in target.sizes:
         pytest.skip(f"{name} takes neither bytes nor ranges, and a request for them is refused")
     return target
 
@@ -112,7 +112,7 @@ def test_core_ml_has_no_image_of_two_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list(targets.names()))
 def test_floats_whose_channels_come_last(name: str, tmp_path: Path) -> None:
     target = able(name)
-    if not target.takes_channels_last:
+    if "channels-last" not in target.feeds:
         pytest.skip(f"{name} takes no floats with their channels last, and a request for them is refused")
     around = baking(fed="channels-last")
     written = target.export(captured(around, RANGE), tmp_path / f"net{target.suffix}", Packaging(sizes=RANGE))
