@@ -106,6 +106,8 @@ class Traits:
 
     recovers: bool = False
     """Whether it wins back accuracy that a change of structure cost: the step before it is then judged after it."""
+    cuts: bool = False
+    """Whether it changes the structure at the cost of accuracy: cuts in a row before a stage that recovers are judged after it."""
     times: bool = False
     """Whether its outcome rests on times or files of the declared runtime, so that its key names runtime and machine."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] | None = None

@@ -28,7 +28,7 @@ from edgewise.run.given_weights import examine_baseline, say_images
 from edgewise.run.job import Job
 from edgewise.run.proofs import Proof, Timing, moved_bytes, prove_file
 from edgewise.run.steps import Model, Steps, as_quantized
-from edgewise.stage import Stage, traits_of
+from edgewise.stage import Stage
 from edgewise.stages.quantize import Quantize
 from edgewise.targets import Grid, Precision, Target
 from edgewise.verify import gates, golden, manifest
@@ -114,7 +114,7 @@ class Session:
             softer = milder_attempt(stages) if trials else None
             if softer is None:
                 return result
-            self._let_go(first, f"let go: {describe_change(stages[0], softer[0])} is tried next")
+            self._let_go(first, f"let go: {describe_change(stages, softer)} is tried next")
             stages = softer
 
     def _failed_since(self, first: int) -> bool:
@@ -130,9 +130,9 @@ class Session:
         self.watch.detail(why)
 
     def step(self, stage: Stage, model: Model, baseline: Model, after: Sequence[Stage]) -> Model:
-        """One float stage. Its accuracy is judged after the fine-tuning, where one follows at once."""
+        """One float stage. Its accuracy is judged after the fine-tuning among ``after``, the stages judged with it."""
         result = self.steps.stage(stage, model, baseline)
-        if after and traits_of(after[0]).recovers:
+        if after:
             findings = [Finding("not-checked", "accuracy is judged after the fine-tuning that follows")]
         else:
             findings = gates.on_told(self._accuracy(result, baseline), self.limits, self.job.data.classes)

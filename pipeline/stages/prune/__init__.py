@@ -121,6 +121,7 @@ class Prune:
         precision = self.training.precision if self.training else None
         fits = self.reconstruct or self.recover_steps
         return Traits(
+            cuts=True,
             times=self.timed or self.budget[0] == "bytes",
             precision=precision,
             learns_from="labels" if self.training else "images" if fits else "nothing",

@@ -54,7 +54,7 @@ class Sparsify:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits(precision=self.training.precision, learns_from="labels")
+        return Traits(cuts=True, precision=self.training.precision, learns_from="labels")
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A trained copy of ``model``. Raises StageError where no group of channels could be pruned later."""

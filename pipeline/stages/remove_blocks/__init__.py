@@ -87,4 +87,4 @@ class RemoveBlocks:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits(times=not self.blocks)
+        return Traits(cuts=True, times=not self.blocks)

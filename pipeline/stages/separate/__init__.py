@@ -104,7 +104,7 @@ class Separate:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits(times=self.measure_time, learns_from="images", decides=True)
+        return Traits(cuts=True, times=self.measure_time, learns_from="images", decides=True)
 
     def milder(self) -> Separate | None:
         """The same with half of the layers, of the drop, or of the error that a layer's fit may have."""

@@ -51,7 +51,7 @@ class AveragePool:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits(learns_from="images", decides=True)
+        return Traits(cuts=True, learns_from="images", decides=True)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with average poolings. Raises StageError when there is none to replace."""

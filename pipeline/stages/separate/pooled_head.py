@@ -50,7 +50,7 @@ class PooledHead:
     @property
     def traits(self) -> Traits:
         """What the run has to know of it."""
-        return Traits(learns_from="images", decides=True)
+        return Traits(cuts=True, learns_from="images", decides=True)
 
     def __call__(self, model: nn.Module, ctx: Context) -> nn.Module:
         """A copy of ``model`` with the small head. Raises StageError where it has no such head, or the error is too large."""

@@ -14,11 +14,16 @@ from edgewise.recipe import Recipe
 from edgewise.report.rows import Row, Verdict
 from edgewise.run.attempts import describe_change, group_attempts, milder_attempt
 from edgewise.run.session import Session
+from edgewise.stage import Stage, traits_of
 from edgewise.stages.finetune import Finetune
 from edgewise.stages.fold import Fold
 from edgewise.stages.prune import Prune
+from edgewise.stages.prune.sparsify import Sparsify
 from edgewise.stages.quantize import Quantize
+from edgewise.stages.remove_blocks import RemoveBlocks
 from edgewise.stages.separate import Separate
+from edgewise.stages.separate.average_pool import AveragePool
+from edgewise.stages.separate.pooled_head import PooledHead
 from edgewise.stages.train import Train
 from edgewise.stages.training.settings import Training
 
@@ -31,6 +36,30 @@ def test_a_stage_is_judged_with_the_fine_tuning_that_follows() -> None:
     assert group_attempts((TUNE, TUNE)) == [(TUNE,), (TUNE,)]
     assert group_attempts((fold, prune, TUNE, TUNE)) == [(fold,), (prune, TUNE), (TUNE,)]
     assert group_attempts(()) == []
+
+
+def test_cuts_in_a_row_are_judged_after_all_of_them_were_tuned() -> None:
+    prune, blocks, fold = Prune(channels=0.5), RemoveBlocks(blocks=("layer1.1",)), Fold()
+    assert group_attempts((blocks, prune, TUNE)) == [(blocks, prune, TUNE)]
+    assert group_attempts((prune, fold, TUNE)) == [(prune, fold, TUNE)]
+    assert group_attempts((fold, blocks, prune, TUNE, prune)) == [(fold,), (blocks, prune, TUNE), (prune,)]
+    assert group_attempts((TUNE, prune, TUNE)) == [(TUNE,), (prune, TUNE)]
+    assert group_attempts((blocks, prune, fold)) == [(blocks,), (prune,), (fold,)]
+
+
+CUTS = [
+    Prune(channels=0.5),
+    RemoveBlocks(count=1),
+    Separate(),
+    PooledHead(),
+    AveragePool(),
+    Sparsify(training=TUNE.training),
+]
+
+
+@pytest.mark.parametrize("stage", [*CUTS, Fold(), TUNE, Train(training=TUNE.training)])
+def test_what_cuts_says_so(stage: Stage) -> None:
+    assert traits_of(stage).cuts == (stage in CUTS)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +83,11 @@ def test_milder_settings(stage: Any, softer: Any) -> None:
     assert milder_attempt((stage, TUNE)) == (None if softer is None else (softer, TUNE))
 
 
-def test_the_change_is_told() -> None:
-    assert describe_change(Prune(channels=0.6), Prune(channels=0.8)) == "prune with channels 0.8"
+def test_each_of_several_cuts_is_softened() -> None:
+    settings = (Prune(channels=0.6), RemoveBlocks(blocks=("layer1.1",)), Separate(max_layers=4), TUNE)
+    softer = milder_attempt(settings)
+    assert softer == (Prune(channels=0.8), settings[1], Separate(max_layers=2), TUNE)
+    assert describe_change(settings, softer) == "prune with channels 0.8 and separate with max_layers 2"
 
 
 def session(tmp_path: Path, on_failure: str, verdicts: list[Verdict], trials: int = 3) -> tuple[Session, list[Any]]:
