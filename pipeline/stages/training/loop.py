@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from edgewise.network.tensors import fill_tensors
 from edgewise.stage import Context
 from edgewise.stages.training import nodes
 from edgewise.stages.training.augment import Changes, change_images, draw_changes
+from edgewise.stages.training.grouped_gradients import float_gradients
 from edgewise.stages.training.memory_format import stands_channels_last, trains_channels_last
 from edgewise.stages.training.settings import ComputePrecision, Decay, Training, resolve_precision
 from edgewise.stages.training.state import State, _plain_tensors, resume_state, write_state
@@ -321,7 +322,7 @@ def _train_epoch(
             images, labels = images.to(fabric.device), labels.to(fabric.device)
             if how.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            with fabric.autocast():
+            with fabric.autocast(), float_gradients(how.precision, fabric.device.type):
                 target = None if teacher is None else teacher.answer(images, which, epoch)
                 outputs = module(images)
             loss = _loss(outputs, labels, target, how)
@@ -422,10 +423,15 @@ def make_ahead(make: Callable[[int], T], numbers: Sequence[int]) -> Iterator[T]:
             yield waiting.result()
 
 
-def autocast(precision: ComputePrecision, device: str) -> AbstractContextManager[Any]:
+@contextmanager
+def autocast(precision: ComputePrecision, device: str) -> Iterator[None]:
     """What computes a network in that precision on a device, beside Fabric's own loop."""
     kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(resolve_precision(precision, device))
-    return nullcontext() if kind is None else torch.autocast(device, kind)
+    if kind is None:
+        yield
+        return
+    with torch.autocast(device, kind), float_gradients(precision, device):
+        yield
 
 
 def _draw_epoch_changes(how: Training, ctx: Context, count: int, epoch: int, number: int) -> Changes:
