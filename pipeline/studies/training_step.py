@@ -1,7 +1,8 @@
 """What a step of quantization-aware training costs beside a float one: ``python -m edgewise.studies.training_step``.
 
 Forward, backward and optimizer on random images, interleaved in one run. The float step is that of the network as it is
-trained, with its batch norms; the folded one has none, as the quantized graph has none.
+trained, with its batch norms; the folded one has none, as the quantized graph has none. In bfloat16 on a processor the float
+step is timed again with the gradients as PyTorch computes them (``training.grouped_gradients``).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +25,7 @@ from edgewise.network.captured import Prepare
 from edgewise.network.fold_norms import without_norms
 from edgewise.stages.quantize import freeze_ranges
 from edgewise.stages.quantize.calibrate import activation_quantizers, set_ranges
+from edgewise.stages.training.grouped_gradients import FloatGradients
 from edgewise.targets import Grid
 
 _BLOCKS = 12
@@ -37,6 +40,11 @@ class Setting:
     device: str
     precision: torch.dtype
     seconds: float
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether weights are kept in float32 and computed with in a narrower type."""
+        return self.precision != torch.float32
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +84,10 @@ def _steps(setting: Setting) -> Mapping[str, Callable[[], None]]:
     kinds: dict[str, nn.Module] = {"float": network, "float, folded": folded}
     for name in ("observing", "frozen", "learned ranges"):
         kinds[f"int8, {name}"] = prepare_graph(folded, shape, images, name)
-    return {name: make_step(model, images, labels, setting) for name, model in kinds.items()}
+    steps = {name: make_step(model, images, labels, setting) for name, model in kinds.items()}
+    if setting.is_mixed and setting.device == "cpu":
+        steps["float, bf16 grad"] = make_step(network, images, labels, setting, mended=False)
+    return steps
 
 
 def prepare_graph(folded: nn.Module, shape: tuple[int, int, int], images: Tensor, kind: str) -> GraphModule:
@@ -92,15 +103,17 @@ def prepare_graph(folded: nn.Module, shape: tuple[int, int, int], images: Tensor
     return prepared
 
 
-def make_step(model: nn.Module, images: Tensor, labels: Tensor, setting: Setting) -> Callable[[], None]:
-    """Forward, backward and optimizer, in channels-last memory."""
+def make_step(
+    model: nn.Module, images: Tensor, labels: Tensor, setting: Setting, *, mended: bool = True
+) -> Callable[[], None]:
+    """Forward, backward and optimizer, in channels-last memory; ``mended``: with the gradients that a training has."""
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, nesterov=True)
-    is_mixed = setting.precision != torch.float32
+    gradients = FloatGradients if mended and setting.is_mixed and setting.device == "cpu" else nullcontext
 
     def step() -> None:
-        with torch.autocast(setting.device, setting.precision, enabled=is_mixed):
+        with torch.autocast(setting.device, setting.precision, enabled=setting.is_mixed), gradients():
             outputs = model(images)
         torch.autograd.backward(F.cross_entropy(outputs.float(), labels))
         optimizer.step()

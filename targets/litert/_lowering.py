@@ -26,10 +26,11 @@ from edgewise.targets import USUAL, Artifact, Packaging, Precision, TargetError
 from edgewise.targets._coverage import Work, coverage_shares
 from edgewise.targets._program import chosen_precision, fitting_sizes, for_inference
 from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers, without_standard_error
-from edgewise.targets._rewrite import HARD_SIGMOID, rewrite_program
+from edgewise.targets._rewrite import rewrite_program
 from edgewise.targets._rounded import rounded_in_the_graph
 from edgewise.targets._subsample import subsampling_as_convolution
 from edgewise.targets._whole import write_whole
+from edgewise.targets.litert._constants import fold_constants
 from edgewise.targets.litert._flatbuffer import (
     Operation,
     float_ends,
@@ -39,6 +40,7 @@ from edgewise.targets.litert._flatbuffer import (
     set_metadata,
     write_model,
 )
+from edgewise.targets.litert._operators import PLAIN
 from edgewise.targets.litert._runtime import operators_outside
 
 if TYPE_CHECKING:
@@ -102,13 +104,14 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
 
 def prepare_program(program: ExportedProgram) -> ExportedProgram:
     """``program`` in the operators that the runtime computes in integers, its nodes' names as they are in the file."""
-    ready = subsampling_as_convolution(rewrite_program(for_inference(program), HARD_SIGMOID))
+    ready = subsampling_as_convolution(rewrite_program(for_inference(program), PLAIN))
     return rounded_in_the_graph(ready, every_constant=True)
 
 
 def _convert_program(program: ExportedProgram) -> bytes:
     module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
+    fold_constants(module)
     _name_results(module)
     example = cast(tuple[torch.Tensor, ...], program.example_inputs[0])
     with _quiet_converter():

@@ -245,6 +245,15 @@ BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "shuffle": lambda x: F.channel_shuffle(x, 2),
     "halves": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
     "norm": lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2),
+    "softmax of channels": lambda x: x.softmax(1),
+    "one channel eight times": lambda x: x[:, :1].expand(-1, 8, -1, -1),
+    "twice one channel": lambda x: (x[:, :1] + x[:, :1]) * x,
+    "direction": lambda x: F.normalize(x, dim=1),
+    "direction, by hand": lambda x: x / x.pow(2).sum(1, keepdim=True).sqrt(),
+    "share of the sizes": lambda x: F.normalize(x, p=1.0, dim=1),
+    "hard shrink": lambda x: F.hardshrink(x, 0.2),
+    "threshold": lambda x: F.threshold(x, 0.1, 0.0),
+    "largest of each window": lambda x: F.adaptive_max_pool2d(x, (4, 8)),
     "tokens": lambda x: (x.flatten(2) @ x.flatten(2).transpose(1, 2)).softmax(-1).matmul(x.flatten(2)).view(x.shape),
 }
 

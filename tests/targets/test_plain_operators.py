@@ -16,6 +16,7 @@ from edgewise.files.open import open_file
 from edgewise.targets import USUAL, Grid, get
 from edgewise.targets._plain_operators import PLAIN, XNNPACK
 from edgewise.targets._rewrite import rewrite_program
+from edgewise.targets.litert._operators import PLAIN as LITERT_RULES
 
 Function = Callable[[Tensor], Tensor]
 
@@ -46,6 +47,21 @@ POOLS: dict[str, Function] = {
     "local response norm": lambda x: F.local_response_norm(x, 3),
     "adaptive max": lambda x: F.adaptive_max_pool2d(x, (2, 4)),
     "global max": lambda x: x * F.adaptive_max_pool2d(x, 1),
+}
+LITERT: dict[str, Function] = {
+    **{name: POOLS[name] for name in ("adaptive max", "global max")},
+    "direction": lambda x: F.normalize(x, dim=1),
+    "distance to the mean, by its length": lambda x: (x - x.mean()) / torch.linalg.vector_norm(x),
+    "hard shrink": F.hardshrink,
+    "threshold": lambda x: F.threshold(x, 0.1, 0.0) + F.threshold(x, 0.1, -0.5),
+    "coordinates": lambda x: torch.cat(
+        [x[:, :2], torch.linspace(-1, 1, 8).view(1, 1, 8, 1).expand(len(x), 2, 8, 8)], 1
+    ),
+    "one channel four times": lambda x: F.conv2d(x[:, :1].expand(-1, 4, -1, -1), torch.ones(4, 4, 3, 3)),
+    "sum of the sizes": lambda x: x / torch.linalg.vector_norm(x, 1, [1, 2], True),
+    "expanded summand": lambda x: (
+        x.mean(1, keepdim=True).expand_as(x) + x.mean((2, 3), keepdim=True).expand(x.shape) * x
+    ),
 }
 COREML: dict[str, Function] = {
     "channel shuffle": lambda x: F.channel_shuffle(x, 2),
@@ -83,10 +99,19 @@ def test_the_rewritten_program_computes_the_same(name: str) -> None:
     assert torch.allclose(plain.module()(images[:1]), program.module()(images[:1]), atol=1e-5)
 
 
-@pytest.mark.parametrize("target", ["onnx", "xnnpack"])
-@pytest.mark.parametrize("name", sorted({**OPERATORS, **POOLS}))
+@pytest.mark.parametrize("name", LITERT)
+def test_the_program_rewritten_for_litert_computes_the_same(name: str) -> None:
+    network, images = _network(LITERT[name])
+    program = torch.export.export(network, (images[:1],))
+    plain = rewrite_program(program, LITERT_RULES)
+    assert _calls(plain) != _calls(program)
+    assert torch.allclose(plain.module()(images[:1]), program.module()(images[:1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["onnx", "xnnpack", "litert"])
+@pytest.mark.parametrize("name", sorted({**OPERATORS, **POOLS, **LITERT}))
 def test_the_file_answers_as_the_network(name: str, target: str, tmp_path: Path) -> None:
-    _compare_file(target, *_network({**OPERATORS, **POOLS}[name]), tmp_path, 1e-4)
+    _compare_file(target, *_network({**OPERATORS, **POOLS, **LITERT}[name]), tmp_path, 1e-4)
 
 
 def test_a_core_ml_file_answers_as_a_network_of_them_all(tmp_path: Path) -> None:

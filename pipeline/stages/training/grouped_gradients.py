@@ -86,7 +86,9 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, weight)
         ctx.geometry, ctx.groups, ctx.biases = geometry, groups, None if bias is None else list(bias.shape)
-        return torch.conv2d(input, weight, bias, *geometry, groups)
+        stride, padding, dilation = geometry
+        answer: Tensor = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return answer
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,0 +1,152 @@
+"""Operators that LiteRT's converter lacks or lowers wrongly, written as others that compute the same.
+
+Found as the others' (``_plain_operators``), with litert-torch 0.10.0: in its change to channels-last it loses the broadcast of an
+expanded denominator (``F.normalize``) and of a number that takes values' place (``F.hardshrink``, ``F.threshold``), and a softmax
+between integers becomes one of integers on whatever scale it is read, which the runtime's kernel refuses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from edgewise.targets._plain_operators import adaptive_max_as_max
+from edgewise.targets._rewrite import HARD_SIGMOID, Rule, insert_call
+
+_aten = torch.ops.aten
+
+
+def _without_expansion(graph: Graph, node: Node) -> Node | None:
+    """An elementwise operator of an expanded argument as one of what was expanded, where broadcasting does it."""
+    shape = node.meta["val"].shape
+    pair = [_unexpanded(argument) for argument in node.args[:2]]
+    is_changed = any(new is not old for new, old in zip(pair, node.args, strict=False))
+    if not is_changed or not any(isinstance(new, Node) and new.meta["val"].shape == shape for new in pair):
+        return None
+    return insert_call(graph, node.target, *pair, *node.args[2:], **node.kwargs)  # type: ignore[arg-type]
+
+
+def _expansion_as_copies(graph: Graph, node: Node) -> Node | None:
+    """An expanded value as copies of it side by side, whose change to channels-last the converter knows."""
+    x, shape = node.args[0], list(node.meta["val"].shape)
+    assert isinstance(x, Node)
+    if x.meta["val"].dim() != len(shape) or list(x.meta["val"].shape) == shape:
+        return None
+    for axis, side in enumerate(shape):
+        if x.meta["val"].shape[axis] != side:
+            x = insert_call(graph, _aten.cat.default, [x] * side, axis)
+    return x
+
+
+def _unexpanded(argument: Any) -> Any:
+    while isinstance(argument, Node) and argument.target in _EXPANSIONS:
+        argument = argument.args[0]
+    return argument
+
+
+def _hard_shrink_as_product(graph: Graph, node: Node) -> Node:
+    """x·[|x| > λ]."""
+    x, bound = _two(node, "lambd", 0.5)
+    return _keep_where(graph, x, insert_call(graph, _aten.abs.default, x), bound)
+
+
+def _threshold_as_product(graph: Graph, node: Node) -> Node | None:
+    """x·[x > t] where what takes the place of the rest is 0."""
+    x, bound = _two(node, "threshold", 0.0)
+    value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 0)
+    return None if value else _keep_where(graph, x, x, bound)
+
+
+def _two(node: Node, name: str, usual: float) -> tuple[Any, Any]:
+    return node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get(name, usual)
+
+
+def _keep_where(graph: Graph, x: Any, judged: Any, bound: float) -> Node:
+    mask = insert_call(graph, _aten.gt.Scalar, judged, bound)
+    return insert_call(
+        graph, _aten.mul.Tensor, x, insert_call(graph, _aten._to_copy.default, mask, dtype=torch.float32)
+    )
+
+
+def _softmax_in_floats(graph: Graph, node: Node) -> Node | None:
+    """A softmax that is read as integers on a scale of their own, in parts that stay floats.
+
+    The division is written as a product, for the converter finds a softmax in its usual parts again.
+    """
+    x, dim = node.args[:2]
+    readers = [user for user in node.users if ".quantize_per_tensor" in str(user.target)]
+    if all(math.isclose(reader.args[1], _SOFTMAX_STEP, rel_tol=1e-4) for reader in readers):  # type: ignore[arg-type]
+        return None
+    shifted = insert_call(graph, _aten.sub.Tensor, x, insert_call(graph, _aten.amax.default, x, [dim], True))
+    powers = insert_call(graph, _aten.exp.default, shifted)
+    total = insert_call(graph, _aten.sum.dim_IntList, powers, [dim], True)
+    return insert_call(graph, _aten.mul.Tensor, powers, insert_call(graph, _aten.reciprocal.default, total))
+
+
+def _norm_as_sum(graph: Graph, node: Node) -> Node | None:
+    """The sum of sizes, or the root of the sum of squares, whose change to channels-last the converter knows."""
+    x, order, dims, keepdim = (*node.args, *[2.0, None, False][len(node.args) - 1 :])
+    assert isinstance(x, Node)
+    if order not in (1, 2) or node.kwargs:
+        return None
+    axes = list(range(x.meta["val"].dim())) if dims is None else dims
+    if order == 1:
+        return insert_call(graph, _aten.sum.dim_IntList, insert_call(graph, _aten.abs.default, x), axes, keepdim)
+    squares = _square_sizes(graph, x) if _is_dequantized(x) else insert_call(graph, _aten.mul.Tensor, x, x)
+    return insert_call(graph, _aten.sqrt.default, insert_call(graph, _aten.sum.dim_IntList, squares, axes, keepdim))
+
+
+def _square_in_floats(graph: Graph, node: Node) -> Node | None:
+    """x·x of integers, where it is summed: a length, by which x may be divided."""
+    x, other = node.args[:2]
+    is_square = other == 2 if node.target is _aten.pow.Tensor_Scalar else other is x
+    if not is_square or not _is_dequantized(x) or not any(user.target in _SUMS for user in node.users):
+        return None
+    return _square_sizes(graph, x)
+
+
+def _square_sizes(graph: Graph, x: Any) -> Node:
+    """|x|·|x|: in x·x the converter finds a normalization by length, of integers on a scale of its own as a softmax is."""
+    sizes = insert_call(graph, _aten.abs.default, x)
+    return insert_call(graph, _aten.mul.Tensor, sizes, sizes)
+
+
+def _is_dequantized(x: Any) -> bool:
+    return isinstance(x, Node) and "dequantize_per" in str(x.target)
+
+
+def _sum(graph: Graph, node: Node) -> Node | None:
+    """x + x of one channel is twice x: the converter mixes up the two scales of such a sum of integers."""
+    x, other = node.args[:2]
+    if other is x and _is_dequantized(x) and not node.kwargs:
+        return insert_call(graph, _aten.mul.Tensor, x, 2.0)
+    return _without_expansion(graph, node)
+
+
+def _product(graph: Graph, node: Node) -> Node | None:
+    return _square_in_floats(graph, node) or _without_expansion(graph, node)
+
+
+_SOFTMAX_STEP = 1 / 256
+"""Of the integers that the runtime's kernel gives."""
+_SUMS = (_aten.sum.dim_IntList, _aten.sum.default, _aten.mean.dim)
+_EXPANSIONS = (_aten.expand.default, _aten.expand_as.default)
+_ELEMENTWISE = (_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor)
+
+PLAIN: Mapping[object, Rule] = {
+    **HARD_SIGMOID,
+    **dict.fromkeys(_ELEMENTWISE, _without_expansion),
+    _aten.add.Tensor: _sum,
+    _aten.mul.Tensor: _product,
+    _aten.pow.Tensor_Scalar: _square_in_floats,
+    **dict.fromkeys((_aten.softmax.int, _aten._softmax.default), _softmax_in_floats),
+    **dict.fromkeys(_EXPANSIONS, _expansion_as_copies),
+    _aten.linalg_vector_norm.default: _norm_as_sum,
+    _aten.adaptive_max_pool2d.default: adaptive_max_as_max,
+    _aten.hardshrink.default: _hard_shrink_as_product,
+    _aten.threshold.default: _threshold_as_product,
+}
