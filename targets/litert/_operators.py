@@ -89,8 +89,8 @@ def _softmax_in_floats(graph: Graph, node: Node) -> Node | None:
 
 def _norm_as_sum(graph: Graph, node: Node) -> Node | None:
     """The sum of sizes, or the root of the sum of squares, whose change to channels-last the converter knows."""
-    x, order, dims, keepdim = (*node.args, *[2.0, None, False][len(node.args) - 1 :])
-    assert isinstance(x, Node)
+    usual: list[Any] = [2.0, None, False]
+    x, order, dims, keepdim = (*node.args, *usual[len(node.args) - 1 :])
     if order not in (1, 2) or node.kwargs:
         return None
     axes = list(range(x.meta["val"].dim())) if dims is None else dims
