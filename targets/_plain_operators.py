@@ -20,7 +20,7 @@ from edgewise.targets._rewrite import Rule, insert_call
 _aten = torch.ops.aten
 
 
-def _arguments(node: Node, *names: str) -> list[Any]:
+def read_arguments(node: Node, *names: str) -> list[Any]:
     """What is given for the operator's parameters in turn, by place or by name; None where nothing is."""
     given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     return [given.get(name) for name in names]
@@ -58,20 +58,20 @@ def _insert_clip(graph: Graph, x: Any, low: float, high: float) -> Node:
 
 def rrelu_as_leaky(graph: Graph, node: Node) -> Node | None:
     """Outside training the slope is the middle of its range (Xu et al. 2015, arXiv 1505.00853)."""
-    x, lower, upper, training = _arguments(node, "self", "lower", "upper", "training")
+    x, lower, upper, training = read_arguments(node, "self", "lower", "upper", "training")
     lower, upper = (1 / 8 if lower is None else lower), (1 / 3 if upper is None else upper)
     return None if training else insert_call(graph, _aten.leaky_relu.default, x, (lower + upper) / 2)
 
 
 def variance_and_mean_apart(graph: Graph, node: Node) -> Node | None:
     """One of the two results of ``var_mean`` by an operator of its own."""
-    source, index = _arguments(node, "self", "index")
+    source, index = read_arguments(node, "self", "index")
     if not isinstance(source, Node) or source.target not in _VARIANCES:
         return None
     if index == 0:
         return insert_call(graph, _VARIANCES[source.target], *source.args, **source.kwargs)
     everything = source.target is _aten.var_mean.default
-    x, dims, _, keepdim = _arguments(source, "self", "" if everything else "dim", "", "keepdim")
+    x, dims, _, keepdim = read_arguments(source, "self", "" if everything else "dim", "", "keepdim")
     if everything or dims is None:
         dims = list(range(x.meta["val"].dim()))
     return insert_call(graph, _aten.mean.dim, x, dims, bool(keepdim))
@@ -86,7 +86,7 @@ _VARIANCES: Mapping[object, Any] = {
 
 def adaptive_max_as_max(graph: Graph, node: Node) -> Node | None:
     """Pooling over equal windows, where the output's sides divide the input's."""
-    x, sides = _arguments(node, "self", "output_size")
+    x, sides = read_arguments(node, "self", "output_size")
     windows = _equal_windows(x.meta["val"].shape[-2:], sides)
     return None if windows is None else insert_call(graph, _aten.max_pool2d_with_indices.default, x, windows, windows)
 
@@ -102,7 +102,7 @@ def channel_average_as_sum(graph: Graph, node: Node) -> Node | None:
 
     What local response normalization averages over channels with (Krizhevsky et al. 2012, section 3.3).
     """
-    x, window, stride, padding, _, _, divisor = _arguments(
+    x, window, stride, padding, _, _, divisor = read_arguments(
         node, "self", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
     )
     size = window[0]
@@ -118,7 +118,7 @@ def channel_average_as_sum(graph: Graph, node: Node) -> Node | None:
 
 def clips_as_one(graph: Graph, node: Node) -> Node | None:
     """A clip of a clip clips to what both let through."""
-    (source,) = _arguments(node, "self")
+    (source,) = read_arguments(node, "self")
     if not isinstance(source, Node) or len(source.users) != 1 or not _is_float(source):
         return None
     if source.target in _IN_PLACE:
@@ -140,7 +140,7 @@ def clip_from_zero(graph: Graph, node: Node) -> Node | None:
 
     XNNPACK fuses such a clip into what is before it and then refuses to run.
     """
-    source, bounds = *_arguments(node, "self"), clip_bounds(node)
+    source, bounds = *read_arguments(node, "self"), clip_bounds(node)
     if not isinstance(source, Node) or bounds is None or not 0 < bounds[0] < math.inf:
         return None
     if source.target not in _FUSING and "dequantize_per_tensor" not in str(source.target):
@@ -165,7 +165,7 @@ def clip_bounds(node: Node) -> tuple[float, float] | None:
     if defaults is None:
         return None
     names = ("min", "max") if "clamp" in str(node.target) else ("min_val", "max_val")
-    bounds = _arguments(node, "self", *names)[1:]
+    bounds = read_arguments(node, "self", *names)[1:]
     low, high = (default if bound is None else bound for bound, default in zip(bounds, defaults, strict=True))
     return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
 
@@ -203,7 +203,7 @@ def _is_float(value: Any) -> bool:
 
 def lerp_as_sum(graph: Graph, node: Node) -> Node:
     """x + w·(y − x)."""
-    x, y, weight = _arguments(node, "self", "end", "weight")
+    x, y, weight = read_arguments(node, "self", "end", "weight")
     difference = insert_call(graph, _aten.sub.Tensor, y, x)
     return insert_call(graph, _aten.add.Tensor, x, insert_call(graph, _aten.mul.Tensor, difference, weight))
 
