@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from edgewise.targets._plain_operators import adaptive_max_as_max
+from edgewise.targets._plain_operators import adaptive_max_as_max, read_arguments
 from edgewise.targets._rewrite import HARD_SIGMOID, Rule, insert_call
 
 _aten = torch.ops.aten
@@ -50,26 +50,33 @@ def _unexpanded(argument: Any) -> Any:
 
 def _hard_shrink_as_product(graph: Graph, node: Node) -> Node:
     """x·[|x| > λ]."""
-    x, bound = _two(node, "lambd", 0.5)
-    return _keep_where(graph, x, insert_call(graph, _aten.abs.default, x), bound)
+    x, bound = read_arguments(node, "self", "lambd")
+    sizes = insert_call(graph, _aten.abs.default, x)
+    return _keep(graph, x, insert_call(graph, _aten.gt.Scalar, sizes, 0.5 if bound is None else bound))
 
 
 def _threshold_as_product(graph: Graph, node: Node) -> Node | None:
     """x·[x > t] where what takes the place of the rest is 0."""
-    x, bound = _two(node, "threshold", 0.0)
-    value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 0)
-    return None if value else _keep_where(graph, x, x, bound)
+    x, bound, value = read_arguments(node, "self", "threshold", "value")
+    return None if value else _keep(graph, x, insert_call(graph, _aten.gt.Scalar, x, bound))
 
 
-def _two(node: Node, name: str, usual: float) -> tuple[Any, Any]:
-    return node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get(name, usual)
+def _fill_as_sum(graph: Graph, node: Node) -> Node | None:
+    """x·[not m] + v·m for integers x and a finite number v that takes the place of some."""
+    x, mask, value = read_arguments(node, "self", "mask", "value")
+    if not _is_dequantized(x) or not math.isfinite(value):
+        return None
+    kept = _keep(graph, x, insert_call(graph, _aten.logical_not.default, mask))
+    filled = insert_call(graph, _aten.mul.Tensor, _as_floats(graph, mask), value)
+    return insert_call(graph, _aten.add.Tensor, kept, filled)
 
 
-def _keep_where(graph: Graph, x: Any, judged: Any, bound: float) -> Node:
-    mask = insert_call(graph, _aten.gt.Scalar, judged, bound)
-    return insert_call(
-        graph, _aten.mul.Tensor, x, insert_call(graph, _aten._to_copy.default, mask, dtype=torch.float32)
-    )
+def _keep(graph: Graph, x: Any, mask: Node) -> Node:
+    return insert_call(graph, _aten.mul.Tensor, x, _as_floats(graph, mask))
+
+
+def _as_floats(graph: Graph, mask: Any) -> Node:
+    return insert_call(graph, _aten._to_copy.default, mask, dtype=torch.float32)
 
 
 def _softmax_in_floats(graph: Graph, node: Node) -> Node | None:
@@ -89,15 +96,16 @@ def _softmax_in_floats(graph: Graph, node: Node) -> Node | None:
 
 def _norm_as_sum(graph: Graph, node: Node) -> Node | None:
     """The sum of sizes, or the root of the sum of squares, whose change to channels-last the converter knows."""
-    usual: list[Any] = [2.0, None, False]
-    x, order, dims, keepdim = (*node.args, *usual[len(node.args) - 1 :])
-    if order not in (1, 2) or node.kwargs:
+    x, order, dims, keepdim, dtype = read_arguments(node, "self", "ord", "dim", "keepdim", "dtype")
+    if order not in (None, 1, 2) or dtype is not None:
         return None
     axes = list(range(x.meta["val"].dim())) if dims is None else dims
     if order == 1:
-        return insert_call(graph, _aten.sum.dim_IntList, insert_call(graph, _aten.abs.default, x), axes, keepdim)
+        return insert_call(graph, _aten.sum.dim_IntList, insert_call(graph, _aten.abs.default, x), axes, bool(keepdim))
     squares = _square_sizes(graph, x) if _is_dequantized(x) else insert_call(graph, _aten.mul.Tensor, x, x)
-    return insert_call(graph, _aten.sqrt.default, insert_call(graph, _aten.sum.dim_IntList, squares, axes, keepdim))
+    return insert_call(
+        graph, _aten.sqrt.default, insert_call(graph, _aten.sum.dim_IntList, squares, axes, bool(keepdim))
+    )
 
 
 def _square_in_floats(graph: Graph, node: Node) -> Node | None:
@@ -148,5 +156,6 @@ PLAIN: Mapping[object, Rule] = {
     _aten.linalg_vector_norm.default: _norm_as_sum,
     _aten.adaptive_max_pool2d.default: adaptive_max_as_max,
     _aten.hardshrink.default: _hard_shrink_as_product,
+    _aten.masked_fill.Scalar: _fill_as_sum,
     _aten.threshold.default: _threshold_as_product,
 }

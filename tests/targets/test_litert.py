@@ -253,6 +253,7 @@ BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "share of the sizes": lambda x: F.normalize(x, p=1.0, dim=1),
     "hard shrink": lambda x: F.hardshrink(x, 0.2),
     "threshold": lambda x: F.threshold(x, 0.1, 0.0),
+    "filled": lambda x: x.masked_fill(x < 0.1, -0.1),
     "largest of each window": lambda x: F.adaptive_max_pool2d(x, (4, 8)),
     "tokens": lambda x: (x.flatten(2) @ x.flatten(2).transpose(1, 2)).softmax(-1).matmul(x.flatten(2)).view(x.shape),
 }
