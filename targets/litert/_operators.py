@@ -8,7 +8,7 @@ between integers becomes one of integers on whatever scale it is read, which the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,14 +31,26 @@ def _without_expansion(graph: Graph, node: Node) -> Node | None:
 
 
 def _expansion_as_copies(graph: Graph, node: Node) -> Node | None:
-    """An expanded value as copies of it side by side, whose change to channels-last the converter knows."""
-    x, shape = node.args[0], list(node.meta["val"].shape)
+    """An expanded value as copies of it side by side."""
+    x, shape = node.args[0], node.meta["val"].shape
     assert isinstance(x, Node)
-    if x.meta["val"].dim() != len(shape) or list(x.meta["val"].shape) == shape:
+    given = x.meta["val"].shape
+    return _lay_copies(graph, x, [wanted // side for side, wanted in zip(given, shape, strict=False)], len(shape))
+
+
+def _repetition_as_copies(graph: Graph, node: Node) -> Node | None:
+    """A repeated value as copies of it side by side."""
+    x, times = read_arguments(node, "self", "repeats")
+    return _lay_copies(graph, x, times, len(times))
+
+
+def _lay_copies(graph: Graph, x: Node, times: Sequence[int], dims: int) -> Node | None:
+    """``x`` so many times along each axis, by concatenations, whose change to channels-last the converter knows."""
+    if x.meta["val"].dim() != dims or all(count == 1 for count in times):
         return None
-    for axis, side in enumerate(shape):
-        if x.meta["val"].shape[axis] != side:
-            x = insert_call(graph, _aten.cat.default, [x] * side, axis)
+    for axis, count in enumerate(times):
+        if count != 1:
+            x = insert_call(graph, _aten.cat.default, [x] * count, axis)
     return x
 
 
@@ -153,6 +165,7 @@ PLAIN: Mapping[object, Rule] = {
     _aten.pow.Tensor_Scalar: _square_in_floats,
     **dict.fromkeys((_aten.softmax.int, _aten._softmax.default), _softmax_in_floats),
     **dict.fromkeys(_EXPANSIONS, _expansion_as_copies),
+    _aten.repeat.default: _repetition_as_copies,
     _aten.linalg_vector_norm.default: _norm_as_sum,
     _aten.adaptive_max_pool2d.default: adaptive_max_as_max,
     _aten.hardshrink.default: _hard_shrink_as_product,

@@ -247,6 +247,7 @@ BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "norm": lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2),
     "softmax of channels": lambda x: x.softmax(1),
     "one channel eight times": lambda x: x[:, :1].expand(-1, 8, -1, -1),
+    "repeated": lambda x: x[:, :4].repeat(1, 2, 1, 1),
     "twice one channel": lambda x: (x[:, :1] + x[:, :1]) * x,
     "direction": lambda x: F.normalize(x, dim=1),
     "direction, by hand": lambda x: x / x.pow(2).sum(1, keepdim=True).sqrt(),

@@ -58,6 +58,7 @@ LITERT: dict[str, Function] = {
         [x[:, :2], torch.linspace(-1, 1, 8).view(1, 1, 8, 1).expand(len(x), 2, 8, 8)], 1
     ),
     "one channel four times": lambda x: F.conv2d(x[:, :1].expand(-1, 4, -1, -1), torch.ones(4, 4, 3, 3)),
+    "twice the channels": lambda x: x.repeat(1, 2, 1, 1)[:, 2:6],
     "sum of the sizes": lambda x: x / torch.linalg.vector_norm(x, 1, [1, 2], True),
     "expanded summand": lambda x: (
         x.mean(1, keepdim=True).expand_as(x) + x.mean((2, 3), keepdim=True).expand(x.shape) * x
