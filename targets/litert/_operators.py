@@ -22,18 +22,29 @@ _aten = torch.ops.aten
 
 def _without_expansion(graph: Graph, node: Node) -> Node | None:
     """An elementwise operator of an expanded argument as one of what was expanded, where broadcasting does it."""
-    shape = node.meta["val"].shape
-    pair = [_unexpanded(argument) for argument in node.args[:2]]
-    is_changed = any(new is not old for new, old in zip(pair, node.args, strict=False))
-    if not is_changed or not any(isinstance(new, Node) and new.meta["val"].shape == shape for new in pair):
+    if not _broadcasts(node):
         return None
+    pair = [_unexpanded(argument) for argument in node.args[:2]]
     return insert_call(graph, node.target, *pair, *node.args[2:], **node.kwargs)  # type: ignore[arg-type]
 
 
+def _broadcasts(node: Node) -> bool:
+    """Whether an elementwise operator gives its result without the expansion of an argument, too."""
+    pair = [_unexpanded(argument) for argument in node.args[:2]]
+    shape = node.meta["val"].shape
+    return (
+        node.target in _ELEMENTWISE
+        and any(new is not old for new, old in zip(pair, node.args, strict=False))
+        and any(isinstance(new, Node) and new.meta["val"].shape == shape for new in pair)
+    )
+
+
 def _expansion_as_copies(graph: Graph, node: Node) -> Node | None:
-    """An expanded value as copies of it side by side."""
+    """An expanded value as copies of it side by side, where some reader needs it whole."""
     x, shape = node.args[0], node.meta["val"].shape
     assert isinstance(x, Node)
+    if all(_broadcasts(reader) for reader in node.users):
+        return None
     given = x.meta["val"].shape
     return _lay_copies(graph, x, [wanted // side for side, wanted in zip(given, shape, strict=False)], len(shape))
 

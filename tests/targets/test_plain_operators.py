@@ -109,6 +109,14 @@ def test_the_program_rewritten_for_litert_computes_the_same(name: str) -> None:
     assert torch.allclose(plain.module()(images[:1]), program.module()(images[:1]), atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "copies"), [("direction", 0), ("expanded summand", 0), ("coordinates", 3)])
+def test_an_expansion_that_broadcasting_does_is_no_copy(name: str, copies: int) -> None:
+    network, images = _network(LITERT[name])
+    plain = rewrite_program(torch.export.export(network, (images[:1],)), LITERT_RULES)
+    targets = [str(target) for target, _ in _calls(plain)]
+    assert targets.count("aten.cat.default") == copies and not any("expand" in target for target in targets)
+
+
 @pytest.mark.parametrize("target", ["onnx", "xnnpack", "litert"])
 @pytest.mark.parametrize("name", sorted({**OPERATORS, **POOLS, **LITERT}))
 def test_the_file_answers_as_the_network(name: str, target: str, tmp_path: Path) -> None:
