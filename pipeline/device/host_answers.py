@@ -60,7 +60,7 @@ def classes(artifact: Path, card: CardFacts, chosen: Chosen) -> tuple[NDArray[np
     """
     import torch
 
-    from edgewise.images.normalise import feed_images
+    from edgewise.images.feed import feed_images
 
     runner, grade = _open_evaluator(artifact, card.target)
     if runner is None:

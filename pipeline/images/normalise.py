@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from edgewise.errors import RequestError
-from edgewise.images.preprocess import Fed, is_channels_last
 
 
 class Normalisation(Protocol):
@@ -36,13 +35,6 @@ def _row_by_row(images: Tensor) -> Tensor:
     _, channels, height, width = images.shape
     usual = (channels * height * width, height * width, width, 1)
     return images if images.stride() == usual else images.clone(memory_format=torch.contiguous_format)
-
-
-def feed_images(images: Tensor, spec: Normalisation, fed: Fed) -> Tensor:
-    """uint8 [B, C, H, W] -> what a network or a file is fed: bytes [B, H, W, C], or normalised as ``normalise`` does, the
-    channels where ``fed`` has them."""
-    ready = images if fed == "bytes" else normalise(images, spec)
-    return ready.permute(0, 2, 3, 1).contiguous() if is_channels_last(fed) else ready
 
 
 def channel_order(channels: int) -> str:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from edgewise.calib_data import Part
-from edgewise.images.normalise import Normalisation, feed_images
+from edgewise.images.feed import feed_images
+from edgewise.images.normalise import Normalisation
 from edgewise.images.preprocess import Fed
 from edgewise.measure.batches import images_at_once, in_fastest_order
 from edgewise.stage import Track, track_silently

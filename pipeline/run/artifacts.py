@@ -19,7 +19,8 @@ from edgewise import targets
 from edgewise.errors import LoweringError
 from edgewise.files import lower, parts
 from edgewise.files.open import Grade, Opened, open_file
-from edgewise.images.normalise import channel_order, feed_images, per_channel
+from edgewise.images.feed import feed_images
+from edgewise.images.normalise import channel_order, per_channel
 from edgewise.images.preprocess import OUTSIDE
 from edgewise.images.wrapper import Wrapper
 from edgewise.measure import latency as measure_latency

@@ -24,7 +24,7 @@ from edgewise.commands.console import FAILED, PASSED, run_guarded
 from edgewise.errors import RequestError
 from edgewise.files.open import open_runtime
 from edgewise.images import resized
-from edgewise.images.normalise import feed_images
+from edgewise.images.feed import feed_images
 from edgewise.measure import statistics
 from edgewise.measure.agreement import compare_answers, rounding_of
 from edgewise.measure.answers import compute_logits

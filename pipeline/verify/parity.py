@@ -22,7 +22,7 @@ from edgewise import targets
 from edgewise.errors import RequestError
 from edgewise.files import lower
 from edgewise.images import resized
-from edgewise.images.normalise import feed_images
+from edgewise.images.feed import feed_images
 from edgewise.images.preprocess import OUTSIDE, Preprocess
 from edgewise.images.wrapper import Wrapper
 from edgewise.network import checkpoint

@@ -19,7 +19,7 @@ from edgewise import targets
 from edgewise.errors import RequestError
 from edgewise.files import parts
 from edgewise.files.open import open_runtime
-from edgewise.images.normalise import feed_images
+from edgewise.images.feed import feed_images
 from edgewise.measure import statistics
 from edgewise.measure.agreement import compare_answers
 from edgewise.measure.values import Accuracy, Agreement

@@ -29,7 +29,7 @@ from edgewise.calib_data import Data
 from edgewise.device import adb, archive, bundle
 from edgewise.device.adb import Adb
 from edgewise.device.bundle import Bundle
-from edgewise.images.normalise import feed_images
+from edgewise.images.feed import feed_images
 from edgewise.images.preprocess import Fed, Preprocess, is_channels_last
 from edgewise.images.wrapper import Wrapper
 from edgewise.measure.values import Accuracy, Difference

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgewise.images.normalise import feed_images, normalise
+from edgewise.images.feed import feed_images
+from edgewise.images.normalise import normalise
 from edgewise.images.preprocess import OUTSIDE, Preprocess, blank_image
 from edgewise.images.wrapper import NOTHING, Wrapper
 
