@@ -40,7 +40,7 @@ from edgewise.targets.litert._flatbuffer import (
     set_metadata,
     write_model,
 )
-from edgewise.targets.litert._operators import PLAIN
+from edgewise.targets.litert._operators import PLAIN, is_a
 from edgewise.targets.litert._runtime import operators_outside
 
 if TYPE_CHECKING:
@@ -221,13 +221,9 @@ def _is_int8(node: Node) -> bool:
     first = 1 if node.target in _AFTER_A_SUM else 0
     clips = [user for user in node.users if user.target in _CLIPS]
     readers = [user for user in (*node.users, *(user for clip in clips for user in clip.users)) if user not in clips]
-    return all(_is_a(factor, "dequantize_per") for factor in node.args[first : first + 2]) and all(
-        _is_a(reader, "quantize_per_tensor") for reader in readers
+    return all(is_a(factor, "dequantize_per") for factor in node.args[first : first + 2]) and all(
+        is_a(reader, "quantize_per_tensor") for reader in readers
     )
-
-
-def _is_a(value: object, name: str) -> bool:
-    return isinstance(value, Node) and f".{name}" in str(value.target)
 
 
 def _file_facts(work: list[Operation], outside: Counter[str], precision: Precision) -> dict[str, Any]:

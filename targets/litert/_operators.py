@@ -108,7 +108,7 @@ def _softmax_in_floats(graph: Graph, node: Node) -> Node | None:
     The division is written as a product, for the converter finds a softmax in its usual parts again.
     """
     x, dim = node.args[:2]
-    readers = [user for user in node.users if ".quantize_per_tensor" in str(user.target)]
+    readers = [user for user in node.users if is_a(user, "quantize_per_tensor")]
     if all(math.isclose(reader.args[1], _SOFTMAX_STEP, rel_tol=1e-4) for reader in readers):  # type: ignore[arg-type]
         return None
     shifted = insert_call(graph, _aten.sub.Tensor, x, insert_call(graph, _aten.amax.default, x, [dim], True))
@@ -147,7 +147,12 @@ def _square_sizes(graph: Graph, x: Any) -> Node:
 
 
 def _is_dequantized(x: Any) -> bool:
-    return isinstance(x, Node) and "dequantize_per" in str(x.target)
+    return is_a(x, "dequantize_per")
+
+
+def is_a(value: object, name: str) -> bool:
+    """Whether it is a call of an operator whose name begins so, in whatever namespace."""
+    return isinstance(value, Node) and f".{name}" in str(value.target)
 
 
 def _sum(graph: Graph, node: Node) -> Node | None:
