@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
@@ -30,13 +29,13 @@ def rounded_in_the_graph(program: ExportedProgram, *, every_constant: bool = Fal
 def _round_in_the_graph(module: GraphModule, node: Node) -> None:
     quantized = torch.ops.quantized_decomposed
     source, *grid = node.args
-    weight = _read_constant(module, source)
+    weight = read_attribute(module, source)
     name = f"_float_{node.name}"
     if node.target is quantized.dequantize_per_channel.default:
         scale, zero_point, axis, _, _, dtype = grid
         # The full range whatever the weights' width: it has the levels that runtimes compute in integers.
         grid = [scale, zero_point, axis, -127, 127, dtype]
-        tensors = [_read_constant(module, part) for part in (scale, zero_point)]
+        tensors = [read_attribute(module, part) for part in (scale, zero_point)]
         value, quantize = quantized.dequantize_per_channel(weight, *tensors, *grid[2:]), quantized.quantize_per_channel
     else:
         value, quantize = quantized.dequantize_per_tensor(weight, *grid), quantized.quantize_per_tensor
@@ -50,8 +49,7 @@ def _is_constant(value: object) -> bool:
     return isinstance(value, Node) and value.op == "get_attr"
 
 
-def _read_constant(module: GraphModule, node: object) -> Tensor:
+def read_attribute(module: GraphModule, node: object) -> Any:
+    """What a node that gets an attribute of ``module`` or of a module below it gets: a constant or a weight, mostly."""
     owner, _, last = str(cast(Node, node).target).rpartition(".")
-    value = getattr(module.get_submodule(owner), last)
-    assert isinstance(value, Tensor)
-    return value
+    return getattr(module.get_submodule(owner), last)

@@ -10,6 +10,8 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from edgewise.targets._rounded import read_attribute
+
 _aten = torch.ops.aten
 _LIKE = frozenset(
     {_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default, _aten.new_zeros.default,
@@ -24,7 +26,7 @@ def fold_constants(module: GraphModule) -> None:
     values: dict[Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
-            values[node] = _attribute(module, node.target)
+            values[node] = read_attribute(module, node)
         elif node.op == "call_function" and _is_constant(node, values):
             values[node] = _compute(node, values)
     for node, value in values.items():
@@ -62,8 +64,3 @@ def _replace(module: GraphModule, node: Node, value: Tensor) -> None:
         constant = module.graph.get_attr(name)
     constant.meta["val"] = node.meta.get("val", value)
     node.replace_all_uses_with(constant)
-
-
-def _attribute(module: GraphModule, path: object) -> Any:
-    owner, _, name = str(path).rpartition(".")
-    return getattr(module.get_submodule(owner), name)
