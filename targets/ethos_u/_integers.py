@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from edgewise.targets._rounded import read_attribute
+
 _aten = torch.ops.aten
 _QUANTIZE = "quantize_per_tensor.default"
 _DEQUANTIZE = "dequantize_per_tensor.default"
@@ -57,22 +59,14 @@ def _round_bias(module: GraphModule, node: Node) -> None:
     if _name(source) != _DEQUANTIZE or _name(weight) != _DEQUANTIZE_CHANNELS or not isinstance(bias, Node):
         return
     assert isinstance(source, Node) and isinstance(weight, Node)
-    scale = cast(float, source.args[1]) * _read_constant(module, weight.args[1]).double()
-    rounded = torch.round(_read_constant(module, bias).double() / scale).clamp(-_LARGEST, _LARGEST).to(torch.int32)
+    scale = cast(float, source.args[1]) * read_attribute(module, weight.args[1]).double()
+    rounded = torch.round(read_attribute(module, bias).double() / scale).clamp(-_LARGEST, _LARGEST).to(torch.int32)
     parts = {"": rounded, "_scale": scale.float(), "_zero_point": torch.zeros(len(rounded), dtype=torch.int64)}
     dequantize = torch.ops.quantized_decomposed.dequantize_per_channel.default
     with module.graph.inserting_before(node):
         constants = [_hold_constant(module, f"_bias_of_{node.name}{ending}", value) for ending, value in parts.items()]
         bias_node = module.graph.call_function(dequantize, (*constants, 0, -_LARGEST, _LARGEST, torch.int32))
     node.replace_input_with(bias, bias_node)
-
-
-def _read_constant(module: GraphModule, node: object) -> Tensor:
-    assert isinstance(node, Node) and node.op == "get_attr"
-    value: Any = module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return cast(Tensor, value.detach())
 
 
 def _hold_constant(module: GraphModule, name: str, value: Tensor) -> Node:
