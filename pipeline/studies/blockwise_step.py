@@ -26,8 +26,9 @@ from edgewise.measure import latency, statistics
 from edgewise.stage import Context
 from edgewise.stages.remove_blocks.find import Block, find_blocks
 from edgewise.stages.remove_blocks.plan import without_blocks
-from edgewise.stages.training.blockwise import blockwise_distance, draw_batch, fold_teacher, order_memory
+from edgewise.stages.training.blockwise import blockwise_distance, draw_batch, fold_teacher
 from edgewise.stages.training.loop import autocast, make_ahead
+from edgewise.stages.training.memory_format import order_memory
 from edgewise.stages.training.settings import ComputePrecision, resolve_precision
 from edgewise.studies.noise import noise_context
 

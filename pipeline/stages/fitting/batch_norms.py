@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+
+from edgewise.stage import Context
+from edgewise.stages.fitting.image_batches import draw_batches
+
+_BATCH = 128
+FEWEST = 16
+"""Images at once that statistics are taken of, however large: fewer would miss how images differ."""
 
 
 def batch_norms(model: nn.Module) -> list[str]:
@@ -40,6 +48,23 @@ def reestimate_norms(model: nn.Module, names: Iterable[str], batches: Iterable[T
         norm.momentum = momentum
         if norm.num_batches_tracked == 0:
             norm.load_state_dict(before[norm])
+
+
+def fit_norms(model: nn.Module, images: int, ctx: Context) -> int:
+    """Estimate every batch norm of ``model`` anew on ``images`` training images, in place; how many were used.
+
+    Where a set has none to train on, calibration images serve.
+    """
+    names = batch_norms(model)
+    part = ctx.data.train if len(ctx.data.train) else ctx.data.calib
+    placed = replace(ctx, device=str(next(model.parameters()).device))
+    drawn = draw_batches(part, images, placed, model, most=_BATCH, fewest=FEWEST)
+    # One image alone has no spread that a batch norm could be set to.
+    sizes = [len(batch) for batch in drawn.images if len(batch) > 1]
+    if not names or not sizes:
+        return 0
+    reestimate_norms(model, names, (batch for batch in drawn if len(batch) > 1))
+    return sum(sizes)
 
 
 @torch.no_grad()

@@ -49,16 +49,21 @@ class Batches(Sequence[Tensor]):
         return torch.cat(list(self[:batches]))[:count]
 
 
-def batches_of(part: Part, index: Tensor, ctx: Context, network: nn.Module | None = None, most: int = BATCH) -> Batches:
-    """The images of a part at ``index`` (int64 [N]), at most ``most`` a batch, fewer where ``network`` needs much memory."""
-    size = most if network is None else images_at_once(network, ctx.input_shape, most)
+def batches_of(
+    part: Part, index: Tensor, ctx: Context, network: nn.Module | None = None, most: int = BATCH, fewest: int = 1
+) -> Batches:
+    """The images of a part at ``index`` (int64 [N]), at most ``most`` a batch, fewer where ``network`` needs much memory,
+    though never under ``fewest`` for that."""
+    size = most if network is None else max(fewest, images_at_once(network, ctx.input_shape, most))
     return Batches(tuple(part.batch(part_index) for part_index in torch.split(index, size)), ctx.spec, ctx.device)
 
 
-def draw_batches(part: Part, count: int, ctx: Context, network: nn.Module | None = None) -> Batches:
+def draw_batches(
+    part: Part, count: int, ctx: Context, network: nn.Module | None = None, most: int = BATCH, fewest: int = 1
+) -> Batches:
     """Batches of ``count`` images of a part (all where it has fewer), drawn by the seed, normalised, on the device.
 
-    ``network``: what they go through, so that large images come in smaller batches.
+    ``network``: what they go through, so that large images come in smaller batches, as ``batches_of`` does.
     """
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:count]
-    return batches_of(part, order, ctx, network)
+    return batches_of(part, order, ctx, network, most, fewest)

@@ -170,8 +170,8 @@ class Prune:
         import dataclasses
 
         from edgewise.network import surgery
+        from edgewise.stages.fitting.batch_norms import fit_norms
         from edgewise.stages.prune.budget import spend_budget
-        from edgewise.stages.prune.sensitivity import fit_norms
 
         pruned = copy.deepcopy(model).eval().requires_grad_(True)
         spending = spend_budget(pruned, self, ctx, part)

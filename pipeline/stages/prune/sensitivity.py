@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edgewise.errors import RequestError
 from edgewise.images.normalise import normalise
 from edgewise.measure.batches import images_at_once
-from edgewise.stages.fitting import batch_norms
+from edgewise.stages.fitting.batch_norms import fit_norms
 from edgewise.stages.prune import plan
 from edgewise.stages.prune.checked_cut import cut_and_check, find_groups
 from edgewise.stages.prune.coupling import Group
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 
 _BATCH = 128
-_FEWEST = 16
-"""Images at once that statistics are taken of, however large: fewer would miss how images differ."""
 _NORM_IMAGES = 256
 """Training images, at most, that batch norms are estimated on anew for one reading."""
 
@@ -102,23 +100,6 @@ def read_network(model: nn.Module, images: int, ctx: Context) -> Reading:
         answers = [model(normalise(part.batch(c), ctx.spec).to(device)).float().cpu() for c in chunks]
     logits, labels = torch.cat(answers), part.labels[order]
     return Reading(float((logits.argmax(1) == labels).float().mean()), float(F.cross_entropy(logits, labels)))
-
-
-def fit_norms(model: nn.Module, images: int, ctx: Context) -> int:
-    """Estimate every batch norm of ``model`` anew on ``images`` training images, in place; how many were used.
-
-    Where a set has none to train on, calibration images serve.
-    """
-    names, device = batch_norms.batch_norms(model), next(model.parameters()).device
-    part = ctx.data.train if len(ctx.data.train) else ctx.data.calib
-    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(ctx.seed))[:images]
-    # One image alone has no spread that a batch norm could be set to.
-    size = max(_FEWEST, images_at_once(model, ctx.input_shape, _BATCH))
-    batches = [index for index in torch.split(order, size) if len(index) > 1]
-    if not names or not batches:
-        return 0
-    batch_norms.reestimate_norms(model, names, (normalise(part.batch(index), ctx.spec).to(device) for index in batches))
-    return sum(map(len, batches))
 
 
 def to_json(scan: Scan) -> dict[str, dict[str, dict[str, float]]]:

@@ -22,11 +22,14 @@ from torch import Tensor, nn
 
 from edgewise.errors import RequestError, StageError
 from edgewise.stage import Context
+from edgewise.stages.fitting.batch_norms import FEWEST
 from edgewise.stages.fitting.image_batches import draw_batches
 from edgewise.stages.fitting.timer import Clock, open_clock
 from edgewise.stages.remove_blocks.find import Block, find_blocks
 from edgewise.stages.remove_blocks.plan import Plan, Removed, without_blocks
 from edgewise.stages.remove_blocks.settings import Budget
+from edgewise.stages.training.loop import autocast
+from edgewise.stages.training.memory_format import fitting_order, order_memory
 
 _SLACK = 0.01
 """How far above the budget, relative to it, a measured time counts as within: the noise of the measurement."""
@@ -47,7 +50,8 @@ def choose_blocks(model: nn.Module, budget: Budget, ctx: Context) -> Plan:
     if budget.blocks:
         removals = [Removed(block=block, rise=None) for block in blocks if block.name in budget.blocks]
         return Plan(blocks=blocks, removed=removals)
-    losses = _Losses(model, draw_batches(ctx.data.calib, budget.images, ctx))
+    images = draw_batches(ctx.data.calib, budget.images, ctx, model, fewest=FEWEST)
+    losses = _Losses(model, images, fitting_order(torch.device(ctx.device), ctx.input_shape, model))
     with open_clock(copy.deepcopy(model), ctx) as watch:
         return _choose_by_time(model, budget, ctx, blocks, free, losses, watch)
 
@@ -104,10 +108,12 @@ def _measure_savings(model: nn.Module, blocks: Sequence[Block], watch: Clock, ct
 class _Losses:
     """What a network loses with blocks gone."""
 
-    def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
-        self._model = model
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Tensor], order: torch.memory_format = torch.contiguous_format
+    ) -> None:
+        self._model, self._order = order_memory(copy.deepcopy(model), order), order
         self._batches = [images for images in batches if len(images) > 1] or batches
-        self._wanted = self._answers(model)
+        self._wanted = self._answers(self._model)
 
     def order(self, free: Sequence[Block], saves: Mapping[str, float]) -> Iterator[Removed]:
         """The blocks in the order in which they are best removed, one at a time; what is lost is read as they are asked for."""
@@ -132,9 +138,11 @@ class _Losses:
         return float(F.kl_div(answers, self._wanted, reduction="batchmean", log_target=True))
 
     def _answers(self, model: nn.Module) -> Tensor:
-        """Logarithms of the classes' probabilities [N, classes]."""
-        with torch.no_grad(), _own_statistics(model):
-            return torch.cat([F.log_softmax(model(images).float(), 1).cpu() for images in self._batches])
+        """Logarithms of the classes' probabilities [N, classes], computed as a training computes them."""
+        device = next(model.parameters()).device.type
+        with torch.inference_mode(), _own_statistics(model), autocast("auto", device):
+            ordered = (images.contiguous(memory_format=self._order) for images in self._batches)
+            return torch.cat([F.log_softmax(model(images).float(), 1).cpu() for images in ordered])
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from edgewise.stage import Context
-from edgewise.stages.fitting.batch_norms import batch_norms, reestimate_norms
+from edgewise.stages.fitting.batch_norms import fit_norms
 from edgewise.stages.fitting.image_batches import draw_batches
 from edgewise.stages.fitting.layer_io import run_until_seen
 from edgewise.stages.fitting.reconstruct import reconstruct_layers
@@ -37,9 +37,7 @@ def refit_network(shallower: nn.Module, whole: nn.Module, plan: Plan, how: Setti
     if how.reconstruct:
         ctx.fact("reconstruction", _reconstruct_layers(shallower, whole, how.reconstruct, ctx))
     elif how.reestimate:
-        batches = [images for images in draw_batches(ctx.data.train, how.reestimate, ctx) if len(images) > 1]
-        if batches:
-            reestimate_norms(shallower, batch_norms(shallower), batches)
+        fit_norms(shallower, how.reestimate, ctx)
     if how.recover_steps:
         ctx.fact("recovery", _distill_blocks(shallower, whole, plan, how, ctx))
 
@@ -61,7 +59,7 @@ def _layer_outputs(model: nn.Module) -> dict[str, range]:
 
 
 def _distill_blocks(shallower: nn.Module, whole: nn.Module, plan: Plan, how: Settings, ctx: Context) -> dict[str, Any]:
-    images = draw_batches(ctx.data.calib, _JUDGED, ctx)
+    images = draw_batches(ctx.data.calib, _JUDGED, ctx, whole)
     points = _points(shallower, plan, ctx)
     before, after = distill_if_better(
         shallower, whole, points, ctx, images, steps=how.recover_steps, lr=how.recover_lr, batch=how.recover_batch

@@ -19,7 +19,7 @@ from edgewise.stage import Context
 from edgewise.stages.fitting.layer_io import capture_values, run_until_seen
 from edgewise.stages.training.augment import Augment, augment_images
 from edgewise.stages.training.loop import autocast, learning_rate_share, make_ahead
-from edgewise.stages.training.memory_format import trains_channels_last
+from edgewise.stages.training.memory_format import fitting_order, order_memory
 from edgewise.stages.training.settings import ComputePrecision
 from edgewise.stages.training.state import State, resume_state, write_state
 
@@ -52,8 +52,9 @@ def distill_blockwise(
     memory where they can, the teacher with its batch norms folded, and the next images are made while these are used.
     """
     device = torch.device(ctx.device)
-    order = torch.channels_last if trains_channels_last(student, device) else torch.contiguous_format
-    guide = order_memory(fold_teacher(teacher, points, ctx), order)
+    guide = fold_teacher(teacher, points, ctx)
+    order = fitting_order(device, ctx.input_shape, student, guide)
+    order_memory(guide, order)
     order_memory(student, order)
     learning = [p for p in student.parameters() if p.requires_grad]
     state = State(student, torch.optim.Adam(learning, lr))
@@ -128,11 +129,6 @@ def _shortened_steps(parameters: Sequence[nn.Parameter], shares: Mapping[Tensor,
     with torch.no_grad():
         for parameter, old, share in before:
             parameter.copy_(old + share * (parameter - old))
-
-
-def order_memory(model: nn.Module, order: torch.memory_format) -> nn.Module:
-    """The network with its weights in that order in memory, changed in place."""
-    return model.to(memory_format=order)  # type: ignore[call-overload, no-any-return]
 
 
 def fold_teacher(teacher: nn.Module, points: Points, ctx: Context) -> nn.Module:

@@ -33,7 +33,7 @@ from edgewise.stage import Context
 from edgewise.stages.training import nodes
 from edgewise.stages.training.augment import Changes, change_images, draw_changes
 from edgewise.stages.training.grouped_gradients import float_gradients
-from edgewise.stages.training.memory_format import stands_channels_last, trains_channels_last
+from edgewise.stages.training.memory_format import fitting_order, order_memory
 from edgewise.stages.training.settings import ComputePrecision, Decay, Training, resolve_precision
 from edgewise.stages.training.state import State, _plain_tensors, resume_state, write_state
 from edgewise.stages.training.teacher import Teacher
@@ -189,7 +189,8 @@ def _receive_work(_: None, *fields: Any) -> _Work:
 def _run_epochs(
     fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
 ) -> dict[str, Tensor]:
-    if how.channels_last and not _stand_channels_last(fabric.device, ctx.input_shape, model, teacher):
+    networks = [network for network in (model, teacher) if network is not None]
+    if fitting_order(fabric.device, ctx.input_shape, *networks) is not torch.channels_last:
         how = replace(how, channels_last=False)
     state = _initial_state(model, how)
     resume_state(state, ctx.scratch)
@@ -267,14 +268,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def _stand_channels_last(device: torch.device, shape: tuple[int, int, int], *networks: nn.Module | None) -> bool:
-    return all(
-        trains_channels_last(network, device) and stands_channels_last(network, shape)
-        for network in networks
-        if network is not None
-    )
-
-
 def _prepare_teacher(fabric: Any, network: nn.Module, how: Training, ctx: Context) -> Teacher:
     frozen = _place_model(copy.deepcopy(network).eval().requires_grad_(False), how, fabric.device)
     return Teacher(frozen, views=how.views, images=len(ctx.data.train), folder=ctx.scratch)
@@ -295,9 +288,7 @@ def _initial_state(model: nn.Module, how: Training) -> State:
 
 def _place_model(model: nn.Module, how: Training, device: torch.device) -> nn.Module:
     model.to(device)
-    if how.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
+    return order_memory(model, torch.channels_last) if how.channels_last else model
 
 
 def _train_epoch(

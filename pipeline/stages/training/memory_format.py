@@ -15,6 +15,18 @@ _CALLED = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
 _BLOCK = 8
 
 
+def fitting_order(device: torch.device, shape: tuple[int, ...], *networks: nn.Module) -> torch.memory_format:
+    """Channels-last, in which processors and GPUs convolve faster, where all ``networks`` can train and run in it on images
+    [N, *shape]; else channels-first."""
+    fits = all(trains_channels_last(net, device) and stands_channels_last(net, shape) for net in networks)
+    return torch.channels_last if fits else torch.contiguous_format
+
+
+def order_memory(model: nn.Module, order: torch.memory_format) -> nn.Module:
+    """The network with its weights in that order in memory, changed in place."""
+    return model.to(memory_format=order)  # type: ignore[call-overload, no-any-return]
+
+
 def trains_channels_last(model: nn.Module, device: torch.device) -> bool:
     """Whether ``model`` can be trained in channels-last memory on ``device``.
 

@@ -17,7 +17,7 @@ from edgewise.images.normalise import normalise
 from edgewise.models import Spec
 from edgewise.stages.training.augment import change_images, draw_changes
 from edgewise.stages.training.loop import autocast
-from edgewise.stages.training.memory_format import stands_channels_last, trains_channels_last
+from edgewise.stages.training.memory_format import fitting_order, order_memory
 from edgewise.stages.training.settings import Training, resolve_precision
 from edgewise.stages.training.teaching import fold_teacher
 
@@ -113,8 +113,8 @@ class _Steps:
     def __init__(self, network: nn.Module, how: Training, data: Data, spec: Spec, device: str) -> None:
         self.how, self.data, self.spec, self.device = how, data, spec, torch.device(device)
         self.clock = Clock(self.device)
-        last = how.channels_last and trains_channels_last(network, self.device)
-        self.last = last and stands_channels_last(network, data.shape)
+        usual = torch.contiguous_format
+        self.order = fitting_order(self.device, data.shape, network) if how.channels_last else usual
         self.model = self._place(copy.deepcopy(network)).train()
         self.teacher = self._place(fold_teacher(network, data, spec)) if how.distill else None
         kind = torch.optim.SGD if how.optimizer == "sgd" else torch.optim.AdamW
@@ -122,10 +122,7 @@ class _Steps:
         self.optimizer = kind(self.model.parameters(), lr=0.0)
 
     def _place(self, network: nn.Module) -> nn.Module:
-        network.to(self.device)
-        if self.last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return network
+        return order_memory(network.to(self.device), self.order)
 
     def make(self, count: int) -> float:
         """Seconds for a batch of so many images, changed and normalised."""
@@ -163,4 +160,4 @@ class _Steps:
     def _images(self, count: int) -> Tensor:
         few = normalise(self.data.train.batch(torch.arange(min(count, _FIRST))), self.spec)
         images = few.repeat(-(-count // len(few)), 1, 1, 1)[:count].to(self.device)
-        return images.contiguous(memory_format=torch.channels_last) if self.last else images
+        return images.contiguous(memory_format=self.order)

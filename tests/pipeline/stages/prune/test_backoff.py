@@ -15,8 +15,9 @@ from edgewise.calib_data import Data
 from edgewise.errors import StageError
 from edgewise.models import Spec
 from edgewise.stage import Context
+from edgewise.stages.fitting.batch_norms import fit_norms
 from edgewise.stages.prune import Prune
-from edgewise.stages.prune.sensitivity import fit_norms, loss_curves, scan_groups
+from edgewise.stages.prune.sensitivity import loss_curves, scan_groups
 from edgewise.store.entries import Store
 
 SHAPE = (1, 2, 2)

@@ -63,6 +63,24 @@ def test_imitation_comes_closer_to_the_old_blocks(tmp_path: Path) -> None:
     assert not student.training
 
 
+class Viewed(nn.Module):
+    """A network whose classifier takes its features through ``view``, which no channels-last tensor stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).relu().view(x.size(0), -1))
+
+
+def test_a_network_that_views_its_features_imitates_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher, student = Viewed().eval(), Viewed().eval()
+    losses = distill_blockwise(student, teacher, {"conv": None}, context(tmp_path), steps=20, lr=1e-2, batch=8)
+    assert losses[-1] < losses[0]
+
+
 def test_imitation_makes_the_residual_sums_agree(tmp_path: Path) -> None:
     """The points are the batch norms before the additions; what the blocks answer after them comes closer too."""
     ctx = context(tmp_path)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgewise.network.captured import Prepare
-from edgewise.stages.training.memory_format import trains_channels_last
+from edgewise.stages.training.memory_format import fitting_order, trains_channels_last
 from edgewise.targets import Grid
 
 CPU = torch.device("cpu")
@@ -37,6 +37,24 @@ def test_a_narrow_strided_pointwise_convolution_keeps_channels_first(channels: i
 )
 def test_all_others_go_channels_last(net: nn.Module) -> None:
     assert trains_channels_last(net, CPU)
+
+
+class Viewed(nn.Module):
+    """Reads its features in the order channels, rows, columns, as ``view`` does [N, 3, 8, 8] -> [N, 10]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).view(len(x), -1))
+
+
+def test_the_order_is_one_that_all_networks_run_in() -> None:
+    wide = strided(8)
+    assert fitting_order(CPU, (3, 8, 8), wide, wide) is torch.channels_last
+    for other in (Viewed(), strided(4)):
+        assert fitting_order(CPU, (3, 8, 8), wide, other) is torch.contiguous_format
 
 
 def test_a_gpu_trains_all_channels_last() -> None:
