@@ -88,23 +88,22 @@ def write_model(model: Any) -> bytes:
 
 def operations(model: Any) -> Iterator[Operation]:
     """Every operator of the file, in its order."""
-    from ai_edge_litert.tools import flatbuffer_utils
-
     for graph in model.subgraphs:
         for operator in graph.operators:
-            name = str(flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex))
+            name = operator_name(model, operator)
             inputs = [None if index < 0 else graph.tensors[index] for index in operator.inputs]
             outputs = [graph.tensors[index] for index in operator.outputs]
             yield Operation(
                 name=name,
                 result=outputs[0].name.decode() if outputs else "",
-                integers=not any(map(_is_float, (*inputs, *outputs))),
+                integers=not any(map(is_float, (*inputs, *outputs))),
                 macs=_count_macs(name, operator, inputs, outputs),
                 outputs=tuple(int(index) for index in operator.outputs),
             )
 
 
-def _is_float(tensor: Any) -> bool:
+def is_float(tensor: Any) -> bool:
+    """Whether a tensor, which may be left out, holds floats."""
     from ai_edge_litert.schema_py_generated import TensorType
 
     return tensor is not None and tensor.type in (TensorType.FLOAT32, TensorType.FLOAT16, TensorType.BFLOAT16)
@@ -168,17 +167,24 @@ def float_ends(model: Any) -> None:
     """
     graph = model.subgraphs[0]
     for number, index in enumerate(graph.inputs):
-        if not _is_float(graph.tensors[index]) and _has_scale(graph.tensors[index]):
+        if not is_float(graph.tensors[index]) and _has_scale(graph.tensors[index]):
             outer = _float_twin(graph, index)
-            graph.operators.insert(0, _conversion(model, "QUANTIZE", outer, index))
+            graph.operators.insert(0, make_conversion(model, "QUANTIZE", outer, index))
             graph.inputs[number] = outer
             _move_signature(model, "inputs", index, outer)
     for number, index in enumerate(graph.outputs):
-        if not _is_float(graph.tensors[index]) and _has_scale(graph.tensors[index]):
+        if not is_float(graph.tensors[index]) and _has_scale(graph.tensors[index]):
             outer = _float_twin(graph, index)
-            graph.operators.append(_conversion(model, "DEQUANTIZE", index, outer))
+            graph.operators.append(make_conversion(model, "DEQUANTIZE", index, outer))
             graph.outputs[number] = outer
             _move_signature(model, "outputs", index, outer)
+
+
+def operator_name(model: Any, operator: Any) -> str:
+    """As the schema has it: ``CONV_2D``."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    return str(flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex))
 
 
 def _has_scale(tensor: Any) -> bool:
@@ -187,16 +193,24 @@ def _has_scale(tensor: Any) -> bool:
 
 def _float_twin(graph: Any, index: int) -> int:
     """A float tensor of the same shape, which takes the name; the other gets one of its own."""
+    inner = graph.tensors[index]
+    outer = add_float_tensor(graph, index, inner.name)
+    inner.name = inner.name + b"_int8"
+    return outer
+
+
+def add_float_tensor(graph: Any, like: int, name: bytes) -> int:
+    """Where a new float tensor of the shape of the tensor ``like`` stands among the graph's."""
     from ai_edge_litert.schema_py_generated import TensorT, TensorType
 
-    inner, outer = graph.tensors[index], TensorT()
-    outer.name, outer.shape, outer.type, outer.buffer = inner.name, inner.shape, TensorType.FLOAT32, 0
-    inner.name = inner.name + b"_int8"
-    graph.tensors.append(outer)
+    tensor = TensorT()
+    tensor.name, tensor.shape, tensor.type, tensor.buffer = name, graph.tensors[like].shape, TensorType.FLOAT32, 0
+    graph.tensors.append(tensor)
     return len(graph.tensors) - 1
 
 
-def _conversion(model: Any, name: str, source: int, result: int) -> Any:
+def make_conversion(model: Any, name: str, source: int, result: int) -> Any:
+    """A ``QUANTIZE`` or ``DEQUANTIZE`` from the tensor ``source`` to the tensor ``result``."""
     from ai_edge_litert.schema_py_generated import OperatorT
 
     operator = OperatorT()

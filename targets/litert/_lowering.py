@@ -42,6 +42,7 @@ from edgewise.targets.litert._flatbuffer import (
 )
 from edgewise.targets.litert._operators import PLAIN, is_a
 from edgewise.targets.litert._runtime import operators_outside
+from edgewise.targets.litert._widening import widen_slow_integers
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -90,6 +91,8 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     float_ends(model)
     model.description = "edgewise"
     set_metadata(model, _metadata(packaging))
+    lost = _lost_integers(ready, list(operations(model))) if precision == "int8" else ()
+    widen_slow_integers(model)
     with write_whole(path) as aside:
         aside.write_bytes(write_model(model))
     work, outside = list(operations(model)), operators_outside(path)
@@ -97,7 +100,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
         target="litert",
         path=path,
         precision=precision,
-        undelegated=_lost_integers(ready, work) if precision == "int8" else (),
+        undelegated=lost,
         facts=_file_facts(work, outside, precision),
     )
 
