@@ -4,7 +4,7 @@ A *residual block* is a module whose input is added to what it computes: without
 alone (Veit, Wilber, Belongie 2016, arXiv 1605.06431: such a network hardly misses a single one). Of nested ones the
 innermost count, so that a transformer block made of two residual modules can lose either. Elsewhere, a *run* is a layer with
 weights in an ``nn.Sequential`` together with the normalisations and activations behind it, where output and input are of
-one shape.
+one shape. What the network looks into from outside (as ``nn.TransformerEncoder`` into its first layer) stays.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgewise.models._layers import PassOn
 from edgewise.network.torch_calls import Watched
 
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
@@ -66,6 +67,7 @@ def find_blocks(model: nn.Module, images: Tensor) -> list[Block]:
     blocks = [_make_block(clone, (name,), calls, residual=True) for name in residual]
     blocks += [_make_block(clone, run, calls, residual=False) for run in _removable_runs(modules, calls, residual)]
     order = list(calls)
+    blocks = [block for block in blocks if _runs_without(clone, block, images)]
     return sorted(blocks, key=lambda block: order.index(block.modules[-1]))
 
 
@@ -73,6 +75,22 @@ def _make_block(model: nn.Module, names: tuple[str, ...], seen: Mapping[str, _Se
     shape = tuple(seen[names[0]].given.shape)
     kind = f"{shape} {[model.get_submodule(name) for name in names]}"
     return Block(name=names[0], modules=names, shape=shape, kind=kind, residual=residual)
+
+
+def _runs_without(model: nn.Module, block: Block, images: Tensor) -> bool:
+    """Whether ``model``, left as it was, still answers where the block passes on what it is given."""
+    parts = {name: model.get_submodule(name) for name in block.modules}
+    for name in parts:
+        model.set_submodule(name, PassOn())
+    try:
+        with torch.no_grad():
+            model(images)
+        return True
+    except Exception:  # a network's own code raises what it likes
+        return False
+    finally:
+        for name, module in parts.items():
+            model.set_submodule(name, module)
 
 
 def _removable_runs(

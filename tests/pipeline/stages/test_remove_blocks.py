@@ -134,6 +134,22 @@ def test_what_shares_scales_or_computes_nothing_stays() -> None:
     assert names(Calls()) == [("flagged",), ("nested.0",), ("nested.1",)]
 
 
+class Tokens(nn.Module):
+    """Torch's own encoder, which asks its first layer how it attends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.patch, self.encoder = nn.Conv2d(3, 8, 2, 2), nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(self.patch(x).flatten(2).transpose(1, 2)).mean(1)
+
+
+def test_what_the_network_looks_into_stays() -> None:
+    assert names(Tokens()) == [("encoder.layers.1",), ("encoder.layers.2",)]
+
+
 def test_transformer_blocks_and_inverted_residuals_can_go() -> None:
     found = {}
     for name in ("vit_b_16", "mobilenet_v2", "mobilevit_s", "convnext_tiny", "resnet50"):
