@@ -67,11 +67,12 @@ def _convolution_shapes(model: nn.Module) -> Iterator[tuple[Size, Sequence[int],
 
 
 def _call_shape(graph: GraphModule, node: Node) -> tuple[Size, Sequence[int], int]:
-    """The same of one call, whose weight may have come through fake quantization."""
+    """The same of one call, whose weight may have come through fake quantization, or have been made from the image."""
     arguments: Any = dict(
         zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False)
     )
     source = arguments["weight"]
-    while source.op != "get_attr":
+    while source.op == "call_module":
         source = source.args[0]
-    return attrgetter(str(source.target))(graph).shape, arguments.get("stride", [1]), arguments.get("groups", 1)
+    weight = attrgetter(str(source.target))(graph) if source.op == "get_attr" else source.meta["val"]
+    return weight.shape, arguments.get("stride", [1]), arguments.get("groups", 1)

@@ -65,3 +65,23 @@ def test_a_gpu_trains_all_channels_last() -> None:
 def test_a_graph_captured_for_quantization_is_seen_through(channels: int, expected: bool) -> None:
     graph = Prepare(Grid().to_json(), (3, 8, 8)).capture(strided(channels))
     assert trains_channels_last(graph, CPU) is expected
+
+
+class Mixing(nn.Module):
+    """Convolves with a kernel that it makes of the image, 1 × 1 with a stride (Yang et al. 2019, CondConv)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.kernels = nn.Conv2d(3, channels, 3, padding=1), nn.Parameter(torch.ones(8, channels, 1, 1))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.first(x)
+        kernel = features.mean().sigmoid() * self.kernels
+        return self.head(nn.functional.conv2d(features, kernel, stride=2).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(4, False), (8, True)])
+def test_a_kernel_that_the_network_makes_counts_as_one(channels: int, expected: bool) -> None:
+    graph = Prepare(Grid().to_json(), (3, 8, 8)).capture(Mixing(channels))
+    assert trains_channels_last(graph, CPU) is expected
