@@ -102,6 +102,10 @@ def export_graph(
         program = torch.export.export(model, (example,), dynamic_shapes=(open_,) if open_ else None)
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
+    # A conversion in the network's code (``x.float()``, ``x.to(memory_format=…)``) comes with a check of its input's type,
+    # which is another in mixed precision.
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()  # also drops the reads of weights that nothing uses
     graph.delete_all_unused_submodules()
     graph.recompile()  # its code names them still

@@ -38,6 +38,7 @@ from edgewise.stages.prune.operations import (
     is_pointwise,
     mixed_dims,
     name_of,
+    only_restrides,
     pad_labels,
 )
 from edgewise.stages.prune.own_tensors import Owned, computed_from, same_storage
@@ -98,13 +99,16 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        restrides = only_restrides(func, args, kwargs)
         result = func(*args, **kwargs)
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if any(self._seen.is_fed(t) for t in tensors):
             for tensor in tree_leaves(result):
                 self._seen.feed(tensor)
         if not self._apart:
-            if any(self._seen.labelled(t) for t in tensors):
+            if restrides and self._seen.labelled(args[0]):
+                self._seen.keep(result, self._seen.shadow(args[0]).clone())
+            elif any(self._seen.labelled(t) for t in tensors):
                 self._follow(func, args, kwargs, tensors, result)
             else:
                 self._pass_on(func, args, kwargs, tensors, result)

@@ -83,7 +83,8 @@ class _Pull:
         """Look at the weights as they are now."""
         self.release()
         for parameter, factor in penalty_factors(model, self._groups, self._sharpness).items():
-            self._hooks.append(_pull_parameter(parameter, 2 * self._strength * factor))
+            if parameter.requires_grad:  # what is frozen does not learn to be sparse either
+                self._hooks.append(_pull_parameter(parameter, 2 * self._strength * factor))
 
     def release(self) -> None:
         for hook in self._hooks:

@@ -65,3 +65,24 @@ def test_the_same_function_at_the_trained_size_and_a_function_at_another() -> No
 def test_what_was_never_observed_is_named() -> None:
     with pytest.raises(RuntimeError, match=r"quantizes .*'first\.weight'.*, whose ranges were never trained"):
         carry_over(prepared(None, ("first",)), prepared(SIZES))
+
+
+class Converts(nn.Module):
+    """Says of what type and in what order in memory its values are, as code for mixed precision does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.conv(x.to(memory_format=torch.channels_last)).relu()
+        return self.head(features.to(x.dtype).mean((2, 3)).float())
+
+
+def test_a_network_that_converts_its_values_trains_in_mixed_precision() -> None:
+    graph = Prepare(targets.Grid(weight_bits=7).to_json(), (3, 8, 8)).capture(Converts())
+    images = torch.randn(4, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = graph(images)
+    mixed.float().square().mean().backward()
+    assert mixed.shape == (4, 4) and all(p.grad is not None for p in graph.parameters())

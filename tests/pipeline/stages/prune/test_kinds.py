@@ -170,6 +170,12 @@ KINDS: dict[str, Kind] = {
     "instance norm with all": (lambda: nn.InstanceNorm2d(16, affine=True, track_running_stats=True), 16, STEM, {}),
     "PReLU": (lambda: nn.Sequential(conv(16, 16), nn.PReLU(16), nn.PReLU()), 16, STEM | {"kind.0": (16, 16)}, {}),
     "channels last": (Block, 16, STEM | {"kind.wide": (64, 64)}, {}),
+    "pooled channels last": (
+        lambda: Call(lambda s, x: x * F.adaptive_avg_pool2d(x.contiguous(memory_format=torch.channels_last), 1)), 16, STEM, {},
+    ),
+    "turned by its strides": (
+        lambda: Call(lambda s, x: x.as_strided(x.shape, (x.stride(0), 64, 1, 8))), 16, {}, {"stem.0": "they pass as_strided in kind"},
+    ),
     "norm over the image": (lambda: nn.LayerNorm([16, 8, 8]), 16, {}, {"stem.0": "3 dimensions at once"}),
     "norm by hand": (lambda: Call(lambda s, x: x / x.std(1, keepdim=True)), 16, {}, {"stem.0": "mixed by std in kind"}),
     # A channel of the shuffle's 4 x 4 stands at 4·place + group; of g2's groups of 4 it stands at place `group`, so that

@@ -84,6 +84,13 @@ def test_blocks_become_sparse_and_the_input_stays(tmp_path: Path) -> None:
     assert not pulled.training and all(p._backward_hooks is None or not p._backward_hooks for p in pulled.parameters())
 
 
+def test_what_is_frozen_is_not_pulled(tmp_path: Path) -> None:
+    model = net()
+    model[0].requires_grad_(False)
+    pulled = Sparsify(training=training(2), strength=0.05)(model, context(tmp_path, {}))
+    assert torch.equal(pulled[0].weight, model[0].weight) and not torch.equal(pulled[5].weight, model[5].weight)
+
+
 def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Sparsify(training=training(4), strength=0.05)(net(), context(tmp_path / "whole", {}))
     from edgewise.stages.prune import sparsify
