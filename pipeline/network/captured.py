@@ -16,6 +16,7 @@ from edgewise.images.sizes import open_sides
 from edgewise.library_noise import quiet_capture
 from edgewise.network import float16_constants, graph_layers, surgery
 from edgewise.network.graph_layers import is_fake_quantizer
+from edgewise.network.regions import inline_regions
 from edgewise.targets import Grid, Sizes
 
 
@@ -102,6 +103,7 @@ def export_graph(
         program = torch.export.export(model, (example,), dynamic_shapes=(open_,) if open_ else None)
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
+    inline_regions(graph)
     # A conversion in the network's code (``x.float()``, ``x.to(memory_format=…)``) comes with a check of its input's type,
     # which is another in mixed precision.
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):

@@ -136,7 +136,7 @@ def difference(before: nn.Module, after: nn.Module) -> Resize:
         raise StageError("the two networks have different modules; only attributes and shapes may differ")
     attributes = {name: attribute for name in old if (attribute := _changed_fields(old[name], new[name]))}
     before_shapes = {key: list(tensor.shape) for key, tensor in before.state_dict().items()}
-    shapes = {key: list(t.shape) for key, t in after.state_dict().items() if list(t.shape) != before_shapes[key]}
+    shapes = {key: list(t.shape) for key, t in after.state_dict().items() if list(t.shape) != before_shapes.get(key)}
     return Resize(attributes=attributes, shapes=shapes)
 
 
@@ -161,7 +161,7 @@ def _set_empty(module: nn.Module, name: str, shape: list[int]) -> None:
     if isinstance(old, nn.Parameter):
         setattr(module, name, nn.Parameter(fresh, requires_grad=old.requires_grad))
     else:
-        setattr(module, name, fresh)
+        module.register_buffer(name, fresh)  # saved with the rest, whether or not it was before
 
 
 def construct(description: Mapping[str, Any]) -> nn.Module:

@@ -214,7 +214,10 @@ def _set_tensor(module: nn.Module, name: str, tensor: Tensor | None) -> None:
     old = getattr(module, name)
     if tensor is not None and isinstance(old, nn.Parameter):
         tensor = nn.Parameter(tensor.detach().clone(), requires_grad=old.requires_grad)
-    setattr(module, name, tensor)
+    if tensor is not None and name in dict(module.named_buffers(recurse=False)):
+        module.register_buffer(name, tensor)  # saved from now on: what is left of it cannot be built anew
+    else:
+        setattr(module, name, tensor)
 
 
 def remaining_channels(count: int, gone: Collection[int]) -> list[int]:

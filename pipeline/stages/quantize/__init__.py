@@ -223,9 +223,10 @@ def _learn_ranges(prepared: GraphModule) -> None:
 @torch.no_grad()
 def _weights_on_their_grid(prepared: GraphModule) -> None:
     """Take each weight's scale from the weight as it is: the last step moved it, or an average stands in its place."""
+    weights = dict(prepared.named_parameters())
     for node in prepared.graph.nodes:
-        if graph_layers.is_fake_quantizer(prepared, node) and node.args[0].op == "get_attr":
-            prepared.get_submodule(node.target)(prepared.get_parameter(node.args[0].target))
+        if graph_layers.is_fake_quantizer(prepared, node) and node.args[0].target in weights:
+            prepared.get_submodule(node.target)(weights[node.args[0].target])
 
 
 def freeze_ranges(model: nn.Module) -> None:

@@ -46,6 +46,17 @@ class Functional(nn.Module):
         return F.prelu(F.batch_norm(x, self.mean, self.variance, self.scale, None), self.slope)
 
 
+class Unsaved(nn.Module):
+    """Holds a constant for each channel that no file of weights has."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.randn(1, channels, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.offset
+
+
 class Scaled(nn.Module):
     """A residual block with a learned scale, as ConvNeXt's."""
 
@@ -123,6 +134,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, set[str]]] = {
         lambda: stack(nn.Conv2d(3, 6, 3), Functional(6)), "0",
         {"0", "1.mean[0]", "1.variance[0]", "1.scale[0]", "1.slope[0]", "4"},
     ),
+    "unsaved": (lambda: stack(nn.Conv2d(3, 6, 3), Unsaved(6)), "0", {"0", "1.offset[1]", "4"}),
     "scaled": (lambda: stack(nn.Conv2d(3, 6, 3), Scaled(6)), "0", {"0", "1.conv", "1.gamma[0]", "4"}),
     "threshold": (lambda: stack(nn.Conv2d(3, 6, 3), Threshold(6)), "0", {"0", "1.gain[1]", "1.floor[1]", "4"}),
     "gained": (lambda: stack(Gained(3, 6, 3)), "0", {"0", "0.gain[0]", "3"}),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
 from edgewise.calib_data._parts import MemoryPart, in_memory
@@ -22,7 +22,7 @@ from edgewise.stage import Context
 from edgewise.stages.quantize import Quantize, _count_correct
 from edgewise.stages.training.augment import Augment
 from edgewise.stages.training.settings import Training
-from edgewise.targets import Grid, TargetError
+from edgewise.targets import COMMON_OPERATORS, PRODUCTS, Grid, TargetError
 
 SOURCE = """
 from torch import nn
@@ -95,6 +95,26 @@ def test_ranges_are_observed_first_then_frozen(tmp_path: Path) -> None:
     assert all(int(q.observer_enabled[0]) == 1 for q in quantizers)
     HOW._before_epoch(model, 1)
     assert all(int(q.observer_enabled[0]) == 0 for q in quantizers)
+
+
+class Shaded(nn.Module):
+    """Multiplies by a constant of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shade", torch.linspace(0.5, 2, 4).view(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.shade
+
+
+def test_a_constant_that_is_quantized_stays_what_it_was(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), Shaded(), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+    trained = HOW(model, context(tmp_path, Grid(operators=COMMON_OPERATORS | PRODUCTS)))
+    (constant,) = [node for node in trained.graph.nodes if node.op == "get_attr" and "shade" in str(node.target)]
+    assert any(user.op == "call_module" for user in constant.users), "the test proves nothing"
+    assert torch.allclose(trained.get_buffer(str(constant.target)), model[1].shade, rtol=2**-11)
+    assert not torch.equal(trained.get_parameter("0.weight"), model[0].weight)
 
 
 def test_a_batch_norm_left_is_refused(tmp_path: Path) -> None:
