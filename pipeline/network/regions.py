@@ -42,10 +42,10 @@ def _inline_region(graph: GraphModule, node: Node) -> None:
                 values[part] = _take_attribute(graph, inner, str(part.target), str(called.target))
             elif part.op != "output":
                 values[part] = graph.graph.node_copy(part, values.__getitem__)
-    (answers,) = map_arg(inner.graph.output_node().args, values.__getitem__)
+    answers: Any = map_arg(inner.graph.output_node().args[0], values.__getitem__)
     for user in list(node.users):
         assert user.target is getitem
-        user.replace_all_uses_with(answers[user.args[1]])  # type: ignore[index]
+        user.replace_all_uses_with(answers[user.args[1]])
         graph.graph.erase_node(user)
     graph.graph.erase_node(node)
 
