@@ -16,6 +16,8 @@ from edgewise.images.sizes import open_sides
 from edgewise.library_noise import quiet_capture
 from edgewise.network import float16_constants, graph_layers, surgery
 from edgewise.network.graph_layers import is_fake_quantizer
+from edgewise.network.open_lengths import open_lengths
+from edgewise.network.out_of_place import leave_inputs
 from edgewise.network.regions import inline_regions
 from edgewise.targets import Grid, Sizes
 
@@ -99,11 +101,12 @@ def export_graph(
     model = copy.deepcopy(model).eval()
     example = torch.zeros(batch or 2, *input_shape, device=next(model.parameters()).device)
     open_ = open_sides(sizes, (2, 3)) | ({} if batch else {0: torch.export.Dim("batch", min=1, max=65_536)})
-    with quiet_capture():
+    with quiet_capture(), open_lengths(model):
         program = torch.export.export(model, (example,), dynamic_shapes=(open_,) if open_ else None)
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
     inline_regions(graph)
+    leave_inputs(graph)
     # A conversion in the network's code (``x.float()``, ``x.to(memory_format=…)``) comes with a check of its input's type,
     # which is another in mixed precision.
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
