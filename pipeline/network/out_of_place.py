@@ -27,8 +27,10 @@ def _plain_form(target: object) -> OpOverload | None:
         return None
     packet = getattr(torch.ops.aten, target._schema.name.split("::")[1].removesuffix("_"), None)
     plain = getattr(packet, target._overloadname, None)
-    same = plain is not None and [a.name for a in plain._schema.arguments] == [a.name for a in target._schema.arguments]
-    return plain if same and not plain._schema.is_mutable else None
+    if not isinstance(plain, OpOverload) or plain._schema.is_mutable:
+        return None
+    names = [[argument.name for argument in form._schema.arguments] for form in (plain, target)]
+    return plain if names[0] == names[1] else None
 
 
 def _is_own(value: object) -> bool:
