@@ -57,14 +57,13 @@ def fit_norms(model: nn.Module, images: int, ctx: Context) -> int:
     """
     names = batch_norms(model)
     part = ctx.data.train if len(ctx.data.train) else ctx.data.calib
+    if not names or min(images, len(part)) < 2:
+        return 0
     placed = replace(ctx, device=str(next(model.parameters()).device))
     drawn = draw_batches(part, images, placed, model, most=_BATCH, fewest=FEWEST)
     # One image alone has no spread that a batch norm could be set to.
-    sizes = [len(batch) for batch in drawn.images if len(batch) > 1]
-    if not names or not sizes:
-        return 0
     reestimate_norms(model, names, (batch for batch in drawn if len(batch) > 1))
-    return sum(sizes)
+    return sum(len(batch) for batch in drawn.images if len(batch) > 1)
 
 
 @torch.no_grad()
