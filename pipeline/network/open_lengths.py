@@ -6,6 +6,7 @@ Python's own asks for a number, and so makes a constant of what stays open; ``x.
 from __future__ import annotations
 
 import builtins
+import inspect
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,7 @@ def open_lengths(model: nn.Module) -> Iterator[None]:
 
 def _names_of(layer: nn.Module) -> dict[str, Any]:
     """What the layer's forward pass finds its names in; nothing for torch's own."""
-    space: dict[str, Any] = getattr(type(layer).forward, "__globals__", {})
+    space: dict[str, Any] = getattr(inspect.unwrap(type(layer).forward), "__globals__", {})
     return {"len": len} if space.get("__name__", "torch").split(".")[0] == "torch" else space
 
 

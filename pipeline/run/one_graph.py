@@ -49,6 +49,7 @@ def _same_for_all(network: nn.Module, name: str, image: Tensor, sizes: Sizes) ->
     import torch
 
     from edgewise.library_noise import quiet_capture
+    from edgewise.network.regions import inline_regions
 
     blank, sides = image.new_zeros(1, *image.shape[1:]), open_sides(sizes, (2, 3))
     try:
@@ -59,6 +60,7 @@ def _same_for_all(network: nn.Module, name: str, image: Tensor, sizes: Sizes) ->
     except Exception as error:
         raise _size_error(name, _cause(error)) from error
     graph = program.module(check_guards=False)
+    inline_regions(graph)
     if reason := _narrower_range(program, sizes) or _other_computation(graph, blank, sizes):
         raise _size_error(name, reason)
     if grids := _fixed_grids(graph):

@@ -67,7 +67,7 @@ def find_blocks(model: nn.Module, images: Tensor) -> list[Block]:
     blocks = [_make_block(clone, (name,), calls, residual=True) for name in residual]
     blocks += [_make_block(clone, run, calls, residual=False) for run in _removable_runs(modules, calls, residual)]
     order = list(calls)
-    blocks = [block for block in blocks if _runs_without(clone, block, images)]
+    blocks = [block for block in blocks if _runs_without(clone, block, images[:1])]
     return sorted(blocks, key=lambda block: order.index(block.modules[-1]))
 
 

@@ -190,7 +190,7 @@ def _run_epochs(
     fabric: Any, model: nn.Module, how: Training, ctx: Context, teacher: nn.Module | None, before_epoch: Hook | None
 ) -> dict[str, Tensor]:
     networks = [network for network in (model, teacher) if network is not None]
-    if fitting_order(fabric.device, ctx.input_shape, *networks) is not torch.channels_last:
+    if how.channels_last and fitting_order(fabric.device, ctx.input_shape, *networks) is not torch.channels_last:
         how = replace(how, channels_last=False)
     state = _initial_state(model, how)
     resume_state(state, ctx.scratch)

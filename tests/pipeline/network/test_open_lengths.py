@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +25,17 @@ class Counts(nn.Module):
         return x
 
 
-def test_any_number_of_images() -> None:
-    network = Counts().eval()
+class Decorated(Counts):
+    """Whose forward pass is reached through another file's wrapper."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[1](self.layers[0](x.view(len(x), -1)))
+
+
+@pytest.mark.parametrize("kind", [Counts, Decorated])
+def test_any_number_of_images(kind: type[nn.Module]) -> None:
+    network = kind().eval()
     graph = export_graph(network, (3, 4, 4), None)
     for count in (1, 2, 7):
         images = torch.randn(count, 3, 4, 4)

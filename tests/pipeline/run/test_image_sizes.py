@@ -138,3 +138,18 @@ def test_a_network_that_branches_on_the_size_is_refused() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 1), Branch())
     with pytest.raises(RequestError, match="net is not one computation for all the sizes asked for"):
         check_sizes(network, "net", torch.zeros(1, 1, 8, 8), RANGE, able("ranged"))
+
+
+def test_a_grid_is_found_where_gradients_are_switched_off() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool, self.fc = nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(2), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                x = self.pool(self.conv(x))
+            return self.fc(x.flatten(1))
+
+    with pytest.raises(RequestError, match="net pools every image to a grid of 2×2"):
+        check_sizes(Frozen(), "net", torch.zeros(1, 1, 8, 8), RANGE, able("ranged"))
