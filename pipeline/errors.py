@@ -24,6 +24,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+def first_line(error: BaseException) -> str:
+    """What ``error`` says first; its type, where it says nothing, as a bare ``assert`` does."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def last_line(error: BaseException) -> str:
     """The file and the line that raised ``error``."""
     last = traceback.extract_tb(error.__traceback__)[-1]

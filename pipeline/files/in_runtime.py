@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from edgewise import targets
 from edgewise.errors import StageError
 from edgewise.files import parts
 from edgewise.library_noise import quiet_capture
+from edgewise.network.regions import export_plain
 from edgewise.stage import Context
 from edgewise.targets import Runner
 
@@ -27,6 +27,6 @@ def write_and_load(model: nn.Module, image: Tensor, path: Path, ctx: Context) ->
             f"{ctx.runtime} does not run on this host, so nothing can be timed on it; choose another runtime"
         )
     with quiet_capture():
-        program = torch.export.export(copy.deepcopy(model).cpu().eval(), (image,))
+        program = export_plain(copy.deepcopy(model).cpu().eval(), image)
     place = target.export(program, path.with_suffix(target.suffix), targets.USUAL).path
     return target.load(place, ctx.threads), parts.size(place)

@@ -74,6 +74,7 @@ def capture_program(folder: Path, sizes: Sizes | None = None, baking: Wrapper | 
     from edgewise.images.wrapper import NOTHING
     from edgewise.network import captured as quantize
     from edgewise.network import checkpoint as network_checkpoint
+    from edgewise.network.regions import export_plain
 
     baking = baking or NOTHING
     model = network_checkpoint.load(folder, batch=1, sizes=sizes).model
@@ -82,9 +83,7 @@ def capture_program(folder: Path, sizes: Sizes | None = None, baking: Wrapper | 
         model = quantize.convert(model)
     open_ = open_sides(sizes, baking.sides)
     with library_noise.quiet_capture():
-        return torch.export.export(
-            baking.around(model), (baking.example(shape),), dynamic_shapes=(open_,) if open_ else None
-        )
+        return export_plain(baking.around(model), baking.example(shape), (open_,) if open_ else None)
 
 
 def _write_description(artifact: Artifact, folder: Path) -> None:

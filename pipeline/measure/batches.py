@@ -85,7 +85,7 @@ def in_fastest_order(network: Callable[[Tensor], Tensor], images: Tensor) -> Rea
         if not torch.allclose(other(images), usual(images), rtol=1e-2, atol=1e-3):
             return usual
         return other if _time_batch(other, images) < _SLOWER * _time_batch(usual, images) else usual
-    except (RuntimeError, TypeError, AttributeError):
+    except Exception:  # the user's code may raise anything
         return usual
 
 

@@ -11,10 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 _REGIONS = frozenset({torch.ops.higher_order.wrap_with_set_grad_enabled, torch.ops.higher_order.wrap_with_autocast})
+
+
+def export_plain(model: nn.Module, image: Tensor, dynamic_shapes: tuple[Any, ...] | None = None) -> ExportedProgram:
+    """``torch.export.export`` of ``model`` for ``image`` [N, C, H, W], with what its regions call in the graph itself."""
+    program = torch.export.export(model, (image,), dynamic_shapes=dynamic_shapes)
+    if not any(node.target in _REGIONS for node in program.graph.nodes):
+        return program
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+    inline_regions(graph)
+    return torch.export.export(graph, (image,), dynamic_shapes=dynamic_shapes)
 
 
 def inline_regions(graph: GraphModule) -> None:

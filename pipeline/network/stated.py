@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from edgewise.calib_data import read_classes
@@ -22,7 +23,9 @@ def read_stated(module: object, path: Path) -> tuple[dict[str, Any], Mapping[str
     filter of Pillow) and classes (names, or the name of a file that lists them, beside the network's). Raises RequestError
     for a value that means nothing.
     """
-    constants = {name: getattr(module, name) for name in NAMES if getattr(module, name, None) is not None}
+    values = {name: getattr(module, name, None) for name in NAMES}
+    # A function or a module of such a name (``def resize``, ``from statistics import mean``) states nothing.
+    constants = {k: v for k, v in values.items() if v is not None and not callable(v) and not isinstance(v, ModuleType)}
     statement: dict[str, Any] = {"mean": DEFAULT, "std": DEFAULT, "input_shape": (3, 224, 224)}
     for name, value in constants.items():
         where = f"{name} in {path.name}"

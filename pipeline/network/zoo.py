@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgewise.errors import RequestError
+from edgewise.errors import RequestError, first_line
 from edgewise.models import IMAGENET_MEAN, IMAGENET_STD, Spec
 from edgewise.targets import MissingBackend
 
@@ -63,7 +63,7 @@ def load_pretrained(reference: str, num_classes: int, in_channels: int) -> nn.Mo
     try:
         network: nn.Module = spec.build(num_classes=num_classes, in_channels=in_channels, pretrained=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise RequestError(f"no weights of {reference} could be had ({reason}); give --weights FILE") from error
     return network
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgewise.errors import RequestError
+from edgewise.errors import RequestError, first_line
 from edgewise.targets import Sizes, Target
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _check_forward(network: nn.Module, name: str, image: Tensor, size: Size) -> 
             network.eval()(image.new_zeros(1, image.shape[1], *size))
     except Exception as error:
         raise RequestError(
-            f"{name} does not take images of {show_size(size)}: {str(error).splitlines()[0]}. Ask for other sizes, or choose "
+            f"{name} does not take images of {show_size(size)}: {first_line(error)}. Ask for other sizes, or choose "
             "a model with a global pooling before its classifier"
         ) from error
 
@@ -114,7 +114,7 @@ def _other_computation(graph: nn.Module, blank: Tensor, sizes: Sizes) -> str | N
         try:
             shapes_only(torch.empty(1, blank.shape[1], *size, device="meta"))
         except RuntimeError as error:
-            return f"at {show_size(size)}, {str(error).splitlines()[0]}"
+            return f"at {show_size(size)}, {first_line(error)}"
     return None
 
 

@@ -27,8 +27,8 @@ from edgewise.stage import Context
 from edgewise.stages.remove_blocks.find import Block, find_blocks
 from edgewise.stages.remove_blocks.plan import without_blocks
 from edgewise.stages.training.blockwise import blockwise_distance, draw_batch, fold_teacher
-from edgewise.stages.training.loop import autocast, make_ahead
-from edgewise.stages.training.memory_format import order_memory
+from edgewise.stages.training.execution import autocast, order_memory
+from edgewise.stages.training.loop import make_ahead
 from edgewise.stages.training.settings import ComputePrecision, resolve_precision
 from edgewise.studies.noise import noise_context
 

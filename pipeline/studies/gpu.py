@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise import calib_data
+from edgewise.errors import first_line
 from edgewise.library_noise import quieten_libraries
 from edgewise.network.fold_norms import without_norms
 from edgewise.network.weights import load_weights
@@ -157,7 +158,7 @@ def _try_compiling(network: nn.Module, ctx: Context, batch: int) -> tuple[float,
         compiling = time.perf_counter() - begin
         return speed, f"{_time_steps(step, batch):,.0f} (compiled in {compiling:.0f} s)"
     except Exception as error:  # the compiler's, of whatever kind: that it does not is the result
-        return speed, f"no: {type(error).__name__}: {str(error).strip().splitlines()[0][:120] if str(error) else ''}"
+        return speed, f"no: {type(error).__name__}: {first_line(error)[:120]}"
 
 
 def _time_steps(step: Callable[[], None], batch: int, steps: int = 30) -> float:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from edgewise.errors import first_line
 from edgewise.stages.prune.channels import BATCH_NORMS, INSTANCE_NORMS, WEIGHTED, channels_of, remaining_channels
 from edgewise.stages.prune.coupling import Group, Removed, averaging_norms, cut_channels, silence_channels
 
@@ -54,7 +55,7 @@ class Bench:
             with torch.no_grad():
                 answers = after(self.images)
         except Exception as error:  # whatever a network's own code raises on other widths
-            return f"the pruned network does not run ({_first_line(error)})"
+            return f"the pruned network does not run ({first_line(error)[:160]})"
         return self._difference(answers, expected_answers)
 
     def _difference(self, answers: Tensor, expected: Tensor) -> str | None:
@@ -96,7 +97,7 @@ def _is_sound(bench: Bench) -> bool:
     try:
         with torch.no_grad():
             return bool(bench.model(bench.images).isfinite().all())
-    except RuntimeError:  # types written into the network's code
+    except Exception:  # types written, or asked for, in the network's code, which may raise anything
         return False
 
 
@@ -241,10 +242,6 @@ def _last_straw(problem: Callable[[Sequence[int]], str | None], numbers: Sequenc
         if wrong is not None:
             return numbers[count - 1], f"together with others {wrong}"
     raise AssertionError("all of them together were wrong a moment ago")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def has_averaging(groups: Sequence[Group]) -> list[str]:

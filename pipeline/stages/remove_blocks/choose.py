@@ -28,8 +28,8 @@ from edgewise.stages.fitting.timer import Clock, open_clock
 from edgewise.stages.remove_blocks.find import Block, find_blocks
 from edgewise.stages.remove_blocks.plan import Plan, Removed, without_blocks
 from edgewise.stages.remove_blocks.settings import Budget
-from edgewise.stages.training.loop import autocast
-from edgewise.stages.training.memory_format import fitting_order, order_memory
+from edgewise.stages.training.execution import autocast, fitting_order, fitting_precision, order_memory
+from edgewise.stages.training.settings import ComputePrecision
 
 _SLACK = 0.01
 """How far above the budget, relative to it, a measured time counts as within: the noise of the measurement."""
@@ -51,7 +51,8 @@ def choose_blocks(model: nn.Module, budget: Budget, ctx: Context) -> Plan:
         removals = [Removed(block=block, rise=None) for block in blocks if block.name in budget.blocks]
         return Plan(blocks=blocks, removed=removals)
     images = draw_batches(ctx.data.calib, budget.images, ctx, model, fewest=FEWEST)
-    losses = _Losses(model, images, fitting_order(torch.device(ctx.device), ctx.input_shape, model))
+    precision = fitting_precision("auto", ctx.device, ctx.input_shape, model)
+    losses = _Losses(model, images, fitting_order(torch.device(ctx.device), ctx.input_shape, model), precision)
     with open_clock(copy.deepcopy(model), ctx) as watch:
         return _choose_by_time(model, budget, ctx, blocks, free, losses, watch)
 
@@ -109,9 +110,13 @@ class _Losses:
     """What a network loses with blocks gone."""
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Tensor], order: torch.memory_format = torch.contiguous_format
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        order: torch.memory_format = torch.contiguous_format,
+        precision: ComputePrecision = "auto",
     ) -> None:
-        self._model, self._order = order_memory(copy.deepcopy(model), order), order
+        self._model, self._order, self._precision = order_memory(copy.deepcopy(model), order), order, precision
         self._batches = [images for images in batches if len(images) > 1] or batches
         self._wanted = self._answers(self._model)
 
@@ -140,7 +145,7 @@ class _Losses:
     def _answers(self, model: nn.Module) -> Tensor:
         """Logarithms of the classes' probabilities [N, classes], computed as a training computes them."""
         device = next(model.parameters()).device.type
-        with torch.inference_mode(), _own_statistics(model), autocast("auto", device):
+        with torch.inference_mode(), _own_statistics(model), autocast(self._precision, device):
             ordered = (images.contiguous(memory_format=self._order) for images in self._batches)
             return torch.cat([F.log_softmax(model(images).float(), 1).cpu() for images in ordered])
 

@@ -18,8 +18,8 @@ from edgewise.network.norm_pairs import find_norms
 from edgewise.stage import Context
 from edgewise.stages.fitting.layer_io import capture_values, run_until_seen
 from edgewise.stages.training.augment import Augment, augment_images
-from edgewise.stages.training.loop import autocast, learning_rate_share, make_ahead
-from edgewise.stages.training.memory_format import fitting_order, order_memory
+from edgewise.stages.training.execution import autocast, fitting_order, fitting_precision, order_memory
+from edgewise.stages.training.loop import learning_rate_share, make_ahead
 from edgewise.stages.training.settings import ComputePrecision
 from edgewise.stages.training.state import State, resume_state, write_state
 
@@ -53,6 +53,7 @@ def distill_blockwise(
     """
     device = torch.device(ctx.device)
     guide = fold_teacher(teacher, points, ctx)
+    precision = fitting_precision(precision, ctx.device, ctx.input_shape, student, guide, note=ctx.note)
     order = fitting_order(device, ctx.input_shape, student, guide)
     order_memory(guide, order)
     order_memory(student, order)

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,9 +31,9 @@ from edgewise.network.tensors import fill_tensors
 from edgewise.stage import Context
 from edgewise.stages.training import nodes
 from edgewise.stages.training.augment import Changes, change_images, draw_changes
+from edgewise.stages.training.execution import fitting_order, fitting_precision, make_precision, order_memory
 from edgewise.stages.training.grouped_gradients import float_gradients
-from edgewise.stages.training.memory_format import fitting_order, order_memory
-from edgewise.stages.training.settings import ComputePrecision, Decay, Training, resolve_precision
+from edgewise.stages.training.settings import Decay, Training
 from edgewise.stages.training.state import State, _plain_tensors, resume_state, write_state
 from edgewise.stages.training.teacher import Teacher
 from edgewise.store.user_code import load_again, loaded_files
@@ -66,6 +65,10 @@ def fit(
     """
     if how.distill and teacher is None:
         raise RequestError("distillation needs a trained baseline, and there is none while the baseline is trained")
+    networks = [model] if teacher is None else [model, teacher]
+    how = replace(
+        how, precision=fitting_precision(how.precision, ctx.device, ctx.input_shape, *networks, note=ctx.note)
+    )
     if how.nodes > 1:
         nodes.lead_training(_work(_portable_maker(model, rebuild), how, ctx, teacher, before_epoch), ctx.scratch)
         fill_tensors(model, _read_result(ctx.scratch))
@@ -86,11 +89,12 @@ def _fabric(how: Training, device: str) -> Any:
 
     nodes.quieten_fabric()
     strategy = "auto" if how.devices == 1 else "ddp_spawn"
-    precision: Any = resolve_precision(how.precision, device)
     with warnings.catch_warnings():
         # Fabric hints at the cluster launcher and at precision plugins; neither concerns a run on one machine.
         warnings.simplefilter("ignore")
-        return Fabric(accelerator=device, devices=how.devices, strategy=strategy, precision=precision)
+        return Fabric(
+            accelerator=device, devices=how.devices, strategy=strategy, plugins=make_precision(how.precision, device)
+        )
 
 
 Maker = Callable[[], nn.Module]
@@ -161,8 +165,7 @@ class _Work:
 
     def train_on_nodes(self) -> None:
         """As ``do``, in each process of the group of all nodes."""
-        precision = resolve_precision(self.how.precision, self.ctx.device)
-        self.do(nodes.open_fabric(self.how, self.ctx.device, precision))
+        self.do(nodes.open_fabric(self.how, self.ctx.device, self.how.precision))
 
     def do(self, fabric: Any) -> None:
         """Train; the first process writes the result."""
@@ -412,17 +415,6 @@ def make_ahead(make: Callable[[int], T], numbers: Sequence[int]) -> Iterator[T]:
                 yield item.result()
         if waiting is not None:
             yield waiting.result()
-
-
-@contextmanager
-def autocast(precision: ComputePrecision, device: str) -> Iterator[None]:
-    """What computes a network in that precision on a device, beside Fabric's own loop."""
-    kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(resolve_precision(precision, device))
-    if kind is None:
-        yield
-        return
-    with torch.autocast(device, kind), float_gradients(precision, device):
-        yield
 
 
 def _draw_epoch_changes(how: Training, ctx: Context, count: int, epoch: int, number: int) -> Changes:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edgewise.errors import RequestError
 
 if TYPE_CHECKING:
-    from edgewise.stages.training.settings import Training
+    from edgewise.stages.training.settings import ComputePrecision, Training
 
 _KEPT = ("epoch.safetensors", "answers.safetensors")
 """Files of a training that was stopped, without which it cannot go on."""
@@ -72,17 +72,23 @@ def shared_training(trainings: Iterable[Training]) -> Training | None:
     return shared[0]
 
 
-def open_fabric(how: Training, device: str, precision: Any = "32-true") -> Any:
+def open_fabric(how: Training, device: str, precision: ComputePrecision = "32-true") -> Any:
     """Fabric over all nodes, its process group begun; waits until every process is there."""
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
+
+    from edgewise.stages.training.execution import make_precision
 
     quieten_fabric()
     strategy = DDPStrategy(timeout=_PATIENCE, process_group_backend="nccl" if device == "cuda" else "gloo")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # hints at launchers and plugins, as for one node
         fabric = Fabric(
-            accelerator=device, devices=how.devices, num_nodes=how.nodes, strategy=strategy, precision=precision
+            accelerator=device,
+            devices=how.devices,
+            num_nodes=how.nodes,
+            strategy=strategy,
+            plugins=make_precision(precision, device),
         )
         fabric.launch()
     return fabric

@@ -16,9 +16,8 @@ from edgewise.calib_data import Data
 from edgewise.images.normalise import normalise
 from edgewise.models import Spec
 from edgewise.stages.training.augment import change_images, draw_changes
-from edgewise.stages.training.loop import autocast
-from edgewise.stages.training.memory_format import fitting_order, order_memory
-from edgewise.stages.training.settings import Training, resolve_precision
+from edgewise.stages.training.execution import autocast, fitting_order, fitting_precision, order_memory
+from edgewise.stages.training.settings import Training
 from edgewise.stages.training.teaching import fold_teacher
 
 _FIRST = 8
@@ -61,7 +60,7 @@ def measure_pace(network: nn.Module, how: Training, data: Data, spec: Spec, devi
         train=max(train, ready) / batch,
         ask=ask / batch,
         batch=batch,
-        precision=resolve_precision(how.precision, device),
+        precision=steps.precision,
         slowed=steps.clock.slowed,
     )
 
@@ -113,6 +112,7 @@ class _Steps:
     def __init__(self, network: nn.Module, how: Training, data: Data, spec: Spec, device: str) -> None:
         self.how, self.data, self.spec, self.device = how, data, spec, torch.device(device)
         self.clock = Clock(self.device)
+        self.precision = fitting_precision(how.precision, device, data.shape, network)
         usual = torch.contiguous_format
         self.order = fitting_order(self.device, data.shape, network) if how.channels_last else usual
         self.model = self._place(copy.deepcopy(network)).train()
@@ -139,7 +139,7 @@ class _Steps:
         return self.clock.time(lambda: self._train(images, labels))
 
     def _train(self, images: Tensor, labels: Tensor) -> None:
-        with autocast(self.how.precision, self.device.type):
+        with autocast(self.precision, self.device.type):
             answer = self.model(images)
         logits = answer[0] if isinstance(answer, (tuple, list)) else answer
         F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
@@ -154,7 +154,7 @@ class _Steps:
     @torch.no_grad()
     def _ask(self, images: Tensor) -> None:
         assert self.teacher is not None
-        with autocast(self.how.precision, self.device.type):
+        with autocast(self.precision, self.device.type):
             self.teacher(images)
 
     def _images(self, count: int) -> Tensor:

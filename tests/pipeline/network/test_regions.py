@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from edgewise import targets
 from edgewise.network.captured import Prepare, export_graph
+from edgewise.network.regions import export_plain
 
 _aten = torch.ops.aten
 
@@ -58,3 +61,15 @@ def test_the_layers_in_them_are_quantized_and_train(network: nn.Module) -> None:
     assert {"stem.weight", "body.weight", "head.weight"} <= quantized
     graph(torch.randn(4, 3, 8, 8)).square().mean().backward()
     assert graph.get_parameter("stem.weight").grad is not None
+
+
+@pytest.mark.parametrize("sides", [None, ({2: torch.export.Dim("height", min=4, max=16)},)], ids=["fixed", "open"])
+def test_an_exported_program_has_none(network: nn.Module, sides: tuple[Any, ...] | None) -> None:
+    program = export_plain(network, torch.zeros(1, 3, 8, 8), sides)
+    called = [node for node in program.graph.nodes if node.op == "call_function"]
+    assert [node.target for node in called].count(_aten.conv2d.default) == 2
+    assert not any("wrap_with" in str(node.target) for node in called)
+    assert {"stem.weight", "body.weight", "head.weight"} <= program.state_dict.keys()
+    for height in (8,) if sides is None else (4, 8, 13):
+        images = torch.randn(1, 3, height, 8)
+        assert torch.equal(program.module(check_guards=False)(images), network(images))

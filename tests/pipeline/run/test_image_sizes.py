@@ -153,3 +153,15 @@ def test_a_grid_is_found_where_gradients_are_switched_off() -> None:
 
     with pytest.raises(RequestError, match="net pools every image to a grid of 2×2"):
         check_sizes(Frozen(), "net", torch.zeros(1, 1, 8, 8), RANGE, able("ranged"))
+
+
+def test_a_bare_assertion_is_told_by_its_type() -> None:
+    class Square(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.shape[2] != x.shape[3]:
+                raise AssertionError  # what a bare assert raises in a file of the user's
+            return x.mean((2, 3))
+
+    sizes = Sizes(choices=((8, 8), (8, 12)))
+    with pytest.raises(RequestError, match=r"does not take images of 8×12: AssertionError\. Ask for other sizes"):
+        check_sizes(Square(), "net", torch.zeros(1, 1, 8, 8), sizes, able("enumerated"))

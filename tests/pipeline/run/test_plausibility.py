@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -125,6 +126,8 @@ def test_constants_of_a_network_s_file(tmp_path) -> None:
         "mean": (0.4,), "std": (0.2, 0.3, 0.4), "input_shape": (3, 224, 224), "classes": ("a", "b"),
     }  # fmt: skip
     assert origins == {"mean": "net.py", "std": "net.py", "classes": "net.py"}
+    functions = Module(mean=lambda values: sum(values), resize=torch.nn.functional.interpolate, std=math, classes=int)
+    assert read_stated(functions, place) == read_stated(Module(), place)
     assert read_stated(Module(), place) == ({"mean": (0.5,), "std": (0.5,), "input_shape": (3, 224, 224)}, {})
 
 

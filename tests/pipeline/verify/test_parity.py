@@ -18,7 +18,7 @@ from edgewise.errors import RequestError
 from edgewise.files import lower
 from edgewise.images.normalise import normalise
 from edgewise.measure.values import Accuracy, Difference
-from edgewise.network import captured, checkpoint
+from edgewise.network import architecture, captured, checkpoint
 from edgewise.network.architecture import Base
 from edgewise.network.captured import Prepare
 from edgewise.network.checkpoint import Checkpoint
@@ -95,6 +95,42 @@ def test_a_whole_file_agrees_layer_by_layer(folder: Path, name: str) -> None:
     assert {"stem.0", "stages.0.conv2.0", "stages.1", "stages.1.shortcut.0", "pool"} <= names
     known = [layer.quantization_db for layer in found.layers[:6] if layer.quantization_db is not None]
     assert any(value > 10 for value in known) and not any(value <= 10 for value in known)
+
+
+SWITCHED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            x = self.stem(x.float()).relu()
+        with torch.no_grad():
+            x = self.body(x)
+        return self.head(x.mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize("name", ["onnx", "xnnpack"])
+def test_layers_where_gradients_or_precision_are_switched_are_compared(tmp_path: Path, name: str) -> None:
+    (tmp_path / "net.py").write_text(SWITCHED)
+    base = Base(f"{tmp_path}/net.py:Net", 10, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = architecture.build(base).eval()
+    place = tmp_path / "checkpoints" / "net"
+    checkpoint.save(Checkpoint(base, network), place)
+    (place / "input.json").write_text(json.dumps({"shape": SHAPE}), encoding="utf-8")
+    try:
+        path = written(tmp_path, name)
+    except targets.MissingBackend as missing:
+        pytest.skip(str(missing))
+    found = layers.inspect(path, "digits", model=base.model)
+    assert found.first is None and {"stem", "body", "head"} <= {layer.name for layer in found.layers}
 
 
 def test_a_wrong_weight_scale_in_an_onnx_file_is_named(folder: Path) -> None:

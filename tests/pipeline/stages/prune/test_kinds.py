@@ -319,6 +319,24 @@ def test_a_wrong_cut_of_each_member_is_seen_and_a_right_one_passes(name: str) ->
                 assert bench.problem([planted(group, member)], removed), (group.name, member.name, member.side)
 
 
+class Checked(nn.Module):
+    """Wants its features in float32, and says nothing where they are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = conv(1, 8), conv(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        assert x.dtype == torch.float32
+        return self.fc(self.b(x).mean((2, 3)))
+
+
+def test_a_network_that_takes_float32_alone_is_proven_in_it() -> None:
+    bench = proof.drawn_bench(Checked(), torch.randn(3, *SHAPE))
+    assert bench.images.dtype == torch.float32 and bench.images.shape[0] == 3
+
+
 class Prepared(nn.Module):
     """Normalises its images itself, first by numbers, then by a batch norm."""
 

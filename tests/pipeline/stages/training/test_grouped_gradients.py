@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgewise.stages.training.execution import autocast
 from edgewise.stages.training.grouped_gradients import FloatGradients, float_gradients
-from edgewise.stages.training.loop import autocast
 
 SLOW = {
     "depthwise": lambda: nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16),

@@ -79,6 +79,45 @@ def test_a_network_that_cannot_be_trained_channels_last_is_trained_channels_firs
     assert set(seen) == {expected}
 
 
+class Strict(nn.Module):
+    """Shifts its images, and then its features, by what both have to be of one type with; [N, 1, 6, 6] to [N, 2]."""
+
+    def __init__(self, *, features: bool) -> None:
+        super().__init__()
+        self.features = features
+        self.shift = nn.Parameter(torch.zeros(1, 1, 1, 1))
+        self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+        self.seen = set[torch.dtype]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(torch.lerp(x, self.shift.expand_as(x), 0.5))
+        self.seen.add(x.dtype)
+        if self.features:
+            x = torch.lerp(x, self.shift.expand_as(x), 0.5)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_images_come_as_they_are_in_mixed_precision(tmp_path: Path) -> None:
+    """Fabric alone would round them to bfloat16, which an operation outside of autocast's list may not take."""
+    model = Strict(features=False)
+    fit(model, replace(PLAIN, precision="bf16-mixed"), context(tmp_path), None)
+    assert torch.bfloat16 in model.seen and float(model.shift.detach().abs()) > 0
+
+
+def test_what_does_not_compute_in_mixed_precision_is_trained_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    told = list[str]()
+    for teacher, how in ((None, PLAIN), (Strict(features=True), replace(PLAIN, distill=0.5))):
+        model = Strict(features=teacher is None)
+        fit(model, replace(how, precision="auto"), context(tmp_path / str(teacher is None), note=told.append), teacher)
+        assert float(model.shift.detach().abs()) > 0 and model.seen == {torch.float32}
+    assert len(told) == 2 and all("expected dtype" in text for text in told)
+    with pytest.raises(RequestError, match="take 'auto' or '32-true'"):
+        fit(Strict(features=True), replace(PLAIN, precision="bf16-mixed"), context(tmp_path / "named"), None)
+
+
 def test_train_learns_and_leaves_its_input(tmp_path: Path) -> None:
     model = net()
     before = copy.deepcopy(model)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from edgewise import calib_data, models
+from edgewise.errors import RequestError
 from edgewise.network import architecture
 from edgewise.network.architecture import Base
 from edgewise.stages.training import pace as module
@@ -68,3 +71,22 @@ def test_what_others_take_of_the_processors_does_not_count(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     clock = module.Clock(torch.device("cpu"))
     assert clock.time(lambda: None) == own and clock.slowed == 10.0 / own
+
+
+def test_a_network_that_does_not_compute_in_mixed_precision_is_measured_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Strict(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            features = self.conv(x)
+            return self.fc(torch.lerp(features, torch.ones(features.shape), 0.5).mean((2, 3)))
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    how = Training(epochs=1, lr=0.1, batch_size=16, distill=0.5)
+    assert measure_pace(Strict(), how, DATA, SPEC, "cpu", 0.1).precision == "32-true"
+    with pytest.raises(RequestError, match="'bf16-mixed' was asked for"):
+        measure_pace(Strict(), dataclasses.replace(how, precision="bf16-mixed"), DATA, SPEC, "cpu", 0.1)
