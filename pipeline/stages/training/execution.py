@@ -89,8 +89,8 @@ def make_precision(precision: ComputePrecision, device: str) -> Precision:
     resolved = resolve_precision(precision, device)
     if resolved == "32-true":
         return Precision()
-    plugin = MixedPrecision(resolved, device)  # type: ignore[arg-type]
-    plugin.convert_input = _leave_images  # type: ignore[method-assign]
+    plugin = MixedPrecision(resolved, device)
+    plugin.convert_input = _leave_images
     return plugin
 
 

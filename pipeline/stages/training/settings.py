@@ -65,7 +65,7 @@ class Training:
             raise RequestError("views saves asking the teacher, and there is none without distill; leave views at 0")
 
 
-def resolve_precision(precision: ComputePrecision, device: str) -> str:
+def resolve_precision(precision: ComputePrecision, device: str) -> ComputePrecision:
     """The precision that ``auto`` stands for on this machine."""
     if precision != "auto":
         return precision
