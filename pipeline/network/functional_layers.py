@@ -40,7 +40,7 @@ def record_layer(model: nn.Module, name: str, images: Tensor) -> recording.Recor
     try:
         with torch.inference_mode():
             model(images.repeat(_ROWS, 1, 1, 1)[:_ROWS])
-    except RuntimeError as error:
+    except Exception as error:  # the user's code may raise anything
         return f"it takes no batch of {_ROWS} ({first_line(error)})"
     finally:
         hook.remove()

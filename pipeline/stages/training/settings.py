@@ -51,7 +51,7 @@ class Training:
     """Largest norm of the gradient; 0: not clipped."""
     augment: Augment = field(default_factory=Augment)
     precision: ComputePrecision = "auto"
-    """auto: bfloat16 mixed precision where the device computes it natively, float32 elsewhere."""
+    """auto: bfloat16 mixed precision where the device computes it natively and the network stands it, float32 elsewhere."""
     channels_last: bool = True
     """Memory order of weights and images; a network that cannot be trained so is trained channels-first (``layout``)."""
     devices: Annotated[int, Interval(ge=1, le=1024)] = 1
