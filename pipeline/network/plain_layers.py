@@ -286,7 +286,7 @@ def _same_answers(one: nn.Module, other: nn.Module, images: Tensor) -> bool:
         expected = one(images.clone())
         try:
             answers = other(images.clone())
-        except RuntimeError:  # a size of one image is written into what was recorded
+        except Exception:  # a size is written into what was recorded; the code around it may raise anything
             return False
     difference = float((expected - answers).abs().max())
     return difference <= _TOLERANCE * max(1.0, float(expected.abs().max()))
