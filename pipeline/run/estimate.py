@@ -167,7 +167,7 @@ class _Paces:
         """The pace of a training like this one."""
         kind = (
             training.batch_size, training.precision, training.channels_last, training.optimizer, training.augment,
-            bool(training.distill),
+            bool(training.distill), training.mirrored_teacher,
         )  # fmt: skip
         if kind not in self.known:
             job = self.job

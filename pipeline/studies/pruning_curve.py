@@ -116,7 +116,8 @@ def recipe_of(options: argparse.Namespace, point: str) -> Recipe:
     augment = base.baseline.training.augment if isinstance(base.baseline.training.augment, Augment) else Augment()
     tune = Training(
         epochs=options.epochs, lr=options.lr, warmup=options.warmup, distill=options.distill, views=options.views,
-        augment=augment, ema=options.ema, decay=options.decay, label_smoothing=options.label_smoothing,
+        mirrored_teacher=options.mirrored_teacher, augment=augment, ema=options.ema, decay=options.decay,
+        label_smoothing=options.label_smoothing,
     )  # fmt: skip
     sparse = Training(epochs=max(options.sparse_epochs, 1), lr=0.01, augment=augment)
     stages: list[Stage] = [Sparsify(training=sparse, strength=options.sparse)] if options.sparse_epochs else []
@@ -330,6 +331,11 @@ def _parser() -> argparse.ArgumentParser:
         "0: ever new ones (%(default)s)",
     )
     parser.add_argument(
+        "--mirrored-teacher",
+        action="store_true",
+        help="the unpruned network answers with the mean over an image and its mirror image",
+    )
+    parser.add_argument(
         "--reconstruct",
         type=int,
         default=1024,
@@ -411,7 +417,8 @@ def _setting_words(options: argparse.Namespace) -> str:
     taught = f"{options.recover_steps:,} steps of block-wise distillation, " if options.recover_steps else ""
     sparse = f", after {options.sparse_epochs} epochs of sparse learning" if options.sparse_epochs else ""
     views = f" about {options.views} views of an image" if options.views else ""
-    tuning = f"{options.epochs} epochs at {options.lr:g}, distillation {options.distill:g}{views}"
+    mirrored = " and its mirror images" if options.mirrored_teacher else ""
+    tuning = f"{options.epochs} epochs at {options.lr:g}, distillation {options.distill:g}{views}{mirrored}"
     tuning += ", linear decay" if options.decay == "linear" else ""
     tuning += f", averaged weights {options.ema:g}" if options.ema else ""
     tuning += f", labels smoothed by {options.label_smoothing:g}" if options.label_smoothing else ""

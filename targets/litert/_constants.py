@@ -22,7 +22,7 @@ _LIKE = frozenset(
 
 @torch.no_grad()
 def fold_constants(module: GraphModule) -> None:
-    """Put the results of operators on constants in their places, in ``module``; quantizations of weights stay."""
+    """Put the results of operators on constants in their places, in ``module``; quantizations of whole weights stay."""
     values: dict[Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
@@ -38,12 +38,20 @@ def fold_constants(module: GraphModule) -> None:
 
 def _is_constant(node: Node, values: dict[Node, Any]) -> bool:
     if isinstance(node.target, OpOverload) and (
-        "quantize" in str(node.target)
+        ("quantize" in str(node.target) and not _is_read_in_parts(node))
         or node.target._schema.is_mutable
         or torch.Tag.nondeterministic_seeded in node.target.tags
     ):
         return False
     return node.target in _LIKE or all(source in values for source in node.all_input_nodes)
+
+
+def _is_read_in_parts(node: Node) -> bool:
+    """Whether only slices read it, or what it quantizes: the converter knows integers of whole weights alone."""
+    return all(
+        user.target is _aten.slice.Tensor or ("dequantize" in str(user.target) and _is_read_in_parts(user))
+        for user in node.users
+    )
 
 
 def _compute(node: Node, values: dict[Node, Any]) -> Any:

@@ -16,6 +16,7 @@ from torch.fx import Graph, Node
 
 from edgewise.targets._plain_operators import adaptive_max_as_max, read_arguments
 from edgewise.targets._rewrite import HARD_SIGMOID, Rule, insert_call
+from edgewise.targets.litert._depthwise import split_depthwise
 
 _aten = torch.ops.aten
 
@@ -183,6 +184,7 @@ PLAIN: Mapping[object, Rule] = {
     **dict.fromkeys(_EXPANSIONS, _expansion_as_copies),
     _aten.repeat.default: _repetition_as_copies,
     _aten.linalg_vector_norm.default: _norm_as_sum,
+    **dict.fromkeys((_aten.conv2d.default, _aten.conv2d.padding), split_depthwise),
     _aten.adaptive_max_pool2d.default: adaptive_max_as_max,
     _aten.hardshrink.default: _hard_shrink_as_product,
     _aten.masked_fill.Scalar: _fill_as_sum,

@@ -18,7 +18,7 @@ from edgewise.models import Spec
 from edgewise.stages.training.augment import change_images, draw_changes
 from edgewise.stages.training.execution import autocast, fitting_order, fitting_precision, order_memory
 from edgewise.stages.training.settings import Training
-from edgewise.stages.training.teaching import fold_teacher
+from edgewise.stages.training.teaching import make_teacher
 
 _FIRST = 8
 """Images of the steps by which the measured batch is chosen."""
@@ -116,7 +116,7 @@ class _Steps:
         usual = torch.contiguous_format
         self.order = fitting_order(self.device, data.shape, network) if how.channels_last else usual
         self.model = self._place(copy.deepcopy(network)).train()
-        self.teacher = self._place(fold_teacher(network, data, spec)) if how.distill else None
+        self.teacher = self._place(make_teacher(network, how, data, spec)) if how.distill else None
         kind = torch.optim.SGD if how.optimizer == "sgd" else torch.optim.AdamW
         # A rate of nothing: the arithmetic is the same, and no weight of a long measurement grows out of bounds.
         self.optimizer = kind(self.model.parameters(), lr=0.0)

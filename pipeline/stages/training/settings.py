@@ -43,6 +43,9 @@ class Training:
     """Of the softening."""
     views: Annotated[int, Interval(ge=0, le=1000)] = 0
     """Random changes that each image takes turns in, so that the teacher is asked about each once; 0: ever new ones."""
+    mirrored_teacher: bool = False
+    """The teacher's answer is the mean of what it says about an image and about its mirror image (a classifier tested so:
+    Krizhevsky et al. 2012, section 4.1); for data whose mirrored images keep their label."""
     auxiliary: Annotated[float, Interval(ge=0, le=100)] = 0.3
     """Weight of auxiliary classifiers' losses, where a network has them (Szegedy et al. 2014, section 5)."""
     ema: Annotated[float, Interval(ge=0, le=0.999999)] = 0.0
@@ -63,6 +66,8 @@ class Training:
         in_range("Training.warmup", self.warmup, 0, self.epochs)
         if self.views and not self.distill:
             raise RequestError("views saves asking the teacher, and there is none without distill; leave views at 0")
+        if self.mirrored_teacher and not self.distill:
+            raise RequestError("mirrored_teacher asks a teacher twice, and there is none without distill; leave it out")
 
 
 def resolve_precision(precision: ComputePrecision, device: str) -> ComputePrecision:

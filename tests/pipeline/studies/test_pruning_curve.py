@@ -66,11 +66,14 @@ def test_every_point_gets_the_same_training() -> None:
     assert pruning_curve._setting_words(options) == (
         "Each point: layers fitted anew on 1,024 images, 3 epochs at 0.02, distillation 0.9, after 2 epochs of sparse learning."
     )
-    more = pruning_curve._parser().parse_args(["--epochs", "3", "--recover-steps", "20", "--views", "4"])
+    more = pruning_curve._parser().parse_args(
+        ["--epochs", "3", "--recover-steps", "20", "--views", "4", "--mirrored-teacher"]
+    )
     pruning, tuning, _ = pruning_curve.recipe_of(more, "macs=1/2").stages
-    assert (pruning.recover_steps, tuning.training.views) == (20, 4)
+    assert (pruning.recover_steps, tuning.training.views, tuning.training.mirrored_teacher) == (20, 4, True)
+    assert not pruning_curve.recipe_of(options, "macs=1/2").stages[2].training.mirrored_teacher
     assert (
-        "20 steps of block-wise distillation, 3 epochs at 0.05, distillation 0.9 about 4 views"
+        "20 steps of block-wise distillation, 3 epochs at 0.05, distillation 0.9 about 4 views of an image and its mirror images"
         in pruning_curve._setting_words(more)
     )
     assert all(pruning_curve.parse(point) for point in pruning_curve.DEFAULT_POINTS)
