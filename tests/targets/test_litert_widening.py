@@ -38,6 +38,8 @@ def multiply(x: Tensor) -> Tensor:
 SLOW: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "hard swish": (F.hardswish, "HARD_SWISH"),
     "size": (torch.abs, "ABS"),
+    "mean of windows": (lambda x: F.avg_pool2d(x, 2), "AVERAGE_POOL_2D"),
+    "gelu": (F.gelu, "GELU"),
     "product": (multiply, "BATCH_MATMUL"),
 }
 
