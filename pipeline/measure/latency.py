@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -68,7 +69,10 @@ def measure(
     most: int = 200,
     threads: int | None = None,
 ) -> Interleaved:
-    """Time several calls against each other: in every block each is called in turn, in an order that rotates.
+    """Time several calls against each other: in every block each is called in turn, in an order drawn anew each time.
+
+    What ran before leaves its own in the caches: in an order that only rotates, who always follows the largest file looks
+    slower by some percent than the same file elsewhere (LOG.md). The draws are the same in every run.
 
     Takes about ``seconds`` for all of them together, at least one call of each a block and at most ``most``.
     ``threads``: pinned to so many processors meanwhile, where the system can; None: left to the scheduler.
@@ -84,13 +88,13 @@ def _measure_blocks(contenders: Mapping[str, Call], seconds: float, blocks: int,
     per_block = max(1, min(most, int(seconds * 1000 / (blocks * max(trial_seconds, 1e-6)))))
     times = {name: np.empty((blocks, per_block)) for name in contenders}
     reference, share = np.empty(blocks), np.empty(blocks)
-    order = list(contenders)
+    order, draw = list(contenders), random.Random(0)
     for block in range(blocks):
         cpu_time, began = time.process_time_ns(), time.perf_counter_ns()
         for turn in range(per_block):
+            draw.shuffle(order)
             for name in order:
                 times[name][block, turn] = _time_once(contenders[name])
-            order.append(order.pop(0))
         cpu_time, took = time.process_time_ns() - cpu_time, time.perf_counter_ns() - began
         share[block] = cpu_time / took if took else 1.0
         reference[block] = max(min(_time_once(_fixed_loop) for _ in range(_LOOPS)), 1e-9)

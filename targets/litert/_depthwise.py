@@ -30,7 +30,7 @@ def split_depthwise(graph: Graph, node: Node) -> Node | None:
     """A depthwise convolution of more weights than the delegate's kernels take, as the sum of its parts."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     x, weight, bias, stride, padding, dilation, groups = read_arguments(node, *names)
-    outputs, depth, *kernel = weight.meta["val"].shape
+    _, depth, *kernel = weight.meta["val"].shape
     if depth != 1 or groups != x.meta["val"].shape[1] or kernel[0] * kernel[1] <= _MOST_WEIGHTS:
         return None
     stride, dilation = _pair(stride, 1), _pair(dilation, 1)

@@ -29,7 +29,9 @@ def depthwise(kernel: Any, **options: Any) -> nn.Module:
 def split(network: nn.Module) -> tuple[nn.Module, list[tuple[int, ...]]]:
     """The network without its large kernels, and the shapes of the kernels that it has then."""
     program = rewrite_program(torch.export.export(network, (images(),)), RULES)
-    kernels = [node.args[1].meta["val"].shape[2:] for node in program.graph.nodes if node.target is _aten.conv2d.default]
+    kernels = [
+        node.args[1].meta["val"].shape[2:] for node in program.graph.nodes if node.target is _aten.conv2d.default
+    ]
     return program.module(check_guards=False), [tuple(shape) for shape in kernels]
 
 

@@ -17,6 +17,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -297,7 +298,7 @@ Reference time_reference() {
   return {static_cast<double>(wall_after - wall), static_cast<double>(clock_ns(CLOCK_THREAD_CPUTIME_ID) - cpu)};
 }
 
-// The files' times against each other, in an order that rotates, and what else the processor did meanwhile.
+// The files' times against each other, in an order drawn anew for each round, and what else the processor did meanwhile.
 class Meter {
  public:
   Meter(const std::vector<std::function<void()>>& calls, const Mode& mode, double share, const std::vector<int>& cpus)
@@ -361,6 +362,8 @@ class Meter {
   }
 
   void one_round(bool keep) {
+    // What ran before leaves its own in the caches, and would always slow the same file.
+    std::shuffle(order_.begin(), order_.end(), draw_);
     for (const size_t index : order_) {
       const uint64_t start = wall_ns();
       calls_[index]();
@@ -369,8 +372,6 @@ class Meter {
       files_[index].busy += duration;
       if (keep) files_[index].times.items.back().items.push_back(Json::of(static_cast<long long>(duration)));
     }
-    order_.push_back(order_.front());
-    order_.erase(order_.begin());
   }
 
   Json told(uint64_t wall, uint64_t cpu, std::vector<Reference>& references, std::optional<long long> before) const {
@@ -391,6 +392,7 @@ class Meter {
   Mode mode_;
   std::vector<File> files_;
   std::vector<size_t> order_;
+  std::mt19937 draw_;
   Json blocks_ = Json::list();
   double least_ = 1, duration_ = 0, longest_ = 0;
   size_t stride_ = 1, between_ = 1;

@@ -7,6 +7,7 @@ over elapsed time tells whether something else had the processor, which a median
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,7 +41,7 @@ def reference() -> int:
 
 
 def measure(calls: dict[str, Callable[[], Any]], plan: Plan, cpus: Sequence[int]) -> dict[str, Any]:
-    """Call each in turn, in an order that rotates, for ``plan.seconds`` and ``plan.calls`` of each at least.
+    """Call each in turn, in an order drawn anew each time, for ``plan.seconds`` and ``plan.calls`` of each at least.
 
     Gives ``blocks``: for each what the processor did; and for each name ``times_ns`` [blocks][kept], ``calls``, all of
     them, and ``busy_ns``, elapsed time within them.
@@ -67,7 +68,7 @@ def _warm_up(calls: dict[str, Callable[[], Any]], plan: Plan) -> float:
 
 class _Meter:
     def __init__(self, calls: dict[str, Callable[[], Any]], plan: Plan, spent: float, cpus: Sequence[int]) -> None:
-        self.calls, self.cpus, self.order = calls, cpus, list(calls)
+        self.calls, self.cpus, self.order, self.draw = calls, cpus, list(calls), random.Random(0)
         self.least = math.ceil(plan.calls / plan.blocks)
         self.duration = plan.seconds * len(calls) / plan.blocks
         self.longest = LONGEST * len(calls) / plan.blocks
@@ -96,6 +97,9 @@ class _Meter:
 
     def _round(self, keep: bool) -> None:
         clock = time.perf_counter_ns
+        self.draw.shuffle(
+            self.order
+        )  # what ran before leaves its own in the caches, and would always slow the same one
         for name in self.order:
             call, entry = self.calls[name], self.files[name]
             start = clock()
@@ -105,7 +109,6 @@ class _Meter:
             entry["busy_ns"] += duration
             if keep:
                 entry["times_ns"][-1].append(duration)
-        self.order.append(self.order.pop(0))
 
     def _told(self, wall: int, cpu: int, references: list[Any], stolen: Any) -> dict[str, Any]:
         now = runner_system.stolen()

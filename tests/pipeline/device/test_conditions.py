@@ -85,7 +85,10 @@ def test_files_are_called_in_turn_and_every_call_is_counted() -> None:
     total = sum(entry["calls"] for entry in found["files"].values())
     assert len(found["blocks"]) == 5 and found["files"]["a"]["calls"] == found["files"]["b"]["calls"] >= 50
     timed = order[len(order) - total :]
-    assert timed[:4] == ["a", "b", "b", "a"], "the order turns, so that none is always first"
+    turns = [tuple(timed[i : i + 2]) for i in range(0, total, 2)]
+    assert all(sorted(turn) == ["a", "b"] for turn in turns)
+    first = sum(turn[0] == "a" for turn in turns) / len(turns)
+    assert 0.2 < first < 0.8, "an order drawn for each turn, so that none is always first"
     kept = found["files"]["a"]["times_ns"]
     assert len(kept) == 5 and all(1 <= len(block) <= 400 for block in kept)
     assert found["files"]["a"]["busy_ns"] >= sum(map(sum, kept))

@@ -116,7 +116,7 @@ public final class Measurement {
         return bytes.base64EncodedString()
     }
 
-    /// Files in turn, in an order that rotates, with fixed work between, so that a slower clock shows.
+    /// Files in turn, in an order drawn anew for each round, with fixed work between, so that a slower clock shows.
     private func time(_ looked: [Looked]) throws -> [[String: Any]] {
         for _ in 0..<3 { for one in looked { try one.call() } }
         let warm = now()
@@ -141,6 +141,7 @@ public final class Measurement {
         var rounds = 0
         repeat {
             if rounds % between == 0 { references.append(reference()) }
+            order.shuffle()  // what ran before leaves its own in the caches
             for one in order {
                 let before = now()
                 try one.call()
@@ -149,7 +150,6 @@ public final class Measurement {
                 one.busy += taken
                 if rounds % stride == 0 { one.kept[one.kept.count - 1].append(taken) }
             }
-            order.append(order.removeFirst())
             rounds += 1
         } while Double(now() - started) < duration || rounds < least
         let cpu = references.map { $0.cpu }.sorted()

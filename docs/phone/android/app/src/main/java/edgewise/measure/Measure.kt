@@ -109,7 +109,7 @@ class Measure(
 
     private class Times(var calls: Long = 0, var busy: Long = 0, val kept: MutableList<JSONArray> = mutableListOf())
 
-    /** Files in turn, in an order that rotates, with fixed work between, so that a slower clock or a neighbour shows. */
+    /** Files in turn, in an order drawn anew for each round, with fixed work between, so that a slower clock or a neighbour shows. */
     private fun time(looked: List<Looked>): JSONArray {
         repeat(3) { looked.forEach { it.net(it.image) } }
         val warm = SystemClock.elapsedRealtimeNanos()
@@ -142,6 +142,7 @@ class Measure(
         var rounds = 0
         do {
             if (rounds % between == 0) references += reference()
+            order.shuffle()  // what ran before leaves its own in the caches
             for (index in order) {
                 val before = SystemClock.elapsedRealtimeNanos()
                 looked[index].net(looked[index].image)
@@ -150,7 +151,6 @@ class Measure(
                 times[index].busy += taken
                 if (rounds % stride == 0) times[index].kept.last().put(taken)
             }
-            order.add(order.removeAt(0))
             rounds += 1
         } while (SystemClock.elapsedRealtimeNanos() - started < duration || rounds < least)
         val spent = Debug.threadCpuTimeNanos() - cpu
