@@ -21,8 +21,9 @@ from edgewise.stages.training.settings import Training
 
 def teacher_for(training: Training, ctx: Context) -> nn.Module | None:
     """The unmodified baseline as a distillation asks it; None without one."""
-    asked = training.distill and ctx.baseline is not None
-    return make_teacher(ctx.baseline, training, ctx.data, ctx.spec) if asked else None
+    if not training.distill or ctx.baseline is None:
+        return None
+    return make_teacher(ctx.baseline, training, ctx.data, ctx.spec)
 
 
 def make_teacher(network: nn.Module, training: Training, data: Data, spec: Spec) -> nn.Module:
