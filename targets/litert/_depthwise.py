@@ -31,7 +31,8 @@ def split_depthwise(graph: Graph, node: Node) -> Node | None:
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     x, weight, bias, stride, padding, dilation, groups = read_arguments(node, *names)
     _, depth, *kernel = weight.meta["val"].shape
-    if depth != 1 or groups != x.meta["val"].shape[1] or kernel[0] * kernel[1] <= _MOST_WEIGHTS:
+    is_depthwise = depth == 1 and groups == x.meta["val"].shape[1] > 1  # of one channel it is a usual convolution, too
+    if not is_depthwise or kernel[0] * kernel[1] <= _MOST_WEIGHTS:
         return None
     stride, dilation = _pair(stride, 1), _pair(dilation, 1)
     padded = _pad_image(graph, x, _read_padding(padding, kernel, dilation))
