@@ -28,7 +28,8 @@ def _in_floats(model: Any, graph: Any, operator: Any) -> Iterator[Any]:
     if not _is_slow(graph, operator_name(model, operator), [*inputs, result]):
         yield operator
         return
-    twins = {index: _add_twin(graph, index) for index in (*inputs, result)}
+    twins = {index: _add_twin(graph, index, b"_float") for index in inputs}
+    twins[result] = _add_twin(graph, result, b";float")
     yield from (make_conversion(model, "DEQUANTIZE", index, twins[index]) for index in dict.fromkeys(inputs))
     operator.inputs, operator.outputs = [twins.get(int(index), -1) for index in operator.inputs], [twins[result]]
     yield operator
@@ -42,5 +43,8 @@ def _is_slow(graph: Any, name: str, indices: list[int]) -> bool:
     return name in _SLOW or (name == "BATCH_MATMUL" and int(tensors[1].quantization.zeroPoint[0]) != 0)
 
 
-def _add_twin(graph: Any, index: int) -> int:
-    return add_float_tensor(graph, index, graph.tensors[index].name + b"_float")
+def _add_twin(graph: Any, index: int, suffix: bytes) -> int:
+    """A float tensor beside an integer one: ``;`` leaves it the name of the program's node, whose result it is unrounded;
+    an input is what was rounded, which no node gives."""
+    first, _, _ = graph.tensors[index].name.partition(b";")
+    return add_float_tensor(graph, index, first + suffix)

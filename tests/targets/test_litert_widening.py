@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Interpreter, Node
 
 pytest.importorskip("litert_torch", reason="LiteRT's converter is not installed")
 pytest.importorskip("ai_edge_litert", reason="LiteRT's runtime is not installed")
@@ -16,6 +19,7 @@ pytest.importorskip("ai_edge_litert", reason="LiteRT's runtime is not installed"
 from edgewise.targets import USUAL, Artifact
 from edgewise.targets._int8 import Int8Quantizer
 from edgewise.targets.litert import TARGET, _flatbuffer, _lowering, _widening
+from edgewise.targets.litert._inside import inside_values, step_of
 
 
 class Around(nn.Module):
@@ -38,7 +42,7 @@ def multiply(x: Tensor) -> Tensor:
 SLOW: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "hard swish": (F.hardswish, "HARD_SWISH"),
     "size": (torch.abs, "ABS"),
-    "mean of windows": (lambda x: F.avg_pool2d(x, 2), "AVERAGE_POOL_2D"),
+    "mean of windows": (lambda x: F.avg_pool2d(x, (2, 1)), "AVERAGE_POOL_2D"),
     "gelu": (F.gelu, "GELU"),
     "product": (multiply, "BATCH_MATMUL"),
 }
@@ -49,8 +53,8 @@ def images() -> Tensor:
     return torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def write(name: str, images: Tensor, folder: Path) -> tuple[Artifact, Tensor, float]:
-    """The file, what the quantized graph answers, and the last step of it."""
+def write_program(name: str, images: Tensor) -> ExportedProgram:
+    """The quantized network around an operator."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     torch.manual_seed(0)
@@ -59,10 +63,17 @@ def write(name: str, images: Tensor, folder: Path) -> tuple[Artifact, Tensor, fl
     for image in images:
         prepared(image[None])
     quantized = convert_pt2e(prepared)
-    artifact = TARGET.export(torch.export.export(quantized, (images[:1],)), folder / "net.tflite", USUAL)
-    steps = [float(n.args[1]) for n in quantized.graph.nodes if ".quantize_per_tensor" in str(n.target)]
+    return torch.export.export(quantized, (images[:1],))
+
+
+def write(name: str, images: Tensor, folder: Path) -> tuple[Artifact, Tensor, float]:
+    """The file, what the quantized graph answers, and the last step of it."""
+    program = write_program(name, images)
+    artifact = TARGET.export(program, folder / "net.tflite", USUAL)
+    steps = [float(n.args[1]) for n in program.graph.nodes if ".quantize_per_tensor" in str(n.target)]
+    module = program.module(check_guards=False)
     with torch.no_grad():
-        return artifact, torch.cat([quantized(image[None]) for image in images]), steps[-1]
+        return artifact, torch.cat([module(image[None]) for image in images]), steps[-1]
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -75,6 +86,40 @@ def test_the_delegate_takes_the_whole_file_and_it_answers_as_the_graph(
     assert TARGET.load is not None
     steps = (TARGET.load(artifact.path, 1)(images) - expected).abs() / step
     assert steps.max() < 3.01 and steps.mean() < 0.3
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_each_value_within_is_the_node_s_that_it_is_named_after(name: str, images: Tensor, tmp_path: Path) -> None:
+    """What was rounded before an operator in floats is not what the node before the rounding gave."""
+    program = write_program(name, images)
+    artifact = TARGET.export(program, tmp_path / "net.tflite", USUAL)
+    inside = inside_values(artifact.path, _lowering.prepare_program(program), images[:2])
+    wanted = values_of(inside.program, images[:2])
+    assert len(inside.values) > 4
+    for node, value in inside.values.items():
+        step = step_of(next(one for one in inside.program.graph.nodes if one.name == node))
+        room = 1.01 * step if step else 1e-4 * wanted[node].abs().max()
+        if value.shape == wanted[node].shape:  # else it lies in an order of its own, as attention's factors do
+            assert (value - wanted[node]).abs().max() <= room, node
+
+
+def values_of(program: ExportedProgram, images: Tensor) -> dict[str, Tensor]:
+    """Every node's value in PyTorch, under the program's names."""
+    module = program.module(check_guards=False)
+    kept: dict[str, list[Tensor]] = {}
+
+    class Recorder(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            value = super().run_node(n)
+            kept.setdefault(n.name, []).append(value)
+            return value
+
+    with torch.no_grad():
+        for image in images:
+            Recorder(module).run(image[None])
+    return {
+        name: torch.cat(values) for name, values in kept.items() if isinstance(values[0], Tensor) and values[0].ndim
+    }
 
 
 @pytest.mark.parametrize("name", SLOW)
