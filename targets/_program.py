@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from edgewise.targets import Packaging, Precision, SizeKind, TargetError
 from edgewise.targets._plain_operators import PLAIN
@@ -79,6 +80,13 @@ def open_sides(program: ExportedProgram) -> dict[int, Any] | None:
             bounds = program.range_constraints[side.node.expr]
             sides[axis] = torch.export.Dim(f"side{axis}", min=int(bounds.lower), max=int(bounds.upper))
     return sides or None
+
+
+def export_module(module: GraphModule, like: ExportedProgram) -> ExportedProgram:
+    """``module``, which ``like`` was made to and changed, as a program with the same dimensions left open."""
+    sides = open_sides(like)
+    example = cast(tuple[Any, ...], like.example_inputs[0])
+    return torch.export.export(module, example, dynamic_shapes=(sides,) if sides else None)
 
 
 def for_inference(program: ExportedProgram) -> ExportedProgram:

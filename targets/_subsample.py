@@ -9,14 +9,14 @@ accelerated graph.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from edgewise.targets._program import open_sides
+from edgewise.targets._program import export_module
 
 _aten = torch.ops.aten
 _QUANTIZE, _DEQUANTIZE = "quantize_per_tensor.default", "dequantize_per_tensor.default"
@@ -56,10 +56,7 @@ def subsampling_as_convolution(program: ExportedProgram) -> ExportedProgram:
     if not count:
         return program
     module.recompile()
-    open_ = open_sides(program)
-    return torch.export.export(
-        module, cast(tuple[Any, ...], program.example_inputs[0]), dynamic_shapes=(open_,) if open_ else None
-    )
+    return export_module(module, program)
 
 
 def _name(value: object) -> str:

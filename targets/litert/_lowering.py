@@ -24,6 +24,7 @@ from torch.fx import GraphModule, Node
 
 from edgewise.targets import USUAL, Artifact, Packaging, Precision, TargetError
 from edgewise.targets._coverage import Work, coverage_shares
+from edgewise.targets._grouped import merge_narrow_groups
 from edgewise.targets._program import chosen_precision, fitting_sizes, for_inference
 from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers, without_standard_error
 from edgewise.targets._rewrite import rewrite_program
@@ -107,8 +108,8 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
 
 def prepare_program(program: ExportedProgram) -> ExportedProgram:
     """``program`` in the operators that the runtime computes in integers, its nodes' names as they are in the file."""
-    ready = subsampling_as_convolution(rewrite_program(for_inference(program), PLAIN))
-    return rounded_in_the_graph(ready, every_constant=True)
+    plain = rewrite_program(for_inference(merge_narrow_groups(program)), PLAIN)
+    return rounded_in_the_graph(subsampling_as_convolution(plain), every_constant=True)
 
 
 def _convert_program(program: ExportedProgram) -> bytes:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgewise.targets import COMMON_OPERATORS, EVERY_SIZE, GATES, PRODUCTS, Grid, Inside, Target
-from edgewise.targets._program import for_inference
 from edgewise.targets._quantizer import int8_quantizer
 from edgewise.targets.onnx._profile import profile
 from edgewise.targets.onnx._session import open_session
@@ -53,8 +52,9 @@ def name_tensors(path: Path) -> tuple[str, str]:
 
 def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
     from edgewise.targets.onnx._inside import inside_values
+    from edgewise.targets.onnx._lowering import prepare_program
 
-    return inside_values(path, for_inference(program), images)
+    return inside_values(path, prepare_program(program), images)
 
 
 TARGET = Target(

@@ -28,6 +28,7 @@ from edgewise.targets import (
 )
 from edgewise.targets._coverage import Work, convolution_macs, coverage_shares
 from edgewise.targets._float16 import with_float16
+from edgewise.targets._grouped import merge_narrow_groups
 from edgewise.targets._int8_weights import with_int8_weights
 from edgewise.targets._program import chosen_precision, fitting_sizes, for_inference, minimum_version
 from edgewise.targets._quiet import LEAF_SPEC, quiet_loggers
@@ -79,7 +80,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
     fitting_sizes(packaging, "onnx", EVERY_SIZE)
     precision = chosen_precision(program, packaging, "onnx", PRECISIONS)
     opset = int(minimum_version(packaging, "onnx", OPSETS, str(OPSET)))
-    model = _translate_program(_store_weights(for_inference(program), precision, packaging), opset)
+    model = _translate_program(_store_weights(prepare_program(program), precision, packaging), opset)
     int8, macs = precision == "int8", _macs(model.graph)
     _spatial_means_to_pools(model.graph)
     if int8:
@@ -105,6 +106,11 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
             "coverage": coverage_shares(_list_work(macs, undelegated)),
         },
     )
+
+
+def prepare_program(program: ExportedProgram) -> ExportedProgram:
+    """``program`` as it is translated, node by node."""
+    return for_inference(merge_narrow_groups(program))
 
 
 def _macs(graph: ir.Graph) -> dict[str, tuple[str, int]]:

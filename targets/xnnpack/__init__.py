@@ -30,6 +30,7 @@ from edgewise.targets._executorch import (
 from edgewise.targets._executorch_profile import profile
 from edgewise.targets._executorch_runtime import load
 from edgewise.targets._float16 import with_float16
+from edgewise.targets._grouped import merge_narrow_groups
 from edgewise.targets._plain_operators import XNNPACK
 from edgewise.targets._program import chosen_precision, fitting_sizes
 from edgewise.targets._quantizer import int8_quantizer
@@ -63,7 +64,7 @@ def export(program: ExportedProgram, path: Path, packaging: Packaging = USUAL) -
 
 def _prepare_program(program: ExportedProgram) -> ExportedProgram:
     """``program`` in the operators that the backend takes."""
-    return for_executorch(program, {**HARD_SIGMOID, **XNNPACK})
+    return for_executorch(merge_narrow_groups(program), {**HARD_SIGMOID, **XNNPACK})
 
 
 def _inside(path: Path, program: ExportedProgram, images: Tensor) -> Inside:
