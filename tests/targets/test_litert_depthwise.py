@@ -51,6 +51,7 @@ def split(network: nn.Module) -> tuple[nn.Module, list[tuple[int, ...]]]:
         (depthwise(7, padding=3, outputs=8), [(3, 7), (3, 7), (1, 7)]),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's, on running the whole
 def test_the_parts_give_what_the_whole_does(network: nn.Module, kernels: list[tuple[int, ...]]) -> None:
     parts, found = split(network)
     assert found == kernels and all(height * width <= 25 for height, width in found)
