@@ -109,9 +109,9 @@ def _alone(name: str, runtime: str) -> None:
             _install_web_runtime(session)
         if name not in (*ALL.split(","), "ort"):  # what the project's own tests cannot run where it is not installed
             session.install("pytest>=9")
-            session.run(
-                "python", "-m", "pytest", f"tests/targets/test_{name}.py", "tests/targets/test_plain_operators.py"
-            )
+            own = sorted(map(str, Path("tests/targets").glob(f"test_{name}*.py")))
+            common = [f"tests/targets/test_{what}.py" for what in ("grouped", "inside", "plain_operators")]
+            session.run("python", "-m", "pytest", *own, *common)
         job = ("--target", name, "--runtime", runtime, "--out", f"runs/{name}")
         session.run("python", "-m", "edgewise", "run", *_network(session), *job)
 
