@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from edgewise.targets._plain_operators import read_arguments
+from edgewise.targets._plain_operators import CONVOLUTION, read_arguments
 from edgewise.targets._program import export_module
 from edgewise.targets._rounded import read_attribute
 
@@ -23,10 +23,7 @@ _LEAST = 16
 """Outputs of a group that fill a kernel: of XNNPACK's and MLAS's on AVX-512 and AMX; on Arm they are 8 or 16."""
 
 _aten = torch.ops.aten
-_CONVOLUTIONS = frozenset(
-    {_aten.conv1d.default, _aten.conv1d.padding, _aten.conv2d.default, _aten.conv2d.padding}
-)  # fmt: skip
-_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONVOLUTIONS = frozenset({_aten.conv1d.default, _aten.conv1d.padding, _aten.conv2d.default, _aten.conv2d.padding})
 
 
 def merge_narrow_groups(program: ExportedProgram) -> ExportedProgram:
@@ -47,7 +44,7 @@ def _find_factor(node: Node) -> int:
     """How many groups of ``node`` become one; 0: it stays."""
     if node.target not in _CONVOLUTIONS:
         return 0
-    _, weight, *_, groups = read_arguments(node, *_NAMES)
+    _, weight, *_, groups = read_arguments(node, *CONVOLUTION)
     outputs, depth = weight.meta["val"].shape[:2]
     if ".dequantize_per" not in str(weight.target) or not groups or groups == 1:
         return 0
@@ -60,7 +57,7 @@ def _find_factor(node: Node) -> int:
 def _merge_groups(module: GraphModule, node: Node) -> bool:
     """Whether it was possible: only where the weights' integers are known, and 0 is 0."""
     factor = _find_factor(node)
-    x, weight, bias, stride, padding, dilation, groups = read_arguments(node, *_NAMES)
+    x, weight, bias, stride, padding, dilation, groups = read_arguments(node, *CONVOLUTION)
     integers, scale, zero_point, *grid = weight.args
     if integers.op != "get_attr" or _read_zero_point(module, zero_point) != 0:
         return False

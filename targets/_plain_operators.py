@@ -26,6 +26,10 @@ def read_arguments(node: Node, *names: str) -> list[Any]:
     return [given.get(name) for name in names]
 
 
+CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+"""The parameters of ``aten.conv1d`` and ``aten.conv2d``."""
+
+
 def clip_in_floats(graph: Graph, node: Node) -> Node | None:
     """One clip for two in a row, with both bounds, of one type: of an integer and a float, converters make mixed types."""
     merged = clips_as_one(graph, node)

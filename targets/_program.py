@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.export.graph_signature import InputKind
+from torch.fx import GraphModule, Node
 
 from edgewise.targets import Packaging, Precision, SizeKind, TargetError
 from edgewise.targets._plain_operators import PLAIN
@@ -70,12 +71,18 @@ def minimum_version(packaging: Packaging, target: str, choices: Sequence[str], u
     return version
 
 
+def find_image(program: ExportedProgram) -> Node:
+    """The placeholder of the input, by its place: a copied graph calls one that has a built-in's name (``input``) otherwise
+    than the signature does."""
+    places = zip(program.graph.find_nodes(op="placeholder"), program.graph_signature.input_specs, strict=True)
+    image: Node = next(node for node, spec in places if spec.kind is InputKind.USER_INPUT)
+    return image
+
+
 def open_sides(program: ExportedProgram) -> dict[int, Any] | None:
     """The input's dimensions that ``program`` leaves open, as ``torch.export`` takes them; None: it leaves none."""
-    name = program.graph_signature.user_inputs[0]
-    (image,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == name)
     sides = {}
-    for axis, side in enumerate(image.meta["val"].shape):
+    for axis, side in enumerate(find_image(program).meta["val"].shape):
         if not isinstance(side, int):
             bounds = program.range_constraints[side.node.expr]
             sides[axis] = torch.export.Dim(f"side{axis}", min=int(bounds.lower), max=int(bounds.upper))

@@ -8,6 +8,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from edgewise.targets._program import export_module
+
 
 def rounded_in_the_graph(program: ExportedProgram, *, every_constant: bool = False) -> ExportedProgram:
     """``program`` with its int8 weights as floats behind a quantization, to the same integers again.
@@ -23,7 +25,7 @@ def rounded_in_the_graph(program: ExportedProgram, *, every_constant: bool = Fal
     if not nodes:
         return program
     module.recompile()
-    return torch.export.export(module, cast(tuple[Any, ...], program.example_inputs[0]))
+    return export_module(module, program)
 
 
 def _round_in_the_graph(module: GraphModule, node: Node) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgewise.targets import USUAL, Artifact, Packaging, TargetError
 from edgewise.targets._executorch import edge_coverage, lower_to_edge, make_artifact, quiet_executorch
-from edgewise.targets._program import as_captured, for_inference, is_quantized
+from edgewise.targets._program import as_captured, find_image, for_inference, is_quantized
 from edgewise.targets._subsample import subsampling_as_convolution
 from edgewise.targets.ethos_u._integers import as_integers, mark_integers
 from edgewise.targets.ethos_u._vela import ACCELERATOR, SUMMARY
@@ -83,7 +83,7 @@ def _integer_ends(edge: EdgeProgramManager) -> EdgeProgramManager:
     from executorch.exir.passes.quantize_io_pass import QuantizeInputs, QuantizeOutputs
 
     program = edge.exported_program()
-    (image,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    image = find_image(program)
     (logits,) = program.graph.output_node().args[0]
     starts = [str(user.target).split(".")[-2] for user in image.users]
     if starts != ["quantize_per_tensor"] or "dequantize_per_tensor" not in str(logits.target):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from edgewise.targets._plain_operators import read_arguments
+from edgewise.targets._plain_operators import CONVOLUTION, read_arguments
 from edgewise.targets._rewrite import insert_call
 
 _MOST_WEIGHTS = 25
@@ -28,8 +28,7 @@ Span = tuple[int, int]
 
 def split_depthwise(graph: Graph, node: Node) -> Node | None:
     """A depthwise convolution of more weights than the delegate's kernels take, as the sum of its parts."""
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    x, weight, bias, stride, padding, dilation, groups = read_arguments(node, *names)
+    x, weight, bias, stride, padding, dilation, groups = read_arguments(node, *CONVOLUTION)
     _, depth, *kernel = weight.meta["val"].shape
     is_depthwise = depth == 1 and groups == x.meta["val"].shape[1] > 1  # of one channel it is a usual convolution, too
     if not is_depthwise or kernel[0] * kernel[1] <= _MOST_WEIGHTS:

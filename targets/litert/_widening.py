@@ -2,8 +2,9 @@
 
 What the delegate does not take falls to kernels of the interpreter's own. Of LiteRT 2.3.0 those for a hard swish, a size
 (``ABS``) and a product of two values are several times as slow as a dequantization, the operator in floats and a quantization,
-all of which the delegate takes, and those for a mean of windows and GELU a little slower (LOG.md). Of products it takes those in integers whose second factor has the zero point 0. What
-the program computes stays as it is, where the interpreter's hard swish rounds on its way.
+all of which the delegate takes, and those for a mean of windows and GELU a little slower (LOG.md). Of products it takes those
+in integers whose second factor has the zero point 0. What the program computes stays as it is, where the interpreter's hard
+swish rounds on its way.
 """
 
 from __future__ import annotations

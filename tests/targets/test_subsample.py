@@ -13,6 +13,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgewise.targets import Grid
 from edgewise.targets._int8 import Int8Quantizer
+from edgewise.targets._rewrite import HARD_SIGMOID, rewrite_program
 from edgewise.targets._subsample import subsampling_as_convolution
 
 
@@ -88,3 +89,17 @@ def test_the_given_program_is_not_changed() -> None:
     before = str(program.graph)
     subsampling_as_convolution(program)
     assert str(program.graph) == before
+
+
+@pytest.mark.parametrize("name", ["x", "input", "object", "type"])
+def test_what_the_image_is_called_in_the_network_does_not_matter(name: str) -> None:
+    """A copied graph renames an input that has a built-in's name; hard sigmoid is written otherwise in a copy."""
+    scope: dict[str, Callable[..., Tensor]] = {}
+    exec(f"def forward(self, {name}): return self.gate(self.conv({name}))[:, :, ::2, ::2]", scope)
+    network = type("Named", (nn.Module,), {"forward": scope["forward"]})()
+    network.conv, network.gate = nn.Conv2d(3, 6, 1), nn.Hardsigmoid()
+    x = torch.randn(1, 3, 8, 8)
+    before = torch.export.export(network.eval(), (x,))
+    after = subsampling_as_convolution(rewrite_program(before, HARD_SIGMOID))
+    assert operators(after).count("aten.conv2d.default") == 2
+    assert torch.allclose(after.module()(x), before.module()(x), atol=1e-6)

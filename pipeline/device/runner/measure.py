@@ -97,9 +97,8 @@ class _Meter:
 
     def _round(self, keep: bool) -> None:
         clock = time.perf_counter_ns
-        self.draw.shuffle(
-            self.order
-        )  # what ran before leaves its own in the caches, and would always slow the same one
+        # What ran before leaves its own in the caches, and would always slow the same one.
+        self.draw.shuffle(self.order)
         for name in self.order:
             call, entry = self.calls[name], self.files[name]
             start = clock()

@@ -109,7 +109,16 @@ async function look(ort, io, manifest, file, threads) {
   return { row, session, call, image: feed(ort, file, images, 0, shape) }
 }
 
-// Each file in turn, in blocks of calls that last at least twenty steps of the clock.
+// In place, every order equally likely.
+function shuffle(list) {
+  for (let last = list.length - 1; last > 0; last--) {
+    const other = Math.floor(Math.random() * (last + 1))
+    ;[list[last], list[other]] = [list[other], list[last]]
+  }
+}
+
+// Each file in turn, in blocks of calls that last at least twenty steps of the clock, in an order drawn anew each time: what
+// ran before leaves its own in the caches, and would always slow the same one.
 async function time(looked, mode, step) {
   const blocks = []
   const plans = []
@@ -125,6 +134,7 @@ async function time(looked, mode, step) {
     plans.push({ calls, times: [], count: 0, busy: 0 })
   }
   const least = Math.ceil(mode.calls / mode.blocks)
+  const order = plans.map((_, i) => i)
   for (let block = 0; block < mode.blocks; block++) {
     const started = performance.now()
     const references = []
@@ -133,7 +143,8 @@ async function time(looked, mode, step) {
       const before = performance.now()
       reference()
       references.push(performance.now() - before)
-      for (let i = 0; i < looked.length; i++) {
+      shuffle(order)
+      for (const i of order) {
         const plan = plans[i]
         const { call, image } = looked[i]
         const from = performance.now()
